@@ -1,0 +1,13 @@
+"""From a request to an answer. `python -m serving --help` is the way in.
+
+    client -- gRPC --> digit_service      edge: validate, map errors to status codes, count
+                            | submit(pixels, deadline)
+                            v
+                       batcher            bounded queue; whatever waits when a thread is free is the next batch
+                            | predict(images)
+                            v
+                       model              one ONNX Runtime session, its contract checked when it was loaded
+
+`server` wires the path, binds the ports, and stops without losing a call; `repository` finds the model version to serve;
+`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire.
+"""

@@ -1,0 +1,241 @@
+"""Gathers the images of many requests into runs of the model.
+
+There is no timer by default: a thread that is free takes whatever waits, so a lone request is run at once and batches
+grow with the load. A request lies in the queue together with its caller's future: when the caller gives up, both are
+gone, and when a run fails, only the requests in it do.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, RequestError, Stopping
+from serving.metrics import Metrics
+
+IMAGE_BYTES = 28 * 28
+
+log = logging.getLogger(__name__)
+
+
+class Predictor(Protocol):
+    """What the batcher runs: images (N, 28, 28) uint8 to probabilities (N, 10) float32; called from several threads."""
+
+    def predict(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Runs the model once."""
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """One caller's images, and the future that its answer goes to."""
+
+    pixels: memoryview  # of all its images, `count` times 784 bytes
+    count: int
+    deadline: float  # on the clock of time.monotonic; infinite when the caller set none
+    arrived: float
+    answer: asyncio.Future[NDArray[np.float32]]
+    probabilities: NDArray[np.float32]  # (count, 10), filled as runs end
+    taken: int = 0  # images that have gone into a run
+    answered: int = 0  # images that have come back from one
+
+
+@dataclass(slots=True)
+class _Slice:
+    """The images of a request that go into one run: those from `start` to `end`."""
+
+    request: _Request
+    start: int
+    end: int
+
+
+class Batcher:
+    """The queue before one model, and the loops that empty it. Everything but the runs happens on the event loop."""
+
+    def __init__(
+        self,
+        model: Predictor,
+        metrics: Metrics,
+        *,
+        instances: int,
+        max_batch_size: int,
+        max_queue_size: int,
+        max_queue_delay_seconds: float = 0.0,
+    ):
+        """Starts `instances` loops on the running event loop, each with a thread to run the model in.
+
+        Args:
+            model: what runs the batches.
+            metrics: where queue, batches and runs are counted.
+            instances: runs of the model at the same time.
+            max_batch_size: images in a run, at most.
+            max_queue_size: images that may wait, at most.
+            max_queue_delay_seconds: how long a free thread waits for a batch to fill before it runs a smaller one.
+        """
+        self._model = model
+        self._metrics = metrics
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._delay = max_queue_delay_seconds
+        # A large request gets this many images into a batch before the next request has its turn.
+        self._turn = max(1, max_batch_size // 8)
+        self._queue: OrderedDict[_Request, None] = OrderedDict()  # in order of turn; a dict, so that any can leave
+        self._waiting = 0  # images in the queue
+        self._seconds_per_image = 0.0  # running average, for the retry hint
+        self._stopping = False
+        self._work = asyncio.Event()  # set while there is anything to do
+        self._full = asyncio.Event()  # set while there is no sense in waiting for more
+        self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
+        self._loops = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
+
+    async def submit(self, pixels: bytes, deadline: float = math.inf) -> NDArray[np.float32]:
+        """Has the model read some images.
+
+        Args:
+            pixels: n images of 784 bytes, n at least 1, one after the other.
+            deadline: when the answer is of no more use, on the clock of time.monotonic.
+
+        Returns:
+            (n, 10) float32: the probabilities of the ten digits for each image, in order.
+
+        Raises:
+            QueueFull: there is no room for all of them.
+            DeadlineExceeded: the deadline passed; what still waited then was not run.
+            InferenceFailed: the model raised an error on a batch with any of them in it.
+            Stopping: the batcher was closed.
+        """
+        count = len(pixels) // IMAGE_BYTES
+        if self._stopping:
+            raise Stopping("the server is stopping")
+        if self._waiting + count > self._max_queue_size:
+            raise QueueFull(
+                f"the queue is full: {self._waiting} images wait, and {count} more would pass its limit of "
+                f"{self._max_queue_size}",
+                retry_after_seconds=self._waiting * self._seconds_per_image,
+            )
+        request = _Request(
+            pixels=memoryview(pixels),
+            count=count,
+            deadline=deadline,
+            arrived=time.monotonic(),
+            answer=asyncio.get_running_loop().create_future(),
+            probabilities=np.empty((count, 10), np.float32),
+        )
+        self._queue[request] = None
+        self._waiting += count
+        self._queue_changed()
+        try:
+            return await request.answer
+        finally:  # answered, failed, or its caller is gone: none of it waits any more
+            if request in self._queue:
+                self._remove(request)
+                self._queue_changed()
+
+    async def close(self) -> None:
+        """Takes no more requests, answers those that it has, and stops."""
+        self._stopping = True
+        self._queue_changed()
+        await asyncio.gather(*self._loops)
+        self._threads.shutdown()
+
+    async def _run_batches(self) -> None:
+        """Empties the queue, batch by batch, until the batcher is closed and the queue is empty."""
+        while True:
+            await self._work.wait()
+            if self._delay and not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._full.wait(), self._delay)
+            batch = self._next_batch()
+            if batch:
+                await self._run(batch)
+            elif self._stopping:
+                return
+
+    def _next_batch(self) -> list[_Slice]:
+        """Takes up to a batch of images off the queue, the requests in turn, and drops the requests that are late."""
+        now = time.monotonic()
+        room = self._max_batch_size
+        batch = []
+        while self._queue:
+            request = next(iter(self._queue))
+            if request.deadline <= now:
+                self._remove(request)
+                _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
+                continue
+            left = request.count - request.taken
+            size = min(left, self._turn) if len(self._queue) > 1 else min(left, room)
+            if not 0 < size <= room:
+                break  # the batch is full, or has less room than a turn: what fits one turn is not torn in two
+            if request.taken == 0:
+                self._metrics.queue_seconds.observe(now - request.arrived)
+            batch.append(_Slice(request, request.taken, request.taken + size))
+            request.taken += size
+            self._waiting -= size
+            room -= size
+            if size == left:
+                self._remove(request)
+            else:
+                self._queue.move_to_end(request)
+        self._queue_changed()
+        return batch
+
+    async def _run(self, batch: list[_Slice]) -> None:
+        """Runs one batch in a thread and hands its answers out; an error reaches this batch's callers, and only them."""
+        start = time.monotonic()
+        try:
+            pixels = b"".join([part.request.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES] for part in batch])
+            images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
+            loop = asyncio.get_running_loop()
+            probabilities = await loop.run_in_executor(self._threads, self._model.predict, images)
+            end = time.monotonic()
+            self._metrics.batch_size.observe(len(images))
+            self._metrics.inference_seconds.observe(end - start)
+            self._seconds_per_image += 0.1 * ((end - start) / len(images) / len(self._loops) - self._seconds_per_image)
+            _hand_out(batch, probabilities, end)
+        except Exception:
+            log.exception("a batch of %d requests failed", len(batch))
+            for part in batch:
+                _fail(part.request, InferenceFailed("the model failed on this request"))
+
+    def _remove(self, request: _Request) -> None:
+        del self._queue[request]
+        self._waiting -= request.count - request.taken
+
+    def _queue_changed(self) -> None:
+        self._metrics.queue_length.set(self._waiting)
+        for event, happened in (
+            (self._work, self._queue or self._stopping),
+            (self._full, self._waiting >= self._max_batch_size or self._stopping),
+        ):
+            if happened:
+                event.set()
+            else:
+                event.clear()
+
+
+def _hand_out(batch: list[_Slice], probabilities: NDArray[np.float32], now: float) -> None:
+    """Gives each request its rows, and its caller the answer once the rows are complete."""
+    offset = 0
+    for part in batch:
+        request, size = part.request, part.end - part.start
+        request.probabilities[part.start : part.end] = probabilities[offset : offset + size]
+        request.answered += size
+        offset += size
+        if request.answered < request.count or request.answer.done():
+            continue
+        if request.deadline <= now:
+            _fail(request, DeadlineExceeded("the deadline passed while the model ran"))
+        else:
+            request.answer.set_result(request.probabilities)
+
+
+def _fail(request: _Request, error: RequestError) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)

@@ -1,0 +1,108 @@
+"""One ONNX Runtime session, and the contract that its file must meet."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+CONTRACT = "1"
+IMAGE_BYTES = 28 * 28
+
+Provider = Literal["cpu", "cuda"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_INPUTS = {"images": ("tensor(uint8)", [None, 28, 28])}
+_OUTPUTS = {"logits": ("tensor(float)", [None, 10]), "probabilities": ("tensor(float)", [None, 10])}
+
+
+class ModelError(Exception):
+    """The file can't be served: it is no model, or breaks the contract, or the provider is not there."""
+
+
+class Model:
+    """A model version, loaded, checked and ready.
+
+    `predict` may be called from several threads at once: each call runs in its caller's own thread, one core a call.
+
+    Attributes:
+        version: the version's number, as a decimal string.
+        recipe: the training recipe that made it.
+        test_accuracy: share of the MNIST test images it reads right, as its metadata states.
+    """
+
+    def __init__(self, path: Path, version: str, provider: Provider = "cpu"):
+        """Loads the ONNX file at `path`, checks it against the contract, and runs it once.
+
+        Raises:
+            ModelError: with the reason, when any of that fails.
+        """
+        self.version = version
+        self._session = _load(path, _PROVIDERS[provider])
+        _require(path, "inputs", _INPUTS, self._session.get_inputs())
+        _require(path, "outputs", _OUTPUTS, self._session.get_outputs())
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        try:
+            contract, labels = metadata["contract"], json.loads(metadata["labels"])
+            self.recipe, self.test_accuracy = metadata["recipe"], float(metadata["test_accuracy"])
+        except (KeyError, ValueError) as error:
+            raise ModelError(f"{path} breaks the model contract: metadata {error} is missing or malformed") from error
+        if contract != CONTRACT or labels != [str(digit) for digit in range(10)]:
+            raise ModelError(
+                f"{path} breaks the model contract: contract {contract!r} with labels {labels}, "
+                f"where this server knows contract {CONTRACT!r} with labels '0' to '9'"
+            )
+        self._self_check(path)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of the ten digits, (N, 10) float32, for `images`, (N, 28, 28) uint8, 0 paper, 255 ink."""
+        probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"images": images})[0]
+        return probabilities
+
+    def _self_check(self, path: Path) -> None:
+        """Warms the session up, and refuses a model whose answers are no probabilities or depend on the batch."""
+        images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
+        try:
+            batch, single = self.predict(images), self.predict(images[:1])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise ModelError(f"{path} fails its self-check: {error}") from error
+        if batch.shape != (32, 10) or not np.allclose(batch.sum(axis=1), 1, atol=1e-4) or not (batch >= 0).all():
+            raise ModelError(f"{path} fails its self-check: `probabilities` are not ten numbers that sum to 1")
+        if not np.allclose(batch[:1], single, atol=1e-4):
+            raise ModelError(f"{path} fails its self-check: an image's answer depends on the batch it is in")
+
+
+def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
+    if provider not in onnxruntime.get_available_providers():
+        raise ModelError(
+            "the CUDA provider needs onnxruntime-gpu in place of onnxruntime (`make install-gpu`); "
+            f"the ONNX Runtime installed here has {', '.join(onnxruntime.get_available_providers())}"
+        )
+    options = onnxruntime.SessionOptions()
+    # One core a run, in the thread that calls: the batcher brings as many threads as there are cores to use.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    try:
+        if provider == "CUDAExecutionProvider":
+            onnxruntime.preload_dlls()  # the CUDA libraries that come as Python packages
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ModelError(f"{path} cannot be loaded: {error}") from error
+    # ONNX Runtime goes on without a provider that fails to start; an operator who asked for a GPU must hear of it.
+    if session.get_providers()[0] != provider:
+        raise ModelError(f"{provider} did not start: is there a GPU with its driver? (ONNX Runtime's log above says more)")
+    return session
+
+
+def _require(path: Path, what: str, expected: dict[str, tuple[str, list[int | None]]], found: list[object]) -> None:
+    """Raises ModelError unless `found` has just the `expected` names, types and shapes; None stands for any batch size."""
+    seen = {
+        node.name: (node.type, [size if isinstance(size, int) else None for size in node.shape])  # type: ignore[attr-defined]
+        for node in found
+    }
+    if seen != expected:
+        raise ModelError(f"{path} breaks the model contract: its {what} are {seen}, expected {expected}")

@@ -1,0 +1,145 @@
+"""Wires the path from port to model, and takes it down without losing a call."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from serving import digit_service, repository
+from serving.batcher import IMAGE_BYTES, Batcher
+from serving.digit_service import DigitService
+from serving.metrics import Metrics
+from serving.model import Model
+from serving.pb.digits.v1.digit_service_pb2_grpc import add_DigitServiceServicer_to_server
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class PortTaken(Exception):
+    """A port that the server was told to listen on can't be had."""
+
+
+class Server:
+    """One running service.
+
+    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic. While
+    draining only the second changes, so that Kubernetes takes the pod out of the Service and does not restart it.
+
+    Attributes:
+        model: what it serves.
+        metrics: what it counts.
+        grpc_port: the port it listens on, also when the settings left the choice to the system.
+        metrics_port: likewise, for Prometheus.
+    """
+
+    def __init__(self, settings: Settings):
+        """Loads the model.
+
+        Raises:
+            RepositoryError: there is no model to serve.
+            ModelError: the model can't be served.
+        """
+        self._settings = settings
+        version = repository.latest(settings.models)
+        self.model = Model(version.path, str(version.number), settings.provider)
+        self.metrics = Metrics()
+        self.metrics.model_info.labels(self.model.version, self.model.recipe, f"{self.model.test_accuracy:.4f}").set(1)
+
+    async def start(self) -> None:
+        """Listens on both ports and answers.
+
+        Raises:
+            PortTaken: one of them can't be listened on.
+        """
+        settings = self._settings
+        self._batcher = Batcher(
+            self.model,
+            self.metrics,
+            instances=settings.instances,
+            max_batch_size=settings.max_batch_size,
+            max_queue_size=settings.max_queue_size,
+            max_queue_delay_seconds=settings.max_queue_delay_ms / 1000,
+        )
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES + 1024),
+                ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
+            ]
+        )
+        service = DigitService(self._batcher, self.metrics, self.model.version, settings.max_images_per_request)
+        add_DigitServiceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]  # generated
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        try:
+            self.grpc_port = self._grpc.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC; is it taken?") from error
+        try:
+            self._http, _ = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
+        except OSError as error:
+            raise PortTaken(
+                f"cannot listen on {settings.host}:{settings.metrics_port} for metrics: {error.strerror}"
+            ) from error
+        self.metrics_port = self._http.server_port
+        await self._grpc.start()
+        await self._health.set("", SERVING)
+        await self._health.set(digit_service.NAME, SERVING)
+
+    async def stop(self, drain_seconds: float, grace_seconds: float) -> None:
+        """Leaves without losing a call.
+
+        First only says that it wants no more traffic, and goes on answering for `drain_seconds`; then takes no new calls
+        and finishes those in flight, cutting off what takes longer than `grace_seconds`.
+        """
+        await self._health.set(digit_service.NAME, NOT_SERVING)
+        await asyncio.sleep(drain_seconds)
+        await self._grpc.stop(grace_seconds)
+        await self._batcher.close()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM, then drains; SIGINT (Ctrl-C) skips the drain, and any second signal the grace as well."""
+    server = Server(settings)
+    await server.start()
+    stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.put_nowait, number)
+    _announce(server, settings)
+
+    received = await stop.get()
+    drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
+    log.info("%s: draining for %g s, then up to %g s for calls in flight", received.name, drain, settings.grace_seconds)
+    stopping = asyncio.create_task(server.stop(drain, settings.grace_seconds))
+    again = asyncio.create_task(stop.get())
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        log.info("%s again: stopping now", again.result().name)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        await server.stop(0, 0)
+    again.cancel()
+    log.info("stopped")
+
+
+def _announce(server: Server, settings: Settings) -> None:
+    model, host = server.model, settings.host
+    log.info(
+        "model %s (%s, %.4f on the MNIST test images) on %s, %d at a time, %s:%d for gRPC, http://%s:%d/metrics",
+        *(model.version, model.recipe, model.test_accuracy, settings.provider, settings.instances),
+        *(host, server.grpc_port, host, server.metrics_port),
+    )
+    sample = Path(__file__).parent / "samples" / "7.png"
+    log.info("send it a first digit: digits recognize --address %s:%d %s", host, server.grpc_port, sample)

@@ -1,0 +1,63 @@
+"""Every setting of the server: its unit, its default, and what follows from it."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving.cores import usable_cores
+from serving.model import Provider
+from serving.repository import BUNDLED
+
+
+class Settings(BaseSettings):
+    """Settings from flags (`--grpc-port`), else the environment (`DIGITS_GRPC_PORT`), else the defaults here."""
+
+    model_config = SettingsConfigDict(env_prefix="DIGITS_", frozen=True, validate_default=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on, both ports; 0.0.0.0 takes calls from other machines.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 takes any free one.")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="Port for Prometheus, over HTTP; 0 takes any free one.")
+    models: Path = Field(
+        BUNDLED, description="Model repository, with digits/VERSION/model.onnx; the highest version serves."
+    )
+    provider: Provider = Field(
+        "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
+    )
+    instances: int = Field(
+        default_factory=usable_cores,
+        ge=1,
+        description="Runs of the model at the same time, one core each; more than the CPU quota only slows them all.",
+    )
+    max_batch_size: int = Field(
+        128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."
+    )
+    max_queue_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        description="How long a run waits to fill up, milliseconds; anything above 0 slows calls when load is low.",
+    )
+    max_images_per_request: int = Field(
+        10_000, ge=1, description="Images in one call, at most; it also bounds the size of a message."
+    )
+    max_queue_size: int = Field(
+        20_000, ge=1, description="Images that may wait, at most (784 bytes each); beyond it calls get RESOURCE_EXHAUSTED."
+    )
+    drain_seconds: float = Field(
+        3.0,
+        ge=0,
+        description="On SIGTERM, how long to go on answering while load balancers learn that this server is leaving.",
+    )
+    grace_seconds: float = Field(
+        10.0, ge=0, description="After the drain, how long the calls in flight may take; those that take longer are cut off."
+    )
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.max_queue_size < self.max_images_per_request:
+            raise ValueError(
+                f"max_queue_size ({self.max_queue_size}) is below max_images_per_request ({self.max_images_per_request}): "
+                "the largest requests would never be taken"
+            )
+        return self

@@ -1,0 +1,10 @@
+"""From images to a verified ONNX file. `python -m training --help` is the way in.
+
+    dataset -> augmentation -> architectures -> fit -> calibrate -> evaluate -> export -> verify
+               [ ........ recipes ......... ]
+    [ ...................................... pipeline ...................................... ]
+
+A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
+from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are
+all that crosses to `serving`; neither package imports the other.
+"""

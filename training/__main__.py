@@ -1,0 +1,59 @@
+"""The command line of the training half: `digits-train`, or `python -m training`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is loaded, or it greets with a page of notes
+    from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
+
+    return commands.carry_out(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="digits-train", description="Trains digit readers on MNIST and exports them to verified ONNX files."
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("DIGITS_DATA") or None,
+        help="an mnist.npz as Keras ships it (default: $DIGITS_DATA, else Keras' cache, else a download)",
+    )
+
+    actions.add_parser("list", help="the recipes: parameters, epochs, source")
+
+    run = actions.add_parser("run", parents=[data], help="train a recipe, export and verify it, leave a new model version")
+    run.add_argument("recipe", help="a name from `digits-train list`")
+    run.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    run.add_argument("--epochs", type=_positive, help="passes over the training images (default: the recipe's own)")
+    run.add_argument(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        help="model repository; the version goes to MODELS/digits/VERSION (default: %(default)s)",
+    )
+
+    verify = actions.add_parser(
+        "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
+    )
+    verify.add_argument("version", type=Path, help="a version's directory, with model.onnx, model.keras and run.json")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

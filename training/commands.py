@@ -1,0 +1,57 @@
+"""What each command of `digits-train` does."""
+
+import argparse
+import json
+import sys
+
+import keras
+
+from training import pipeline
+from training.dataset import DatasetError, load_mnist
+from training.evaluate import evaluate
+from training.recipes import RECIPES
+from training.verify import VerificationError, probabilities, verify
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Does what the command line asked for; returns the exit status."""
+    action = {"list": list_recipes, "run": run_recipe, "verify": verify_version}[options.action]
+    try:
+        return action(options)
+    except (DatasetError, VerificationError) as error:
+        print(f"digits-train: {error}", file=sys.stderr)
+        return 1
+
+
+def list_recipes(options: argparse.Namespace) -> int:
+    """Prints every recipe."""
+    print(f"{'recipe':20} {'parameters':>10} {'epochs':>6}  source")
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:20} {recipe.network().count_params():>10,} {recipe.epochs:>6}  {recipe.source}")
+    return 0
+
+
+def run_recipe(options: argparse.Namespace) -> int:
+    """Walks the whole road for one recipe and says where the new version lies."""
+    if options.recipe not in RECIPES:
+        print(f"digits-train: no recipe {options.recipe!r}; there are: {', '.join(RECIPES)}", file=sys.stderr)
+        return 2
+    recipe = RECIPES[options.recipe]
+    dataset = load_mnist(options.data)
+    published = pipeline.run(recipe, dataset, options.seed, options.epochs or recipe.epochs, options.models / "digits")
+    print(f"published  {published}")
+    return 0
+
+
+def verify_version(options: argparse.Namespace) -> int:
+    """Reports what a version's ONNX file reads right, and that it agrees with its Keras network."""
+    test = load_mnist(options.data).test
+    try:
+        record = json.loads((options.version / "run.json").read_text())
+        network = keras.models.load_model(options.version / "model.keras")
+    except (OSError, ValueError) as error:
+        print(f"digits-train: {options.version} is no model version of `digits-train run`: {error}", file=sys.stderr)
+        return 1
+    print(evaluate(probabilities(options.version / "model.onnx", test.images, 100), test.labels))
+    print(verify(options.version / "model.onnx", network, record["temperature"], test.images))
+    return 0
