@@ -18,10 +18,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, RequestError, Stopping
 from serving.metrics import Metrics
-
-IMAGE_BYTES = 28 * 28
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batcher import IMAGE_BYTES, Batcher
+from serving.batcher import Batcher
+from serving.contract import IMAGE_BYTES
 from serving.edge import Context, answer, deadline_of
 from serving.errors import InvalidRequest
 from serving.metrics import Metrics

@@ -8,14 +8,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-CONTRACT = "1"
-IMAGE_BYTES = 28 * 28
+from serving import contract
 
 Provider = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_INPUTS = {"images": ("tensor(uint8)", [None, 28, 28])}
-_OUTPUTS = {"logits": ("tensor(float)", [None, 10]), "probabilities": ("tensor(float)", [None, 10])}
 
 
 class ModelError(Exception):
@@ -41,18 +38,18 @@ class Model:
         """
         self.version = version
         self._session = _load(path, _PROVIDERS[provider])
-        _require(path, "inputs", _INPUTS, self._session.get_inputs())
-        _require(path, "outputs", _OUTPUTS, self._session.get_outputs())
+        _require(path, "inputs", contract.INPUTS, self._session.get_inputs())
+        _require(path, "outputs", contract.OUTPUTS, self._session.get_outputs())
         metadata = self._session.get_modelmeta().custom_metadata_map
         try:
-            contract, labels = metadata["contract"], json.loads(metadata["labels"])
+            version_of_contract, labels = metadata["contract"], json.loads(metadata["labels"])
             self.recipe, self.test_accuracy = metadata["recipe"], float(metadata["test_accuracy"])
         except (KeyError, ValueError) as error:
-            raise ModelError(f"{path} breaks the model contract: metadata {error} is missing or malformed") from error
-        if contract != CONTRACT or labels != [str(digit) for digit in range(10)]:
+            raise ModelError(f"{path} breaks the model contract: its metadata lack {error}, or it is malformed") from error
+        if version_of_contract != contract.VERSION or labels != contract.LABELS:
             raise ModelError(
-                f"{path} breaks the model contract: contract {contract!r} with labels {labels}, "
-                f"where this server knows contract {CONTRACT!r} with labels '0' to '9'"
+                f"{path} breaks the model contract: version {version_of_contract!r} with labels {labels}, "
+                f"where this server knows version {contract.VERSION!r} with labels {contract.LABELS}"
             )
         self._self_check(path)
 

@@ -11,7 +11,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from serving import digit_service, repository
-from serving.batcher import IMAGE_BYTES, Batcher
+from serving.batcher import Batcher
+from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
 from serving.metrics import Metrics
 from serving.model import Model
@@ -76,7 +77,7 @@ class Server:
             ]
         )
         service = DigitService(self._batcher, self.metrics, self.model.version, settings.max_images_per_request)
-        add_DigitServiceServicer_to_server(service, self._grpc)  # type: ignore[no-untyped-call]  # generated
+        add_DigitServiceServicer_to_server(service, self._grpc)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
@@ -110,28 +111,34 @@ class Server:
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM, then drains; SIGINT (Ctrl-C) skips the drain, and any second signal the grace as well."""
+    """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short."""
     server = Server(settings)
     await server.start()
-    stop: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.put_nowait, number)
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     _announce(server, settings)
 
-    received = await stop.get()
+    received = await signals.get()
     drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
     log.info("%s: draining for %g s, then up to %g s for calls in flight", received.name, drain, settings.grace_seconds)
     stopping = asyncio.create_task(server.stop(drain, settings.grace_seconds))
-    again = asyncio.create_task(stop.get())
-    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    interrupted = asyncio.create_task(_interrupt(signals))
+    await asyncio.wait((stopping, interrupted), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
-        log.info("%s again: stopping now", again.result().name)
+        log.info("SIGINT: stopping now")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
-        await server.stop(0, 0)
-    again.cancel()
+        stopping = asyncio.create_task(server.stop(0, 0))
+    await stopping
+    interrupted.cancel()
     log.info("stopped")
+
+
+async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:
+    """Ends at the next SIGINT. SIGTERM may well come twice, as `make` and a process group pass it on."""
+    while await signals.get() is not signal.SIGINT:
+        pass
 
 
 def _announce(server: Server, settings: Settings) -> None:

@@ -28,7 +28,8 @@ class Settings(BaseSettings):
     instances: int = Field(
         default_factory=usable_cores,
         ge=1,
-        description="Runs of the model at the same time, one core each; more than the CPU quota only slows them all.",
+        description="Runs of the model at the same time, one core each; by default as many as the CPU quota allows, "
+        "and more only slow each other.",
     )
     max_batch_size: int = Field(
         128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."

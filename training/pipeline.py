@@ -43,7 +43,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     Raises:
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
-    started = datetime.now(UTC)
+    created, commit = datetime.now(UTC), _commit()
     train, validation = hold_out(dataset.train, recipe.validation, seed)
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs)
@@ -72,8 +72,8 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         "libraries": {name: installed(name) for name in LIBRARIES},
         "backend": keras.backend.backend(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "commit": _commit(),
-        "created": started.isoformat(timespec="seconds"),
+        "commit": commit,
+        "created": created.isoformat(timespec="seconds"),
     }
     model_directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:
@@ -87,7 +87,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         record["verification"] = asdict(verification)
         (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         (draft / "MODEL_CARD.md").write_text(model_card(record, recipe.source))
-        published = model_directory / datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+        published = model_directory / created.strftime("%Y%m%d%H%M%S")
         draft.rename(published)
     return published
 

@@ -1,0 +1,82 @@
+# Every verb of the project; people, hooks and CI use the same ones. `make help` lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RECIPE ?= convnet-affine
+IMAGE ?= postal-digits
+CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
+STUBS := serving/pb/digits
+LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
+	--generate-hashes --no-emit-index-url --no-header --no-annotate
+
+.PHONY: help install install-gpu serve train test check lint types protos lock format samples image clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.everything ## install both halves and the development tools into .venv
+
+install-gpu: .venv/.serving ## put the CUDA build of ONNX Runtime in the place of the CPU one
+	$(PIP) uninstall --yes onnxruntime
+	$(PIP) install --require-hashes -r serving/requirements-gpu.lock
+
+serve: .venv/.serving ## serve the newest model: ./models if `make train` made one, else the bundled one [GRPC_PORT=8001 METRICS_PORT=8002]
+	@exec $(BIN)/digits serve $(if $(wildcard models/digits/*/model.onnx),--models models) \
+		$(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
+
+train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=convnet-affine DIGITS_DATA=mnist.npz]
+	$(BIN)/digits-train run $(RECIPE) --models models
+
+test: .venv/.everything ## run all the tests
+	$(BIN)/pytest
+
+check: lint types test ## everything that CI asks of a change
+
+lint: .venv/.everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint protos
+
+types: .venv/.everything
+	$(BIN)/mypy
+
+protos: .venv/.everything ## generate the gRPC stubs from protos/
+	rm -rf $(STUBS)
+	$(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/*.proto
+
+lock: .venv/.everything ## choose the newest versions of all dependencies anew
+	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock
+	$(LOCK) --constraint tests/requirements.lock --output-file serving/requirements.lock
+	$(LOCK) --constraint tests/requirements.lock --extra gpu --no-emit-package onnxruntime --output-file serving/requirements-gpu.lock
+
+format: .venv/.everything ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+samples: .venv/.everything ## draw the sample digits anew
+	$(BIN)/python -m tests.drawn_digits
+
+image: ## build the container image of the service [IMAGE=postal-digits]
+	$(if $(CONTAINERS),,$(error no docker, podman or buildah here to build the image with))
+	$(CONTAINERS) build --file deploy/docker/Dockerfile --tag $(IMAGE) .
+
+clean: ## remove everything that the verbs made, but for trained models
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/.serving: serving/requirements.lock pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes -r serving/requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.everything: tests/requirements.lock .venv/.serving
+	$(PIP) install --require-hashes -r tests/requirements.lock
+	@touch $@

@@ -1,0 +1,100 @@
+"""The command line of the serving half: `digits`, or `python -m serving`."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+
+import grpc
+import numpy as np
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
+
+from serving.client import DigitClient
+from serving.images import ImageError, read_image
+from serving.model import ModelError
+from serving.repository import RepositoryError
+from serving.server import PortTaken, serve
+from serving.settings import Settings
+
+IMAGES_PER_CALL = 1000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
+    parser = argparse.ArgumentParser(prog="digits", description="Reads handwritten digits for postal sorting.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serving = commands.add_parser(
+        "serve",
+        help="answer gRPC calls until SIGTERM",
+        description="Answers gRPC calls until SIGTERM, then drains. Each flag can also be set in the environment: "
+        "--grpc-port as DIGITS_GRPC_PORT, and so on.",
+    )
+    settings = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=serving, cli_kebab_case=True)
+
+    recognizing = commands.add_parser("recognize", help="send image files to the service and print what they show")
+    recognizing.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a 28x28 PNG or JPEG, or 784 raw bytes; dark on light or light on dark",
+    )
+    recognizing.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
+    recognizing.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
+    recognizing.add_argument("--json", action="store_true", help="one JSON object a line: file, digit, confidence, version")
+
+    options = parser.parse_args(arguments)
+    if options.command == "serve":
+        return _serve(settings(parsed_args=options))
+    return _recognize(options.files, options.address, options.timeout, as_json=options.json)
+
+
+def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        asyncio.run(serve(Settings(_cli_settings_source=flags)))
+    except ValidationError as error:
+        for mistake in error.errors():
+            name = "_".join(map(str, mistake["loc"]))
+            print(f"digits serve: {name + ': ' if name else ''}{mistake['msg']}, not {mistake['input']!r}", file=sys.stderr)
+        return 2
+    except (RepositoryError, ModelError, PortTaken) as error:
+        print(f"digits serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _recognize(files: list[Path], address: str, timeout_seconds: float, *, as_json: bool) -> int:
+    """Sends what can be read of `files`, prints a line for each, and says on stderr what could not be."""
+    failed = False
+    images = {}
+    for file in files:
+        try:
+            images[file] = read_image(file)
+        except ImageError as error:
+            print(f"digits recognize: {file}: {error}", file=sys.stderr)
+            failed = True
+    readable = list(images)
+    with DigitClient(address, timeout_seconds) as client:
+        for start in range(0, len(readable), IMAGES_PER_CALL):
+            part = readable[start : start + IMAGES_PER_CALL]
+            try:
+                recognitions = client.recognize_batch(np.stack([images[file] for file in part]))
+            except grpc.RpcError as error:
+                print(f"digits recognize: {address}: {error.code().name}: {error.details()}", file=sys.stderr)
+                return 1
+            for file, read in zip(part, recognitions, strict=True):
+                if as_json:
+                    answer = {"file": str(file), "digit": read.digit, "confidence": round(read.confidence, 6)}
+                    print(json.dumps({**answer, "version": read.model_version}))
+                else:
+                    print(f"{file}  {read.digit}  {read.confidence:.4f}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

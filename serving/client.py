@@ -1,0 +1,78 @@
+"""The Python client: arrays in, what they show out."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contract import IMAGE_SHAPE
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What one image shows.
+
+    Attributes:
+        digit: 0 to 9.
+        confidence: probability that `digit` is right.
+        probabilities: (10,) float32, of each digit.
+        model_version: the version of the model that answered.
+    """
+
+    digit: int
+    confidence: float
+    probabilities: NDArray[np.float32]
+    model_version: str
+
+
+class DigitClient:
+    """A connection to the service; safe to use from several threads at once. Close it, or use it in a `with`.
+
+    Every call has a deadline, and raises grpc.RpcError when it ends otherwise than with an answer: `error.code()` is one of
+    the status codes that protos/digits/v1/digit_service.proto explains, `error.details()` the reason.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:8001", timeout_seconds: float = 5.0):
+        """Connects to `address`, host:port, at the first call. `timeout_seconds` is each call's deadline."""
+        self._channel = grpc.insecure_channel(address)
+        self._stub = DigitServiceStub(self._channel)
+        self._timeout = timeout_seconds
+
+    def recognize(self, image: NDArray[np.uint8]) -> Recognition:
+        """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
+        _require(image, IMAGE_SHAPE)
+        answer = self._stub.Recognize(pb.RecognizeRequest(image=image.tobytes()), timeout=self._timeout)
+        return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
+
+    def recognize_batch(self, images: NDArray[np.uint8]) -> list[Recognition]:
+        """Reads n images in one call, (n, 28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
+        _require(images, (len(images), *IMAGE_SHAPE))
+        answer = self._stub.RecognizeBatch(pb.RecognizeBatchRequest(images=images.tobytes()), timeout=self._timeout)
+        probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
+        return [
+            Recognition(digit, confidence, row, answer.model_version)
+            for digit, confidence, row in zip(answer.digits, answer.confidences, probabilities, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight end with CANCELLED."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _require(images: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+    if images.shape != shape or images.dtype != np.uint8:
+        expected = "(28, 28)" if len(shape) == 2 else "(n, 28, 28)"
+        raise ValueError(f"images have shape {images.shape} and type {images.dtype}, expected {expected} and uint8")

@@ -1,0 +1,52 @@
+"""Image files, as people have them, to the arrays that the model reads."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from serving.contract import IMAGE_BYTES, IMAGE_SHAPE
+
+
+class ImageError(Exception):
+    """The file is no image that can be sent; the message says why."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a 28x28 image from a PNG, a JPEG, or a file of 784 raw bytes, dark on light or light on dark.
+
+    Returns:
+        (28, 28) uint8, 0 paper, 255 ink. The border tells which is which: digits do not touch it.
+
+    Raises:
+        ImageError: the file can't be read, is none of these, or has another size.
+    """
+    try:
+        content = path.read_bytes()
+        try:
+            pixels = _decode(content)
+        except UnidentifiedImageError:
+            if len(content) != IMAGE_BYTES:
+                raise ImageError(
+                    f"neither a PNG, nor a JPEG, nor {IMAGE_BYTES} raw bytes, but {len(content)} bytes of something else"
+                ) from None
+            pixels = np.frombuffer(content, np.uint8).reshape(IMAGE_SHAPE)
+    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+        raise ImageError(getattr(error, "strerror", None) or str(error)) from error
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return 255 - pixels if np.median(border) > 127 else pixels
+
+
+def _decode(content: bytes) -> NDArray[np.uint8]:
+    """Grey levels of a 28x28 PNG or JPEG, whatever its colours; what is transparent is paper."""
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        if image.size != IMAGE_SHAPE:  # known before anything is decoded
+            raise ImageError(f"the image is {image.width}x{image.height} pixels, expected 28x28")
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        if image.has_transparency_data:
+            paper = Image.new("RGBA", image.size, "white")
+            return np.asarray(Image.alpha_composite(paper, image.convert("RGBA")).convert("L"))
+        return np.asarray(image.convert("L"))

@@ -1,0 +1,113 @@
+"""What the tests share: real servers on free ports, the bundled model, drawn digits, and MNIST where there is a copy."""
+
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from serving import repository
+from serving.model import Model
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.server import Server
+from serving.settings import Settings
+from tests.drawn_digits import draw_many
+
+TIMEOUT = 20  # seconds; of every call in a test that is not about deadlines
+
+
+@pytest.fixture(scope="session")
+def bundled() -> repository.ModelVersion:
+    return repository.latest(repository.BUNDLED)
+
+
+@pytest.fixture(scope="session")
+def model(bundled: repository.ModelVersion) -> Model:
+    return Model(bundled.path, str(bundled.number))
+
+
+@pytest.fixture(scope="session")
+def drawings() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A thousand drawn digits, (1000, 28, 28) uint8, and what they are, (1000,) uint8."""
+    return draw_many(1000, seed=1)
+
+
+@pytest.fixture(scope="session")
+def images(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return drawings[0]
+
+
+@pytest.fixture(scope="session")
+def mnist_path() -> Path:
+    """MNIST from $DIGITS_DATA or Keras' cache; a test that needs it is skipped where there is no copy."""
+    for path in (Path(os.environ.get("DIGITS_DATA", "")), Path.home() / ".keras/datasets/mnist.npz"):
+        if path.is_file():
+            return path
+    pytest.skip("needs MNIST: set DIGITS_DATA to an mnist.npz, or run `make train` once where it can be downloaded")
+
+
+class GatedModel:
+    """A real model whose runs wait at a gate, so that a test decides when each may go on.
+
+    Attributes:
+        batches: the images of every run, in order.
+        started: released once a run.
+        gate: a run passes it once for each release.
+    """
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.batches: list[NDArray[np.uint8]] = []
+        self.started = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.batches.append(images)
+        self.started.release()
+        assert self.gate.acquire(timeout=TIMEOUT), "the test never opened the gate"
+        if (images[0] == 255).all():
+            raise RuntimeError("a white image first in the batch breaks this model")
+        return self._model.predict(images)
+
+    def open(self, runs: int = 1_000_000) -> None:
+        self.gate.release(runs)
+
+
+StartServer = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+async def start_server() -> AsyncIterator[StartServer]:
+    """Starts real servers on free ports, with the settings given by name; they are stopped when the test ends."""
+    servers = []
+
+    async def start(**settings: object) -> Server:
+        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}))  # type: ignore[arg-type]
+        servers.append(server)
+        await server.start()
+        return server
+
+    yield start
+    for server in servers:
+        await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> Server:
+    return await start_server()
+
+
+@pytest.fixture
+async def stub(server: Server) -> AsyncIterator[DigitServiceStub]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield DigitServiceStub(channel)
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    """What a metric says now; 0 for a series that has not begun."""
+    return registry.get_sample_value(name, labels) or 0.0
