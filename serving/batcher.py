@@ -1,8 +1,8 @@
 """Gathers the images of many requests into runs of the model.
 
-There is no timer by default: a thread that is free takes whatever waits, so a lone request is run at once and batches
-grow with the load. A request lies in the queue together with its caller's future: when the caller gives up, both are
-gone, and when a run fails, only the requests in it do.
+There is no timer by default: a thread that is free takes whatever waits once no more is just coming in, so a lone
+request is run at once and batches grow with the load. A request lies in the queue together with its caller's future:
+when the caller gives up, both are gone, and when a run fails, only the requests in it do.
 """
 
 import asyncio
@@ -23,6 +23,11 @@ from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Request
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+# Turns of the event loop without a new request after which no more is just coming in: a call takes several from its first
+# byte to the queue. 0, 8 and 20 turns gave batches of 4, 31 and 62 to 64 callers, and 1.00, 1.15 and 1.23 times the calls
+# a second; a lone caller 1.00, 0.97 and 0.85 times (h2load, two cores, medians).
+_QUIET_TURNS = 8
 
 
 class Predictor(Protocol):
@@ -92,6 +97,7 @@ class Batcher:
         self._work = asyncio.Event()  # set while there is anything to do
         self._full = asyncio.Event()  # set while there is no sense in waiting for more
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
+        self.stuck: set[asyncio.Task[None]] = set()
         self._loops = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
 
     async def submit(self, pixels: bytes, deadline: float = math.inf) -> NDArray[np.float32]:
@@ -137,25 +143,42 @@ class Batcher:
                 self._remove(request)
                 self._queue_changed()
 
-    async def close(self) -> None:
-        """Takes no more requests, answers those that it has, and stops."""
+    async def close(self, grace_seconds: float) -> None:
+        """Takes no more requests, answers those that it has, and stops.
+
+        Those that it can't answer within `grace_seconds` end as Stopping. A run of the model can't be cut off: its thread
+        lives on, and `stuck` says so.
+        """
         self._stopping = True
         self._queue_changed()
-        await asyncio.gather(*self._loops)
-        self._threads.shutdown()
+        _, self.stuck = await asyncio.wait(self._loops, timeout=grace_seconds)
+        for loop in self.stuck:
+            loop.cancel()
+        for request in [*self._queue]:
+            _fail(request, Stopping("the server stopped before it could answer"))
+        self._threads.shutdown(wait=not self.stuck)
 
     async def _run_batches(self) -> None:
         """Empties the queue, batch by batch, until the batcher is closed and the queue is empty."""
         while True:
             await self._work.wait()
-            if self._delay and not self._stopping:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), self._delay)
+            await self._let_arrive()
             batch = self._next_batch()
             if batch:
                 await self._run(batch)
             elif self._stopping:
                 return
+
+    async def _let_arrive(self) -> None:
+        """Lets the requests that are just coming in reach the queue, or as many as make a batch."""
+        quiet = 0
+        while quiet < _QUIET_TURNS and self._waiting < self._max_batch_size:
+            before = self._waiting
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._waiting == before else 0
+        if self._delay and not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), self._delay)
 
     def _next_batch(self) -> list[_Slice]:
         """Takes up to a batch of images off the queue, the requests in turn, and drops the requests that are late."""

@@ -5,16 +5,14 @@ from numpy.typing import NDArray
 
 from serving.batcher import Batcher
 from serving.contract import IMAGE_BYTES
-from serving.edge import Context, answer, deadline_of
 from serving.errors import InvalidRequest
 from serving.metrics import Metrics
 from serving.pb.digits.v1 import digit_service_pb2 as pb
-from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceServicer
 
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 
 
-class DigitService(DigitServiceServicer):
+class DigitService:
     """The native API, as protos/digits/v1/digit_service.proto states it."""
 
     def __init__(self, batcher: Batcher, metrics: Metrics, model_version: str, max_images_per_request: int):
@@ -23,14 +21,8 @@ class DigitService(DigitServiceServicer):
         self._model_version = model_version
         self._max_images_per_request = max_images_per_request
 
-    async def Recognize(self, request: pb.RecognizeRequest, context: Context) -> pb.RecognizeResponse:
-        return await answer("Recognize", context, self._metrics, self.recognize(request, deadline_of(context)))
-
-    async def RecognizeBatch(self, request: pb.RecognizeBatchRequest, context: Context) -> pb.RecognizeBatchResponse:
-        return await answer("RecognizeBatch", context, self._metrics, self.recognize_batch(request, deadline_of(context)))
-
     async def recognize(self, request: pb.RecognizeRequest, deadline: float) -> pb.RecognizeResponse:
-        """Reads one image; raises RequestError."""
+        """Reads one image. Raises RequestError when it can't; `deadline` is on the clock of time.monotonic."""
         if len(request.image) != IMAGE_BYTES:
             raise InvalidRequest(f"image is {len(request.image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
         probabilities, digits, confidences = await self._read(request.image, deadline)
@@ -42,7 +34,7 @@ class DigitService(DigitServiceServicer):
         )
 
     async def recognize_batch(self, request: pb.RecognizeBatchRequest, deadline: float) -> pb.RecognizeBatchResponse:
-        """Reads many images; raises RequestError."""
+        """Reads many images. Raises RequestError when it can't; `deadline` is on the clock of time.monotonic."""
         count, rest = divmod(len(request.images), IMAGE_BYTES)
         if rest or not count:
             raise InvalidRequest(

@@ -69,6 +69,15 @@ class Metrics:
                 self._predictions[digit].inc(count)
         self.confidence.observe_all(confidences.tolist())
 
+    def calls_by_code(self) -> dict[str, int]:
+        """How many calls have ended so far, by status code."""
+        calls: dict[str, int] = {}
+        for metric in self.requests.collect():
+            for sample in metric.samples:
+                code = sample.labels["code"]
+                calls[code] = calls.get(code, 0) + int(sample.value)
+        return calls
+
 
 class BulkHistogram(Histogram):
     """A histogram without labels that takes many observations for little more than the price of one.

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import time
 from pathlib import Path
 
 import grpc
@@ -10,19 +12,25 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving import digit_service, repository
+from serving import digit_service, edge, repository
 from serving.batcher import Batcher
 from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.pb.digits.v1.digit_service_pb2_grpc import add_DigitServiceServicer_to_server
+from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+# How long new calls are refused before the port is closed: enough for every caller to hear it.
+_REFUSING_SECONDS = 0.2
+
+# What SIGINT leaves of the grace: enough for the runs of the model that are under way.
+_INTERRUPTED_GRACE_SECONDS = 0.5
 
 
 class PortTaken(Exception):
@@ -62,7 +70,7 @@ class Server:
             PortTaken: one of them can't be listened on.
         """
         settings = self._settings
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             self.model,
             self.metrics,
             instances=settings.instances,
@@ -76,8 +84,12 @@ class Server:
                 ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
             ]
         )
-        service = DigitService(self._batcher, self.metrics, self.model.version, settings.max_images_per_request)
-        add_DigitServiceServicer_to_server(service, self._grpc)
+        service = DigitService(self.batcher, self.metrics, self.model.version, settings.max_images_per_request)
+        methods = {
+            "Recognize": edge.unary("Recognize", pb.RecognizeRequest, service.recognize, self.metrics),
+            "RecognizeBatch": edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, service.recognize_batch, self.metrics),
+        }
+        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(digit_service.NAME, methods),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
@@ -99,13 +111,16 @@ class Server:
     async def stop(self, drain_seconds: float, grace_seconds: float) -> None:
         """Leaves without losing a call.
 
-        First only says that it wants no more traffic, and goes on answering for `drain_seconds`; then takes no new calls
-        and finishes those in flight, cutting off what takes longer than `grace_seconds`.
+        First it only says that it wants no more traffic, and goes on answering for `drain_seconds`. Then new calls are told
+        UNAVAILABLE while those in flight are finished; what takes longer than `grace_seconds` is cut off.
         """
         await self._health.set(digit_service.NAME, NOT_SERVING)
         await asyncio.sleep(drain_seconds)
-        await self._grpc.stop(grace_seconds)
-        await self._batcher.close()
+        end = time.monotonic() + grace_seconds
+        await self.batcher.close(grace_seconds)
+        # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
+        await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
+        await self._grpc.stop(max(0.0, end - time.monotonic()))
         self._http.shutdown()
         self._http.server_close()
 
@@ -129,10 +144,14 @@ async def serve(settings: Settings) -> None:
         log.info("SIGINT: stopping now")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
-        stopping = asyncio.create_task(server.stop(0, 0))
+        stopping = asyncio.create_task(server.stop(0, _INTERRUPTED_GRACE_SECONDS))
     await stopping
     interrupted.cancel()
-    log.info("stopped")
+    log.info("stopped; calls ended, by status code: %s", server.metrics.calls_by_code())
+    if server.batcher.stuck:
+        log.error("%d runs of the model never ended; leaving them", len(server.batcher.stuck))
+        logging.shutdown()
+        os._exit(1)  # an ordinary exit would wait for their threads
 
 
 async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:

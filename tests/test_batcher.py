@@ -1,0 +1,283 @@
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.batcher import Batcher
+from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
+from serving.metrics import Metrics
+from serving.model import Model
+from tests.conftest import TIMEOUT, GatedModel, value
+
+Images = NDArray[np.uint8]
+StartBatcher = Callable[..., Batcher]
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def gated(model: Model) -> GatedModel:
+    return GatedModel(model)
+
+
+@pytest.fixture
+async def start(gated: GatedModel, metrics: Metrics) -> AsyncIterator[StartBatcher]:
+    """Starts a batcher of one instance on the gated model; it is closed when the test ends, the gate open."""
+    batchers = []
+
+    def start_batcher(**settings: float) -> Batcher:
+        defaults = {"instances": 1, "max_batch_size": 32, "max_queue_size": 1000}
+        batchers.append(Batcher(gated, metrics, **{**defaults, **settings}))  # type: ignore[arg-type]
+        return batchers[-1]
+
+    yield start_batcher
+    gated.open()
+    for batcher in batchers:
+        await batcher.close(TIMEOUT)
+
+
+async def until_run_starts(gated: GatedModel) -> None:
+    """Waits until the model has been handed one more batch."""
+    assert await asyncio.to_thread(gated.started.acquire, timeout=TIMEOUT)
+
+
+async def until_waiting(metrics: Metrics, images: int) -> None:
+    """Waits until so many images lie in the queue."""
+    async with asyncio.timeout(TIMEOUT):
+        while value(metrics.registry, "digits_queue_length_images") != images:
+            await asyncio.sleep(0)
+
+
+def submit(batcher: Batcher, images: Images, deadline: float = math.inf) -> asyncio.Task[NDArray[np.float32]]:
+    return asyncio.create_task(batcher.submit(images.tobytes(), deadline))
+
+
+async def test_a_lone_request_is_run_at_once_and_answered_as_the_model_says(
+    start: StartBatcher, gated: GatedModel, model: Model, images: Images
+) -> None:
+    gated.open()
+    np.testing.assert_allclose(await submit(start(), images[:1]), model.predict(images[:1]), atol=1e-6)
+    assert [len(batch) for batch in gated.batches] == [1]
+
+
+async def test_what_waits_while_a_run_goes_on_is_the_next_batch(
+    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    first = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    others = [submit(batcher, images[n : n + 1]) for n in range(1, 21)]
+    await until_waiting(metrics, 20)
+    gated.open()
+    answers = np.concatenate(await asyncio.gather(first, *others))
+    np.testing.assert_allclose(answers, model.predict(images[:21]), atol=1e-5)
+    assert [len(batch) for batch in gated.batches] == [1, 20]
+    assert value(metrics.registry, "digits_batch_size_images_sum") == 21
+    assert value(metrics.registry, "digits_batch_size_images_count") == 2
+
+
+async def test_a_large_request_is_cut_into_batches_and_answered_in_order(
+    start: StartBatcher, gated: GatedModel, model: Model, images: Images
+) -> None:
+    gated.open()
+    answer = await submit(start(instances=2), images)
+    np.testing.assert_allclose(answer, model.predict(images), atol=1e-5)
+    assert max(len(batch) for batch in gated.batches) == 32
+
+
+async def test_a_bulk_request_delays_a_single_image_by_one_batch_at_most(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    bulk = submit(batcher, images)
+    await until_run_starts(gated)
+    single = submit(batcher, images[500:501])
+    await until_waiting(metrics, len(images) - 32 + 1)
+    gated.open(2)
+    await asyncio.wait_for(single, TIMEOUT)
+    assert len(gated.batches) <= 3
+    assert not bulk.done()
+    gated.open()
+    assert len(await bulk) == len(images)
+
+
+async def test_bulk_requests_share_a_batch_in_turns(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    blocker = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    dark, light = np.zeros((100, 28, 28), np.uint8), np.full((100, 28, 28), 200, np.uint8)
+    bulks = [submit(batcher, dark), submit(batcher, light)]
+    await until_waiting(metrics, 200)
+    gated.open()
+    await asyncio.gather(blocker, *bulks)
+    assert (gated.batches[1] == 0).all(axis=(1, 2)).sum() == 16, "two bulk requests should get half a batch of 32 each"
+
+
+async def test_a_small_request_is_not_torn_over_two_batches(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start(max_batch_size=40)
+    blocker = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    fields = [submit(batcher, images[5 * n : 5 * n + 5]) for n in range(9)]
+    await until_waiting(metrics, 45)
+    gated.open()
+    await asyncio.gather(blocker, *fields)
+    assert [len(batch) for batch in gated.batches] == [1, 40, 5]
+
+
+async def test_a_cancelled_caller_is_not_run_and_does_not_hurt_the_others(
+    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    first = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    leaving, staying = submit(batcher, images[1:6]), submit(batcher, images[6:8])
+    await until_waiting(metrics, 7)
+    leaving.cancel()
+    await until_waiting(metrics, 2)
+    gated.open()
+    np.testing.assert_allclose(await staying, model.predict(images[6:8]), atol=1e-5)
+    await first
+    assert [len(batch) for batch in gated.batches] == [1, 2]
+
+
+async def test_a_caller_that_leaves_while_its_batch_runs_does_not_hurt_the_others(
+    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    blocker = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    leaving, staying = submit(batcher, images[1:2]), submit(batcher, images[2:3])
+    await until_waiting(metrics, 2)
+    gated.open(1)
+    await until_run_starts(gated)
+    leaving.cancel()
+    gated.open()
+    np.testing.assert_allclose(await staying, model.predict(images[2:3]), atol=1e-5)
+    await blocker
+
+
+async def test_an_error_of_the_model_reaches_every_caller_of_the_batch_and_the_loop_lives(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    blocker = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    white = np.full((1, 28, 28), 255, np.uint8)
+    doomed = [submit(batcher, white), *(submit(batcher, images[n : n + 1]) for n in range(5))]
+    await until_waiting(metrics, 6)
+    gated.open()
+    await blocker
+    for outcome in await asyncio.gather(*doomed, return_exceptions=True):
+        assert isinstance(outcome, InferenceFailed)
+    assert len(await submit(batcher, images[:3])) == 3
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start(max_queue_size=10)
+    gated.open(1)
+    await submit(batcher, images[:1])
+    await until_run_starts(gated)
+    running = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    waiting = submit(batcher, images[:8])
+    await until_waiting(metrics, 8)
+    with pytest.raises(QueueFull, match="8 images wait") as refusal:
+        await batcher.submit(images[:3].tobytes())
+    assert refusal.value.retry_after_seconds > 0
+    fitting = submit(batcher, images[:2])
+    gated.open()
+    await asyncio.gather(running, waiting, fitting)
+
+
+async def test_a_request_whose_deadline_passes_while_it_waits_is_never_run(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    first = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    late = submit(batcher, images[1:4], deadline=time.monotonic())
+    in_time = submit(batcher, images[4:5], deadline=time.monotonic() + TIMEOUT)
+    await until_waiting(metrics, 4)
+    gated.open()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await asyncio.gather(first, in_time)
+    assert [len(batch) for batch in gated.batches] == [1, 1]
+    assert value(metrics.registry, "digits_queue_length_images") == 0
+
+
+async def test_a_request_whose_deadline_passes_while_it_runs_is_not_answered(
+    start: StartBatcher, gated: GatedModel, images: Images
+) -> None:
+    batcher = start()
+    deadline = time.monotonic() + 0.05
+    late = submit(batcher, images[:1], deadline)
+    await until_run_starts(gated)
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    gated.open()
+    with pytest.raises(DeadlineExceeded):
+        await late
+
+
+async def test_closing_answers_what_waits_and_takes_nothing_more(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start(instances=2)
+    taken = [submit(batcher, images[n : n + 30]) for n in range(0, 300, 30)]
+    await until_run_starts(gated)
+    closing = asyncio.create_task(batcher.close(TIMEOUT))
+    await asyncio.sleep(0)
+    with pytest.raises(Stopping):
+        await batcher.submit(images[:1].tobytes())
+    gated.open()
+    assert sum(len(answer) for answer in await asyncio.gather(*taken)) == 300
+    await closing
+
+
+async def test_closing_does_not_wait_for_a_run_that_hangs(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    hanging = submit(batcher, images[:1])
+    await until_run_starts(gated)
+    waiting = submit(batcher, images[1:2])
+    await until_waiting(metrics, 1)
+    await batcher.close(grace_seconds=0.05)
+    assert len(batcher.stuck) == 1
+    with pytest.raises(Stopping):
+        await waiting
+    hanging.cancel()
+
+
+async def test_a_queue_delay_fills_a_batch_but_not_beyond_its_size(
+    start: StartBatcher, gated: GatedModel, images: Images
+) -> None:
+    gated.open()
+    batcher = start(max_batch_size=4, max_queue_delay_seconds=TIMEOUT)
+    async with asyncio.timeout(TIMEOUT / 2):  # a full batch does not wait for the delay to end
+        await asyncio.gather(*(submit(batcher, images[n : n + 1]) for n in range(8)))
+    assert [len(batch) for batch in gated.batches] == [4, 4]
+
+
+async def test_a_queue_delay_ends_with_what_there_is(start: StartBatcher, gated: GatedModel, images: Images) -> None:
+    gated.open()
+    batcher = start(max_queue_delay_seconds=0.05)
+    first = submit(batcher, images[:1])
+    await asyncio.sleep(0)
+    second = submit(batcher, images[1:2])
+    await asyncio.gather(first, second)
+    assert [len(batch) for batch in gated.batches] == [2]
