@@ -33,6 +33,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                     f"neither a PNG, nor a JPEG, nor {IMAGE_BYTES} raw bytes, but {len(content)} bytes of something else"
                 ) from None
             pixels = np.frombuffer(content, np.uint8).reshape(IMAGE_SHAPE)
+    except Image.DecompressionBombError:
+        raise ImageError("the image is far larger than 28x28") from None
     except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
         raise ImageError(getattr(error, "strerror", None) or str(error)) from error
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

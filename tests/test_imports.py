@@ -1,0 +1,46 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What each module of the serving half may import of it: the path of a request, from left to right.
+ORDER = [
+    *["contract", "errors", "cores", "repository", "metrics", "model", "batcher", "digit_service", "edge", "settings"],
+    *["server", "client", "images", "__main__"],
+]
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    return found
+
+
+@pytest.mark.parametrize(("half", "other"), [("serving", "training"), ("training", "serving")])
+def test_neither_half_imports_the_other(half: str, other: str) -> None:
+    for file in (ROOT / half).rglob("*.py"):
+        assert not {name for name in imports(file) if name.split(".")[0] == other}, file
+
+
+def test_imports_of_the_serving_half_point_one_way() -> None:
+    files = {file.stem: file for file in (ROOT / "serving").glob("*.py")}
+    assert set(files) - {"__init__"} == set(ORDER)
+    for place, name in enumerate(ORDER):
+        used = {module.split(".")[1] for module in imports(files[name]) if module.startswith("serving.")} - {"pb"}
+        assert used <= set(ORDER[:place]), f"{name} imports {used - set(ORDER[:place])}"
+
+
+def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:
+    code = "import sys, serving.__main__; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "onnxruntime" in loaded
+    assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)

@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from serving import repository
+from serving.model import Model, ModelError
+
+
+def change(bundled: repository.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    """Writes the bundled model, edited, to `onto`."""
+    model = onnx.load(bundled.path)
+    edit(model)
+    onnx.save(model, onto)
+    return onto
+
+
+def set_metadata(model: onnx.ModelProto, name: str, value: str | None) -> None:
+    """Changes one entry, or drops it."""
+    entries = {entry.key: entry.value for entry in model.metadata_props} | {name: value}
+    helper.set_model_props(model, {key: text for key, text in entries.items() if text is not None})
+
+
+def rename_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = "pixels"
+    for node in model.graph.node:
+        node.input[:] = ["pixels" if name == "images" else name for name in node.input]
+
+
+def fix_batch_size(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+
+
+def answer_logits_as_probabilities(model: onnx.ModelProto) -> None:
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    softmax.op_type = "Identity"
+    del softmax.attribute[:]
+
+
+def normalise_over_the_batch(model: onnx.ModelProto) -> None:
+    """Subtracts the batch's mean picture from each, as a network left in training mode would."""
+    graph = model.graph
+    cast = next(node for node in graph.node if node.op_type == "Cast")
+    raw, cast.output[0] = cast.output[0], "levels"
+    graph.initializer.append(helper.make_tensor("axis", TensorProto.INT64, [1], [0]))
+    place = list(graph.node).index(cast) + 1
+    graph.node.insert(place, helper.make_node("ReduceMean", ["levels", "axis"], ["mean"], keepdims=1))
+    graph.node.insert(place + 1, helper.make_node("Sub", ["levels", "mean"], [raw]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda model: set_metadata(model, "contract", None), "lack 'contract'"),
+        (lambda model: set_metadata(model, "test_accuracy", None), "lack 'test_accuracy'"),
+        (lambda model: set_metadata(model, "contract", "99"), "where this server knows version '1'"),
+        (lambda model: set_metadata(model, "test_accuracy", "high"), "could not convert"),
+        (rename_input, r"its inputs are \{'pixels'"),
+        (fix_batch_size, r"its inputs are .*\[8, 28, 28\]"),
+        (lambda model: model.graph.output.pop(), "its outputs are"),
+        (answer_logits_as_probabilities, "not ten numbers that sum to 1"),
+        (normalise_over_the_batch, "depends on the batch"),
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused_with_the_reason(
+    bundled: repository.ModelVersion, tmp_path: Path, edit: Callable[[onnx.ModelProto], object], reason: str
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        Model(change(bundled, tmp_path / "model.onnx", edit), "1")
+
+
+def test_a_truncated_file_is_refused(bundled: repository.ModelVersion, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(bundled.path.read_bytes()[:10_000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Model(file, "1")
+
+
+def test_the_bundled_model_says_what_it_is(model: Model, bundled: repository.ModelVersion) -> None:
+    assert model.recipe == "convnet-affine"
+    assert model.test_accuracy >= 0.994
+    assert model.version == str(bundled.number)
+
+
+def test_an_answer_does_not_depend_on_the_batch_around_it(model: Model, images: np.ndarray) -> None:
+    batch = model.predict(images[:200])
+    singles = np.concatenate([model.predict(images[n : n + 1]) for n in range(200)])
+    np.testing.assert_allclose(batch, singles, atol=1e-5)
+
+
+def test_the_highest_version_is_the_one_served(tmp_path: Path) -> None:
+    for name in ("9", "10", "2", "draft", ".tmp"):
+        file = tmp_path / "digits" / name / "model.onnx"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "digits" / "11").mkdir()  # still without its file
+    assert repository.latest(tmp_path).number == 10
