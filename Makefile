@@ -13,7 +13,7 @@ STUBS := serving/pb/digits
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check lint types protos lock format samples image clean
+.PHONY: help install install-gpu serve train test check bench lint types protos lock format samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: .venv/.everything
 
 types: .venv/.everything
 	$(BIN)/mypy
+
+bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on this machine
+	$(BIN)/python -m tests.benchmarks.throughput
 
 protos: .venv/.everything ## generate the gRPC stubs from protos/
 	rm -rf $(STUBS)

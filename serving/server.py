@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -167,5 +168,14 @@ def _announce(server: Server, settings: Settings) -> None:
         *(model.version, model.recipe, model.test_accuracy, settings.provider, settings.instances),
         *(host, server.grpc_port, host, server.metrics_port),
     )
-    sample = Path(__file__).parent / "samples" / "7.png"
-    log.info("send it a first digit: digits recognize --address %s:%d %s", host, server.grpc_port, sample)
+    log.info(
+        "send it a first digit: %s recognize --address %s:%d %s",
+        _from_here(Path(sys.executable).with_name("digits")),
+        *(host, server.grpc_port),
+        _from_here(Path(__file__).parent / "samples" / "7.png"),
+    )
+
+
+def _from_here(path: Path) -> Path:
+    """The path as one would type it: from the working directory where it lies below that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,141 @@
+"""How fast the service answers, beside ONNX Runtime alone on the same model in the same run: `make bench`.
+
+A closed loop: so many callers, each sending its next call when it has the answer to the last. The callers share the
+machine with the server and are written in Python, so they cost about as much as it does: take the ratios between rows as
+telling, and the rates as a floor. Every row is measured once a round, rounds follow each other, and the median counts.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from serving import repository
+from serving.cores import usable_cores
+from serving.model import Model
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from tests.drawn_digits import draw_many
+
+CONNECTIONS = 4
+WORKLOADS = ((1, 1), (8, 1), (64, 1), (8, 64), (4, 1024))  # callers, images a call
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload, measured once; latencies in milliseconds."""
+
+    images_per_second: float
+    p50: float
+    p99: float
+    mean_batch: float
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, str]]:
+    """A `digits serve` in a process of its own: its address, and that of its metrics."""
+    command = [sys.executable, "-m", "serving", "serve", "--grpc-port=0", "--metrics-port=0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        found = re.search(r"(\S+) for gRPC, (http://\S+)", process.stderr.readline())
+        assert found is not None, "the server did not start"
+        yield found[1], found[2]
+        process.kill()
+
+
+async def measure(address: str, metrics: str, callers: int, images_per_call: int, seconds: float) -> Row:
+    """Loads the server for `seconds` and reports; a call that fails ends the benchmark."""
+    images, _ = draw_many(images_per_call, seed=0)
+    request = pb.RecognizeBatchRequest(images=images.tobytes())
+    single = pb.RecognizeRequest(image=images[0].tobytes())
+    latencies = []
+    channels = [
+        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)
+    ]
+
+    async def call_in_turn(stub: DigitServiceStub, end: float) -> None:
+        while (start := time.perf_counter()) < end:
+            await (stub.Recognize(single) if images_per_call == 1 else stub.RecognizeBatch(request))
+            latencies.append(time.perf_counter() - start)
+
+    stubs = [DigitServiceStub(channel) for channel in channels]
+    before, start = scrape(metrics), time.perf_counter()
+    await asyncio.gather(*(call_in_turn(stubs[n % CONNECTIONS], start + seconds) for n in range(callers)))
+    elapsed, after = time.perf_counter() - start, scrape(metrics)
+    for channel in channels:
+        await channel.close()
+    runs, images_run = (after[key] - before[key] for key in ("count", "sum"))
+    p50, p99 = np.quantile(latencies, (0.5, 0.99)) * 1000
+    return Row(len(latencies) * images_per_call / elapsed, p50, p99, images_run / runs)
+
+
+def scrape(metrics: str) -> dict[str, float]:
+    """Runs of the model so far ("count"), and images in them ("sum")."""
+    with urllib.request.urlopen(metrics) as page:
+        text = str(page.read(), "utf-8")
+    return {key: float(text.split(f"\ndigits_batch_size_images_{key} ")[1].split()[0]) for key in ("count", "sum")}
+
+
+def bare(model: Model, seconds: float) -> float:
+    """Images a second of the model alone, in batches of 128, on as many threads as the server uses."""
+    images = draw_many(128, seed=0)[0]
+    end = time.perf_counter() + seconds
+
+    def run() -> int:
+        done = 0
+        while time.perf_counter() < end:
+            done += len(model.predict(images))
+        return done
+
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        start = time.perf_counter()
+        total = sum(future.result() for future in [threads.submit(run) for _ in range(usable_cores())])
+    return total / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measures every workload and prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    options = parser.parse_args()
+    version = repository.latest(repository.BUNDLED)
+    model = Model(version.path, str(version.number))
+    alone: list[float] = []
+    rows: dict[tuple[int, int], list[Row]] = {workload: [] for workload in WORKLOADS}
+    with server() as (address, metrics):
+        asyncio.run(measure(address, metrics, 8, 1, 1.0))  # warm-up
+        for _ in range(options.rounds):
+            alone.append(bare(model, options.seconds))
+            for callers, images_per_call in WORKLOADS:
+                row = asyncio.run(measure(address, metrics, callers, images_per_call, options.seconds))
+                rows[callers, images_per_call].append(row)
+    ceiling = statistics.median(alone)
+    print(f"Medians of {options.rounds} rounds, {os.cpu_count()} cores, model {model.recipe}.\n")
+    print("| callers | images a call | images/s | of bare ONNX Runtime | p50 ms | p99 ms | images a run |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"| bare ONNX Runtime, {usable_cores()} threads | 128 | {ceiling:,.0f} | 1.00 | | | 128 |")
+    for (callers, images_per_call), measured in rows.items():
+        rate, p50, p99, batch = (
+            statistics.median(getattr(row, name) for row in measured)
+            for name in ("images_per_second", "p50", "p99", "mean_batch")
+        )
+        print(
+            f"| {callers} | {images_per_call:,} | {rate:,.0f} | {rate / ceiling:.2f} | {p50:.1f} | {p99:.1f} | {batch:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
