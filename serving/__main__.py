@@ -19,7 +19,7 @@ from serving.repository import RepositoryError
 from serving.server import PortTaken, serve
 from serving.settings import Settings
 
-IMAGES_PER_CALL = 1000
+IMAGES_PER_CALL = 100
 
 
 def main(arguments: list[str] | None = None) -> int:
