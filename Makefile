@@ -63,7 +63,7 @@ format: .venv/.everything ## format the code and mend what the linter can
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.drawn_digits
 
-image: ## build the container image of the service [IMAGE=postal-digits]
+image: ## build the container image of the service [IMAGE=postal-digits CONTAINERS=podman]
 	$(if $(CONTAINERS),,$(error no docker, podman or buildah here to build the image with))
 	$(CONTAINERS) build --file deploy/docker/Dockerfile --tag $(IMAGE) .
 

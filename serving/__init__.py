@@ -11,3 +11,8 @@
 `server` wires the path, binds the ports, and stops without losing a call; `repository` finds the model version to serve;
 `settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire.
 """
+
+import os
+
+# ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,15 @@ def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded
     assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)
+
+
+@pytest.mark.parametrize("half", ["serving.model", "training.verify"])
+def test_onnx_runtime_leaves_no_trace_of_its_use_and_reports_it_to_nobody(half: str, tmp_path: Path) -> None:
+    code = f"import {half}, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1]); print('ran')"
+    model = next((ROOT / "serving" / "models").rglob("model.onnx"))
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code, str(model)]
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ran = subprocess.run(command, env=environment | home, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "ran"
+    assert not [file for file in tmp_path.rglob("*") if "Microsoft" in str(file)]

@@ -8,3 +8,8 @@ A recipe names the data split, the distortions, the network, the optimiser and i
 from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are
 all that crosses to `serving`; neither package imports the other.
 """
+
+import os
+
+# ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
