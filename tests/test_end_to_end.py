@@ -24,7 +24,7 @@ async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_s
     start_server: StartServer, drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, name: str
 ) -> None:
     test = Examples(*drawings)
-    recipe = replace(RECIPES[name], batch_size=8, validation=min(100, RECIPES[name].validation))
+    recipe = replace(RECIPES[name], batch_size=8, validation_images=min(100, RECIPES[name].validation_images))
     dataset = Dataset(Examples(*draw_many(600, seed=2)), test, sha256="none: drawn")
     version = pipeline.run(recipe, dataset, seed=0, epochs=12, model_directory=tmp_path / "digits")
     assert sorted(file.name for file in version.iterdir()) == ["MODEL_CARD.md", "model.keras", "model.onnx", "run.json"]

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from pathlib import Path
 
 import keras
@@ -7,6 +8,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from serving.model import Model
+from serving.repository import ModelVersion
 from training import architectures, dataset, pipeline
 from training.__main__ import main
 from training.augmentation import RandomAffine
@@ -15,7 +18,7 @@ from training.dataset import Dataset, DatasetError, Examples, hold_out, load_mni
 from training.evaluate import evaluate, wilson_interval
 from training.export import export
 from training.recipes import RECIPES
-from training.verify import VerificationError, verify
+from training.verify import Exported, VerificationError, verify
 
 Images = NDArray[np.uint8]
 
@@ -122,7 +125,7 @@ def test_an_export_is_lean_and_answers_as_keras_does(network: keras.Sequential, 
     assert operations.count("Cast") == 1
     assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
     onnx.save(model, tmp_path / "model.onnx")
-    assert verify(tmp_path / "model.onnx", network, 1.7, images).largest_difference < 1e-5
+    assert verify(Exported(tmp_path / "model.onnx"), network, 1.7, images).largest_difference < 1e-5
 
 
 def test_verification_notices_another_network_and_another_temperature(
@@ -130,10 +133,50 @@ def test_verification_notices_another_network_and_another_temperature(
 ) -> None:
     onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
-        verify(tmp_path / "model.onnx", network, 1.8, images)
+        verify(Exported(tmp_path / "model.onnx"), network, 1.8, images)
     other = keras.models.clone_model(network)
     with pytest.raises(VerificationError, match="digits differ"):
-        verify(tmp_path / "model.onnx", other, 1.7, images)
+        verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
+
+
+def flip_logits(model: onnx.ModelProto) -> None:
+    softmax_node = next(node for node in model.graph.node if node.op_type == "Softmax")
+    raw = next(node for node in model.graph.node if "logits" in node.output)
+    raw.output[0] = "sound"
+    for node in model.graph.node:
+        node.input[:] = ["sound" if name == "logits" else name for name in node.input]
+    assert softmax_node.input[0] != "logits"
+    model.graph.node.append(onnx.helper.make_node("Neg", ["sound"], ["logits"]))
+
+
+def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
+    model = export(network, 1.7, {})
+    flip_logits(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="logits differ"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)
+
+
+def test_a_version_that_is_not_what_it_says_of_itself_is_refused(
+    bundled: ModelVersion, mnist_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
+    assert "can't be loaded" in capsys.readouterr().err
+    model = onnx.load(bundled.path)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, entries | {"test_accuracy": "0.9999"})
+    onnx.save(model, tmp_path / "model.onnx")
+    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
+    assert "is no version that `digits-train run` made" in capsys.readouterr().err
+    shutil.copy(bundled.path.with_name("model.keras"), tmp_path)
+    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
+    assert "says of itself that its test accuracy is 0.9999" in capsys.readouterr().err
+
+
+def test_versions_always_grow(tmp_path: Path) -> None:
+    (tmp_path / "30000101000000").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert pipeline._next_version(tmp_path) == 30000101000001
 
 
 def test_what_fails_verification_is_not_published(
@@ -163,13 +206,13 @@ def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str],
 
 
 def test_the_bundled_model_reads_at_least_994_in_a_thousand_and_agrees_with_keras_on_all_ten_thousand(
-    mnist_path: Path, capsys: pytest.CaptureFixture[str]
+    bundled: ModelVersion, model: Model, mnist_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (version,) = Path("serving/models/digits").iterdir()
-    assert main(["verify", str(version), "--data", str(mnist_path)]) == 0
+    assert main(["verify", str(bundled.path.parent), "--data", str(mnist_path)]) == 0
     said = capsys.readouterr().out
-    assert "ONNX agrees with Keras on all 10,000 images at batch 1, 7, 32" in said
-    assert float(said.split()[2]) >= 0.994
+    assert f"test accuracy {model.test_accuracy:.4f}" in said, "measured as the model says of itself"
+    assert model.test_accuracy >= 0.994
+    assert "ONNX agrees with Keras on all 10,000 images at batch 1, 7, 32, 128" in said
 
 
 def test_mnist_is_what_keras_ships(mnist_path: Path) -> None:

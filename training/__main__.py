@@ -10,7 +10,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
     options = _parser().parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is loaded, or it greets with a page of notes
-    from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
+    try:
+        from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
+    except ModuleNotFoundError as error:
+        print(f"digits-train: {error}; training needs `pip install postal-digits[training]`", file=sys.stderr)
+        return 1
 
     return commands.carry_out(options)
 
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = actions.add_parser(
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
     )
-    verify.add_argument("version", type=Path, help="a version's directory, with model.onnx, model.keras and run.json")
+    verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
     return parser
 
 

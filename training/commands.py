@@ -1,7 +1,6 @@
 """What each command of `digits-train` does."""
 
 import argparse
-import json
 import sys
 
 import keras
@@ -9,8 +8,9 @@ import keras
 from training import pipeline
 from training.dataset import DatasetError, load_mnist
 from training.evaluate import evaluate
+from training.export import ExportError
 from training.recipes import RECIPES
-from training.verify import VerificationError, probabilities, verify
+from training.verify import Exported, VerificationError, verify
 
 
 def carry_out(options: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def carry_out(options: argparse.Namespace) -> int:
     action = {"list": list_recipes, "run": run_recipe, "verify": verify_version}[options.action]
     try:
         return action(options)
-    except (DatasetError, VerificationError) as error:
+    except (DatasetError, ExportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
 
@@ -44,14 +44,17 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 
 def verify_version(options: argparse.Namespace) -> int:
-    """Reports what a version's ONNX file reads right, and that it agrees with its Keras network."""
-    test = load_mnist(options.data).test
+    """Reports what a version's ONNX file reads right, and that it is what it says of itself and agrees with Keras."""
+    exported = Exported(options.version / "model.onnx")
     try:
-        record = json.loads((options.version / "run.json").read_text())
         network = keras.models.load_model(options.version / "model.keras")
-    except (OSError, ValueError) as error:
-        print(f"digits-train: {options.version} is no model version of `digits-train run`: {error}", file=sys.stderr)
-        return 1
-    print(evaluate(probabilities(options.version / "model.onnx", test.images, 100), test.labels))
-    print(verify(options.version / "model.onnx", network, record["temperature"], test.images))
+        temperature, stated = (float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
+    except (KeyError, ValueError) as error:
+        raise VerificationError(f"{options.version} is no version that `digits-train run` made: {error}") from error
+    test = load_mnist(options.data).test
+    evaluation = evaluate(exported.answers(test.images, 100)[1], test.labels)
+    print(f"test {evaluation}")
+    if evaluation.accuracy != stated:
+        raise VerificationError(f"{exported.path} says of itself that its test accuracy is {stated}")
+    print(verify(exported, network, temperature, test.images))
     return 0

@@ -1,6 +1,7 @@
 """MNIST, checked by its checksum before it is used, and split into the parts that each stage may see."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +61,16 @@ def load_mnist(path: Path | None = None) -> Dataset:
             ) from error
         return Dataset(Examples(*train), Examples(*test), MNIST_SHA256)
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read MNIST from {path}: {error.strerror}.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != MNIST_SHA256:
         raise DatasetError(
             f"{path} is not mnist.npz as Keras ships it: its SHA-256 is {sha256}, MNIST's is {MNIST_SHA256}. "
             "Fetch it again, or point --data (or DIGITS_DATA) at a good copy."
         )
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return Dataset(Examples(arrays["x_train"], arrays["y_train"]), Examples(arrays["x_test"], arrays["y_test"]), sha256)
 
 

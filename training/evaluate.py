@@ -29,7 +29,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"test accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {self.images:,} images"
+        return f"accuracy {self.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) on {self.images:,} images"
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:

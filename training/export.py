@@ -14,14 +14,23 @@ CONTRACT = "1"
 OPSET = 18
 
 
+class ExportError(Exception):
+    """No model can be exported here; the message says why."""
+
+
+def require_exportable() -> None:
+    """Raises ExportError unless Keras runs on TensorFlow, which tf2onnx reads its graphs from."""
+    if keras.backend.backend() != "tensorflow":
+        raise ExportError(f"export needs KERAS_BACKEND=tensorflow, and this is {keras.backend.backend()}")
+
+
 def export(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
     """Turns `network` (float32 images 0 to 1 in, logits out) into an ONNX model that meets the contract.
 
     Raises:
-        RuntimeError: Keras does not run on TensorFlow, which tf2onnx reads its graphs from.
+        ExportError: as `require_exportable` does.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(f"export needs KERAS_BACKEND=tensorflow, and this is {keras.backend.backend()}")
+    require_exportable()
     import tensorflow as tf  # only here: everything else in `training` runs on any Keras backend
     import tf2onnx
 

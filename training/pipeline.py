@@ -17,11 +17,11 @@ import onnx
 from training.calibrate import fit_temperature, softmax
 from training.dataset import Dataset, hold_out
 from training.evaluate import evaluate
-from training.export import export
+from training.export import export, require_exportable
 from training.fit import fit, logits
 from training.recipes import Recipe
 from training.report import model_card
-from training.verify import verify
+from training.verify import Exported, verify
 
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
@@ -29,8 +29,8 @@ LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
 def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path) -> Path:
     """Trains, calibrates, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
-    The version is the UTC time of its making, YYYYMMDDhhmmss: it grows, and no two sites make the same one. Its directory
-    appears in `model_directory` whole, and only when verification has passed:
+    The version is the UTC time of its publication, YYYYMMDDhhmmss, or one more than the highest that there is: it always
+    grows. Its directory appears in `model_directory` whole, and only when verification has passed:
 
         model.onnx       what the service reads, and all it reads
         model.keras      the network behind it, to export again or to verify
@@ -41,20 +41,39 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         The new version's directory.
 
     Raises:
+        ExportError: models can't be exported here; said before anything is trained.
+        OSError: `model_directory` can't be written to; likewise.
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
+    require_exportable()
+    model_directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:
+        draft = Path(scratch) / "version"
+        draft.mkdir()
+        record = _make(recipe, dataset, seed, epochs, draft)
+        (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        (draft / "MODEL_CARD.md").write_text(model_card(record, recipe.source))
+        published = model_directory / str(_next_version(model_directory))
+        draft.rename(published)
+    return published
+
+
+def _make(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, directory: Path) -> dict[str, Any]:
+    """Walks the road from the data to a verified model.onnx in `directory`; returns the run record."""
     created, commit = datetime.now(UTC), _commit()
-    train, validation = hold_out(dataset.train, recipe.validation, seed)
+    train, validation = hold_out(dataset.train, recipe.validation_images, seed)
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs)
 
-    temperature = 1.0
-    if recipe.validation:
-        temperature = fit_temperature(logits(fitted.network, validation.images), validation.labels)
-    print(f"calibrate  temperature {temperature:.4f} from {len(validation):,} held-out images")
+    temperature, validated = 1.0, None
+    if recipe.validation_images:
+        held_out = logits(fitted.network, validation.images)
+        temperature = fit_temperature(held_out, validation.labels)
+        validated = evaluate(softmax(held_out, temperature), validation.labels)
+        print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
 
-    evaluation = evaluate(softmax(logits(fitted.network, dataset.test.images), temperature), dataset.test.labels)
-    print(f"evaluate   {evaluation}")
+    tested = evaluate(softmax(logits(fitted.network, dataset.test.images), temperature), dataset.test.labels)
+    print(f"evaluate   test {tested}")
 
     record: dict[str, Any] = {
         "recipe": recipe.name,
@@ -66,7 +85,8 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         "training_images": len(train),
         "validation_images": len(validation),
         "temperature": temperature,
-        "test": asdict(evaluation),
+        "validation": validated and asdict(validated),
+        "test": asdict(tested),
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
         "libraries": {name: installed(name) for name in LIBRARIES},
@@ -75,21 +95,18 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         "commit": commit,
         "created": created.isoformat(timespec="seconds"),
     }
-    model_directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:
-        draft = Path(scratch) / "version"
-        draft.mkdir()
-        onnx.save(export(fitted.network, temperature, _metadata(record)), draft / "model.onnx")
-        print(f"export     {(draft / 'model.onnx').stat().st_size:,} bytes of ONNX")
-        fitted.network.save(draft / "model.keras")
-        verification = verify(draft / "model.onnx", fitted.network, temperature, dataset.test.images)
-        print(f"verify     {verification}")
-        record["verification"] = asdict(verification)
-        (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        (draft / "MODEL_CARD.md").write_text(model_card(record, recipe.source))
-        published = model_directory / created.strftime("%Y%m%d%H%M%S")
-        draft.rename(published)
-    return published
+    onnx_file = directory / "model.onnx"
+    onnx.save(export(fitted.network, temperature, _metadata(record)), onnx_file)
+    print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
+    fitted.network.save(directory / "model.keras")
+    verification = verify(Exported(onnx_file), fitted.network, temperature, dataset.test.images)
+    print(f"verify     {verification}")
+    return {**record, "verification": asdict(verification)}
+
+
+def _next_version(model_directory: Path) -> int:
+    versions = [int(path.name) for path in model_directory.iterdir() if path.name.isdecimal()]
+    return max([int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), *(version + 1 for version in versions)])
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
@@ -107,10 +124,16 @@ def _metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the code that is running, marked when it had changes; "unknown" outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the code that is running, marked when it had changes; "unknown" when it is no checkout of its own."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        git("ls-files", "--error-unmatch", here.name)  # in a .venv inside a checkout, git would tell of that one
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return answer.stdout.strip()

@@ -20,7 +20,7 @@ class Recipe:
         optimiser: builds the optimiser, given the number of updates the run will make.
         batch_size: images per update.
         epochs: passes over the training images.
-        validation: training images held out, at random, to watch the run and to fit the temperature; 0 trains on all.
+        validation_images: how many are held out of training, at random, to watch the run and to fit the temperature.
         augmentation: builds the layer that distorts training images, given a seed; None trains on them as they are.
     """
 
@@ -30,7 +30,7 @@ class Recipe:
     optimiser: Callable[[int], keras.Optimizer]
     batch_size: int
     epochs: int
-    validation: int = 0
+    validation_images: int = 0
     augmentation: Callable[[int], keras.Layer] | None = None
 
 
@@ -61,7 +61,7 @@ RECIPES = {
             optimiser=_adamw_cosine,
             batch_size=128,
             epochs=20,
-            validation=10_000,
+            validation_images=10_000,
             augmentation=lambda seed: RandomAffine(rotation=12, shear=0.2, zoom=0.12, shift=2, seed=seed),
         ),
     )

@@ -33,7 +33,8 @@ Reads one handwritten digit from a 28x28 image framed as MNIST frames them: whit
 | training time | {record["fit_seconds"]:,.0f} s on {record["machine"]} |
 | code | commit {record["commit"]}, {record["created"]} |
 
-The test images were used once, for the figures above; nothing was chosen by them. The writers of MNIST were American
+The test images are judged once, after training, and the program chooses nothing by them: neither epoch, nor temperature,
+nor anything else. The writers of MNIST were American
 census workers and high-school students around 1990: other hands, pens, scanners and framings will be read less well, and
 the confidence is calibrated for images like these only. Not meant for anything but digits: it answers with a digit
 whatever it is shown.
