@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.repository import latest
 from tests.conftest import TIMEOUT, StartServer
 from tests.drawn_digits import draw_many
 from training import pipeline
@@ -24,12 +26,14 @@ async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_s
     start_server: StartServer, drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, name: str
 ) -> None:
     test = Examples(*drawings)
-    recipe = replace(RECIPES[name], batch_size=8, validation_images=min(100, RECIPES[name].validation_images))
+    recipe = replace(RECIPES[name], batch_size=16, validation_images=min(100, RECIPES[name].validation_images))
     dataset = Dataset(Examples(*draw_many(600, seed=2)), test, sha256="none: drawn")
     version = pipeline.run(recipe, dataset, seed=0, epochs=12, model_directory=tmp_path / "digits")
     assert sorted(file.name for file in version.iterdir()) == ["MODEL_CARD.md", "model.keras", "model.onnx", "run.json"]
 
-    server = await start_server(models=tmp_path)
+    found = latest(tmp_path)
+    model = Model(found.path, str(found.number))
+    server = await start_server(model)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         request = pb.RecognizeBatchRequest(images=test.images.tobytes())
         answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
@@ -41,5 +45,5 @@ async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_s
     np.testing.assert_allclose(np.array(answer.probabilities).reshape(-1, 10), expected, atol=1e-4)
     assert answer.model_version == version.name
     accuracy = np.mean(np.array(answer.digits) == test.labels)
-    assert accuracy == pytest.approx(server.model.test_accuracy)
+    assert accuracy == pytest.approx(model.test_accuracy)
     assert accuracy > 0.9, "600 drawings teach a network to read drawings"

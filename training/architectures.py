@@ -42,8 +42,11 @@ def convnet_bn() -> keras.Sequential:
 
 
 def _normalised_convolution(filters: int) -> tuple[keras.Layer, ...]:
-    """A 3x3 convolution, batch normalisation and relu; the normalisation's offset makes a bias superfluous."""
-    return layers.Conv2D(filters, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU()
+    """A 3x3 convolution, batch normalisation and relu; the normalisation's offset makes a bias superfluous.
+
+    With Keras' own momentum, 0.99, the averages that the network is judged by take a thousand updates to settle.
+    """
+    return layers.Conv2D(filters, 3, use_bias=False), layers.BatchNormalization(momentum=0.9), layers.ReLU()
 
 
 def _sequential(*stack: keras.Layer) -> keras.Sequential:

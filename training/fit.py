@@ -29,8 +29,8 @@ class Fit:
 def fit(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> Fit:
     """Trains `recipe`'s network on `train` for `epochs`, watching `validation` where there is any.
 
-    The last epoch's weights are the result (their running average, where the recipe keeps one): no epoch is picked by
-    its score. On one machine, the same seed gives the same network as far as the backend's own arithmetic allows.
+    The last epoch's weights are the result: no epoch is picked by its score. On one machine, the same seed gives the same
+    network as far as the backend's own arithmetic allows.
     """
     keras.utils.set_random_seed(seed)
     network = recipe.network()
@@ -43,8 +43,10 @@ def fit(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs
             network,
         ]
     )
-    optimiser = recipe.optimiser(epochs * -(-len(train) // recipe.batch_size))
-    trainer.compile(optimiser, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    updates = epochs * -(-len(train) // recipe.batch_size)
+    trainer.compile(
+        recipe.optimiser(updates), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
     start = time.monotonic()
     history = trainer.fit(
         train.images,
@@ -53,7 +55,6 @@ def fit(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs
         epochs=epochs,
         validation_data=(validation.images, validation.labels) if len(validation) else None,
         validation_batch_size=500,
-        callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if optimiser.use_ema else None,
         verbose=1 if sys.stdout.isatty() else 2,  # a bar that moves, or one line an epoch in a log
     )
     return Fit(network, history.history, time.monotonic() - start)

@@ -35,12 +35,12 @@ class Recipe:
 
 
 def _adamw_cosine(updates: int) -> keras.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), cosine decay after a warm-up, weights averaged over time."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with cosine decay after a warm-up."""
     warmup = updates // 20
     rate = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=1e-4, decay_steps=updates - warmup, warmup_target=2e-3, warmup_steps=warmup
     )
-    return keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=True, ema_momentum=0.995)
+    return keras.optimizers.AdamW(rate, weight_decay=0.01)
 
 
 RECIPES = {
@@ -56,7 +56,7 @@ RECIPES = {
         ),
         Recipe(
             name="convnet-affine",
-            source="ours: the convnet with batch normalisation, distorted images, AdamW and averaged weights",
+            source="ours: the convnet with batch normalisation, distorted images and AdamW",
             network=architectures.convnet_bn,
             optimiser=_adamw_cosine,
             batch_size=128,
