@@ -8,8 +8,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= convnet-affine
 IMAGE ?= postal-digits
+SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
-STUBS := serving/pb/digits
+generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*/*.proto)
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
@@ -20,9 +22,10 @@ help: ## list the verbs
 
 install: .venv/.everything ## install both halves and the development tools into .venv
 
-install-gpu: .venv/.serving ## put the CUDA build of ONNX Runtime in the place of the CPU one
+install-gpu: .venv/.serving ## have `make serve` run on CUDA: put the GPU build of ONNX Runtime in the place of the CPU one
 	$(PIP) uninstall --yes onnxruntime
 	$(PIP) install --require-hashes -r serving/requirements-gpu.lock
+	@touch .venv/.gpu
 
 serve: .venv/.serving ## serve the newest model: ./models if `make train` made one, else the bundled one [GRPC_PORT=8001 METRICS_PORT=8002]
 	@exec $(BIN)/digits serve $(if $(wildcard models/digits/*/model.onnx),--models models) \
@@ -40,6 +43,8 @@ lint: .venv/.everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint protos
+	@rm -rf build/stubs && mkdir -p build/stubs && $(call generate,build/stubs) && \
+		diff -r --exclude=__pycache__ build/stubs/serving/pb serving/pb || { echo 'stubs differ from protos/: make protos'; exit 1; }
 
 types: .venv/.everything
 	$(BIN)/mypy
@@ -48,8 +53,8 @@ bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on th
 	$(BIN)/python -m tests.benchmarks.throughput
 
 protos: .venv/.everything ## generate the gRPC stubs from protos/
-	rm -rf $(STUBS)
-	$(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/*.proto
+	rm -rf serving/pb
+	$(call generate,.)
 
 lock: .venv/.everything ## choose the newest versions of all dependencies anew
 	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock
@@ -75,11 +80,12 @@ clean: ## remove everything that the verbs made, but for trained models
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
-.venv/.serving: serving/requirements.lock pyproject.toml | .venv/bin/python
-	$(PIP) install --require-hashes -r serving/requirements.lock
+.venv/.serving: $(SERVING_LOCK) pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes -r $(SERVING_LOCK)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/.everything: tests/requirements.lock .venv/.serving
+	@test ! -e .venv/.gpu || { echo 'this .venv serves on CUDA: use another checkout, or `make clean` first'; exit 1; }
 	$(PIP) install --require-hashes -r tests/requirements.lock
 	@touch $@

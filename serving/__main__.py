@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import CliSettingsSource
 
 from serving.client import DigitClient
@@ -59,8 +60,7 @@ def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
         asyncio.run(serve(Settings(_cli_settings_source=flags)))
     except ValidationError as error:
         for mistake in error.errors():
-            name = "_".join(map(str, mistake["loc"]))
-            print(f"digits serve: {name + ': ' if name else ''}{mistake['msg']}, not {mistake['input']!r}", file=sys.stderr)
+            print(f"digits serve: {_explain(mistake)}", file=sys.stderr)
         return 2
     except (RepositoryError, ModelError, PortTaken) as error:
         print(f"digits serve: {error}", file=sys.stderr)
@@ -68,26 +68,33 @@ def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
     return 0
 
 
+def _explain(mistake: ErrorDetails) -> str:
+    """What is wrong with a setting, under the names that it can be set by."""
+    if not mistake["loc"]:  # two settings that contradict each other
+        return mistake["msg"]
+    name = str(mistake["loc"][0])
+    return f"--{name.replace('_', '-')} (DIGITS_{name.upper()}): {mistake['msg']}, not {mistake['input']!r}"
+
+
 def _recognize(files: list[Path], address: str, timeout_seconds: float, *, as_json: bool) -> int:
     """Sends what can be read of `files`, prints a line for each, and says on stderr what could not be."""
     failed = False
-    images = {}
+    readable = []
     for file in files:
         try:
-            images[file] = read_image(file)
+            readable.append((file, read_image(file)))
         except ImageError as error:
             print(f"digits recognize: {file}: {error}", file=sys.stderr)
             failed = True
-    readable = list(images)
     with DigitClient(address, timeout_seconds) as client:
         for start in range(0, len(readable), IMAGES_PER_CALL):
             part = readable[start : start + IMAGES_PER_CALL]
             try:
-                recognitions = client.recognize_batch(np.stack([images[file] for file in part]))
+                recognitions = client.recognize_batch(np.stack([image for _, image in part]))
             except grpc.RpcError as error:
                 print(f"digits recognize: {address}: {error.code().name}: {error.details()}", file=sys.stderr)
                 return 1
-            for file, read in zip(part, recognitions, strict=True):
+            for (file, _), read in zip(part, recognitions, strict=True):
                 if as_json:
                     answer = {"file": str(file), "digit": read.digit, "confidence": round(read.confidence, 6)}
                     print(json.dumps({**answer, "version": read.model_version}))

@@ -1,6 +1,6 @@
 """Gathers the images of many requests into runs of the model.
 
-There is no timer by default: a thread that is free takes whatever waits once no more is just coming in, so a lone
+No clock is involved by default: a thread that is free takes whatever waits once no more is just coming in, so a lone
 request is run at once and batches grow with the load. A request lies in the queue together with its caller's future:
 when the caller gives up, both are gone, and when a run fails, only the requests in it do.
 """
@@ -25,9 +25,11 @@ from serving.metrics import Metrics
 log = logging.getLogger(__name__)
 
 # Turns of the event loop without a new request after which no more is just coming in: a call takes several from its first
-# byte to the queue. 0, 8 and 20 turns gave batches of 4, 31 and 62 to 64 callers, and 1.00, 1.15 and 1.23 times the calls
-# a second; a lone caller 1.00, 0.97 and 0.85 times (h2load, two cores, medians).
+# byte to the queue. With 64 callers, 0, 8 and 20 turns made runs of 4, 31 and 62 images and 1.00, 1.15 and 1.23 times the
+# calls a second; a lone caller made 1.00, 0.97 and 0.85 times (h2load, two cores).
 _QUIET_TURNS = 8
+
+_STOPPED = "the server stopped before it could answer"
 
 
 class Predictor(Protocol):
@@ -61,7 +63,7 @@ class _Slice:
 
 
 class Batcher:
-    """The queue before one model, and the loops that empty it. Everything but the runs happens on the event loop."""
+    """The queue before one model, and the runners that empty it. Everything but the runs happens on the event loop."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class Batcher:
         max_queue_size: int,
         max_queue_delay_seconds: float = 0.0,
     ):
-        """Starts `instances` loops on the running event loop, each with a thread to run the model in.
+        """Starts `instances` runners on the running event loop, each with a thread to run the model in.
 
         Args:
             model: what runs the batches.
@@ -93,12 +95,12 @@ class Batcher:
         self._queue: OrderedDict[_Request, None] = OrderedDict()  # in order of turn; a dict, so that any can leave
         self._waiting = 0  # images in the queue
         self._seconds_per_image = 0.0  # running average, for the retry hint
+        self._running = 0  # runs of the model under way
         self._stopping = False
         self._work = asyncio.Event()  # set while there is anything to do
         self._full = asyncio.Event()  # set while there is no sense in waiting for more
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
-        self.stuck: set[asyncio.Task[None]] = set()
-        self._loops = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
+        self._runners = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
 
     async def submit(self, pixels: bytes, deadline: float = math.inf) -> NDArray[np.float32]:
         """Has the model read some images.
@@ -115,15 +117,18 @@ class Batcher:
             DeadlineExceeded: the deadline passed; what still waited then was not run.
             InferenceFailed: the model raised an error on a batch with any of them in it.
             Stopping: the batcher was closed.
+            ValueError: `pixels` is no whole number of images, or none.
         """
-        count = len(pixels) // IMAGE_BYTES
+        count, rest = divmod(len(pixels), IMAGE_BYTES)
+        if rest or not count:
+            raise ValueError(f"{len(pixels)} bytes are no whole number of images")
         if self._stopping:
             raise Stopping("the server is stopping")
         if self._waiting + count > self._max_queue_size:
             raise QueueFull(
                 f"the queue is full: {self._waiting} images wait, and {count} more would pass its limit of "
                 f"{self._max_queue_size}",
-                retry_after_seconds=self._waiting * self._seconds_per_image,
+                retry_after_seconds=(self._waiting + count - self._max_queue_size) * self._seconds_per_image,
             )
         request = _Request(
             pixels=memoryview(pixels),
@@ -143,20 +148,23 @@ class Batcher:
                 self._remove(request)
                 self._queue_changed()
 
-    async def close(self, grace_seconds: float) -> None:
-        """Takes no more requests, answers those that it has, and stops.
+    async def close(self, grace_seconds: float) -> int:
+        """Takes no more requests, answers those that it has, and stops; what takes longer than the grace ends as Stopping.
 
-        Those that it can't answer within `grace_seconds` end as Stopping. A run of the model can't be cut off: its thread
-        lives on, and `stuck` says so.
+        Returns:
+            Runs of the model that have not ended. They can't be cut off: their threads live on.
         """
         self._stopping = True
         self._queue_changed()
-        _, self.stuck = await asyncio.wait(self._loops, timeout=grace_seconds)
-        for loop in self.stuck:
-            loop.cancel()
+        _, late = await asyncio.wait(self._runners, timeout=grace_seconds)
+        stuck = self._running
+        for runner in late:
+            runner.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         for request in [*self._queue]:
-            _fail(request, Stopping("the server stopped before it could answer"))
-        self._threads.shutdown(wait=not self.stuck)
+            _fail(request, Stopping(_STOPPED))
+        self._threads.shutdown(wait=not stuck)
+        return stuck
 
     async def _run_batches(self) -> None:
         """Empties the queue, batch by batch, until the batcher is closed and the queue is empty."""
@@ -172,13 +180,17 @@ class Batcher:
     async def _let_arrive(self) -> None:
         """Lets the requests that are just coming in reach the queue, or as many as make a batch."""
         quiet = 0
-        while quiet < _QUIET_TURNS and self._waiting < self._max_batch_size:
+        while quiet < _QUIET_TURNS and not self._full.is_set():
             before = self._waiting
             await asyncio.sleep(0)
             quiet = quiet + 1 if self._waiting == before else 0
-        if self._delay and not self._stopping:
+        while self._delay and self._queue and not self._full.is_set():
+            oldest = next(iter(self._queue))
+            remaining = oldest.arrived + self._delay - time.monotonic()
+            if remaining <= 0:
+                return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), self._delay)
+                await asyncio.wait_for(self._full.wait(), remaining)
 
     def _next_batch(self) -> list[_Slice]:
         """Takes up to a batch of images off the queue, the requests in turn, and drops the requests that are late."""
@@ -188,13 +200,19 @@ class Batcher:
         while self._queue:
             request = next(iter(self._queue))
             if request.deadline <= now:
-                self._remove(request)
                 _fail(request, DeadlineExceeded("the deadline passed while the request waited"))
+            if request.answer.done():  # late, failed in another run, or its caller is gone
+                self._remove(request)
                 continue
             left = request.count - request.taken
-            size = min(left, self._turn) if len(self._queue) > 1 else min(left, room)
+            if left <= self._turn:
+                size = left  # so little is never torn in two
+            elif len(self._queue) == 1:
+                size = min(left, room)
+            else:
+                size = min(left, room, self._turn)
             if not 0 < size <= room:
-                break  # the batch is full, or has less room than a turn: what fits one turn is not torn in two
+                break
             if request.taken == 0:
                 self._metrics.queue_seconds.observe(now - request.arrived)
             batch.append(_Slice(request, request.taken, request.taken + size))
@@ -211,20 +229,33 @@ class Batcher:
     async def _run(self, batch: list[_Slice]) -> None:
         """Runs one batch in a thread and hands its answers out; an error reaches this batch's callers, and only them."""
         start = time.monotonic()
+        self._running += 1
         try:
             pixels = b"".join([part.request.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES] for part in batch])
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
-            loop = asyncio.get_running_loop()
-            probabilities = await loop.run_in_executor(self._threads, self._model.predict, images)
+            event_loop = asyncio.get_running_loop()
+            probabilities = await event_loop.run_in_executor(self._threads, self._model.predict, images)
             end = time.monotonic()
             self._metrics.batch_size.observe(len(images))
             self._metrics.inference_seconds.observe(end - start)
-            self._seconds_per_image += 0.1 * ((end - start) / len(images) / len(self._loops) - self._seconds_per_image)
+            self._learn_pace((end - start) / len(images) / len(self._runners))
             _hand_out(batch, probabilities, end)
         except Exception:
-            log.exception("a batch of %d requests failed", len(batch))
+            log.exception("a run of %d slices of requests failed", len(batch))
             for part in batch:
-                _fail(part.request, InferenceFailed("the model failed on this request"))
+                _fail(part.request, InferenceFailed("the model failed on a run with images of this request"))
+        except asyncio.CancelledError:
+            for part in batch:
+                _fail(part.request, Stopping(_STOPPED))
+            raise
+        finally:
+            self._running -= 1
+
+    def _learn_pace(self, seconds_per_image: float) -> None:
+        """Keeps a running average, for the retry hint."""
+        if self._seconds_per_image:
+            seconds_per_image = 0.9 * self._seconds_per_image + 0.1 * seconds_per_image
+        self._seconds_per_image = seconds_per_image
 
     def _remove(self, request: _Request) -> None:
         del self._queue[request]
@@ -232,14 +263,15 @@ class Batcher:
 
     def _queue_changed(self) -> None:
         self._metrics.queue_length.set(self._waiting)
-        for event, happened in (
-            (self._work, self._queue or self._stopping),
-            (self._full, self._waiting >= self._max_batch_size or self._stopping),
-        ):
-            if happened:
-                event.set()
-            else:
-                event.clear()
+        _set(self._work, bool(self._queue) or self._stopping)
+        _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
+
+
+def _set(event: asyncio.Event, happened: bool) -> None:
+    if happened:
+        event.set()
+    else:
+        event.clear()
 
 
 def _hand_out(batch: list[_Slice], probabilities: NDArray[np.float32], now: float) -> None:

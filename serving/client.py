@@ -13,7 +13,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recognition:
     """What one image shows.
 
@@ -39,19 +39,20 @@ class DigitClient:
 
     def __init__(self, address: str = "127.0.0.1:8001", timeout_seconds: float = 5.0):
         """Connects to `address`, host:port, at the first call. `timeout_seconds` is each call's deadline."""
-        self._channel = grpc.insecure_channel(address)
+        # No limit on answers: the server that is asked decides how many images it takes.
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
         self._stub = DigitServiceStub(self._channel)
         self._timeout = timeout_seconds
 
     def recognize(self, image: NDArray[np.uint8]) -> Recognition:
         """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
-        _require(image, IMAGE_SHAPE)
+        image = _require(image, 2)
         answer = self._stub.Recognize(pb.RecognizeRequest(image=image.tobytes()), timeout=self._timeout)
         return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
 
     def recognize_batch(self, images: NDArray[np.uint8]) -> list[Recognition]:
         """Reads n images in one call, (n, 28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
-        _require(images, (len(images), *IMAGE_SHAPE))
+        images = _require(images, 3)
         answer = self._stub.RecognizeBatch(pb.RecognizeBatchRequest(images=images.tobytes()), timeout=self._timeout)
         probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
         return [
@@ -72,7 +73,9 @@ class DigitClient:
         self.close()
 
 
-def _require(images: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
-    if images.shape != shape or images.dtype != np.uint8:
-        expected = "(28, 28)" if len(shape) == 2 else "(n, 28, 28)"
+def _require(images: NDArray[np.uint8], dimensions: int) -> NDArray[np.uint8]:
+    images = np.asarray(images)
+    if images.ndim != dimensions or images.shape[-2:] != IMAGE_SHAPE or images.dtype != np.uint8 or not len(images):
+        expected = "(28, 28)" if dimensions == 2 else "(n, 28, 28), n at least 1,"
         raise ValueError(f"images have shape {images.shape} and type {images.dtype}, expected {expected} and uint8")
+    return images

@@ -23,9 +23,10 @@ class DigitService:
 
     async def recognize(self, request: pb.RecognizeRequest, deadline: float) -> pb.RecognizeResponse:
         """Reads one image. Raises RequestError when it can't; `deadline` is on the clock of time.monotonic."""
-        if len(request.image) != IMAGE_BYTES:
-            raise InvalidRequest(f"image is {len(request.image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
-        probabilities, digits, confidences = await self._read(request.image, deadline)
+        image = request.image  # protobuf copies the bytes each time it is asked for them
+        if len(image) != IMAGE_BYTES:
+            raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
+        probabilities, digits, confidences = await self._read(image, deadline)
         return pb.RecognizeResponse(
             digit=digits.item(),
             confidence=confidences.item(),
@@ -35,15 +36,16 @@ class DigitService:
 
     async def recognize_batch(self, request: pb.RecognizeBatchRequest, deadline: float) -> pb.RecognizeBatchResponse:
         """Reads many images. Raises RequestError when it can't; `deadline` is on the clock of time.monotonic."""
-        count, rest = divmod(len(request.images), IMAGE_BYTES)
+        images = request.images
+        count, rest = divmod(len(images), IMAGE_BYTES)
         if rest or not count:
             raise InvalidRequest(
-                f"images is {len(request.images)} bytes, expected a multiple of {IMAGE_BYTES} (28 rows of 28 pixels an "
+                f"images is {len(images)} bytes, expected a multiple of {IMAGE_BYTES} (28 rows of 28 pixels an "
                 "image), and at least one image"
             )
         if count > self._max_images_per_request:
             raise InvalidRequest(f"images holds {count} images, this server takes {self._max_images_per_request} a call")
-        probabilities, digits, confidences = await self._read(request.images, deadline)
+        probabilities, digits, confidences = await self._read(images, deadline)
         return pb.RecognizeBatchResponse(
             digits=digits.tolist(),
             confidences=confidences.tolist(),

@@ -1,4 +1,7 @@
-"""Where gRPC ends: deadlines come in, errors go out as status codes, and every call is counted once."""
+"""Where gRPC ends: deadlines come in, errors go out as status codes, and every call is counted once.
+
+But for those that gRPC refuses before it hands them over, such as a message over the size limit: it tells nobody of them.
+"""
 
 import asyncio
 import logging
@@ -54,7 +57,7 @@ def unary(
             code = grpc.StatusCode.OK
             return encoded_answer
         except RequestError as error:
-            code = STATUS[type(error)]
+            code = STATUS.get(type(error), code)
             metrics.rejected_requests.labels(error.reason).inc()
             if isinstance(error, QueueFull):
                 # gRPC's own word for "retry after", which its retry policy obeys. Source: gRFC A6, server pushback.
@@ -64,7 +67,7 @@ def unary(
         except asyncio.CancelledError:
             late = deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-            metrics.rejected_requests.labels("deadline" if late else "cancelled").inc()
+            metrics.rejected_requests.labels(DeadlineExceeded.reason if late else "cancelled").inc()
             raise
         except Exception:
             log.exception("%s failed", method)

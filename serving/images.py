@@ -35,20 +35,22 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             pixels = np.frombuffer(content, np.uint8).reshape(IMAGE_SHAPE)
     except Image.DecompressionBombError:
         raise ImageError("the image is far larger than 28x28") from None
-    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for broken files
         raise ImageError(getattr(error, "strerror", None) or str(error)) from error
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return 255 - pixels if np.median(border) > 127 else pixels
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:
-    """Grey levels of a 28x28 PNG or JPEG, whatever its colours; what is transparent is paper."""
+    """Grey levels of a 28x28 PNG or JPEG, whatever its colours; what is transparent is paper, dark under light ink."""
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
         if image.size != IMAGE_SHAPE:  # known before anything is decoded
             raise ImageError(f"the image is {image.width}x{image.height} pixels, expected 28x28")
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
             return (np.asarray(image) >> 8).astype(np.uint8)
         if image.has_transparency_data:
-            paper = Image.new("RGBA", image.size, "white")
-            return np.asarray(Image.alpha_composite(paper, image.convert("RGBA")).convert("L"))
+            grey, ink = np.moveaxis(np.asarray(image.convert("LA"), np.float64), 2, 0)
+            paper = 0 if np.average(grey, weights=ink + 1e-9) > 127 else 255
+            seen: NDArray[np.uint8] = np.round(paper + (grey - paper) * ink / 255).astype(np.uint8)
+            return seen
         return np.asarray(image.convert("L"))

@@ -1,6 +1,7 @@
 """One ONNX Runtime session, and the contract that its file must meet."""
 
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -41,16 +42,15 @@ class Model:
         _require(path, "inputs", contract.INPUTS, self._session.get_inputs())
         _require(path, "outputs", contract.OUTPUTS, self._session.get_outputs())
         metadata = self._session.get_modelmeta().custom_metadata_map
-        try:
-            version_of_contract, labels = metadata["contract"], json.loads(metadata["labels"])
-            self.recipe, self.test_accuracy = metadata["recipe"], float(metadata["test_accuracy"])
-        except (KeyError, ValueError) as error:
-            raise ModelError(f"{path} breaks the model contract: its metadata lack {error}, or it is malformed") from error
-        if version_of_contract != contract.VERSION or labels != contract.LABELS:
+        missing = {"contract", "labels", "recipe", "test_accuracy"} - set(metadata)
+        if missing:
+            raise ModelError(f"{path} breaks the model contract: its metadata lack {', '.join(sorted(missing))}")
+        if metadata["contract"] != contract.VERSION or metadata["labels"] != json.dumps(contract.LABELS):
             raise ModelError(
-                f"{path} breaks the model contract: version {version_of_contract!r} with labels {labels}, "
-                f"where this server knows version {contract.VERSION!r} with labels {contract.LABELS}"
+                f"{path} breaks the model contract: version {metadata['contract']!r} with labels {metadata['labels']}, "
+                f"where this server knows version {contract.VERSION!r} with labels {json.dumps(contract.LABELS)}"
             )
+        self.recipe, self.test_accuracy = metadata["recipe"], _share(path, metadata["test_accuracy"])
         self._self_check(path)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -59,16 +59,30 @@ class Model:
         return probabilities
 
     def _self_check(self, path: Path) -> None:
-        """Warms the session up, and refuses a model whose answers are no probabilities or depend on the batch."""
+        """Warms the session up, and refuses a model whose answers contradict each other."""
         images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
         try:
-            batch, single = self.predict(images), self.predict(images[:1])
+            logits, batch = self._session.run(["logits", "probabilities"], {"images": images})
+            single = self.predict(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise ModelError(f"{path} fails its self-check: {error}") from error
         if batch.shape != (32, 10) or not np.allclose(batch.sum(axis=1), 1, atol=1e-4) or not (batch >= 0).all():
             raise ModelError(f"{path} fails its self-check: `probabilities` are not ten numbers that sum to 1")
+        if (logits.argmax(axis=1) != batch.argmax(axis=1)).any():
+            raise ModelError(f"{path} fails its self-check: `logits` and `probabilities` name different digits")
         if not np.allclose(batch[:1], single, atol=1e-4):
             raise ModelError(f"{path} fails its self-check: an image's answer depends on the batch it is in")
+
+
+def _share(path: Path, text: str) -> float:
+    """A number from 0 to 1, or ModelError."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ModelError(f"{path} breaks the model contract: its test_accuracy is {text!r}, expected a share from 0 to 1")
+    return share
 
 
 def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
@@ -86,7 +100,8 @@ def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
     try:
         if provider == "CUDAExecutionProvider":
             onnxruntime.preload_dlls()  # the CUDA libraries that come as Python packages
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        # Without enable_fallback=0, a GPU that fails later on would be replaced by the CPU in silence.
+        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ModelError(f"{path} cannot be loaded: {error}") from error
     # ONNX Runtime goes on without a provider that fails to start; an operator who asked for a GPU must hear of it.

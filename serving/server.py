@@ -27,8 +27,11 @@ log = logging.getLogger(__name__)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# How long new calls are refused before the port is closed: enough for every caller to hear it.
+# How long new calls are refused before the port is closed, so that callers who go on calling hear of it.
 _REFUSING_SECONDS = 0.2
+
+# How long the last answers may take to be written; health watches, which never end, are cut off after it.
+_WRITING_SECONDS = 0.5
 
 # What SIGINT leaves of the grace: enough for the runs of the model that are under way.
 _INTERRUPTED_GRACE_SECONDS = 0.5
@@ -39,101 +42,105 @@ class PortTaken(Exception):
 
 
 class Server:
-    """One running service.
+    """One service on one model: the whole path, from the ports down.
 
     Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic. While
     draining only the second changes, so that Kubernetes takes the pod out of the Service and does not restart it.
 
     Attributes:
-        model: what it serves.
         metrics: what it counts.
-        grpc_port: the port it listens on, also when the settings left the choice to the system.
+        grpc_port: the port it listens on once it was started, also when the settings left the choice to the system.
         metrics_port: likewise, for Prometheus.
     """
 
-    def __init__(self, settings: Settings):
-        """Loads the model.
-
-        Raises:
-            RepositoryError: there is no model to serve.
-            ModelError: the model can't be served.
-        """
+    def __init__(self, settings: Settings, model: Model):
+        """Puts the path together, on the running event loop; nothing listens yet."""
         self._settings = settings
-        version = repository.latest(settings.models)
-        self.model = Model(version.path, str(version.number), settings.provider)
         self.metrics = Metrics()
-        self.metrics.model_info.labels(self.model.version, self.model.recipe, f"{self.model.test_accuracy:.4f}").set(1)
-
-    async def start(self) -> None:
-        """Listens on both ports and answers.
-
-        Raises:
-            PortTaken: one of them can't be listened on.
-        """
-        settings = self._settings
-        self.batcher = Batcher(
-            self.model,
+        self.metrics.model_info.labels(model.version, model.recipe, f"{model.test_accuracy:.4f}").set(1)
+        self._batcher = Batcher(
+            model,
             self.metrics,
             instances=settings.instances,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             max_queue_delay_seconds=settings.max_queue_delay_ms / 1000,
         )
+        service = DigitService(self._batcher, self.metrics, model.version, settings.max_images_per_request)
+        methods = {
+            "Recognize": edge.unary("Recognize", pb.RecognizeRequest, service.recognize, self.metrics),
+            "RecognizeBatch": edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, service.recognize_batch, self.metrics),
+        }
         self._grpc = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES + 1024),
                 ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
             ]
         )
-        service = DigitService(self.batcher, self.metrics, self.model.version, settings.max_images_per_request)
-        methods = {
-            "Recognize": edge.unary("Recognize", pb.RecognizeRequest, service.recognize, self.metrics),
-            "RecognizeBatch": edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, service.recognize_batch, self.metrics),
-        }
         self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(digit_service.NAME, methods),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        names = (digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+
+    async def start(self) -> None:
+        """Listens on both ports and answers.
+
+        Raises:
+            PortTaken: one of them can't be listened on. The server is of no further use then.
+        """
+        host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
         try:
-            self.grpc_port = self._grpc.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+            self.grpc_port = self._grpc.add_insecure_port(_address(host, grpc_port))
         except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {settings.host}:{settings.grpc_port} for gRPC; is it taken?") from error
+            raise PortTaken(f"cannot listen on {_address(host, grpc_port)} for gRPC; is it taken?") from error
         try:
-            self._http, _ = start_http_server(settings.metrics_port, settings.host, self.metrics.registry)
+            self._http, _ = start_http_server(metrics_port, host, self.metrics.registry)
         except OSError as error:
-            raise PortTaken(
-                f"cannot listen on {settings.host}:{settings.metrics_port} for metrics: {error.strerror}"
-            ) from error
+            reason = f"cannot listen on {_address(host, metrics_port)} for metrics: {error.strerror}"
+            raise PortTaken(reason) from error
         self.metrics_port = self._http.server_port
         await self._grpc.start()
         await self._health.set("", SERVING)
         await self._health.set(digit_service.NAME, SERVING)
 
-    async def stop(self, drain_seconds: float, grace_seconds: float) -> None:
+    async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
         """Leaves without losing a call.
 
         First it only says that it wants no more traffic, and goes on answering for `drain_seconds`. Then new calls are told
         UNAVAILABLE while those in flight are finished; what takes longer than `grace_seconds` is cut off.
+
+        Returns:
+            Runs of the model that have not ended, whose threads live on.
         """
         await self._health.set(digit_service.NAME, NOT_SERVING)
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
-        await self.batcher.close(grace_seconds)
+        stuck = await self._batcher.close(grace_seconds)
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
-        await self._grpc.stop(max(0.0, end - time.monotonic()))
+        await self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic())))
         self._http.shutdown()
         self._http.server_close()
+        return stuck
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short."""
-    server = Server(settings)
-    await server.start()
+    """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short.
+
+    Raises:
+        RepositoryError: there is no model to serve.
+        ModelError: the model can't be served.
+        PortTaken: a port can't be listened on.
+    """
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    _announce(server, settings)
+    version = repository.latest(settings.models)
+    model = Model(version.path, str(version.number), settings.provider)
+    server = Server(settings, model)
+    await server.start()
+    _announce(model, server, settings)
 
     received = await signals.get()
     drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
@@ -146,11 +153,11 @@ async def serve(settings: Settings) -> None:
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
         stopping = asyncio.create_task(server.stop(0, _INTERRUPTED_GRACE_SECONDS))
-    await stopping
+    stuck = await stopping
     interrupted.cancel()
     log.info("stopped; calls ended, by status code: %s", server.metrics.calls_by_code())
-    if server.batcher.stuck:
-        log.error("%d runs of the model never ended; leaving them", len(server.batcher.stuck))
+    if stuck:
+        log.error("%d runs of the model have not ended; leaving them", stuck)
         logging.shutdown()
         os._exit(1)  # an ordinary exit would wait for their threads
 
@@ -161,19 +168,25 @@ async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:
         pass
 
 
-def _announce(server: Server, settings: Settings) -> None:
-    model, host = server.model, settings.host
+def _announce(model: Model, server: Server, settings: Settings) -> None:
+    address = _address(settings.host, server.grpc_port)
     log.info(
-        "model %s (%s, %.4f on the MNIST test images) on %s, %d at a time, %s:%d for gRPC, http://%s:%d/metrics",
-        *(model.version, model.recipe, model.test_accuracy, settings.provider, settings.instances),
-        *(host, server.grpc_port, host, server.metrics_port),
+        "model %s (%s, %.4f on the MNIST test images) on %s, %d at a time, %s for gRPC, http://%s/metrics",
+        model.version,
+        model.recipe,
+        model.test_accuracy,
+        settings.provider,
+        settings.instances,
+        address,
+        _address(settings.host, server.metrics_port),
     )
-    log.info(
-        "send it a first digit: %s recognize --address %s:%d %s",
-        _from_here(Path(sys.executable).with_name("digits")),
-        *(host, server.grpc_port),
-        _from_here(Path(__file__).parent / "samples" / "7.png"),
-    )
+    command = _from_here(Path(sys.executable).with_name("digits"))
+    sample = _from_here(Path(__file__).parent / "samples" / "7.png")
+    log.info("send it a first digit: %s recognize --address %s %s", command, address, sample)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _from_here(path: Path) -> Path:

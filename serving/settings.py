@@ -12,7 +12,10 @@ from serving.repository import BUNDLED
 
 
 class Settings(BaseSettings):
-    """Settings from flags (`--grpc-port`), else the environment (`DIGITS_GRPC_PORT`), else the defaults here."""
+    """Settings from flags (`--grpc-port`), else the environment (`DIGITS_GRPC_PORT`), else the defaults here.
+
+    Kubernetes sets DIGITS_GRPC_PORT to an address where a Service is called digits-grpc: `enableServiceLinks: false`.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DIGITS_", frozen=True, validate_default=True)
 
@@ -40,10 +43,10 @@ class Settings(BaseSettings):
         description="How long a run waits to fill up, milliseconds; anything above 0 slows calls when load is low.",
     )
     max_images_per_request: int = Field(
-        10_000, ge=1, description="Images in one call, at most; it also bounds the size of a message."
+        10_000, ge=1, le=1_000_000, description="Images in one call, at most; it also bounds the size of a message."
     )
     max_queue_size: int = Field(
-        20_000, ge=1, description="Images that may wait, at most (784 bytes each); beyond it calls get RESOURCE_EXHAUSTED."
+        20_000, ge=1, description="Images that may wait, at most (about 2 KB each); beyond it calls get RESOURCE_EXHAUSTED."
     )
     drain_seconds: float = Field(
         3.0,

@@ -1,9 +1,11 @@
 """What the tests share: real servers on free ports, the bundled model, drawn digits, and MNIST where there is a copy."""
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -45,13 +47,14 @@ def images(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.
 @pytest.fixture(scope="session")
 def mnist_path() -> Path:
     """MNIST from $DIGITS_DATA or Keras' cache; a test that needs it is skipped where there is no copy."""
-    for path in (Path(os.environ.get("DIGITS_DATA", "")), Path.home() / ".keras/datasets/mnist.npz"):
-        if path.is_file():
-            return path
+    named = os.environ.get("DIGITS_DATA")
+    path = Path(named) if named else Path.home() / ".keras" / "datasets" / "mnist.npz"
+    if named or path.is_file():
+        return path  # a name that leads nowhere fails the tests: it was meant to be there
     pytest.skip("needs MNIST: set DIGITS_DATA to an mnist.npz, or run `make train` once where it can be downloaded")
 
 
-class GatedModel:
+class GatedModel(Model):
     """A real model whose runs wait at a gate, so that a test decides when each may go on.
 
     Attributes:
@@ -61,7 +64,7 @@ class GatedModel:
     """
 
     def __init__(self, model: Model):
-        self._model = model
+        self.__dict__.update(model.__dict__)
         self.batches: list[NDArray[np.uint8]] = []
         self.started = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
@@ -72,24 +75,33 @@ class GatedModel:
         assert self.gate.acquire(timeout=TIMEOUT), "the test never opened the gate"
         if (images[0] == 255).all():
             raise RuntimeError("a white image first in the batch breaks this model")
-        return self._model.predict(images)
+        return super().predict(images)
 
     def open(self, runs: int = 1_000_000) -> None:
         self.gate.release(runs)
+
+    async def run_starts(self) -> None:
+        """Waits until the model has been handed one more batch."""
+        assert await asyncio.to_thread(self.started.acquire, timeout=TIMEOUT)
+
+
+@pytest.fixture
+def gated(model: Model) -> GatedModel:
+    return GatedModel(model)
 
 
 StartServer = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture
-async def start_server() -> AsyncIterator[StartServer]:
-    """Starts real servers on free ports, with the settings given by name; they are stopped when the test ends."""
+async def start_server(model: Model) -> AsyncIterator[StartServer]:
+    """Starts real servers on free ports, on the bundled model or another, with the settings given by name."""
     servers = []
 
-    async def start(**settings: object) -> Server:
-        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}))  # type: ignore[arg-type]
-        servers.append(server)
+    async def start(served: Model = model, **settings: Any) -> Server:
+        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}), served)
         await server.start()
+        servers.append(server)
         return server
 
     yield start
@@ -111,3 +123,10 @@ async def stub(server: Server) -> AsyncIterator[DigitServiceStub]:
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     """What a metric says now; 0 for a series that has not begun."""
     return registry.get_sample_value(name, labels) or 0.0
+
+
+async def until(registry: CollectorRegistry, name: str, expected: float) -> None:
+    """Waits until a metric says so."""
+    async with asyncio.timeout(TIMEOUT):
+        while value(registry, name) != expected:
+            await asyncio.sleep(0)

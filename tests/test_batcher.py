@@ -11,7 +11,7 @@ from serving.batcher import Batcher
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
 from serving.metrics import Metrics
 from serving.model import Model
-from tests.conftest import TIMEOUT, GatedModel, value
+from tests.conftest import TIMEOUT, GatedModel, until, value
 
 Images = NDArray[np.uint8]
 StartBatcher = Callable[..., Batcher]
@@ -20,11 +20,6 @@ StartBatcher = Callable[..., Batcher]
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
-
-
-@pytest.fixture
-def gated(model: Model) -> GatedModel:
-    return GatedModel(model)
 
 
 @pytest.fixture
@@ -43,16 +38,8 @@ async def start(gated: GatedModel, metrics: Metrics) -> AsyncIterator[StartBatch
         await batcher.close(TIMEOUT)
 
 
-async def until_run_starts(gated: GatedModel) -> None:
-    """Waits until the model has been handed one more batch."""
-    assert await asyncio.to_thread(gated.started.acquire, timeout=TIMEOUT)
-
-
 async def until_waiting(metrics: Metrics, images: int) -> None:
-    """Waits until so many images lie in the queue."""
-    async with asyncio.timeout(TIMEOUT):
-        while value(metrics.registry, "digits_queue_length_images") != images:
-            await asyncio.sleep(0)
+    await until(metrics.registry, "digits_queue_length_images", images)
 
 
 def submit(batcher: Batcher, images: Images, deadline: float = math.inf) -> asyncio.Task[NDArray[np.float32]]:
@@ -72,7 +59,7 @@ async def test_what_waits_while_a_run_goes_on_is_the_next_batch(
 ) -> None:
     batcher = start()
     first = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     others = [submit(batcher, images[n : n + 1]) for n in range(1, 21)]
     await until_waiting(metrics, 20)
     gated.open()
@@ -97,7 +84,7 @@ async def test_a_bulk_request_delays_a_single_image_by_one_batch_at_most(
 ) -> None:
     batcher = start()
     bulk = submit(batcher, images)
-    await until_run_starts(gated)
+    await gated.run_starts()
     single = submit(batcher, images[500:501])
     await until_waiting(metrics, len(images) - 32 + 1)
     gated.open(2)
@@ -113,7 +100,7 @@ async def test_bulk_requests_share_a_batch_in_turns(
 ) -> None:
     batcher = start()
     blocker = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     dark, light = np.zeros((100, 28, 28), np.uint8), np.full((100, 28, 28), 200, np.uint8)
     bulks = [submit(batcher, dark), submit(batcher, light)]
     await until_waiting(metrics, 200)
@@ -122,17 +109,42 @@ async def test_bulk_requests_share_a_batch_in_turns(
     assert (gated.batches[1] == 0).all(axis=(1, 2)).sum() == 16, "two bulk requests should get half a batch of 32 each"
 
 
+@pytest.mark.parametrize(("max_batch_size", "runs"), [(40, [1, 40, 5]), (43, [1, 40, 5]), (45, [1, 45])])
 async def test_a_small_request_is_not_torn_over_two_batches(
-    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images, max_batch_size: int, runs: list[int]
 ) -> None:
-    batcher = start(max_batch_size=40)
+    batcher = start(max_batch_size=max_batch_size)
     blocker = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     fields = [submit(batcher, images[5 * n : 5 * n + 5]) for n in range(9)]
     await until_waiting(metrics, 45)
     gated.open()
     await asyncio.gather(blocker, *fields)
-    assert [len(batch) for batch in gated.batches] == [1, 40, 5]
+    assert [len(batch) for batch in gated.batches] == runs
+
+
+async def test_bulk_requests_leave_no_room_in_a_batch(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    blocker = submit(batcher, images[:1])
+    await gated.run_starts()
+    waiting = [submit(batcher, images[:count]) for count in (1, 100, 100)]
+    await until_waiting(metrics, 201)
+    gated.open()
+    await asyncio.gather(blocker, *waiting)
+    assert [len(batch) for batch in gated.batches] == [1, *[32] * 6, 9]
+
+
+@pytest.mark.parametrize("size", [0, 783, 785])
+async def test_what_is_no_whole_number_of_images_is_refused_and_blocks_nobody(
+    start: StartBatcher, gated: GatedModel, images: Images, size: int
+) -> None:
+    gated.open()
+    batcher = start()
+    with pytest.raises(ValueError, match=f"{size} bytes"):
+        await batcher.submit(bytes(size))
+    assert len(await submit(batcher, images[:1])) == 1
 
 
 async def test_a_cancelled_caller_is_not_run_and_does_not_hurt_the_others(
@@ -140,7 +152,7 @@ async def test_a_cancelled_caller_is_not_run_and_does_not_hurt_the_others(
 ) -> None:
     batcher = start()
     first = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     leaving, staying = submit(batcher, images[1:6]), submit(batcher, images[6:8])
     await until_waiting(metrics, 7)
     leaving.cancel()
@@ -156,11 +168,11 @@ async def test_a_caller_that_leaves_while_its_batch_runs_does_not_hurt_the_other
 ) -> None:
     batcher = start()
     blocker = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     leaving, staying = submit(batcher, images[1:2]), submit(batcher, images[2:3])
     await until_waiting(metrics, 2)
     gated.open(1)
-    await until_run_starts(gated)
+    await gated.run_starts()
     leaving.cancel()
     gated.open()
     np.testing.assert_allclose(await staying, model.predict(images[2:3]), atol=1e-5)
@@ -172,7 +184,7 @@ async def test_an_error_of_the_model_reaches_every_caller_of_the_batch_and_the_l
 ) -> None:
     batcher = start()
     blocker = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     white = np.full((1, 28, 28), 255, np.uint8)
     doomed = [submit(batcher, white), *(submit(batcher, images[n : n + 1]) for n in range(5))]
     await until_waiting(metrics, 6)
@@ -189,9 +201,9 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
     batcher = start(max_queue_size=10)
     gated.open(1)
     await submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     running = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     waiting = submit(batcher, images[:8])
     await until_waiting(metrics, 8)
     with pytest.raises(QueueFull, match="8 images wait") as refusal:
@@ -207,7 +219,7 @@ async def test_a_request_whose_deadline_passes_while_it_waits_is_never_run(
 ) -> None:
     batcher = start()
     first = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     late = submit(batcher, images[1:4], deadline=time.monotonic())
     in_time = submit(batcher, images[4:5], deadline=time.monotonic() + TIMEOUT)
     await until_waiting(metrics, 4)
@@ -225,7 +237,7 @@ async def test_a_request_whose_deadline_passes_while_it_runs_is_not_answered(
     batcher = start()
     deadline = time.monotonic() + 0.05
     late = submit(batcher, images[:1], deadline)
-    await until_run_starts(gated)
+    await gated.run_starts()
     while time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     gated.open()
@@ -238,7 +250,7 @@ async def test_closing_answers_what_waits_and_takes_nothing_more(
 ) -> None:
     batcher = start(instances=2)
     taken = [submit(batcher, images[n : n + 30]) for n in range(0, 300, 30)]
-    await until_run_starts(gated)
+    await gated.run_starts()
     closing = asyncio.create_task(batcher.close(TIMEOUT))
     await asyncio.sleep(0)
     with pytest.raises(Stopping):
@@ -248,36 +260,63 @@ async def test_closing_answers_what_waits_and_takes_nothing_more(
     await closing
 
 
-async def test_closing_does_not_wait_for_a_run_that_hangs(
+async def test_closing_does_not_wait_for_a_run_that_hangs_and_leaves_no_caller_without_an_end(
     start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
 ) -> None:
     batcher = start()
     hanging = submit(batcher, images[:1])
-    await until_run_starts(gated)
+    await gated.run_starts()
     waiting = submit(batcher, images[1:2])
     await until_waiting(metrics, 1)
-    await batcher.close(grace_seconds=0.05)
-    assert len(batcher.stuck) == 1
-    with pytest.raises(Stopping):
-        await waiting
-    hanging.cancel()
+    assert await batcher.close(grace_seconds=0.05) == 1
+    for outcome in await asyncio.wait_for(asyncio.gather(hanging, waiting, return_exceptions=True), TIMEOUT):
+        assert isinstance(outcome, Stopping)
 
 
-async def test_a_queue_delay_fills_a_batch_but_not_beyond_its_size(
-    start: StartBatcher, gated: GatedModel, images: Images
+async def test_closing_an_idle_batcher_needs_no_grace(start: StartBatcher) -> None:
+    assert await start(instances=2).close(grace_seconds=0) == 0
+
+
+async def turns(count: int) -> None:
+    """Lets the event loop turn so often: far longer than it takes for requests that come together to meet."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+async def test_a_queue_delay_waits_for_a_batch_to_fill_and_no_longer(
+    start: StartBatcher, gated: GatedModel, images: Images, instances: int
 ) -> None:
     gated.open()
-    batcher = start(max_batch_size=4, max_queue_delay_seconds=TIMEOUT)
-    async with asyncio.timeout(TIMEOUT / 2):  # a full batch does not wait for the delay to end
-        await asyncio.gather(*(submit(batcher, images[n : n + 1]) for n in range(8)))
+    batcher = start(instances=instances, max_batch_size=4, max_queue_delay_seconds=10 * TIMEOUT)
+    requests = []
+    for n in range(8):
+        requests.append(submit(batcher, images[n : n + 1]))
+        await turns(100)
+    await asyncio.wait_for(asyncio.gather(*requests), TIMEOUT)
     assert [len(batch) for batch in gated.batches] == [4, 4]
 
 
 async def test_a_queue_delay_ends_with_what_there_is(start: StartBatcher, gated: GatedModel, images: Images) -> None:
     gated.open()
-    batcher = start(max_queue_delay_seconds=0.05)
+    batcher = start(max_queue_delay_seconds=0.2)
     first = submit(batcher, images[:1])
-    await asyncio.sleep(0)
+    await turns(100)
+    assert not gated.batches
     second = submit(batcher, images[1:2])
-    await asyncio.gather(first, second)
+    await asyncio.wait_for(asyncio.gather(first, second), TIMEOUT)
     assert [len(batch) for batch in gated.batches] == [2]
+
+
+async def test_a_queue_delay_counts_from_the_arrival_of_the_oldest(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    delay = 1.0
+    batcher = start(max_queue_delay_seconds=delay)
+    blocker = submit(batcher, images[:1])
+    await gated.run_starts()
+    waiting = submit(batcher, images[1:2])
+    await asyncio.sleep(delay)  # it has now waited long enough, behind the run
+    gated.open()
+    await asyncio.wait_for(asyncio.gather(blocker, waiting), 0.9 * delay)
+    assert [len(batch) for batch in gated.batches] == [1, 1]

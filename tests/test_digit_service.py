@@ -12,12 +12,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from serving import digit_service, repository
+from serving import digit_service, edge, repository
+from serving.errors import RequestError
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
-from tests.conftest import TIMEOUT, GatedModel, StartServer, value
+from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
 
 Images = NDArray[np.uint8]
 
@@ -41,22 +42,13 @@ async def refused(call: object) -> grpc.aio.AioRpcError:
     return refusal.value
 
 
-def gate(server: Server) -> GatedModel:
-    """Puts a gate before a server's model."""
-    gated = GatedModel(server.model)
-    server.batcher._model = gated
-    return gated
-
-
-async def test_one_image_is_answered_as_the_model_reads_it(
-    stub: DigitServiceStub, server: Server, model: Model, images: Images
-) -> None:
+async def test_one_image_is_answered_as_the_model_reads_it(stub: DigitServiceStub, model: Model, images: Images) -> None:
     expected = model.predict(images[:1])[0]
     answer = await recognize(stub, images[0].tobytes())
     assert answer.digit == expected.argmax()
     assert answer.confidence == pytest.approx(expected.max(), abs=1e-6)
     assert list(answer.probabilities) == pytest.approx(expected.tolist(), abs=1e-6)
-    assert answer.model_version == server.model.version
+    assert answer.model_version == model.version
 
 
 async def test_a_batch_is_answered_in_order(stub: DigitServiceStub, server: Server, model: Model, images: Images) -> None:
@@ -65,7 +57,7 @@ async def test_a_batch_is_answered_in_order(stub: DigitServiceStub, server: Serv
     assert list(answer.digits) == expected.argmax(axis=1).tolist()
     np.testing.assert_allclose(answer.confidences, expected.max(axis=1), atol=1e-5)
     np.testing.assert_allclose(np.array(answer.probabilities).reshape(-1, 10), expected, atol=1e-5)
-    assert answer.model_version == server.model.version
+    assert answer.model_version == model.version
 
 
 @pytest.mark.parametrize("size", [0, 1, 783, 785, 2 * 784])
@@ -108,16 +100,20 @@ async def test_bytes_that_are_no_message_are_refused_and_the_server_lives(server
         assert await recognize(DigitServiceStub(channel), images[0].tobytes())
 
 
-async def test_a_full_queue_is_told_with_a_time_to_come_back(start_server: StartServer, images: Images) -> None:
-    server = await start_server(max_queue_size=10, max_images_per_request=10, instances=1)
-    gated = gate(server)
+def test_every_reason_for_no_answer_has_a_status_code() -> None:
+    assert set(edge.STATUS) == set(RequestError.__subclasses__())
+
+
+async def test_a_full_queue_is_told_with_a_time_to_come_back(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, max_queue_size=10, max_images_per_request=10, instances=1)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
         running = asyncio.ensure_future(recognize(stub, images[0].tobytes()))
-        assert await asyncio.to_thread(gated.started.acquire, timeout=TIMEOUT)
+        await gated.run_starts()
         waiting = asyncio.ensure_future(recognize_batch(stub, images[:10].tobytes()))
-        while value(server.metrics.registry, "digits_queue_length_images") < 10:
-            await asyncio.sleep(0.01)
+        await until(server.metrics.registry, "digits_queue_length_images", 10)
         error = await refused(recognize(stub, images[0].tobytes()))
         gated.open()
         assert error.code() is CODE.RESOURCE_EXHAUSTED
@@ -127,14 +123,13 @@ async def test_a_full_queue_is_told_with_a_time_to_come_back(start_server: Start
 
 
 async def test_an_expired_deadline_is_counted_and_what_waited_is_never_run(
-    start_server: StartServer, images: Images
+    start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
-    server = await start_server(instances=1)
-    gated = gate(server)
+    server = await start_server(gated, instances=1)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
         running = asyncio.ensure_future(recognize(stub, images[0].tobytes()))
-        assert await asyncio.to_thread(gated.started.acquire, timeout=TIMEOUT)
+        await gated.run_starts()
         error = await refused(recognize(stub, images[1].tobytes(), timeout=0.2))
         assert error.code() is CODE.DEADLINE_EXCEEDED
         gated.open()
@@ -147,22 +142,19 @@ async def test_an_expired_deadline_is_counted_and_what_waited_is_never_run(
 
 
 async def test_a_caller_that_gives_up_is_counted_and_what_waited_is_never_run(
-    start_server: StartServer, images: Images
+    start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
-    server = await start_server(instances=1)
-    registry, gated = server.metrics.registry, gate(server)
+    server = await start_server(gated, instances=1)
+    registry = server.metrics.registry
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
         running = asyncio.ensure_future(recognize(stub, images[0].tobytes()))
-        assert await asyncio.to_thread(gated.started.acquire, timeout=TIMEOUT)
+        await gated.run_starts()
         leaving = stub.Recognize(pb.RecognizeRequest(image=images[1].tobytes()), timeout=TIMEOUT)
         staying = asyncio.ensure_future(recognize(stub, images[2].tobytes()))
-        async with asyncio.timeout(TIMEOUT):
-            while value(registry, "digits_queue_length_images") < 2:
-                await asyncio.sleep(0.01)
-            leaving.cancel()
-            while value(registry, "digits_queue_length_images") > 1:
-                await asyncio.sleep(0.01)
+        await until(registry, "digits_queue_length_images", 2)
+        leaving.cancel()
+        await until(registry, "digits_queue_length_images", 1)
         gated.open()
         await asyncio.gather(running, staying)
     assert [batch[0].tobytes() for batch in gated.batches] == [images[0].tobytes(), images[2].tobytes()]
@@ -214,13 +206,13 @@ async def test_a_run_that_fails_in_onnx_runtime_ends_its_call_with_a_fixed_text_
     start_server: StartServer, bundled: repository.ModelVersion, images: Images, tmp_path: Path
 ) -> None:
     breakable(bundled.path, tmp_path / "digits" / "1" / "model.onnx")
-    server = await start_server(models=tmp_path)
+    server = await start_server(Model(tmp_path / "digits" / "1" / "model.onnx", "1"))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
         assert len((await recognize_batch(stub, images[:5].tobytes())).digits) == 5
         error = await refused(recognize(stub, b"\xff" * 784))
         assert error.code() is CODE.INTERNAL
-        assert error.details() == "the model failed on this request"
+        assert error.details() == "the model failed on a run with images of this request"
         assert len((await recognize_batch(stub, images[:5].tobytes())).digits) == 5
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="model_error") == 1
 

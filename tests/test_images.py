@@ -44,6 +44,11 @@ def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
     assert np.abs(read_image(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
 
 
+def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
+    image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
+    np.testing.assert_allclose(read_image(save(image, tmp_path / "a.png")), SEVEN, atol=1)
+
+
 def png(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (width, height)).save(buffer, "PNG")
@@ -60,6 +65,7 @@ def png(width: int, height: int) -> bytes:
         (png(28, 28)[:-30], "."),
         (png(28, 28)[:40], "."),
         (b"GIF89a" + bytes(100), "something else"),
+        (png(28, 28)[:28] + bytes(4) + png(28, 28)[32:], "."),
     ],
 )
 def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:

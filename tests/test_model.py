@@ -41,6 +41,14 @@ def answer_logits_as_probabilities(model: onnx.ModelProto) -> None:
     del softmax.attribute[:]
 
 
+def negate_logits(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["sound" if name == "logits" else name for name in node.input]
+        node.output[:] = ["sound" if name == "logits" else name for name in node.output]
+    graph.node.append(helper.make_node("Neg", ["sound"], ["logits"]))
+
+
 def normalise_over_the_batch(model: onnx.ModelProto) -> None:
     """Subtracts the batch's mean picture from each, as a network left in training mode would."""
     graph = model.graph
@@ -55,10 +63,13 @@ def normalise_over_the_batch(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda model: set_metadata(model, "contract", None), "lack 'contract'"),
-        (lambda model: set_metadata(model, "test_accuracy", None), "lack 'test_accuracy'"),
+        (lambda model: set_metadata(model, "contract", None), "lack contract"),
+        (lambda model: set_metadata(model, "test_accuracy", None), "lack test_accuracy"),
         (lambda model: set_metadata(model, "contract", "99"), "where this server knows version '1'"),
-        (lambda model: set_metadata(model, "test_accuracy", "high"), "could not convert"),
+        (lambda model: set_metadata(model, "test_accuracy", "high"), "test_accuracy is 'high', expected a share"),
+        (lambda model: set_metadata(model, "test_accuracy", "nan"), "test_accuracy is 'nan'"),
+        (lambda model: set_metadata(model, "labels", "[]"), "with labels"),
+        (negate_logits, "name different digits"),
         (rename_input, r"its inputs are \{'pixels'"),
         (fix_batch_size, r"its inputs are .*\[8, 28, 28\]"),
         (lambda model: model.graph.output.pop(), "its outputs are"),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from serving.model import Model
 from serving.repository import ModelVersion
+from tests.test_model import negate_logits
 from training import architectures, dataset, pipeline
 from training.__main__ import main
 from training.augmentation import RandomAffine
@@ -139,19 +140,9 @@ def test_verification_notices_another_network_and_another_temperature(
         verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
 
 
-def flip_logits(model: onnx.ModelProto) -> None:
-    softmax_node = next(node for node in model.graph.node if node.op_type == "Softmax")
-    raw = next(node for node in model.graph.node if "logits" in node.output)
-    raw.output[0] = "sound"
-    for node in model.graph.node:
-        node.input[:] = ["sound" if name == "logits" else name for name in node.input]
-    assert softmax_node.input[0] != "logits"
-    model.graph.node.append(onnx.helper.make_node("Neg", ["sound"], ["logits"]))
-
-
 def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
     model = export(network, 1.7, {})
-    flip_logits(model)
+    negate_logits(model)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="logits differ"):
         verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)

@@ -1,22 +1,16 @@
 """How fast the service answers, beside ONNX Runtime alone on the same model in the same run: `make bench`.
 
-A closed loop: so many callers, each sending its next call when it has the answer to the last. The callers share the
-machine with the server and are written in Python, so they cost about as much as it does: take the ratios between rows as
-telling, and the rates as a floor. Every row is measured once a round, rounds follow each other, and the median counts.
+A closed loop: so many callers, each sending its next call when it has the answer to the last. All the callers are one
+Python process on the server's own machine, and cost about as much as it does: take the ratios between rows as telling, and
+the rates as a floor. Every row is measured once a round, rounds follow each other, and the median counts.
 """
 
 import argparse
 import asyncio
 import os
-import re
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -28,8 +22,10 @@ from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.drawn_digits import draw_many
+from tests.service import Service, service
 
 CONNECTIONS = 4
+RUNS = ("digits_batch_size_images_count", "digits_batch_size_images_sum")
 WORKLOADS = ((1, 1), (8, 1), (64, 1), (8, 64), (4, 1024))  # callers, images a call
 
 
@@ -43,49 +39,29 @@ class Row:
     mean_batch: float
 
 
-@contextmanager
-def server() -> Iterator[tuple[str, str]]:
-    """A `digits serve` in a process of its own: its address, and that of its metrics."""
-    command = [sys.executable, "-m", "serving", "serve", "--grpc-port=0", "--metrics-port=0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        found = re.search(r"(\S+) for gRPC, (http://\S+)", process.stderr.readline())
-        assert found is not None, "the server did not start"
-        yield found[1], found[2]
-        process.kill()
-
-
-async def measure(address: str, metrics: str, callers: int, images_per_call: int, seconds: float) -> Row:
+async def measure(server: Service, callers: int, images_per_call: int, seconds: float) -> Row:
     """Loads the server for `seconds` and reports; a call that fails ends the benchmark."""
     images, _ = draw_many(images_per_call, seed=0)
     request = pb.RecognizeBatchRequest(images=images.tobytes())
     single = pb.RecognizeRequest(image=images[0].tobytes())
     latencies = []
-    channels = [
-        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)
-    ]
+    apart = [("grpc.use_local_subchannel_pool", 1)]  # else the channels would share one connection
+    channels = [grpc.aio.insecure_channel(server.address, options=apart) for _ in range(CONNECTIONS)]
 
     async def call_in_turn(stub: DigitServiceStub, end: float) -> None:
         while (start := time.perf_counter()) < end:
-            await (stub.Recognize(single) if images_per_call == 1 else stub.RecognizeBatch(request))
+            await (stub.Recognize(single, timeout=60) if images_per_call == 1 else stub.RecognizeBatch(request, timeout=60))
             latencies.append(time.perf_counter() - start)
 
     stubs = [DigitServiceStub(channel) for channel in channels]
-    before, start = scrape(metrics), time.perf_counter()
+    before, start = [server.scrape(series) for series in RUNS], time.perf_counter()
     await asyncio.gather(*(call_in_turn(stubs[n % CONNECTIONS], start + seconds) for n in range(callers)))
-    elapsed, after = time.perf_counter() - start, scrape(metrics)
+    elapsed, after = time.perf_counter() - start, [server.scrape(series) for series in RUNS]
     for channel in channels:
         await channel.close()
-    runs, images_run = (after[key] - before[key] for key in ("count", "sum"))
+    runs, images_run = np.subtract(after, before)
     p50, p99 = np.quantile(latencies, (0.5, 0.99)) * 1000
     return Row(len(latencies) * images_per_call / elapsed, p50, p99, images_run / runs)
-
-
-def scrape(metrics: str) -> dict[str, float]:
-    """Runs of the model so far ("count"), and images in them ("sum")."""
-    with urllib.request.urlopen(metrics) as page:
-        text = str(page.read(), "utf-8")
-    return {key: float(text.split(f"\ndigits_batch_size_images_{key} ")[1].split()[0]) for key in ("count", "sum")}
 
 
 def bare(model: Model, seconds: float) -> float:
@@ -115,12 +91,12 @@ def main() -> None:
     model = Model(version.path, str(version.number))
     alone: list[float] = []
     rows: dict[tuple[int, int], list[Row]] = {workload: [] for workload in WORKLOADS}
-    with server() as (address, metrics):
-        asyncio.run(measure(address, metrics, 8, 1, 1.0))  # warm-up
+    with service() as server:
+        asyncio.run(measure(server, 8, 1, 1.0))  # warm-up
         for _ in range(options.rounds):
             alone.append(bare(model, options.seconds))
             for callers, images_per_call in WORKLOADS:
-                row = asyncio.run(measure(address, metrics, callers, images_per_call, options.seconds))
+                row = asyncio.run(measure(server, callers, images_per_call, options.seconds))
                 rows[callers, images_per_call].append(row)
     ceiling = statistics.median(alone)
     print(f"Medians of {options.rounds} rounds, {os.cpu_count()} cores, model {model.recipe}.\n")
