@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from serving.contract import IMAGE_BYTES, IMAGE_SHAPE
 
+MAX_FILE_BYTES = 1 << 20
+
 
 class ImageError(Exception):
     """The file is no image that can be sent; the message says why."""
@@ -24,7 +26,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ImageError: the file can't be read, is none of these, or has another size.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ImageError(f"more than {MAX_FILE_BYTES:,} bytes, which no 28x28 image needs")
         try:
             pixels = _decode(content)
         except UnidentifiedImageError:

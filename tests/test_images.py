@@ -59,6 +59,7 @@ def png(width: int, height: int) -> bytes:
     ("content", "reason"),
     [
         (b"", "but 0 bytes of something else"),
+        (bytes(2 << 20), "more than 1,048,576 bytes"),
         (bytes(783), "but 783 bytes of something else"),
         (png(28, 29), "the image is 28x29 pixels, expected 28x28"),
         (png(20_000, 20_000), "far larger than 28x28"),
