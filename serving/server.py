@@ -75,6 +75,10 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES + 1024),
                 ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
+                # When calls come faster than the event loop takes them, gRPC holds them; past these limits it ends them as
+                # CANCELLED, uncounted, by chance at first (from 1,000 by default) and then all (from 3,000).
+                ("grpc.server.max_pending_requests", settings.max_queue_size),
+                ("grpc.server.max_pending_requests_hard_limit", settings.max_queue_size),
             ]
         )
         self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(digit_service.NAME, methods),))

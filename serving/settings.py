@@ -46,7 +46,9 @@ class Settings(BaseSettings):
         10_000, ge=1, le=1_000_000, description="Images in one call, at most; it also bounds the size of a message."
     )
     max_queue_size: int = Field(
-        20_000, ge=1, description="Images that may wait, at most (about 2 KB each); beyond it calls get RESOURCE_EXHAUSTED."
+        20_000,
+        ge=1,
+        description="Images that may wait (about 2 KB each); beyond it calls get RESOURCE_EXHAUSTED. Also calls not yet begun.",
     )
     drain_seconds: float = Field(
         3.0,

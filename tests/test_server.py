@@ -72,6 +72,15 @@ async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
 
 
+async def test_a_burst_of_thousands_of_calls_is_answered_in_full(process: Service, images: Images) -> None:
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        stub = DigitServiceStub(channel)
+        request = pb.RecognizeRequest(image=images[0].tobytes())
+        answers = await asyncio.gather(*(stub.Recognize(request, timeout=3 * TIMEOUT) for _ in range(5000)))
+    assert len(answers) == 5000
+    assert process.scrape('digits_requests_total{code="OK",method="Recognize"}') == 5000
+
+
 async def test_while_draining_only_readiness_drops(process: Service, images: Images) -> None:
     async with grpc.aio.insecure_channel(process.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
