@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         20_000,
         ge=1,
-        description="Images that may wait (about 2 KB each); beyond it calls get RESOURCE_EXHAUSTED. Also calls not yet begun.",
+        description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED; and calls that wait to be begun.",
     )
     drain_seconds: float = Field(
         3.0,
