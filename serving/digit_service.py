@@ -37,6 +37,7 @@ class DigitService:
     async def recognize_batch(self, request: pb.RecognizeBatchRequest, deadline: float) -> pb.RecognizeBatchResponse:
         """Reads many images. Raises RequestError when it can't; `deadline` is on the clock of time.monotonic."""
         images = request.images
+        del request  # the message holds a second copy of the images, which would wait with them
         count, rest = divmod(len(images), IMAGE_BYTES)
         if rest or not count:
             raise InvalidRequest(

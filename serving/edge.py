@@ -33,6 +33,14 @@ Request = TypeVar("Request", bound=Message)
 log = logging.getLogger(__name__)
 
 
+def _caller_is_there(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
+
+
+# An answer, or an error, for a caller who has gone meanwhile is nothing to log, and gRPC logs a traceback for each.
+logging.getLogger("grpc._cython.cygrpc").addFilter(_caller_is_there)
+
+
 def unary(
     method: str,
     request_type: type[Request],

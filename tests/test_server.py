@@ -81,6 +81,20 @@ async def test_a_burst_of_thousands_of_calls_is_answered_in_full(process: Servic
     assert process.scrape('digits_requests_total{code="OK",method="Recognize"}') == 5000
 
 
+async def test_callers_that_give_up_by_the_hundred_leave_no_traceback_in_the_log(process: Service, images: Images) -> None:
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        stub = DigitServiceStub(channel)
+        request = pb.RecognizeRequest(image=images[0].tobytes())
+        for milliseconds in (5, 10, 20, 40):
+            calls = [stub.Recognize(request, timeout=milliseconds / 1000) for _ in range(500)]
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert (await stub.Recognize(request, timeout=TIMEOUT)).model_version
+    process.process.send_signal(signal.SIGTERM)
+    status, log = await asyncio.to_thread(end, process)
+    assert (status, log.count("Traceback")) == (0, 0), log
+    assert "DEADLINE_EXCEEDED" in log
+
+
 async def test_while_draining_only_readiness_drops(process: Service, images: Images) -> None:
     async with grpc.aio.insecure_channel(process.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
