@@ -15,10 +15,9 @@ from pydantic_settings import CliSettingsSource
 
 from serving.client import DigitClient
 from serving.images import ImageError, read_image
-from serving.model import ModelError
-from serving.repository import RepositoryError
 from serving.server import PortTaken, serve
 from serving.settings import Settings
+from serving.versions import RepositoryError
 
 IMAGES_PER_CALL = 100
 
@@ -62,7 +61,7 @@ def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
         for mistake in error.errors():
             print(f"digits serve: {_explain(mistake)}", file=sys.stderr)
         return 2
-    except (RepositoryError, ModelError, PortTaken) as error:
+    except (RepositoryError, PortTaken) as error:
         print(f"digits serve: {error}", file=sys.stderr)
         return 1
     return 0

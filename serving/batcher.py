@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, RequestError, Stopping
-from serving.metrics import Metrics
+from serving.metrics import VersionMetrics
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,28 @@ _QUIET_TURNS = 8
 _STOPPED = "the server stopped before it could answer"
 
 
-class Predictor(Protocol):
-    """What the batcher runs: images (N, 28, 28) uint8 to probabilities (N, 10) float32; called from several threads."""
+class Network(Protocol):
+    """What the batcher runs: images (N, 28, 28) uint8 to ten logits and ten probabilities (N, 20) float32, on any thread."""
 
-    def predict(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Runs the model once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of a request's images, and when; times on the clock of time.monotonic.
+
+    Attributes:
+        rows: (n, 20) float32, for each image the logits of the ten digits, then their probabilities.
+        arrived: when the request came into the queue.
+        started: when the first run with an image of it began.
+        ended: when the last one had ended.
+    """
+
+    rows: NDArray[np.float32]
+    arrived: float
+    started: float
+    ended: float
 
 
 @dataclass(eq=False, slots=True)
@@ -47,8 +64,9 @@ class _Request:
     count: int
     deadline: float  # on the clock of time.monotonic; infinite when the caller set none
     arrived: float
-    answer: asyncio.Future[NDArray[np.float32]]
-    probabilities: NDArray[np.float32]  # (count, 10), filled as runs end
+    answer: asyncio.Future[Answer]
+    rows: NDArray[np.float32]  # (count, 20), filled as runs end
+    started: float = 0.0
     taken: int = 0  # images that have gone into a run
     answered: int = 0  # images that have come back from one
 
@@ -63,12 +81,16 @@ class _Slice:
 
 
 class Batcher:
-    """The queue before one model, and the runners that empty it. Everything but the runs happens on the event loop."""
+    """The queue before one model, and the runners that empty it. Everything but the runs happens on the event loop.
+
+    Attributes:
+        idle: set while no image waits for an answer, here or in a run.
+    """
 
     def __init__(
         self,
-        model: Predictor,
-        metrics: Metrics,
+        model: Network,
+        metrics: VersionMetrics,
         *,
         instances: int,
         max_batch_size: int,
@@ -97,12 +119,14 @@ class Batcher:
         self._seconds_per_image = 0.0  # running average, for the retry hint
         self._running = 0  # runs of the model under way
         self._stopping = False
+        self.idle = asyncio.Event()
         self._work = asyncio.Event()  # set while there is anything to do
         self._full = asyncio.Event()  # set while there is no sense in waiting for more
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
+        self._queue_changed()
         self._runners = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
 
-    async def submit(self, pixels: bytes, deadline: float = math.inf) -> NDArray[np.float32]:
+    async def submit(self, pixels: bytes, deadline: float = math.inf) -> Answer:
         """Has the model read some images.
 
         Args:
@@ -110,12 +134,12 @@ class Batcher:
             deadline: when the answer is of no more use, on the clock of time.monotonic.
 
         Returns:
-            (n, 10) float32: the probabilities of the ten digits for each image, in order.
+            What the model says of each image, in order.
 
         Raises:
             QueueFull: there is no room for all of them.
             DeadlineExceeded: the deadline passed; what still waited then was not run.
-            InferenceFailed: the model raised an error on a batch with any of them in it.
+            InferenceFailed: the model raised an error on a batch with any of them in it, or said no number for one of them.
             Stopping: the batcher was closed.
             ValueError: `pixels` is no whole number of images, or none.
         """
@@ -136,14 +160,20 @@ class Batcher:
             deadline=deadline,
             arrived=time.monotonic(),
             answer=asyncio.get_running_loop().create_future(),
-            probabilities=np.empty((count, 10), np.float32),
+            rows=np.empty((count, 20), np.float32),
         )
         self._queue[request] = None
         self._waiting += count
         self._queue_changed()
+        self._metrics.last_request.set(time.time())
+        spent = self._metrics.failed_seconds
         try:
-            return await request.answer
+            answer = await request.answer
+            spent = self._metrics.answered_seconds
+            self._metrics.queue_seconds.observe(answer.started - answer.arrived)
+            return answer
         finally:  # answered, failed, or its caller is gone: none of it waits any more
+            spent.observe(time.monotonic() - request.arrived)
             if request in self._queue:
                 self._remove(request)
                 self._queue_changed()
@@ -214,7 +244,7 @@ class Batcher:
             if not 0 < size <= room:
                 break
             if request.taken == 0:
-                self._metrics.queue_seconds.observe(now - request.arrived)
+                request.started = now
             batch.append(_Slice(request, request.taken, request.taken + size))
             request.taken += size
             self._waiting -= size
@@ -234,12 +264,12 @@ class Batcher:
             pixels = b"".join([part.request.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES] for part in batch])
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
             event_loop = asyncio.get_running_loop()
-            probabilities = await event_loop.run_in_executor(self._threads, self._model.predict, images)
+            rows = await event_loop.run_in_executor(self._threads, self._model.infer, images)
             end = time.monotonic()
             self._metrics.batch_size.observe(len(images))
             self._metrics.inference_seconds.observe(end - start)
             self._learn_pace((end - start) / len(images) / len(self._runners))
-            _hand_out(batch, probabilities, end)
+            _hand_out(batch, rows, end)
         except Exception:
             log.exception("a run of %d slices of requests failed", len(batch))
             for part in batch:
@@ -250,6 +280,7 @@ class Batcher:
             raise
         finally:
             self._running -= 1
+            self._queue_changed()
 
     def _learn_pace(self, seconds_per_image: float) -> None:
         """Keeps a running average, for the retry hint."""
@@ -263,6 +294,7 @@ class Batcher:
 
     def _queue_changed(self) -> None:
         self._metrics.queue_length.set(self._waiting)
+        _set(self.idle, not self._waiting and not self._running)
         _set(self._work, bool(self._queue) or self._stopping)
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
 
@@ -274,20 +306,25 @@ def _set(event: asyncio.Event, happened: bool) -> None:
         event.clear()
 
 
-def _hand_out(batch: list[_Slice], probabilities: NDArray[np.float32], now: float) -> None:
+def _hand_out(batch: list[_Slice], rows: NDArray[np.float32], now: float) -> None:
     """Gives each request its rows, and its caller the answer once the rows are complete."""
+    sound = np.isfinite(rows).all()
+    if not sound:
+        log.error("the model gave no number for %d of %d images", (~np.isfinite(rows)).any(axis=1).sum(), len(rows))
     offset = 0
     for part in batch:
         request, size = part.request, part.end - part.start
-        request.probabilities[part.start : part.end] = probabilities[offset : offset + size]
+        request.rows[part.start : part.end] = rows[offset : offset + size]
         request.answered += size
         offset += size
+        if not sound and not np.isfinite(request.rows[part.start : part.end]).all():
+            _fail(request, InferenceFailed("the model gave no number for an image of this request"))
         if request.answered < request.count or request.answer.done():
             continue
         if request.deadline <= now:
             _fail(request, DeadlineExceeded("the deadline passed while the model ran"))
         else:
-            request.answer.set_result(request.probabilities)
+            request.answer.set_result(Answer(request.rows, request.arrived, request.started, now))
 
 
 def _fail(request: _Request, error: RequestError) -> None:

@@ -1,4 +1,4 @@
-"""Where gRPC ends: deadlines come in, errors go out as status codes, and every call is counted once.
+"""Where gRPC ends: deadlines come in, errors go out as status codes, and every request is counted once.
 
 But for those that gRPC refuses before it hands them over, such as a message over the size limit: it tells nobody of them.
 """
@@ -7,28 +7,42 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from serving.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, QueueFull, RequestError, Stopping
+from serving import errors
+from serving.call import Call
+from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy
 from serving.metrics import Metrics
 
 STATUS: dict[type[RequestError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Stopping: grpc.StatusCode.UNAVAILABLE,
-    InferenceFailed: grpc.StatusCode.INTERNAL,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.UnknownModel: grpc.StatusCode.NOT_FOUND,
+    errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
+    errors.LoadFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Stopping: grpc.StatusCode.UNAVAILABLE,
+    errors.InferenceFailed: grpc.StatusCode.INTERNAL,
+    errors.Internal: grpc.StatusCode.INTERNAL,
 }
 
 # A caller whose deadline passes hangs up, and its hanging up arrives a little before the deadline does here.
 _DEADLINE_SLACK_SECONDS = 0.01
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+Handler = grpc.RpcMethodHandler  # of bytes to bytes: messages are decoded here
 Request = TypeVar("Request", bound=Message)
+Work = Callable[[Request, Call], Awaitable[Message]]
+Refuse = Callable[[Request, RequestError, int], Message]
 
 log = logging.getLogger(__name__)
 
@@ -41,52 +55,174 @@ def _caller_is_there(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_caller_is_there)
 
 
-def unary(
-    method: str,
-    request_type: type[Request],
-    work: Callable[[Request, float], Awaitable[Message]],
-    metrics: Metrics,
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Lets gRPC call `work`, from a decoded request and a deadline to a decoded answer, and counts its calls as `method`.
+class Edge:
+    """Lets gRPC call functions that know no transport: from a decoded request and its Call to a decoded answer.
 
-    The deadline is on the clock of time.monotonic, and infinite when the caller set none. Messages are decoded here rather
-    than by gRPC, which would answer a broken one with UNKNOWN and the name of a Python class.
+    Messages are decoded here, not by gRPC, which would answer a broken one with UNKNOWN and the name of a Python class.
     """
 
-    async def call(encoded: bytes, context: Context) -> bytes:
+    def __init__(self, metrics: Metrics, *, max_streams: int, max_in_flight_per_stream: int):
+        """Counts in `metrics`; `max_streams` may be open at once, each with so many requests that are not answered yet."""
+        self._metrics = metrics
+        self._max_streams = max_streams
+        self._max_in_flight_per_stream = max_in_flight_per_stream
+        self._streams: set[_Stream] = set()
+
+    def unary(self, method: str, request_type: type[Request], work: Work[Request]) -> "Handler[bytes, bytes]":
+        """A method with one request and one answer, counted as `method`."""
+
+        async def call(encoded: bytes, context: Context) -> bytes:
+            try:
+                return await self._answer(method, request_type, work, encoded, Call(_deadline(context)))
+            except RequestError as error:
+                return await _abort(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def stream(
+        self, method: str, request_type: type[Request], work: Work[Request], refuse: Refuse[Request], *, ordered: bool
+    ) -> "Handler[bytes, bytes]":
+        """A method with a stream of requests, many of them in work at once, each with one answer.
+
+        Args:
+            method: what its requests are counted as.
+            request_type: of the requests.
+            work: answers one.
+            refuse: answers one that `work` raised a RequestError for, which is given with its status code's number.
+            ordered: whether answers go out in the order of the requests, or as they come to be ready.
+        """
+
+        async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+            if len(self._streams) >= self._max_streams:
+                await _abort(context, TooBusy(f"{self._max_streams} streams are open, and more are not taken"))
+            stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
+            self._streams.add(stream)
+            self._metrics.open_streams.inc()
+            try:
+                deadline = _deadline(context)
+                await stream.run(
+                    requests, lambda encoded: self._answer(method, request_type, work, encoded, Call(deadline), refuse)
+                )
+            except RequestError as error:
+                await _abort(context, error)
+            finally:
+                self._streams.discard(stream)
+                self._metrics.open_streams.dec()
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    def stop_streams(self) -> None:
+        """Ends every stream with UNAVAILABLE, once it has the answers that are on their way."""
+        for stream in self._streams:
+            stream.stop()
+
+    async def _answer(
+        self,
+        method: str,
+        request_type: type[Request],
+        work: Work[Request],
+        encoded: bytes,
+        call: Call,
+        refuse: Refuse[Request] | None = None,
+    ) -> bytes:
+        """One request, of a call or of a stream, counted. Raises RequestError, unless `refuse` can say so in an answer."""
         start = time.monotonic()
-        remaining: float | None = context.time_remaining()
-        deadline = math.inf if remaining is None else start + remaining
         code = grpc.StatusCode.INTERNAL
-        metrics.in_flight_requests.inc()
+        request = None
+        self._metrics.in_flight_requests.inc()
         try:
-            answer = await work(_decode(request_type, encoded), deadline)
-            encoded_answer = answer.SerializeToString()
+            request = _decode(request_type, encoded)
+            answer = (await work(request, call)).SerializeToString()
             code = grpc.StatusCode.OK
-            return encoded_answer
+            return answer
         except RequestError as error:
-            code = STATUS.get(type(error), code)
-            metrics.rejected_requests.labels(error.reason).inc()
-            if isinstance(error, QueueFull):
-                # gRPC's own word for "retry after", which its retry policy obeys. Source: gRFC A6, server pushback.
-                pushback = max(1, round(error.retry_after_seconds * 1000))
-                context.set_trailing_metadata((("grpc-retry-pushback-ms", str(pushback)),))
-            await context.abort(code, str(error))
+            code = STATUS[type(error)]
+            self._metrics.rejected_requests.labels(error.reason).inc()
+            if refuse is None or request is None or isinstance(error, Stopping):
+                raise
+            return refuse(request, error, code.value[0]).SerializeToString()
         except asyncio.CancelledError:
-            late = deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
+            late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
             code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-            metrics.rejected_requests.labels(DeadlineExceeded.reason if late else "cancelled").inc()
+            self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else "cancelled").inc()
             raise
         except Exception:
             log.exception("%s failed", method)
-            metrics.rejected_requests.labels("internal").inc()
-            await context.abort(code, "internal error")
+            self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
+            raise errors.Internal("internal error") from None
         finally:
-            metrics.in_flight_requests.dec()
-            metrics.request_seconds.labels(method).observe(time.monotonic() - start)
-            metrics.requests.labels(method, code.name).inc()
+            self._metrics.in_flight_requests.dec()
+            self._metrics.request_seconds.labels(method).observe(time.monotonic() - start)
+            self._metrics.requests.labels(method, code.name).inc()
 
-    return grpc.unary_unary_rpc_method_handler(call)
+
+class _Stream:
+    """One open stream: reads no further than so many requests ahead of the answers that its caller has taken."""
+
+    def __init__(self, context: Context, max_in_flight: int, *, ordered: bool):
+        self._context = context
+        self._ordered = ordered
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()  # None: look whether it is over
+        self._in_work: set[asyncio.Future[bytes]] = set()
+        self._reading = True
+        self._stopping = False
+
+    async def run(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """Answers until the caller has half-closed and has all answers.
+
+        Raises:
+            RequestError: what `answer` raised, or Stopping once that was asked for.
+        """
+        reader = asyncio.create_task(self._read(requests, answer))
+        try:
+            while self._reading or self._in_work or not self._answers.empty():
+                task = await self._answers.get()
+                if task is None:
+                    continue
+                await self._context.write(await task)
+                self._in_work.discard(task)
+                self._slots.release()
+            if self._stopping:
+                raise Stopping("the server is stopping")
+            await reader
+        finally:
+            unfinished: list[asyncio.Future[Any]] = [reader, *self._in_work]
+            for future in unfinished:
+                future.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Reads no further, and ends the stream when what was read is answered."""
+        self._stopping, self._reading = True, False
+        self._answers.put_nowait(None)
+
+    async def _read(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+        try:
+            async for encoded in requests:
+                await self._slots.acquire()
+                if not self._reading:
+                    return
+                task = asyncio.ensure_future(answer(encoded))
+                self._in_work.add(task)
+                if self._ordered:
+                    self._answers.put_nowait(task)
+                else:
+                    task.add_done_callback(self._answers.put_nowait)
+        finally:
+            self._reading = False
+            self._answers.put_nowait(None)
+
+
+def service(name: str, methods: Mapping[str, "Handler[bytes, bytes]"]) -> grpc.GenericRpcHandler:
+    """A gRPC service of handlers by the name of their method."""
+    return grpc.method_handlers_generic_handler(name, dict(methods))
+
+
+def _deadline(context: Context) -> float:
+    """On the clock of time.monotonic; infinite when the caller set none."""
+    remaining: float | None = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
 
 
 def _decode(request_type: type[Request], encoded: bytes) -> Request:
@@ -94,3 +230,13 @@ def _decode(request_type: type[Request], encoded: bytes) -> Request:
         return request_type.FromString(encoded)
     except DecodeError:
         raise InvalidRequest(f"the request is no {request_type.DESCRIPTOR.full_name} message") from None
+
+
+async def _abort(context: Context, error: RequestError) -> bytes:
+    """Ends the call with the error's status code."""
+    pushback = errors.retry_after_milliseconds(error)
+    if pushback:
+        # gRPC's own word for "retry after", which its retry policy obeys. Source: gRFC A6, server pushback.
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(pushback)),))
+    await context.abort(STATUS[type(error)], str(error))
+    raise AssertionError("abort raises")

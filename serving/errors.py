@@ -2,10 +2,20 @@
 
 RequestError
   InvalidRequest      the caller's mistake; the same request will fail again
-  QueueFull           too much waits already; try again after `retry_after_seconds`
+  Unsupported         this server doesn't do that
+  Unauthenticated     it doesn't say who calls, or not truly
+  PermissionDenied    who calls may not do that
+  UnknownModel        no such model, or no such version of it that answers
+  ModelNotReady       the model is there, but doesn't answer now
+  LoadFailed          a model was asked to be loaded, and can't be
+  Refused             too much is asked for; try again after `retry_after_seconds`
+    QueueFull           too many images wait already
+    TooBusy             too many calls, or streams, are open already
+    RateLimited         this client asks for more than it may
   DeadlineExceeded    the answer would come too late
   Stopping            this server is going away; another will answer
   InferenceFailed     the model failed; the log says how
+  Internal            the server failed; the log says how
 """
 
 
@@ -22,14 +32,70 @@ class InvalidRequest(RequestError):
     reason = "invalid"
 
 
-class QueueFull(RequestError):
-    """The queue has no room for the request's images; nothing of it was done."""
+class Unsupported(RequestError):
+    """The protocol has it, this server does not."""
+
+    reason = "unsupported"
+
+
+class Unauthenticated(RequestError):
+    """The call carries no token that is known here."""
+
+    reason = "unauthenticated"
+
+
+class PermissionDenied(RequestError):
+    """The caller is known, and may not do that; or nobody may."""
+
+    reason = "permission_denied"
+
+
+class UnknownModel(RequestError):
+    """There is no such model, or no such version of it that answers."""
+
+    reason = "unknown_model"
+
+
+class ModelNotReady(RequestError):
+    """The model is known, but no version of it is loaded."""
+
+    reason = "model_not_ready"
+
+
+class LoadFailed(RequestError):
+    """A model was to be loaded, and no version of it can be."""
+
+    reason = "load_failed"
+
+
+class Refused(RequestError):
+    """More is asked for than can be done now; nothing of it was done.
+
+    Attributes:
+        retry_after_seconds: when to try again; None where nobody can say.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None):
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(Refused):
+    """The queue has no room for the request's images."""
 
     reason = "queue_full"
 
-    def __init__(self, message: str, retry_after_seconds: float):
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+
+class TooBusy(Refused):
+    """As many calls or streams as the server takes are open."""
+
+    reason = "too_busy"
+
+
+class RateLimited(Refused):
+    """The client asks for more images a second than it may."""
+
+    reason = "rate_limited"
 
 
 class DeadlineExceeded(RequestError):
@@ -45,6 +111,19 @@ class Stopping(RequestError):
 
 
 class InferenceFailed(RequestError):
-    """The model raised an error on the batch that the request was in."""
+    """The model raised an error on the batch that the request was in, or gave numbers for it that are none."""
 
     reason = "model_error"
+
+
+class Internal(RequestError):
+    """Something that should not happen did."""
+
+    reason = "internal"
+
+
+def retry_after_milliseconds(error: RequestError) -> int:
+    """When to try again, at least 1; 0 where that can't be said or is no use."""
+    if not isinstance(error, Refused) or error.retry_after_seconds is None:
+        return 0
+    return max(1, round(error.retry_after_seconds * 1000))

@@ -1,8 +1,20 @@
 """Every metric of the service, in one place. README.md has the same list, for operators."""
 
+import os
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    disable_created_metrics,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -10,13 +22,40 @@ _SECONDS = (
 )  # prometheus_client's own begin at 5 ms, where this service has long answered
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _CONFIDENCE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
+_VERSION = ["model", "version"]
 
 
 disable_created_metrics()  # a second series for every first, that no query of ours wants
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What one version of a model has done so far, over all the workers of this service; times in seconds.
+
+    Attributes:
+        images: images run.
+        runs: runs of the model.
+        answered, answered_seconds: requests answered, and their time from arrival to answer.
+        failed, failed_seconds: requests that ended otherwise, and their time.
+        queued_seconds: the part of `answered_seconds` before the first run.
+        last_request_seconds: when the last one arrived, Unix time; 0 when none has.
+    """
+
+    images: int
+    runs: int
+    answered: int
+    answered_seconds: float
+    failed: int
+    failed_seconds: float
+    queued_seconds: float
+    last_request_seconds: float
+
+
 class Metrics:
-    """The metrics of one server, on a registry of its own, so that several servers can live in one process."""
+    """The metrics of one server, on a registry of its own, so that several servers can live in one process.
+
+    Where several workers serve together (PROMETHEUS_MULTIPROC_DIR is set), a gauge is added up over those that live.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -30,47 +69,118 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "digits_request_seconds",
-            "Time from a decoded request to its answer, by method.",
+            "Time from a request's arrival to its answer, by method; of a stream, for each of its requests.",
             ["method"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_flight_requests = Gauge("digits_in_flight_requests", "Requests being answered now.", registry=registry)
+        self.in_flight_requests = Gauge(
+            "digits_in_flight_requests", "Requests being answered now.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.open_streams = Gauge("digits_open_streams", "Streams open now.", registry=registry, multiprocess_mode="livesum")
         self.rejected_requests = Counter(
             "digits_rejected_requests",
-            "Requests not answered, by reason: invalid, queue_full, deadline, cancelled, stopping, model_error, internal.",
+            "Requests not answered, by reason: serving/errors.py has them all; also cancelled and internal.",
             ["reason"],
             registry=registry,
         )
-        self.queue_length = Gauge("digits_queue_length_images", "Images waiting for a batch now.", registry=registry)
+        self.queue_length = Gauge(
+            "digits_queue_length_images",
+            "Images waiting for a run now.",
+            _VERSION,
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.queue_seconds = Histogram(
             "digits_queue_seconds",
-            "Time from a request's arrival to the start of the run that has its first image.",
+            "Time from a request's arrival to the start of the run that has its first image, of requests answered.",
+            _VERSION,
             buckets=_SECONDS,
             registry=registry,
         )
-        self.batch_size = Histogram("digits_batch_size_images", "Images in a run.", buckets=_BATCH, registry=registry)
-        self.inference_seconds = Histogram(
-            "digits_inference_seconds", "Time a run of the model takes.", buckets=_SECONDS, registry=registry
+        self.batch_size = Histogram(
+            "digits_batch_size_images", "Images in a run.", _VERSION, buckets=_BATCH, registry=registry
         )
-        self.predictions = Counter("digits_predictions", "Images answered, by digit.", ["digit"], registry=registry)
+        self.inference_seconds = Histogram(
+            "digits_inference_seconds", "Time a run of the model takes.", _VERSION, buckets=_SECONDS, registry=registry
+        )
+        self.model_request_seconds = Summary(
+            "digits_model_request_seconds",
+            "Time that a version of a model had a request, by outcome: answered, failed.",
+            [*_VERSION, "outcome"],
+            registry=registry,
+        )
+        self.last_request = Gauge(
+            "digits_model_last_request_timestamp_seconds",
+            "When the last request for a version of a model arrived, Unix time.",
+            _VERSION,
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.predictions = Counter(
+            "digits_predictions", "Images answered, by digit.", [*_VERSION, "digit"], registry=registry
+        )
         self.confidence = BulkHistogram(
-            "digits_confidence", "Confidence of the images answered.", buckets=_CONFIDENCE, registry=registry
+            "digits_confidence", "Confidence of the images answered.", _VERSION, buckets=_CONFIDENCE, registry=registry
         )
         self.model_info = Gauge(
             "digits_model_info",
-            "1 for the model being served; its version, its recipe, and its accuracy on the MNIST test images.",
-            ["version", "recipe", "test_accuracy"],
+            "1 for each version loaded, 0 once it is not; its recipe, and its accuracy on the MNIST test images.",
+            [*_VERSION, "recipe", "test_accuracy"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.model_role = Gauge(
+            "digits_model_role",
+            "1 for the role a loaded version has: stable, canary, shadow; 0 for the roles it had.",
+            [*_VERSION, "role"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.model_refused = Gauge(
+            "digits_model_refused",
+            "1 for each version in the repository that can't be served, by reason: unreadable, contract, self_check; "
+            "with reason routing (and no version) for a routing.toml that can't be followed.",
+            [*_VERSION, "reason"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.shadow_images = Counter(
+            "digits_shadow_images",
+            "Images answered by stable, by what the shadow made of them: agreed, disagreed, failed, skipped.",
+            [*_VERSION, "outcome"],
             registry=registry,
         )
-        self._predictions = [self.predictions.labels(str(digit)) for digit in range(10)]
 
-    def count_predictions(self, digits: NDArray[np.intp], confidences: NDArray[np.float32]) -> None:
-        """Counts the answers of one request: `digits` and `confidences`, (N,) each."""
-        for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
-            if count:
-                self._predictions[digit].inc(count)
-        self.confidence.observe_all(confidences)
+    def collected(self) -> CollectorRegistry:
+        """What a scrape shows: this server's metrics, or those of all the workers that serve together with it."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self.registry
+        merged = CollectorRegistry()
+        MultiProcessCollector(merged)
+        return merged
+
+    def statistics(self, model: str, version: str) -> Statistics:
+        """What a version has done so far. With several workers it reads their files: not on the event loop."""
+        found: dict[tuple[str, str], float] = {}
+        for metric in self.collected().collect():
+            for sample in metric.samples:
+                if (sample.labels.get("model"), sample.labels.get("version")) == (model, version):
+                    found[sample.name, sample.labels.get("outcome", "")] = sample.value
+
+        def value(name: str, outcome: str = "") -> float:
+            return found.get((f"digits_{name}", outcome), 0.0)
+
+        return Statistics(
+            images=int(value("batch_size_images_sum")),
+            runs=int(value("inference_seconds_count")),
+            answered=int(value("model_request_seconds_count", "answered")),
+            answered_seconds=value("model_request_seconds_sum", "answered"),
+            failed=int(value("model_request_seconds_count", "failed")),
+            failed_seconds=value("model_request_seconds_sum", "failed"),
+            queued_seconds=value("queue_seconds_sum"),
+            last_request_seconds=value("model_last_request_timestamp_seconds"),
+        )
 
     def calls_by_code(self) -> dict[str, int]:
         """How many calls have ended so far, by status code."""
@@ -82,8 +192,30 @@ class Metrics:
         return calls
 
 
+class VersionMetrics:
+    """The metrics of one version of a model, looked up once rather than for each request."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str):
+        self.queue_length = metrics.queue_length.labels(model, version)
+        self.queue_seconds = metrics.queue_seconds.labels(model, version)
+        self.batch_size = metrics.batch_size.labels(model, version)
+        self.inference_seconds = metrics.inference_seconds.labels(model, version)
+        self.answered_seconds = metrics.model_request_seconds.labels(model, version, "answered")
+        self.failed_seconds = metrics.model_request_seconds.labels(model, version, "failed")
+        self.last_request = metrics.last_request.labels(model, version)
+        self._confidence = metrics.confidence.labels(model, version)
+        self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
+
+    def count_predictions(self, digits: NDArray[np.intp], confidences: NDArray[np.float32]) -> None:
+        """Counts the answers of one request: `digits` and `confidences`, (N,) each."""
+        for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
+            if count:
+                self._predictions[digit].inc(count)
+        self._confidence.observe_all(confidences)
+
+
 class BulkHistogram(Histogram):
-    """A histogram without labels that takes many observations for little more than the price of one.
+    """A histogram that takes many observations for little more than the price of one.
 
     A request of a thousand images would otherwise pay for a thousand lock round trips.
     """

@@ -3,27 +3,37 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from serving import contract
-
-Provider = Literal["cpu", "cuda"]
+from serving.settings import Provider
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+REFUSALS = ("unreadable", "contract", "self_check")
+"""Why a file is refused, in a word, for the metrics."""
+
+
 class ModelError(Exception):
-    """The file can't be served: it is no model, or breaks the contract, or the provider is not there."""
+    """The file can't be served: it is no model, or breaks the contract, or the provider is not there.
+
+    Attributes:
+        reason: one of REFUSALS.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Model:
     """A model version, loaded, checked and ready.
 
-    `predict` may be called from several threads at once: each call runs in its caller's own thread, one core a call.
+    `infer` may be called from several threads at once: each call runs in its caller's own thread, one core a call.
 
     Attributes:
         version: the version's number, as a decimal string.
@@ -35,61 +45,82 @@ class Model:
         """Loads the ONNX file at `path`, checks it against the contract, and runs it once.
 
         Raises:
-            ModelError: with the reason, when any of that fails.
+            ModelError: with the reason, when any of that fails. The path is not in it: a caller may be told.
         """
         self.version = version
         self._session = _load(path, _PROVIDERS[provider])
-        _require(path, "inputs", contract.INPUTS, self._session.get_inputs())
-        _require(path, "outputs", contract.OUTPUTS, self._session.get_outputs())
+        _require("inputs", contract.INPUTS, self._session.get_inputs())
+        _require("outputs", contract.OUTPUTS, self._session.get_outputs())
         metadata = self._session.get_modelmeta().custom_metadata_map
         missing = {"contract", "labels", "recipe", "test_accuracy"} - set(metadata)
         if missing:
-            raise ModelError(f"{path} breaks the model contract: its metadata lack {', '.join(sorted(missing))}")
+            raise _broken(f"its metadata lack {', '.join(sorted(missing))}")
         if metadata["contract"] != contract.VERSION or metadata["labels"] != json.dumps(contract.LABELS):
-            raise ModelError(
-                f"{path} breaks the model contract: version {metadata['contract']!r} with labels {metadata['labels']}, "
+            raise _broken(
+                f"version {metadata['contract']!r} with labels {metadata['labels']}, "
                 f"where this server knows version {contract.VERSION!r} with labels {json.dumps(contract.LABELS)}"
             )
-        self.recipe, self.test_accuracy = metadata["recipe"], _share(path, metadata["test_accuracy"])
-        self._self_check(path)
+        self.recipe, self.test_accuracy = metadata["recipe"], _share(metadata["test_accuracy"])
+        self._self_check()
+
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the network says of `images`, (N, 28, 28) uint8, 0 paper, 255 ink.
+
+        Returns:
+            (N, 20) float32: the logits of the ten digits, then their probabilities.
+        """
+        outputs: list[NDArray[np.float32]] = self._session.run(["logits", "probabilities"], {"images": images})
+        return np.concatenate(outputs, axis=1)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities of the ten digits, (N, 10) float32, for `images`, (N, 28, 28) uint8, 0 paper, 255 ink."""
-        probabilities: NDArray[np.float32] = self._session.run(["probabilities"], {"images": images})[0]
-        return probabilities
+        return self.infer(images)[:, 10:]
 
-    def _self_check(self, path: Path) -> None:
-        """Warms the session up, and refuses a model whose answers contradict each other."""
+    def warm_up(self, max_batch_size: int) -> None:
+        """Runs every batch size up to `max_batch_size` once: ONNX Runtime plans, and a GPU tunes, for each anew.
+
+        Raises:
+            ModelError: one of them fails.
+        """
+        for size in range(1, max_batch_size + 1):
+            try:
+                self.infer(np.zeros((size, 28, 28), np.uint8))
+            except Exception as error:  # ONNX Runtime's own exceptions share no base class
+                raise ModelError("self_check", f"fails on a batch of {size}: {error}") from error
+
+    def _self_check(self) -> None:
+        """Refuses a model whose answers contradict each other."""
         images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
         try:
-            logits, batch = self._session.run(["logits", "probabilities"], {"images": images})
+            logits, batch = np.split(self.infer(images), 2, axis=1)
             single = self.predict(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise ModelError(f"{path} fails its self-check: {error}") from error
+            raise ModelError("self_check", f"fails its self-check: {error}") from error
         if batch.shape != (32, 10) or not np.allclose(batch.sum(axis=1), 1, atol=1e-4) or not (batch >= 0).all():
-            raise ModelError(f"{path} fails its self-check: `probabilities` are not ten numbers that sum to 1")
+            raise ModelError("self_check", "fails its self-check: `probabilities` are not ten numbers that sum to 1")
         if (logits.argmax(axis=1) != batch.argmax(axis=1)).any():
-            raise ModelError(f"{path} fails its self-check: `logits` and `probabilities` name different digits")
+            raise ModelError("self_check", "fails its self-check: `logits` and `probabilities` name different digits")
         if not np.allclose(batch[:1], single, atol=1e-4):
-            raise ModelError(f"{path} fails its self-check: an image's answer depends on the batch it is in")
+            raise ModelError("self_check", "fails its self-check: an image's answer depends on the batch it is in")
 
 
-def _share(path: Path, text: str) -> float:
+def _share(text: str) -> float:
     """A number from 0 to 1, or ModelError."""
     try:
         share = float(text)
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise ModelError(f"{path} breaks the model contract: its test_accuracy is {text!r}, expected a share from 0 to 1")
+        raise _broken(f"its test_accuracy is {text!r}, expected a share from 0 to 1")
     return share
 
 
 def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
     if provider not in onnxruntime.get_available_providers():
         raise ModelError(
+            "unreadable",
             "the CUDA provider needs onnxruntime-gpu in place of onnxruntime (`make install-gpu`); "
-            f"the ONNX Runtime installed here has {', '.join(onnxruntime.get_available_providers())}"
+            f"the ONNX Runtime installed here has {', '.join(onnxruntime.get_available_providers())}",
         )
     options = onnxruntime.SessionOptions()
     # One core a run, in the thread that calls: the batcher brings as many threads as there are cores to use.
@@ -103,18 +134,24 @@ def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
         # Without enable_fallback=0, a GPU that fails later on would be replaced by the CPU in silence.
         session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ModelError(f"{path} cannot be loaded: {error}") from error
+        raise ModelError("unreadable", f"cannot be loaded: {str(error).replace(str(path), path.name)}") from error
     # ONNX Runtime goes on without a provider that fails to start; an operator who asked for a GPU must hear of it.
     if session.get_providers()[0] != provider:
-        raise ModelError(f"{provider} did not start: is there a GPU with its driver? (ONNX Runtime's log above says more)")
+        raise ModelError(
+            "unreadable", f"{provider} did not start: is there a GPU with its driver? (ONNX Runtime's log above says more)"
+        )
     return session
 
 
-def _require(path: Path, what: str, expected: dict[str, tuple[str, list[int | None]]], found: list[object]) -> None:
+def _require(what: str, expected: dict[str, tuple[str, list[int | None]]], found: list[object]) -> None:
     """Raises ModelError unless `found` has just the `expected` names, types and shapes; None stands for any batch size."""
     seen = {
         node.name: (node.type, [size if isinstance(size, int) else None for size in node.shape])  # type: ignore[attr-defined]
         for node in found
     }
     if seen != expected:
-        raise ModelError(f"{path} breaks the model contract: its {what} are {seen}, expected {expected}")
+        raise _broken(f"its {what} are {seen}, expected {expected}")
+
+
+def _broken(how: str) -> ModelError:
+    return ModelError("contract", f"breaks the model contract: {how}")

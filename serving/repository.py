@@ -1,36 +1,402 @@
-"""Model versions on disk: MODELS/digits/VERSION/model.onnx, VERSION a whole number, the highest one served."""
+"""The model versions that serve: found on disk, loaded, routed and retired while calls go on.
 
-from dataclasses import dataclass
+A version is loaded, checked and warmed up beside the one that answers, and takes its place only then. What can't be served
+is refused, with its reason, and what answered goes on; so it does when its files are gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-BUNDLED = Path(__file__).parent / "models"
-"""The model repository inside this package, with the default model."""
+from serving.batcher import Batcher
+from serving.errors import LoadFailed, ModelNotReady, UnknownModel
+from serving.metrics import Metrics, VersionMetrics
+from serving.model import REFUSALS, Model, ModelError
+from serving.routing import Routing, RoutingError
+from serving.settings import Provider, Settings
+from serving.shadow import Shadow
+from serving.versions import ModelVersion, RepositoryError, scan
 
+log = logging.getLogger(__name__)
 
-class RepositoryError(Exception):
-    """The model repository holds nothing that can be served; the message says what was looked for."""
+State = Literal["READY", "LOADING", "UNAVAILABLE"]
+OpenModel = Callable[[Path, str, Provider], Model]
 
 
 @dataclass(frozen=True)
-class ModelVersion:
-    """One version of a model on disk."""
+class IndexEntry:
+    """What there is to say of one version."""
 
-    number: int
-    path: Path
-    """Its ONNX file."""
+    name: str
+    version: str
+    state: State
+    reason: str
 
 
-def latest(models: Path) -> ModelVersion:
-    """The highest version of `digits` in the model repository `models`.
+@dataclass(eq=False)
+class Loaded:
+    """One version, loaded and running.
 
-    Raises:
-        RepositoryError: there is none.
+    Attributes:
+        name: of the model.
+        version: of the model, a decimal string.
+        source: where it was loaded from.
+        shadow: what is to read, later, what this version has read.
     """
-    versions = [
-        ModelVersion(int(file.parent.name), file)
-        for file in models.glob("digits/*/model.onnx")
-        if file.parent.name.isdecimal()
-    ]
-    if not versions:
-        raise RepositoryError(f"no model in {models}: expected {models}/digits/VERSION/model.onnx, VERSION a whole number")
-    return max(versions, key=lambda version: version.number)
+
+    name: str
+    version: str
+    source: ModelVersion
+    model: Model
+    batcher: Batcher
+    metrics: VersionMetrics
+    shadow: Shadow | None = None
+
+
+@dataclass
+class _Served:
+    """One model: what is on disk of it, what serves, and what was refused."""
+
+    name: str
+    versions: dict[int, ModelVersion] = field(default_factory=dict)  # on disk
+    routing: Routing = field(default_factory=Routing)
+    routing_text: str = ""
+    stable: Loaded | None = None
+    canary: Loaded | None = None
+    shadow: Loaded | None = None
+    refused: dict[int, tuple[ModelVersion, str]] = field(default_factory=dict)
+    missing: set[int] = field(default_factory=set)  # routed, and not on disk
+    loading: int | None = None
+    unloaded: bool = False
+
+    def roles(self) -> dict[str, Loaded]:
+        """What runs, by role."""
+        named = {"stable": self.stable, "canary": self.canary, "shadow": self.shadow}
+        return {role: loaded for role, loaded in named.items() if loaded}
+
+
+class Repository:
+    """The models of one server. Everything but reading files and loading models happens on the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_ready: Callable[[bool], None] = lambda ready: None,
+        open_model: OpenModel = Model,
+    ):
+        """Reads nothing yet.
+
+        Args:
+            settings: where the models are, how they are run, and which is the default.
+            metrics: where roles, refusals and what the models do are counted.
+            on_ready: told when the default model begins, or ceases, to answer.
+            open_model: loads and checks one version; raises ModelError.
+        """
+        self.default = settings.default_model
+        self._settings = settings
+        self._metrics = metrics
+        self._on_ready = on_ready
+        self._open_model = open_model
+        self._served: dict[str, _Served] = {}
+        self._lock = asyncio.Lock()  # one change at a time
+        self._retiring: set[asyncio.Task[int]] = set()
+        self._trouble = ""  # why the repository can't be read, once that was said
+
+    async def start(self) -> None:
+        """Loads what is to serve.
+
+        Raises:
+            RepositoryError: no version of the default model can be served; the message says why.
+        """
+        async with self._lock:
+            found = await asyncio.to_thread(scan, self._settings.models)
+            for name, (versions, routing) in found.items():
+                await self._follow(name, versions, routing, settled=True)
+        served = self._served.get(self.default)
+        if served is None:
+            raise RepositoryError(
+                f"no model in {self._settings.models}: expected {self._settings.models / self.default}/VERSION/model.onnx, "
+                "VERSION a whole number"
+            )
+        if not served.stable:
+            reasons = [f"{version.path} {reason}" for version, reason in served.refused.values()]
+            raise RepositoryError(
+                "; ".join(reasons) or f"{self._settings.models / self.default}: nothing that routing names"
+            )
+
+    async def watch(self) -> None:
+        """Follows what changes on disk, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Follows what has changed on disk since the last time, where it has come to rest since."""
+        async with self._lock:
+            try:
+                found = await asyncio.to_thread(scan, self._settings.models)
+            except OSError as error:
+                if self._trouble != str(error):
+                    log.error("the model repository can't be read; what is loaded goes on: %s", error)
+                self._trouble = str(error)
+                return
+            self._trouble = ""
+            for name in {*found, *self._served}:
+                versions, routing = found.get(name, ({}, ""))
+                await self._follow(name, versions, routing, settled=False)
+
+    def route(self, name: str = "", version: str = "", key: str = "") -> Loaded:
+        """The loaded version that is to answer a request.
+
+        Args:
+            name: of the model; the default one when empty.
+            version: of the model; by its routing when empty.
+            key: with the same key, the same version answers as long as the routing stays.
+
+        Raises:
+            UnknownModel: there is no such model, or the version named doesn't answer.
+            ModelNotReady: no version of the model is loaded.
+        """
+        served = self._find(name)
+        if not served.stable:
+            raise ModelNotReady(f"model {served.name!r} is not loaded")
+        canary = served.canary
+        if version:
+            for loaded in (served.stable, canary):
+                if loaded and loaded.version == version:
+                    return loaded
+            raise UnknownModel(f"version {version!r} of model {served.name!r} doesn't answer here")
+        return canary if canary and served.routing.to_canary(served.name, key) else served.stable
+
+    def answering(self, name: str = "") -> list[Loaded]:
+        """The loaded versions of a model that answer, stable first. Raises UnknownModel."""
+        served = self._find(name)
+        return [loaded for loaded in (served.stable, served.canary) if loaded]
+
+    def names(self) -> list[str]:
+        """Every model there is, the default one first."""
+        return sorted(self._served, key=lambda name: (name != self.default, name))
+
+    def index(self) -> list[IndexEntry]:
+        """Every version there is, loaded or not."""
+        entries: list[IndexEntry] = []
+        for name in self.names():
+            served = self._served[name]
+            loaded = {int(version.version) for version in served.roles().values()}
+            entries.extend(_describe(served, number) for number in sorted({*served.versions, *loaded}, reverse=True))
+        return entries
+
+    async def load(self, name: str) -> None:
+        """Follows what is on disk of a model now, unloaded before or not, and tries again what was refused.
+
+        Raises:
+            UnknownModel: there is no such model.
+            LoadFailed: the version that should be stable, or another with a role, can't be served. What answered goes on.
+        """
+        async with self._lock:
+            found = await asyncio.to_thread(scan, self._settings.models)
+            if name not in found and name not in self._served:
+                raise UnknownModel(f"there is no model {name!r}")
+            versions, routing = found.get(name, ({}, ""))
+            served = self._served.setdefault(name, _Served(name))
+            served.unloaded = False
+            for number in [*served.refused]:
+                self._forget_refusal(served, number)
+            await self._follow(name, versions, routing, settled=True)
+            if served.refused or not served.stable:
+                reasons = [f"version {number} {reason}" for number, (_, reason) in served.refused.items()]
+                still = f"; version {served.stable.version} goes on" if served.stable else ""
+                raise LoadFailed(f"model {name!r}: {'; '.join(reasons) or 'nothing to load'}{still}")
+
+    async def unload(self, name: str) -> None:
+        """Has a model answer no more until it is loaded again; what it was asked before is still answered.
+
+        Raises:
+            UnknownModel: there is no such model.
+        """
+        async with self._lock:
+            served = self._find(name)
+            served.unloaded = True
+            retiring = self._assign(served, {})
+            await asyncio.gather(*retiring)
+
+    async def close(self, grace_seconds: float) -> int:
+        """Takes no more requests and answers those that it has; what takes longer than the grace ends as Stopping.
+
+        Returns:
+            Runs of models that have not ended. They can't be cut off: their threads live on.
+        """
+        loaded = {version for served in self._served.values() for version in served.roles().values()}
+        closing = [self._close(version, grace_seconds) for version in loaded]
+        return sum(await asyncio.gather(*closing, *self._retiring))
+
+    def _find(self, name: str) -> _Served:
+        try:
+            return self._served[name or self.default]
+        except KeyError:
+            raise UnknownModel(f"there is no model {name!r}") from None
+
+    async def _follow(self, name: str, versions: dict[int, ModelVersion], routing_text: str, *, settled: bool) -> None:
+        """Brings what serves of a model in line with what is on disk.
+
+        Unless `settled`, a file that looks otherwise than at the last look is left to the next: it may still be written.
+        """
+        served = self._served.setdefault(name, _Served(name))
+        before, served.versions = served.versions, versions
+        if routing_text != served.routing_text:
+            self._follow_routing(served, routing_text)
+        if served.unloaded or not (versions or served.stable):
+            return
+        resting = {number: found for number, found in versions.items() if settled or before.get(number) == found}
+        for number in [*served.refused]:
+            if served.refused[number][0] != versions.get(number):
+                self._forget_refusal(served, number)
+        routing = served.routing
+        self._report_missing(served, routing.named() - set(versions))
+        roles = {"stable": await self._stable(served, resting)}
+        for role, wanted in (("canary", routing.canary), ("shadow", routing.shadow)):
+            roles[role] = await self._load(served, wanted.version, resting) if wanted else None
+        self._assign(served, {role: loaded for role, loaded in roles.items() if loaded})
+
+    def _follow_routing(self, served: _Served, text: str) -> None:
+        served.routing_text = text
+        try:
+            served.routing = Routing.parse(text)
+        except RoutingError as error:
+            log.error("%s/routing.toml can't be followed; the routing stays: %s", served.name, error)
+            self._metrics.model_refused.labels(served.name, "", "routing").set(1)
+        else:
+            log.info("%s: routing %s", served.name, served.routing.model_dump(exclude_none=True) or "by the highest version")
+            self._metrics.model_refused.labels(served.name, "", "routing").set(0)
+
+    def _report_missing(self, served: _Served, missing: set[int]) -> None:
+        for number in missing - served.missing:
+            log.error("%s: routing names version %d, which is not in the repository", served.name, number)
+        for number in missing ^ served.missing:
+            self._metrics.model_refused.labels(served.name, str(number), "missing").set(number in missing)
+        served.missing = missing
+
+    async def _stable(self, served: _Served, versions: dict[int, ModelVersion]) -> Loaded | None:
+        """What is to be stable: the first choice that can be served, but nothing less than what is stable now."""
+        current = served.stable
+        for number in served.routing.stable_candidates(versions):
+            loaded = await self._load(served, number, versions)
+            if loaded:
+                return loaded
+            if current and number == int(current.version):
+                break
+        return current
+
+    async def _load(self, served: _Served, number: int, versions: dict[int, ModelVersion]) -> Loaded | None:
+        """A version, loaded now or before; None where it can't be served, or isn't there yet."""
+        running = next((loaded for loaded in served.roles().values() if loaded.version == str(number)), None)
+        found = versions.get(number)
+        if found is None or (running and running.source == found):
+            return running
+        if number in served.refused:
+            return running
+        served.loading = number
+        try:
+            model = await asyncio.to_thread(self._open, found)
+        except ModelError as error:
+            served.refused[number] = (found, str(error))
+            self._metrics.model_refused.labels(served.name, str(number), error.reason).set(1)
+            log.error("refused %s: it %s", found.path, error)
+            return running
+        finally:
+            served.loading = None
+        metrics = VersionMetrics(self._metrics, served.name, model.version)
+        batcher = Batcher(
+            model,
+            metrics,
+            instances=self._settings.instances,
+            max_batch_size=self._settings.max_batch_size,
+            max_queue_size=self._settings.max_queue_size,
+            max_queue_delay_seconds=self._settings.max_queue_delay_ms / 1000,
+        )
+        log.info("loaded %s version %s (%s, %.4f)", served.name, model.version, model.recipe, model.test_accuracy)
+        return Loaded(served.name, model.version, found, model, batcher, metrics)
+
+    def _open(self, version: ModelVersion) -> Model:
+        model = self._open_model(version.path, str(version.number), self._settings.provider)
+        model.warm_up(self._settings.max_batch_size)
+        return model
+
+    def _assign(self, served: _Served, roles: dict[str, Loaded]) -> list[asyncio.Task[int]]:
+        """Gives the roles to `roles` at one blow, and retires what has none any more: it answers what it has."""
+        before = served.roles()
+        served.stable, served.canary, served.shadow = (roles.get(role) for role in ("stable", "canary", "shadow"))
+        if served.name == self.default and bool(served.stable) != ("stable" in before):
+            self._on_ready(bool(served.stable))
+        self._set_shadow(served)
+        for role, loaded in before.items():
+            if roles.get(role) is not loaded:
+                self._metrics.model_role.labels(served.name, loaded.version, role).set(0)
+        for role, loaded in roles.items():
+            if before.get(role) is not loaded:
+                self._metrics.model_role.labels(served.name, loaded.version, role).set(1)
+                self._count_info(loaded, 1)
+                log.info("%s version %s is %s", served.name, loaded.version, role)
+        retiring = []
+        for loaded in {*before.values()} - {*roles.values()}:
+            if loaded.version not in {other.version for other in roles.values()}:
+                self._count_info(loaded, 0)
+            task = asyncio.create_task(self._close(loaded, self._settings.grace_seconds))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            retiring.append(task)
+        return retiring
+
+    def _set_shadow(self, served: _Served) -> None:
+        """Has what is stable hand its answers to what is shadow, if anything is."""
+        stable, wanted = served.stable, served.shadow
+        if not stable or (stable.shadow and wanted and stable.shadow.model is wanted.model):
+            return  # there is nothing to hand over, or it is handed over already
+        if stable.shadow:
+            stable.shadow.stop()
+            stable.shadow = None
+        if wanted:
+            stable.shadow = Shadow(
+                wanted.model,
+                self._metrics,
+                served.name,
+                wanted.version,
+                max_batch_size=self._settings.max_batch_size,
+                idle=stable.batcher.idle,
+            )
+
+    async def _close(self, loaded: Loaded, grace_seconds: float) -> int:
+        if loaded.shadow:
+            loaded.shadow.stop()
+        return await loaded.batcher.close(grace_seconds)
+
+    def _count_info(self, loaded: Loaded, value: int) -> None:
+        accuracy = f"{loaded.model.test_accuracy:.4f}"
+        self._metrics.model_info.labels(loaded.name, loaded.version, loaded.model.recipe, accuracy).set(value)
+
+    def _forget_refusal(self, served: _Served, number: int) -> None:
+        del served.refused[number]
+        for reason in REFUSALS:
+            self._metrics.model_refused.labels(served.name, str(number), reason).set(0)
+
+
+def _describe(served: _Served, number: int) -> IndexEntry:
+    version, gone = str(number), number not in served.versions
+    roles = [role for role, loaded in served.roles().items() if loaded.version == version]
+    state: State = "UNAVAILABLE"
+    if served.loading == number:
+        state, reason = "LOADING", ""
+    elif roles:
+        state = "UNAVAILABLE" if roles == ["shadow"] else "READY"
+        reason = ", ".join(roles)
+    else:
+        reason = "unloaded" if served.unloaded else "it has no role"
+    if number in served.refused:
+        reason = f"{reason}; the file as it is now {served.refused[number][1]}" if roles else served.refused[number][1]
+    elif gone:
+        reason += "; its file is gone from the repository"
+    return IndexEntry(served.name, version, state, reason)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 import grpc
@@ -13,13 +14,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving import digit_service, edge, repository
-from serving.batcher import Batcher
+from serving import digit_service, edge
 from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
+from serving.edge import Edge
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.recognizer import Recognizer
+from serving.repository import OpenModel, Repository
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,35 +45,32 @@ class PortTaken(Exception):
 
 
 class Server:
-    """One service on one model: the whole path, from the ports down.
+    """One worker: the whole path, from the ports down.
 
-    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic. While
-    draining only the second changes, so that Kubernetes takes the pod out of the Service and does not restart it.
+    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic, which is so
+    while the default model answers. While draining only the second changes, so that Kubernetes takes the pod out of the
+    Service and does not restart it.
 
     Attributes:
         metrics: what it counts.
+        repository: the models it serves.
         grpc_port: the port it listens on once it was started, also when the settings left the choice to the system.
         metrics_port: likewise, for Prometheus.
     """
 
-    def __init__(self, settings: Settings, model: Model):
-        """Puts the path together, on the running event loop; nothing listens yet."""
+    def __init__(self, settings: Settings, open_model: OpenModel = Model):
+        """Puts the path together, on the running event loop; nothing is loaded and nothing listens yet."""
         self._settings = settings
         self.metrics = Metrics()
-        self.metrics.model_info.labels(model.version, model.recipe, f"{model.test_accuracy:.4f}").set(1)
-        self._batcher = Batcher(
-            model,
+        self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
+        self._draining = False
+        self._background: set[asyncio.Task[None]] = set()
+        self._edge = Edge(
             self.metrics,
-            instances=settings.instances,
-            max_batch_size=settings.max_batch_size,
-            max_queue_size=settings.max_queue_size,
-            max_queue_delay_seconds=settings.max_queue_delay_ms / 1000,
+            max_streams=settings.max_streams,
+            max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
-        service = DigitService(self._batcher, self.metrics, model.version, settings.max_images_per_request)
-        methods = {
-            "Recognize": edge.unary("Recognize", pb.RecognizeRequest, service.recognize, self.metrics),
-            "RecognizeBatch": edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, service.recognize_batch, self.metrics),
-        }
+        digits = DigitService(Recognizer(self.repository, settings.max_images_per_request))
         self._grpc = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES + 1024),
@@ -81,18 +81,32 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", settings.max_queue_size),
             ]
         )
-        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(digit_service.NAME, methods),))
+        methods = {
+            "Recognize": self._edge.unary("Recognize", pb.RecognizeRequest, digits.recognize),
+            "RecognizeBatch": self._edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, digits.recognize_batch),
+            "RecognizeStream": self._edge.stream(
+                "RecognizeStream",
+                pb.RecognizeStreamRequest,
+                digits.recognize_in_stream,
+                digits.refuse_in_stream,
+                ordered=False,
+            ),
+        }
+        self._grpc.add_generic_rpc_handlers((edge.service(digit_service.NAME, methods),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = (digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        if settings.reflection:
+            names = (digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
 
     async def start(self) -> None:
-        """Listens on both ports and answers.
+        """Loads the models, listens on both ports and answers.
 
         Raises:
-            PortTaken: one of them can't be listened on. The server is of no further use then.
+            RepositoryError: the default model can't be served.
+            PortTaken: a port can't be listened on. The server is of no further use then.
         """
+        await self.repository.start()
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
         try:
             self.grpc_port = self._grpc.add_insecure_port(_address(host, grpc_port))
@@ -107,6 +121,7 @@ class Server:
         await self._grpc.start()
         await self._health.set("", SERVING)
         await self._health.set(digit_service.NAME, SERVING)
+        self._in_background(self.repository.watch())
 
     async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
         """Leaves without losing a call.
@@ -117,10 +132,14 @@ class Server:
         Returns:
             Runs of the model that have not ended, whose threads live on.
         """
+        self._draining = True
         await self._health.set(digit_service.NAME, NOT_SERVING)
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
-        stuck = await self._batcher.close(grace_seconds)
+        for task in self._background:
+            task.cancel()
+        self._edge.stop_streams()
+        stuck = await self.repository.close(grace_seconds)
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
         await self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic())))
@@ -128,23 +147,29 @@ class Server:
         self._http.server_close()
         return stuck
 
+    def _set_ready(self, ready: bool) -> None:
+        if not self._draining:
+            self._in_background(self._health.set(digit_service.NAME, SERVING if ready else NOT_SERVING))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
 
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short.
 
     Raises:
-        RepositoryError: there is no model to serve.
-        ModelError: the model can't be served.
+        RepositoryError: there is no model to serve, or none that can be served.
         PortTaken: a port can't be listened on.
     """
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    version = repository.latest(settings.models)
-    model = Model(version.path, str(version.number), settings.provider)
-    server = Server(settings, model)
+    server = Server(settings)
     await server.start()
-    _announce(model, server, settings)
+    _announce(server, settings)
 
     received = await signals.get()
     drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
@@ -172,7 +197,8 @@ async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:
         pass
 
 
-def _announce(model: Model, server: Server, settings: Settings) -> None:
+def _announce(server: Server, settings: Settings) -> None:
+    model = server.repository.route().model
     address = _address(settings.host, server.grpc_port)
     log.info(
         "model %s (%s, %.4f on the MNIST test images) on %s, %d at a time, %s for gRPC, http://%s/metrics",

@@ -1,14 +1,17 @@
 """Every setting of the server: its unit, its default, and what follows from it."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.cores import usable_cores
-from serving.model import Provider
-from serving.repository import BUNDLED
+
+Provider = Literal["cpu", "cuda"]
+
+BUNDLED = Path(__file__).parent / "models"
+"""The model repository inside this package, with the default model."""
 
 
 class Settings(BaseSettings):
@@ -23,8 +26,20 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 takes any free one.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="Port for Prometheus, over HTTP; 0 takes any free one.")
     models: Path = Field(
-        BUNDLED, description="Model repository, with digits/VERSION/model.onnx; the highest version serves."
+        BUNDLED,
+        description="Model repository, with NAME/VERSION/model.onnx; each model's highest version serves, "
+        "or what its routing.toml says.",
     )
+    default_model: str = Field("digits", min_length=1, description="Name of the model for requests that name none.")
+    poll_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="How often to look for new versions and changed files; what rests from one look to the next is taken.",
+    )
+    model_control: bool = Field(
+        False, description="Take calls that load and unload models; anybody may make them unless tokens are asked for."
+    )
+    reflection: bool = Field(True, description="Tell callers which methods there are, as grpcurl asks.")
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
     )
@@ -49,6 +64,14 @@ class Settings(BaseSettings):
         20_000,
         ge=1,
         description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED; and calls that wait to be begun.",
+    )
+    max_streams: int = Field(
+        100, ge=1, description="Streams that a worker keeps open at once; more are refused with RESOURCE_EXHAUSTED."
+    )
+    max_in_flight_per_stream: int = Field(
+        256,
+        ge=1,
+        description="Requests of one stream in work at once; beyond, nothing more is read until answers are taken.",
     )
     drain_seconds: float = Field(
         3.0,

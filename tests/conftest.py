@@ -13,23 +13,23 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from serving import repository
+from serving import versions
 from serving.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
-from serving.settings import Settings
+from serving.settings import BUNDLED, Settings
 from tests.drawn_digits import draw_many
 
 TIMEOUT = 20  # seconds; of every call in a test that is not about deadlines
 
 
 @pytest.fixture(scope="session")
-def bundled() -> repository.ModelVersion:
-    return repository.latest(repository.BUNDLED)
+def bundled() -> versions.ModelVersion:
+    return versions.latest(BUNDLED)
 
 
 @pytest.fixture(scope="session")
-def model(bundled: repository.ModelVersion) -> Model:
+def model(bundled: versions.ModelVersion) -> Model:
     return Model(bundled.path, str(bundled.number))
 
 
@@ -54,7 +54,17 @@ def mnist_path() -> Path:
     pytest.skip("needs MNIST: set DIGITS_DATA to an mnist.npz, or run `make train` once where it can be downloaded")
 
 
-class GatedModel(Model):
+class WarmModel(Model):
+    """A real model that was loaded and warmed up before, so that a server on it starts at once."""
+
+    def __init__(self, model: Model):
+        self.__dict__.update(model.__dict__)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        pass
+
+
+class GatedModel(WarmModel):
     """A real model whose runs wait at a gate, so that a test decides when each may go on.
 
     Attributes:
@@ -64,18 +74,18 @@ class GatedModel(Model):
     """
 
     def __init__(self, model: Model):
-        self.__dict__.update(model.__dict__)
+        super().__init__(model)
         self.batches: list[NDArray[np.uint8]] = []
         self.started = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.batches.append(images)
         self.started.release()
         assert self.gate.acquire(timeout=TIMEOUT), "the test never opened the gate"
         if (images[0] == 255).all():
             raise RuntimeError("a white image first in the batch breaks this model")
-        return super().predict(images)
+        return super().infer(images)
 
     def open(self, runs: int = 1_000_000) -> None:
         self.gate.release(runs)
@@ -98,8 +108,12 @@ async def start_server(model: Model) -> AsyncIterator[StartServer]:
     """Starts real servers on free ports, on the bundled model or another, with the settings given by name."""
     servers = []
 
-    async def start(served: Model = model, **settings: Any) -> Server:
-        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}), served)
+    warm = WarmModel(model)
+
+    async def start(served: Model | None = warm, **settings: Any) -> Server:
+        """With `served` None, what is in the repository that the settings name."""
+        open_model = Model if served is None else lambda *_: served
+        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}), open_model)
         await server.start()
         servers.append(server)
         return server
@@ -121,12 +135,13 @@ async def stub(server: Server) -> AsyncIterator[DigitServiceStub]:
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
-    """What a metric says now; 0 for a series that has not begun."""
-    return registry.get_sample_value(name, labels) or 0.0
+    """What a metric says now, added up over the series that have these labels; 0 when there is none."""
+    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 async def until(registry: CollectorRegistry, name: str, expected: float) -> None:
     """Waits until a metric says so."""
     async with asyncio.timeout(TIMEOUT):
         while value(registry, name) != expected:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)

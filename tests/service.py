@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from prometheus_client.parser import text_string_to_metric_families
+
 DIGITS = [sys.executable, "-m", "serving"]
 
 
@@ -26,11 +28,12 @@ class Service:
     address: str
     metrics: str
 
-    def scrape(self, series: str) -> float:
-        """What a metric says now; 0 for a series that has not begun."""
+    def scrape(self, name: str, **labels: str) -> float:
+        """What a metric says now, added up over the series that have these labels; 0 when there is none."""
         with urllib.request.urlopen(self.metrics, timeout=20) as page:
-            found = re.search(rf"^{re.escape(series)} (\S+)$", str(page.read(), "utf-8"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
+            metrics = text_string_to_metric_families(str(page.read(), "utf-8"))
+        samples = [sample for metric in metrics for sample in metric.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def launch(*flags: str, **environment: str) -> subprocess.Popen[str]:
@@ -45,8 +48,10 @@ def service(*flags: str) -> Iterator[Service]:
     with launch(*flags) as process:
         try:
             assert process.stderr is not None
-            log = [process.stderr.readline(), process.stderr.readline()]
-            found = re.search(r"(\S+) for gRPC, (http://\S+)", log[0])
+            log = []
+            while not log or (log[-1] and "send it a first digit" not in log[-1]):
+                log.append(process.stderr.readline())
+            found = re.search(r"(\S+) for gRPC, (http://\S+)", "".join(log))
             if found is None:
                 raise RuntimeError("".join(log))
             yield Service(process, found[1], found[2])

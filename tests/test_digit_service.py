@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from serving import digit_service, edge, repository
-from serving.errors import RequestError
+from serving import digit_service, edge, versions
+from serving.errors import Refused, RequestError
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -101,7 +101,9 @@ async def test_bytes_that_are_no_message_are_refused_and_the_server_lives(server
 
 
 def test_every_reason_for_no_answer_has_a_status_code() -> None:
-    assert set(edge.STATUS) == set(RequestError.__subclasses__())
+    reasons = {*RequestError.__subclasses__(), *Refused.__subclasses__()} - {Refused}
+    assert set(edge.STATUS) == reasons
+    assert len({reason.reason for reason in reasons}) == len(reasons)
 
 
 async def test_a_full_queue_is_told_with_a_time_to_come_back(
@@ -203,10 +205,10 @@ def breakable(path: Path, onto: Path) -> None:
 
 
 async def test_a_run_that_fails_in_onnx_runtime_ends_its_call_with_a_fixed_text_and_the_server_lives(
-    start_server: StartServer, bundled: repository.ModelVersion, images: Images, tmp_path: Path
+    start_server: StartServer, bundled: versions.ModelVersion, images: Images, tmp_path: Path
 ) -> None:
     breakable(bundled.path, tmp_path / "digits" / "1" / "model.onnx")
-    server = await start_server(Model(tmp_path / "digits" / "1" / "model.onnx", "1"))
+    server = await start_server(None, models=tmp_path)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
         assert len((await recognize_batch(stub, images[:5].tobytes())).digits) == 5
@@ -230,12 +232,12 @@ async def test_metrics_over_http_count_what_was_answered(
     page = await asyncio.to_thread(scrape)
     counts = np.bincount(model.predict(images).argmax(axis=1), minlength=10)
     for digit, count in enumerate(counts):
-        assert f'digits_predictions_total{{digit="{digit}"}} {count:.1f}' in page
+        assert f'digits_predictions_total{{digit="{digit}",model="digits",version="{model.version}"}} {count:.1f}' in page
     assert 'digits_requests_total{code="INVALID_ARGUMENT",method="Recognize"} 1.0' in page
     assert 'digits_rejected_requests_total{reason="invalid"} 1.0' in page
-    assert f"digits_confidence_count {len(images):.1f}" in page
+    assert f'digits_confidence_count{{model="digits",version="{model.version}"}} {len(images):.1f}' in page
     assert "digits_in_flight_requests 0.0" in page
-    assert f'recipe="{model.recipe}",test_accuracy="{model.test_accuracy:.4f}",version="{model.version}"' in page
+    assert f'model="digits",recipe="{model.recipe}",test_accuracy="{model.test_accuracy:.4f}"' in page
 
 
 async def test_health_and_reflection_answer(server: Server) -> None:
@@ -247,7 +249,7 @@ async def test_health_and_reflection_answer(server: Server) -> None:
 
     services, methods = await asyncio.to_thread(reflect)
     assert digit_service.NAME in services
-    assert methods == ["Recognize", "RecognizeBatch"]
+    assert methods == ["Recognize", "RecognizeBatch", "RecognizeStream"]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", digit_service.NAME):

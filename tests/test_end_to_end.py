@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.repository import latest
+from serving.versions import latest
 from tests.conftest import TIMEOUT, StartServer
 from tests.drawn_digits import draw_many
 from training import pipeline

@@ -6,11 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from serving import repository
+from serving import versions
 from serving.model import Model, ModelError
 
 
-def change(bundled: repository.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
     """Writes the bundled model, edited, to `onto`."""
     model = onnx.load(bundled.path)
     edit(model)
@@ -78,20 +78,20 @@ def normalise_over_the_batch(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_model_that_breaks_the_contract_is_refused_with_the_reason(
-    bundled: repository.ModelVersion, tmp_path: Path, edit: Callable[[onnx.ModelProto], object], reason: str
+    bundled: versions.ModelVersion, tmp_path: Path, edit: Callable[[onnx.ModelProto], object], reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
         Model(change(bundled, tmp_path / "model.onnx", edit), "1")
 
 
-def test_a_truncated_file_is_refused(bundled: repository.ModelVersion, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(bundled: versions.ModelVersion, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(bundled.path.read_bytes()[:10_000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         Model(file, "1")
 
 
-def test_the_bundled_model_says_what_it_is(model: Model, bundled: repository.ModelVersion) -> None:
+def test_the_bundled_model_says_what_it_is(model: Model, bundled: versions.ModelVersion) -> None:
     assert model.recipe == "convnet-affine"
     assert model.test_accuracy >= 0.994
     assert model.version == str(bundled.number)
@@ -109,4 +109,4 @@ def test_the_highest_version_is_the_one_served(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True)
         file.touch()
     (tmp_path / "digits" / "11").mkdir()  # still without its file
-    assert repository.latest(tmp_path).number == 10
+    assert versions.latest(tmp_path).number == 10

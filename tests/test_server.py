@@ -78,7 +78,7 @@ async def test_a_burst_of_thousands_of_calls_is_answered_in_full(process: Servic
         request = pb.RecognizeRequest(image=images[0].tobytes())
         answers = await asyncio.gather(*(stub.Recognize(request, timeout=3 * TIMEOUT) for _ in range(5000)))
     assert len(answers) == 5000
-    assert process.scrape('digits_requests_total{code="OK",method="Recognize"}') == 5000
+    assert process.scrape("digits_requests_total", code="OK", method="Recognize") == 5000
 
 
 async def test_callers_that_give_up_by_the_hundred_leave_no_traceback_in_the_log(process: Service, images: Images) -> None:
@@ -138,7 +138,7 @@ def test_a_server_listens_on_ipv6_too() -> None:
         assert started.address.startswith("[::1]:")
         with DigitClient(started.address, TIMEOUT) as client:
             assert client.recognize(draw(7)).digit == 7
-        assert started.scrape('digits_predictions_total{digit="7"}') == 1
+        assert started.scrape("digits_predictions_total", digit="7") == 1
 
 
 async def test_stopping_answers_what_is_in_flight(start_server: StartServer, gated: GatedModel, images: Images) -> None:
@@ -219,4 +219,4 @@ def test_the_client_and_its_command_reach_a_server_of_its_own(process: Service) 
     assert [answer["digit"] for answer in answers] == [*range(10), 7]
     assert all(0.5 < answer["confidence"] <= 1 for answer in answers)
     assert {answer["version"] for answer in answers} == {answers[0]["version"]}
-    assert process.scrape('digits_predictions_total{digit="7"}') == 2
+    assert process.scrape("digits_predictions_total", digit="7") == 2

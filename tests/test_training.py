@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.model import Model
-from serving.repository import ModelVersion
+from serving.versions import ModelVersion
 from tests.test_model import negate_logits
 from training import architectures, dataset, pipeline
 from training.__main__ import main

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from serving import repository
+from serving import versions
 from serving.cores import usable_cores
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.settings import BUNDLED
 from tests.drawn_digits import draw_many
 from tests.service import Service, service
 
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     options = parser.parse_args()
-    version = repository.latest(repository.BUNDLED)
+    version = versions.latest(BUNDLED)
     model = Model(version.path, str(version.number))
     alone: list[float] = []
     rows: dict[tuple[int, int], list[Row]] = {workload: [] for workload in WORKLOADS}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serving/pb/digits/v1/digit_service.proto\x12\tdigits.v1\"!\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\"d\n\x11RecognizeResponse\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"\'\n\x15RecognizeBatchRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\"k\n\x16RecognizeBatchResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x02 \x03(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t2\xad\x01\n\x0c\x44igitService\x12\x46\n\tRecognize\x12\x1b.digits.v1.RecognizeRequest\x1a\x1c.digits.v1.RecognizeResponse\x12U\n\x0eRecognizeBatch\x12 .digits.v1.RecognizeBatchRequest\x1a!.digits.v1.RecognizeBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serving/pb/digits/v1/digit_service.proto\x12\tdigits.v1\"=\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"d\n\x11RecognizeResponse\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"C\n\x15RecognizeBatchRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"k\n\x16RecognizeBatchResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x02 \x03(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"f\n\x16RecognizeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.digits.v1.RecognizeRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\x89\x01\n\x17RecognizeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1c.digits.v1.RecognizeResponseH\x00\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.digits.v1.StreamErrorH\x00\x42\t\n\x07outcome\"D\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r2\x8b\x02\n\x0c\x44igitService\x12\x46\n\tRecognize\x12\x1b.digits.v1.RecognizeRequest\x1a\x1c.digits.v1.RecognizeResponse\x12U\n\x0eRecognizeBatch\x12 .digits.v1.RecognizeBatchRequest\x1a!.digits.v1.RecognizeBatchResponse\x12\\\n\x0fRecognizeStream\x12!.digits.v1.RecognizeStreamRequest\x1a\".digits.v1.RecognizeStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serving.pb.digits.v1.digit_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECOGNIZEREQUEST']._serialized_start=55
-  _globals['_RECOGNIZEREQUEST']._serialized_end=88
-  _globals['_RECOGNIZERESPONSE']._serialized_start=90
-  _globals['_RECOGNIZERESPONSE']._serialized_end=190
-  _globals['_RECOGNIZEBATCHREQUEST']._serialized_start=192
-  _globals['_RECOGNIZEBATCHREQUEST']._serialized_end=231
-  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_start=233
-  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_end=340
-  _globals['_DIGITSERVICE']._serialized_start=343
-  _globals['_DIGITSERVICE']._serialized_end=516
+  _globals['_RECOGNIZEREQUEST']._serialized_end=116
+  _globals['_RECOGNIZERESPONSE']._serialized_start=118
+  _globals['_RECOGNIZERESPONSE']._serialized_end=218
+  _globals['_RECOGNIZEBATCHREQUEST']._serialized_start=220
+  _globals['_RECOGNIZEBATCHREQUEST']._serialized_end=287
+  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_start=289
+  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_end=396
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_start=398
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_end=500
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_start=503
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_end=640
+  _globals['_STREAMERROR']._serialized_start=642
+  _globals['_STREAMERROR']._serialized_end=710
+  _globals['_DIGITSERVICE']._serialized_start=713
+  _globals['_DIGITSERVICE']._serialized_end=980
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class DigitServiceStub:
                 request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
                 _registered_method=True)
+        self.RecognizeStream = channel.stream_stream(
+                '/digits.v1.DigitService/RecognizeStream',
+                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
+                _registered_method=True)
 
 
 class DigitServiceServicer:
@@ -65,6 +70,16 @@ class DigitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecognizeStream(self, request_iterator, context):
+        """Reads images as they come, for as long as the stream is open. Many may be on their way at once; each answer carries the
+        id of its request, and they come in any order. An image that can't be read is answered with an error of its own, and the
+        stream goes on. When as many are on their way as the server allows, it reads no further until answers are taken.
+        The stream ends with OK when the caller has half-closed and all is answered, with UNAVAILABLE when the server stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DigitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +92,11 @@ def add_DigitServiceServicer_to_server(servicer, server):
                     servicer.RecognizeBatch,
                     request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.FromString,
                     response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.SerializeToString,
+            ),
+            'RecognizeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RecognizeStream,
+                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +154,33 @@ class DigitService:
             '/digits.v1.DigitService/RecognizeBatch',
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecognizeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/digits.v1.DigitService/RecognizeStream',
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
