@@ -281,9 +281,9 @@ class Repository:
         served.missing = missing
 
     async def _stable(self, served: _Served, versions: dict[int, ModelVersion]) -> Loaded | None:
-        """What is to be stable: the first choice that can be served, but nothing less than what is stable now."""
+        """What is to be stable: the first choice that can be served, but no later one than what is stable now."""
         current = served.stable
-        for number in served.routing.stable_candidates(versions):
+        for number in served.routing.stable_candidates(served.versions):
             loaded = await self._load(served, number, versions)
             if loaded:
                 return loaded

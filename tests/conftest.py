@@ -140,8 +140,8 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
-async def until(registry: CollectorRegistry, name: str, expected: float) -> None:
-    """Waits until a metric says so."""
+async def until(registry: CollectorRegistry, name: str, expected: float, **labels: str) -> None:
+    """Waits until a metric, added up over the series that have these labels, says so."""
     async with asyncio.timeout(TIMEOUT):
-        while value(registry, name) != expected:
+        while value(registry, name, **labels) != expected:
             await asyncio.sleep(0.001)

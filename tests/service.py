@@ -48,7 +48,7 @@ def service(*flags: str) -> Iterator[Service]:
     with launch(*flags) as process:
         try:
             assert process.stderr is not None
-            log = []
+            log: list[str] = []
             while not log or (log[-1] and "send it a first digit" not in log[-1]):
                 log.append(process.stderr.readline())
             found = re.search(r"(\S+) for gRPC, (http://\S+)", "".join(log))

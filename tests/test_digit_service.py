@@ -5,20 +5,19 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
-from serving import digit_service, edge, versions
+from serving import digit_service, edge
 from serving.errors import Refused, RequestError
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
 from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+from tests.model_files import publish_breakable, publish_unsound
 
 Images = NDArray[np.uint8]
 
@@ -179,35 +178,10 @@ async def test_sixty_four_callers_share_batches_without_any_delay_set(
     assert value(server.metrics.registry, "digits_requests_total", method="Recognize", code="OK") == len(images)
 
 
-def breakable(path: Path, onto: Path) -> None:
-    """Writes the model at `path` to `onto`, changed so that any all-white image makes its runs fail inside ONNX Runtime."""
-    model = onnx.load(path)
-    graph = model.graph
-    probabilities = next(node for node in graph.node if "probabilities" in node.output)
-    probabilities.output[0] = "sound"
-    graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
-    graph.initializer.append(helper.make_tensor("white", TensorProto.FLOAT, [], [254.5]))
-    graph.node.extend(
-        [
-            helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMin", ["levels", "axes"], ["darkest"], keepdims=0),
-            helper.make_node("Greater", ["darkest", "white"], ["broken"]),
-            helper.make_node("Cast", ["broken"], ["index"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["one", "index"], ["factor"]),  # index 1 is out of bounds
-            helper.make_node("Unsqueeze", ["factor", "last"], ["column"]),
-            helper.make_node("Mul", ["sound", "column"], ["probabilities"]),
-        ]
-    )
-    graph.initializer.append(helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]))
-    graph.initializer.append(helper.make_tensor("last", TensorProto.INT64, [1], [1]))
-    onto.parent.mkdir(parents=True)
-    onnx.save(model, onto)
-
-
 async def test_a_run_that_fails_in_onnx_runtime_ends_its_call_with_a_fixed_text_and_the_server_lives(
-    start_server: StartServer, bundled: versions.ModelVersion, images: Images, tmp_path: Path
+    start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
-    breakable(bundled.path, tmp_path / "digits" / "1" / "model.onnx")
+    publish_breakable(tmp_path, 1)
     server = await start_server(None, models=tmp_path)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)
@@ -217,6 +191,22 @@ async def test_a_run_that_fails_in_onnx_runtime_ends_its_call_with_a_fixed_text_
         assert error.details() == "the model failed on a run with images of this request"
         assert len((await recognize_batch(stub, images[:5].tobytes())).digits) == 5
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="model_error") == 1
+
+
+async def test_an_image_that_the_model_gives_no_number_for_fails_alone(
+    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+) -> None:
+    publish_unsound(tmp_path, 1)
+    server = await start_server(None, models=tmp_path, max_queue_delay_ms=50, instances=1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = DigitServiceStub(channel)
+        good, error = await asyncio.gather(
+            recognize_batch(stub, images[:5].tobytes()), refused(recognize(stub, b"\xff" * 784))
+        )
+    assert error.code() is CODE.INTERNAL
+    assert error.details() == "the model gave no number for an image of this request"
+    assert list(good.digits) == model.predict(images[:5]).argmax(axis=1).tolist()
+    assert value(server.metrics.registry, "digits_batch_size_images_count") == 1, "they should have shared a run"
 
 
 async def test_metrics_over_http_count_what_was_answered(
