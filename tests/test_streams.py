@@ -1,0 +1,194 @@
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving import digit_service
+from serving.model import Model
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.server import Server
+from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+
+Images = NDArray[np.uint8]
+METHOD = f"/{digit_service.NAME}/RecognizeStream"
+CODE = grpc.StatusCode
+
+
+def request(number: int, image: bytes, timeout_ms: int = 0) -> pb.RecognizeStreamRequest:
+    return pb.RecognizeStreamRequest(id=number, request=pb.RecognizeRequest(image=image), timeout_ms=timeout_ms)
+
+
+async def open_stream(server: Server, *options: tuple[str, int]) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=options) as channel:
+        yield DigitServiceStub(channel).RecognizeStream(timeout=TIMEOUT)
+
+
+@pytest.fixture
+async def stream(server: Server) -> AsyncIterator[Any]:
+    async for stream in open_stream(server):
+        yield stream
+
+
+async def ended(stream: Any) -> grpc.StatusCode:
+    """How a stream ends; its answers are read away."""
+    try:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    code: grpc.StatusCode = await stream.code()
+    return code
+
+
+async def test_a_stream_answers_every_image_under_its_id_and_ends_when_the_caller_has_ended(
+    stream: Any, server: Server, model: Model, images: Images
+) -> None:
+    async def send() -> None:
+        for number, image in enumerate(images):
+            await stream.write(request(number, image.tobytes()))
+        await stream.done_writing()
+
+    sending = asyncio.create_task(send())
+    digits = {answer.id: answer.answer.digit async for answer in stream}
+    await sending
+    assert digits == dict(enumerate(model.predict(images).argmax(axis=1).tolist()))
+    assert await stream.code() is CODE.OK
+    assert value(server.metrics.registry, "digits_requests_total", method="RecognizeStream", code="OK") == len(images)
+    assert len(images) / value(server.metrics.registry, "digits_batch_size_images_count") > 4, "they should share runs"
+
+
+async def test_an_image_that_cannot_be_read_is_answered_with_its_error_and_the_stream_goes_on(
+    stream: Any, images: Images
+) -> None:
+    await stream.write(request(1, b"short"))
+    refusal = await stream.read()
+    assert (refusal.id, refusal.error.code) == (1, CODE.INVALID_ARGUMENT.value[0])
+    assert refusal.error.message == "image is 5 bytes, expected 784: 28 rows of 28 pixels"
+    await stream.write(
+        pb.RecognizeStreamRequest(id=2, request=pb.RecognizeRequest(image=images[0].tobytes(), model="letters"))
+    )
+    assert (await stream.read()).error.code == CODE.NOT_FOUND.value[0]
+    await stream.write(request(3, images[0].tobytes()))
+    assert (await stream.read()).answer.model_version
+    await stream.done_writing()
+    assert await ended(stream) is CODE.OK
+
+
+async def test_a_late_image_is_told_so_and_never_run_and_a_full_queue_says_when_to_come_back(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1, max_queue_size=1, max_images_per_request=1)
+    async for stream in open_stream(server):
+        await stream.write(request(1, images[0].tobytes()))
+        await gated.run_starts()
+        await stream.write(request(2, images[1].tobytes(), timeout_ms=100))
+        await until(server.metrics.registry, "digits_queue_length_images", 1)
+        await stream.write(request(3, images[2].tobytes()))
+        refusal = await stream.read()
+        assert (refusal.id, refusal.error.code) == (3, CODE.RESOURCE_EXHAUSTED.value[0])
+        assert refusal.error.retry_after_ms >= 1
+        await asyncio.sleep(0.1)
+        gated.open()
+        answers = {answer.id: answer async for answer in _two(stream)}
+        assert answers[1].HasField("answer")
+        assert answers[2].error.code == CODE.DEADLINE_EXCEEDED.value[0]
+        assert [len(batch) for batch in gated.batches] == [1]
+
+
+async def _two(stream: Any) -> AsyncIterator[Any]:
+    for _ in range(2):
+        yield await stream.read()
+
+
+async def test_bytes_that_are_no_message_end_the_stream_and_the_server_lives(server: Server, stub: DigitServiceStub) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT)
+        await call.write(b"\xff" * 50)
+        assert await ended(call) is CODE.INVALID_ARGUMENT
+        assert await call.details() == "the request is no digits.v1.RecognizeStreamRequest message"
+    assert await stub.RecognizeBatch(pb.RecognizeBatchRequest(images=bytes(784)), timeout=TIMEOUT)
+
+
+async def test_no_more_is_read_from_a_caller_who_takes_no_answers(start_server: StartServer, images: Images) -> None:
+    server = await start_server(max_in_flight_per_stream=8)
+    registry = server.metrics.registry
+    # The caller's gRPC takes 64 KB of answers that nobody has asked it for; by itself it would widen that to several MB.
+    async for stream in open_stream(server, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)):
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await stream.write(request(sent, images[0].tobytes()))
+                sent += 1
+
+        sending = asyncio.create_task(send())
+        async with asyncio.timeout(TIMEOUT):
+            before = -1
+            while sent > before:  # until it stands still
+                before = sent
+                await asyncio.sleep(0.5)
+        answered = value(registry, "digits_requests_total")
+        assert 64 < answered < 5000
+        assert sent - answered < 500, "the rest waits with its sender, but for what the wire holds"
+        async with asyncio.timeout(TIMEOUT):
+            while sent == before:  # it goes on when answers are taken
+                await stream.read()
+        sending.cancel()
+        stream.cancel()
+    await until(registry, "digits_open_streams", 0)
+
+
+async def test_a_caller_who_vanishes_takes_what_waits_with_him(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1)
+    registry = server.metrics.registry
+    async for stream in open_stream(server):
+        for number in range(50):
+            await stream.write(request(number, images[number].tobytes()))
+        await until(registry, "digits_in_flight_requests", 50)
+        stream.cancel()
+        await until(registry, "digits_in_flight_requests", 0)
+        assert value(registry, "digits_queue_length_images") == 0
+        assert value(registry, "digits_open_streams") == 0
+    gated.open()
+
+
+async def test_more_streams_than_are_allowed_are_refused_and_one_that_ends_makes_room(start_server: StartServer) -> None:
+    server = await start_server(max_streams=2)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub: Any = DigitServiceStub(channel)
+        first, _second = (stub.RecognizeStream(timeout=TIMEOUT) for _ in range(2))
+        await until(server.metrics.registry, "digits_open_streams", 2)
+        assert await ended(stub.RecognizeStream(timeout=TIMEOUT)) is CODE.RESOURCE_EXHAUSTED
+        await first.done_writing()
+        assert await ended(first) is CODE.OK
+        third = stub.RecognizeStream(timeout=TIMEOUT)
+        await third.done_writing()
+        assert await ended(third) is CODE.OK
+
+
+async def test_stopping_ends_streams_with_unavailable_once_what_they_asked_is_answered(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1)
+    async for stream in open_stream(server):
+        for number in range(20):
+            await stream.write(request(number, images[number].tobytes()))
+        await until(server.metrics.registry, "digits_in_flight_requests", 20)
+        stopping = asyncio.create_task(server.stop(drain_seconds=0, grace_seconds=TIMEOUT))
+        await asyncio.sleep(0.1)
+        gated.open()
+        answered = set()
+        with pytest.raises(grpc.aio.AioRpcError) as end:
+            async for answer in stream:
+                answered.add(answer.id)
+        assert end.value.code() is CODE.UNAVAILABLE
+        assert answered == set(range(20))
+        await stopping
