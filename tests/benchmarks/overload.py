@@ -1,0 +1,130 @@
+"""What becomes of the answers when three times as much is asked as can be answered: `make overload`.
+
+First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time, whether
+earlier ones were answered or not, and must be answered within the deadline to count. Callers run on the server's machine and
+cost it some of what they ask for, so the ratio is a floor.
+"""
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from tests.drawn_digits import draw_many
+from tests.service import Service, service
+
+CONNECTIONS = 8
+CALLERS = 16
+
+
+@dataclass
+class Outcome:
+    """What became of the calls of one run, by status code; rates in calls a second."""
+
+    codes: Counter[str]
+    seconds: float
+    latencies: list[float]  # seconds, of the calls answered
+    refusals: list[float]  # seconds, of the calls refused with RESOURCE_EXHAUSTED
+
+    @property
+    def goodput(self) -> float:
+        """Calls answered, a second."""
+        return self.codes["OK"] / self.seconds
+
+
+async def closed(stubs: list[DigitServiceStub], request: pb.RecognizeBatchRequest, seconds: float) -> Outcome:
+    """As many callers as there are, each calling again when it has its answer."""
+    outcome = Outcome(Counter(), seconds, [], [])
+    end = time.perf_counter() + seconds
+
+    async def call_in_turn(stub: DigitServiceStub) -> None:
+        while time.perf_counter() < end:
+            await _call(stub, request, 60, outcome)
+
+    await asyncio.gather(*(call_in_turn(stubs[n % len(stubs)]) for n in range(CALLERS)))
+    return outcome
+
+
+async def opened(
+    stubs: list[DigitServiceStub], request: pb.RecognizeBatchRequest, rate: float, seconds: float, deadline: float
+) -> Outcome:
+    """`rate` calls a second, come what may."""
+    outcome = Outcome(Counter(), seconds, [], [])
+    start = time.perf_counter()
+    calls = set()
+    number = 0
+    while (now := time.perf_counter() - start) < seconds:
+        while number < now * rate:
+            calls.add(asyncio.ensure_future(_call(stubs[number % len(stubs)], request, deadline, outcome)))
+            number += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*calls)
+    outcome.codes["sent"] = number
+    return outcome
+
+
+async def _call(stub: DigitServiceStub, request: pb.RecognizeBatchRequest, deadline: float, outcome: Outcome) -> None:
+    start = time.perf_counter()
+    try:
+        await stub.RecognizeBatch(request, timeout=deadline)
+        outcome.codes["OK"] += 1
+        outcome.latencies.append(time.perf_counter() - start)
+    except grpc.aio.AioRpcError as error:
+        outcome.codes[error.code().name] += 1
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            outcome.refusals.append(time.perf_counter() - start)
+
+
+async def run(server: Service, images_per_call: int, factor: float, seconds: float, deadline: float) -> None:
+    """Finds the capacity, then passes it, and prints what became of both."""
+    images, _ = draw_many(images_per_call, seed=0)
+    request = pb.RecognizeBatchRequest(images=images.tobytes())
+    apart = [("grpc.use_local_subchannel_pool", 1)]  # else the channels would share one connection
+    channels = [grpc.aio.insecure_channel(server.address, options=apart) for _ in range(CONNECTIONS)]
+    stubs = [DigitServiceStub(channel) for channel in channels]
+    await closed(stubs, request, 1)  # warm-up
+    before = server.scrape("process_resident_memory_bytes")
+    capacity = await closed(stubs, request, seconds)
+    over = await opened(stubs, request, factor * capacity.goodput, seconds, deadline)
+    after = server.scrape("process_resident_memory_bytes")
+    again = await closed(stubs, request, seconds)
+    for channel in channels:
+        await channel.close()
+    base = (capacity.goodput + again.goodput) / 2
+    print(f"{images_per_call} images a call, deadline {deadline:g} s")
+    print(f"capacity   {capacity.goodput:,.0f} calls/s before, {again.goodput:,.0f} after")
+    print(f"asked      {over.codes.pop('sent') / seconds:,.0f} calls/s for {seconds:g} s")
+    print(f"goodput    {over.goodput:,.0f} calls/s, {over.goodput / base:.2f} of the capacity; p50, p99 ms {_tail(over.latencies)}")
+    print(f"refused    p50, p99 ms {_tail(over.refusals)}")
+    print(f"ended as   {dict(over.codes)}; lost 0" if over.codes.total() else "")
+    print(f"memory     {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after")
+
+
+def _tail(seconds: list[float]) -> str:
+    if not seconds:
+        return "-"
+    p50, p99 = np.quantile(seconds, (0.5, 0.99)) * 1000
+    return f"{p50:.1f}, {p99:.1f}"
+
+
+def main() -> None:
+    """Tries calls of one image and of 64."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: %(default)s)")
+    parser.add_argument("--factor", type=float, default=3.0, help="of the capacity (default: %(default)s)")
+    parser.add_argument("--deadline", type=float, default=2.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--images", type=int, nargs="+", default=[64, 512], help="a call (default: %(default)s)")
+    options = parser.parse_args()
+    for images in options.images:
+        with service() as server:
+            asyncio.run(run(server, images, options.factor, options.seconds, options.deadline))
+
+
+if __name__ == "__main__":
+    main()
