@@ -11,7 +11,7 @@ IMAGE ?= postal-digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
 generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
-	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*/*.proto)
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*.proto protos/*/*/*.proto)
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
@@ -73,7 +73,7 @@ image: ## build the container image of the service [IMAGE=postal-digits CONTAINE
 	$(CONTAINERS) build --file deploy/docker/Dockerfile --tag $(IMAGE) .
 
 clean: ## remove everything that the verbs made, but for trained models
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
