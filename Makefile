@@ -6,6 +6,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SECONDS ?= 30
 RECIPE ?= convnet-affine
 IMAGE ?= postal-digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
@@ -15,7 +16,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench lint types protos lock format samples image clean
+.PHONY: help install install-gpu serve train test check bench fuzz lint types protos lock format samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ types: .venv/.everything
 
 bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on this machine
 	$(BIN)/python -m tests.benchmarks.throughput
+
+fuzz: .venv/.everything ## throw malformed requests at the tensor API [SECONDS=30]
+	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
 
 protos: .venv/.everything ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
