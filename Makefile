@@ -6,16 +6,17 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SECONDS ?= 30
 RECIPE ?= convnet-affine
 IMAGE ?= postal-digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
 generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
-	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*/*.proto)
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*.proto protos/*/*/*.proto)
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench lint types protos lock format samples image clean
+.PHONY: help install install-gpu serve train test check bench fuzz lint types protos lock format samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ types: .venv/.everything
 bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on this machine
 	$(BIN)/python -m tests.benchmarks.throughput
 
+fuzz: .venv/.everything ## throw malformed requests at the tensor API [SECONDS=30]
+	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
+
 protos: .venv/.everything ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
 	$(call generate,.)
@@ -73,7 +77,7 @@ image: ## build the container image of the service [IMAGE=postal-digits CONTAINE
 	$(CONTAINERS) build --file deploy/docker/Dockerfile --tag $(IMAGE) .
 
 clean: ## remove everything that the verbs made, but for trained models
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

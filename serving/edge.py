@@ -35,6 +35,9 @@ STATUS: dict[type[RequestError], grpc.StatusCode] = {
     errors.Internal: grpc.StatusCode.INTERNAL,
 }
 
+# Of a message to a caller: it travels in a header, and gRPC ends a call whose headers are too large with another code.
+_DETAILS_CHARACTERS = 1000
+
 # A caller whose deadline passes hangs up, and its hanging up arrives a little before the deadline does here.
 _DEADLINE_SLACK_SECONDS = 0.01
 
@@ -238,5 +241,5 @@ async def _abort(context: Context, error: RequestError) -> bytes:
     if pushback:
         # gRPC's own word for "retry after", which its retry policy obeys. Source: gRFC A6, server pushback.
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(pushback)),))
-    await context.abort(STATUS[type(error)], str(error))
+    await context.abort(STATUS[type(error)], str(error)[:_DETAILS_CHARACTERS])
     raise AssertionError("abort raises")

@@ -14,13 +14,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from serving import digit_service, edge
+from serving import digit_service, edge, open_inference
 from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
-from serving.edge import Edge
+from serving.edge import Edge, Handler
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.open_inference import OpenInference
 from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.inference import open_inference_pb2 as oip
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
 from serving.settings import Settings
@@ -47,9 +49,9 @@ class PortTaken(Exception):
 class Server:
     """One worker: the whole path, from the ports down.
 
-    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic, which is so
-    while the default model answers. While draining only the second changes, so that Kubernetes takes the pod out of the
-    Service and does not restart it.
+    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic, and so does
+    "inference.GRPCInferenceService": while the default model answers. While draining only readiness changes, so that
+    Kubernetes takes the pod out of the Service and does not restart it.
 
     Attributes:
         metrics: what it counts.
@@ -70,10 +72,13 @@ class Server:
             max_streams=settings.max_streams,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
-        digits = DigitService(Recognizer(self.repository, settings.max_images_per_request))
+        recognizer = Recognizer(self.repository, settings.max_images_per_request)
+        digits = DigitService(recognizer)
+        tensors = OpenInference(settings, self.repository, recognizer, self.metrics, self._is_ready)
         self._grpc = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES + 1024),
+                # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two.
+                ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES * 2 + 1024),
                 ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
                 # When calls come faster than the event loop takes them, gRPC holds them; past these limits it ends them as
                 # CANCELLED, uncounted, by chance at first (from 1,000 by default) and then all (from 3,000).
@@ -92,11 +97,16 @@ class Server:
                 ordered=False,
             ),
         }
-        self._grpc.add_generic_rpc_handlers((edge.service(digit_service.NAME, methods),))
+        self._grpc.add_generic_rpc_handlers(
+            (
+                edge.service(digit_service.NAME, methods),
+                edge.service(open_inference.NAME, self._open_inference(tensors)),
+            )
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
-            names = (digit_service.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (digit_service.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
 
     async def start(self) -> None:
@@ -120,7 +130,7 @@ class Server:
         self.metrics_port = self._http.server_port
         await self._grpc.start()
         await self._health.set("", SERVING)
-        await self._health.set(digit_service.NAME, SERVING)
+        await self._tell_health(SERVING)
         self._in_background(self.repository.watch())
 
     async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
@@ -133,7 +143,7 @@ class Server:
             Runs of the model that have not ended, whose threads live on.
         """
         self._draining = True
-        await self._health.set(digit_service.NAME, NOT_SERVING)
+        await self._tell_health(NOT_SERVING)
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
         for task in self._background:
@@ -147,9 +157,43 @@ class Server:
         self._http.server_close()
         return stuck
 
+    def _open_inference(self, tensors: OpenInference) -> dict[str, "Handler[bytes, bytes]"]:
+        unary = self._edge.unary
+        return {
+            "ServerLive": unary("ServerLive", oip.ServerLiveRequest, tensors.server_live),
+            "ServerReady": unary("ServerReady", oip.ServerReadyRequest, tensors.server_ready),
+            "ModelReady": unary("ModelReady", oip.ModelReadyRequest, tensors.model_ready),
+            "ServerMetadata": unary("ServerMetadata", oip.ServerMetadataRequest, tensors.server_metadata),
+            "ModelMetadata": unary("ModelMetadata", oip.ModelMetadataRequest, tensors.model_metadata),
+            "ModelInfer": unary("ModelInfer", oip.ModelInferRequest, tensors.model_infer),
+            "ModelStreamInfer": self._edge.stream(
+                "ModelStreamInfer",
+                oip.ModelInferRequest,
+                tensors.model_stream_infer,
+                tensors.refuse_in_stream,
+                ordered=True,
+            ),
+            "ModelConfig": unary("ModelConfig", oip.ModelConfigRequest, tensors.model_config),
+            "ModelStatistics": unary("ModelStatistics", oip.ModelStatisticsRequest, tensors.model_statistics),
+            "RepositoryIndex": unary("RepositoryIndex", oip.RepositoryIndexRequest, tensors.repository_index),
+            "RepositoryModelLoad": unary(
+                "RepositoryModelLoad", oip.RepositoryModelLoadRequest, tensors.repository_model_load
+            ),
+            "RepositoryModelUnload": unary(
+                "RepositoryModelUnload", oip.RepositoryModelUnloadRequest, tensors.repository_model_unload
+            ),
+        }
+
+    def _is_ready(self) -> bool:
+        return not self._draining and bool(self.repository.answering())
+
     def _set_ready(self, ready: bool) -> None:
         if not self._draining:
-            self._in_background(self._health.set(digit_service.NAME, SERVING if ready else NOT_SERVING))
+            self._in_background(self._tell_health(SERVING if ready else NOT_SERVING))
+
+    async def _tell_health(self, status: int) -> None:
+        for name in (digit_service.NAME, open_inference.NAME):
+            await self._health.set(name, status)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,0 +1,291 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: from decoded requests to decoded answers."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import metadata
+
+from serving import tensors
+from serving.call import Call
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotReady,
+    PermissionDenied,
+    RequestError,
+    UnknownModel,
+    Unsupported,
+)
+from serving.metrics import Metrics
+from serving.pb.inference import open_inference_pb2 as pb
+from serving.recognizer import Recognizer
+from serving.repository import Loaded, Repository
+from serving.settings import Settings
+
+NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+_DISTRIBUTION = "postal-digits"
+
+# What Triton calls an ONNX model that ONNX Runtime runs; clients choose how they talk to a model by it.
+_PLATFORM = "onnxruntime_onnx"
+_BACKEND = "onnxruntime"
+
+_DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
+
+
+class OpenInference:
+    """The tensor API, as protos/inference/open_inference.proto states it. Every method raises RequestError when it can't."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        recognizer: Recognizer,
+        metrics: Metrics,
+        ready: Callable[[], bool],
+    ):
+        """Puts it before what the native API has as well.
+
+        Args:
+            settings: how models are run, and whether callers may load and unload them.
+            repository: the models.
+            recognizer: what reads images.
+            metrics: what counts the models' work.
+            ready: whether the server wants requests.
+        """
+        self._settings = settings
+        self._repository = repository
+        self._recognizer = recognizer
+        self._metrics = metrics
+        self._ready = ready
+
+    async def server_live(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        """That the process lives."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
+        """Whether the server wants requests."""
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def model_ready(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        """Whether a model, or one version of it, answers."""
+        try:
+            self._answering(request.name, request.version)
+        except (UnknownModel, ModelNotReady):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def server_metadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
+        """What this server is, and what of the protocol's extensions it has."""
+        extensions = ["model_configuration", "statistics"]
+        if self._settings.model_control:
+            extensions.append("model_repository")
+        return pb.ServerMetadataResponse(name=_DISTRIBUTION, version=_version(), extensions=extensions)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
+        """The tensors of a model, and its versions that answer."""
+
+        def described(named: Mapping[str, tensors.Tensor]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+            return [
+                pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+                for tensor in named.values()
+            ]
+
+        answering = self._answering(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=answering[0].name,
+            versions=[loaded.version for loaded in answering],
+            platform=_PLATFORM,
+            inputs=described(tensors.INPUTS),
+            outputs=described(tensors.OUTPUTS),
+        )
+
+    async def model_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        """Runs a model on the images of one request."""
+        response = pb.ModelInferResponse()
+        await self._infer(request, call, response)
+        return response
+
+    async def model_stream_infer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelStreamInferResponse:
+        """Runs a model on the images of one request of a stream."""
+        answer = pb.ModelStreamInferResponse()
+        await self._infer(request, call, answer.infer_response)
+        # Triton's word to clients that read a stream until a request has had all its answers; here it has one.
+        answer.infer_response.parameters["triton_final_response"].bool_param = True
+        return answer
+
+    @staticmethod
+    def refuse_in_stream(request: pb.ModelInferRequest, error: RequestError, code: int) -> pb.ModelStreamInferResponse:
+        """What a stream says in the place of an answer; the id tells its caller which request it was."""
+        answer = pb.ModelStreamInferResponse(error_message=str(error))
+        answer.infer_response.id = request.id
+        return answer
+
+    async def model_config(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
+        """How a model is batched, and on what it runs."""
+        name = self._answering(request.name, request.version)[0].name
+        settings = self._settings
+        config = pb.ModelConfig(
+            name=name,
+            platform=_PLATFORM,
+            backend=_BACKEND,
+            max_batch_size=settings.max_batch_size,
+            dynamic_batching=pb.ModelDynamicBatching(
+                max_queue_delay_microseconds=round(settings.max_queue_delay_ms * 1000),
+            ),
+        )
+        for tensor in tensors.INPUTS.values():
+            config.input.add(name=tensor.name, data_type=_DATA_TYPES[tensor.datatype], dims=tensor.dims)
+        for tensor in tensors.OUTPUTS.values():
+            config.output.add(name=tensor.name, data_type=_DATA_TYPES[tensor.datatype], dims=tensor.dims)
+        kind = pb.ModelInstanceGroup.KIND_CPU if settings.provider == "cpu" else pb.ModelInstanceGroup.KIND_GPU
+        config.instance_group.add(name=name, count=settings.instances, kind=kind)
+        return pb.ModelConfigResponse(config=config)
+
+    async def model_statistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:
+        """What the versions that answer have done: of one model, or of all."""
+        if request.name:
+            counted = self._answering(request.name, request.version)
+        else:
+            every = [loaded for name in self._repository.names() for loaded in self._repository.answering(name)]
+            counted = [loaded for loaded in every if request.version in ("", loaded.version)]
+        return await asyncio.to_thread(self._count, [(loaded.name, loaded.version) for loaded in counted])
+
+    async def repository_index(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
+        """Every model version on disk, and whether it answers."""
+        _require_the_repository(request.repository_name)
+        response = pb.RepositoryIndexResponse()
+        for entry in self._repository.index():
+            if entry.state == "READY" or not request.ready:
+                response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+        return response
+
+    async def repository_model_load(
+        self, request: pb.RepositoryModelLoadRequest, call: Call
+    ) -> pb.RepositoryModelLoadResponse:
+        """Loads a model as it lies on disk."""
+        self._require_control()
+        _require_the_repository(request.repository_name)
+        if request.parameters:
+            parameter = tensors.shown(min(request.parameters))
+            raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded as it lies in the repository")
+        await self._repository.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(
+        self, request: pb.RepositoryModelUnloadRequest, call: Call
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Takes a model out of service."""
+        self._require_control()
+        _require_the_repository(request.repository_name)
+        await self._repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    async def _infer(self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse) -> None:
+        """Fills in the answer to one request."""
+        pixels = tensors.images(request)
+        wanted = tensors.wanted(request)
+        raw = bool(request.raw_input_contents)
+        model, version, key = request.model_name, request.model_version, _key(request)
+        timeout_seconds = _timeout_seconds(request)
+        response.id = request.id
+        del request  # the message holds a second copy of the images, which would wait with them
+        if timeout_seconds:
+            call = replace(call, deadline=min(call.deadline, time.monotonic() + timeout_seconds))
+        try:
+            # A call's own deadline ends it from outside; this one would else be seen only when the request's turn comes.
+            async with asyncio.timeout(timeout_seconds or None):
+                reading = await self._recognizer.read(pixels, call, model=model, version=version, key=key)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's timeout passed before its answer was ready") from None
+        response.model_name = reading.loaded.name
+        response.model_version = reading.loaded.version
+        outputs = {"logits": reading.logits, "probabilities": reading.probabilities}
+        tensors.answer(response, ((name, outputs[name]) for name in wanted), raw=raw)
+
+    def _answering(self, name: str, version: str) -> list[Loaded]:
+        """The versions of a model that answer, at least one, stable first; where one is named, that one.
+
+        Raises:
+            UnknownModel: there is no such model, or the version named does not answer.
+            ModelNotReady: no version of it is loaded.
+        """
+        answering = self._repository.answering(name)
+        if not answering:
+            raise ModelNotReady(f"model {name or self._repository.default!r} is not loaded")
+        if not version:
+            return answering
+        named = [loaded for loaded in answering if loaded.version == version]
+        if not named:
+            raise UnknownModel(f"version {tensors.shown(version)} of model {answering[0].name!r} does not answer here")
+        return named
+
+    def _count(self, versions: list[tuple[str, str]]) -> pb.ModelStatisticsResponse:
+        """Statistics by model and version. Not on the event loop: the metrics of other workers are read from files."""
+        response = pb.ModelStatisticsResponse()
+        for model, version in versions:
+            done = self._metrics.statistics(model, version)
+            # What is left of success after queue, so that they add up to the nanosecond.
+            success = _nanoseconds(done.answered_seconds)
+            queue = min(_nanoseconds(done.queued_seconds), success)
+            copied = pb.StatisticDuration(count=done.answered)  # perf_analyzer aborts where these counts differ
+            response.model_stats.add(
+                name=model,
+                version=version,
+                last_inference=round(done.last_request_seconds * 1000),
+                inference_count=done.images,
+                execution_count=done.runs,
+                inference_stats=pb.InferStatistics(
+                    success=pb.StatisticDuration(count=done.answered, ns=success),
+                    fail=pb.StatisticDuration(count=done.failed, ns=_nanoseconds(done.failed_seconds)),
+                    queue=pb.StatisticDuration(count=done.answered, ns=queue),
+                    compute_input=copied,
+                    compute_infer=pb.StatisticDuration(count=done.answered, ns=success - queue),
+                    compute_output=copied,
+                ),
+            )
+        return response
+
+    def _require_control(self) -> None:
+        if not self._settings.model_control:
+            raise PermissionDenied(
+                "models are neither loaded nor unloaded by callers here: the server needs --model-control"
+            )
+
+
+@functools.cache
+def _version() -> str:
+    return metadata.version(_DISTRIBUTION)
+
+
+def _require_the_repository(name: str) -> None:
+    if name:
+        raise Unsupported(f"there is no repository {tensors.shown(name)}: this server has one, without a name")
+
+
+def _timeout_seconds(request: pb.ModelInferRequest) -> float:
+    """What the parameter `timeout` says; 0 when it asks for none."""
+    if "timeout" not in request.parameters:
+        return 0.0
+    value = request.parameters["timeout"]
+    kind = value.WhichOneof("parameter_choice")
+    microseconds = value.int64_param if kind == "int64_param" else value.uint64_param
+    if kind not in ("int64_param", "uint64_param") or microseconds < 0:
+        raise InvalidRequest("parameter timeout is no number of microseconds, expected one, 0 or more, as int64_param")
+    return microseconds / 1e6
+
+
+def _key(request: pb.ModelInferRequest) -> str:
+    """What the parameter `key` says; empty when there is none."""
+    if "key" not in request.parameters:
+        return ""
+    value = request.parameters["key"]
+    if value.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidRequest("parameter key is no string, expected one, as string_param")
+    return value.string_param
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

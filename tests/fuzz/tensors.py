@@ -1,0 +1,142 @@
+"""Throws malformed requests at the tensor API for a bounded time: `python -m tests.fuzz.tensors SECONDS`, or `make fuzz`.
+
+Whatever bytes make a ModelInferRequest, what comes of it is an answer or a RequestError; anything else ends the run with
+the input in a file, and an exit status other than 0. The model is left out: what is tried is everything before it.
+"""
+
+import asyncio
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+try:
+    import atheris
+except ImportError:
+    print("skipped: atheris is not installed; it is made for Linux on x86-64 only", file=sys.stderr)
+    sys.exit(0)
+
+with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.tensors", "serving.open_inference"]):
+    warnings.simplefilter("ignore")
+    from serving import tensors
+    from serving.call import Call
+    from serving.errors import RequestError
+    from serving.open_inference import OpenInference
+    from serving.pb.inference import open_inference_pb2 as pb
+
+IMAGE = 784
+
+FOUND = Path("build/fuzz")
+"""Where inputs are kept: in tensors/ those that led somewhere new, beside it those that broke something."""
+
+
+class Blank:
+    """A recognizer that finds nothing in any image, and makes sure that images are what it is given."""
+
+    async def read(self, pixels: bytes, call: Call, *, model: str, version: str, key: str) -> Any:
+        assert isinstance(pixels, bytes)
+        assert pixels
+        assert len(pixels) % IMAGE == 0
+        assert call.deadline > 0
+        outputs = np.zeros((len(pixels) // IMAGE, 10), np.float32)
+        return SimpleNamespace(
+            logits=outputs, probabilities=outputs, loaded=SimpleNamespace(name=model, version=version + key)
+        )
+
+
+def seeds() -> list[pb.ModelInferRequest]:
+    """Requests as clients send them, each a way into another part of the code."""
+    raw = pb.ModelInferRequest(model_name="digits", id="1", raw_input_contents=[bytes(IMAGE)])
+    raw.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28])
+    typed = pb.ModelInferRequest(model_version="3")
+    typed.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28]).contents.uint_contents.extend([200] * IMAGE)
+    chosen = pb.ModelInferRequest()
+    chosen.CopyFrom(raw)
+    chosen.outputs.add(name="probabilities")
+    chosen.outputs.add(name="logits").parameters["classification"].int64_param = 3
+    hurried = pb.ModelInferRequest()
+    hurried.CopyFrom(raw)
+    hurried.parameters["timeout"].int64_param = 5_000_000
+    hurried.parameters["key"].string_param = "a"
+    hurried.parameters["priority"].uint64_param = 1
+    shared = pb.ModelInferRequest()
+    shared.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28]).parameters[
+        "shared_memory_region"
+    ].string_param = "a"
+    return [raw, typed, chosen, hurried, shared]
+
+
+def composed(given: Any) -> pb.ModelInferRequest:
+    """A request of well-known parts and chance: bytes at random are seldom a message, and seldomer one that gets far."""
+
+    def chosen(*known: str) -> str:
+        number = given.ConsumeIntInRange(0, len(known))
+        return known[number] if number < len(known) else str(given.ConsumeUnicodeNoSurrogates(80))
+
+    request = pb.ModelInferRequest(id=chosen(""))
+    for _ in range(given.ConsumeIntInRange(0, 2)):
+        axes = [given.ConsumeInt(8) if given.ConsumeBool() else size for size in (given.ConsumeIntInRange(0, 3), 28, 28)]
+        shape = axes[: given.ConsumeIntInRange(0, 3)] if given.ConsumeBool() else axes
+        tensor = request.inputs.add(name=chosen("images"), datatype=chosen("UINT8", "FP32"), shape=shape)
+        if given.ConsumeBool():
+            values = [given.ConsumeIntInRange(0, 300)] * (
+                given.ConsumeIntInRange(0, 2) * IMAGE + given.ConsumeIntInRange(0, 1)
+            )
+            tensor.contents.uint_contents.extend(values)
+        if given.ConsumeBool():
+            tensor.contents.bytes_contents.append(given.ConsumeBytes(3))
+    for _ in range(given.ConsumeIntInRange(0, 2)):
+        request.raw_input_contents.append(bytes(given.ConsumeIntInRange(0, 3) * IMAGE + given.ConsumeIntInRange(0, 1)))
+    for _ in range(given.ConsumeIntInRange(0, 3)):
+        output = request.outputs.add(name=chosen(*tensors.OUTPUTS))
+        if given.ConsumeBool():
+            output.parameters[chosen("classification", "shared_memory_region")].int64_param = 1
+    for _ in range(given.ConsumeIntInRange(0, 2)):
+        parameter = request.parameters[chosen("timeout", "key")]
+        kind = given.ConsumeIntInRange(0, 3)
+        if kind == 0:
+            parameter.int64_param = given.ConsumeInt(8)
+        elif kind == 1:
+            parameter.uint64_param = given.ConsumeIntInRange(0, 2**64 - 1)
+        elif kind == 2:
+            parameter.string_param = chosen("a")
+    return request
+
+
+def main() -> None:
+    """Runs for as many seconds as the first argument says."""
+    service: Any = OpenInference(None, None, Blank(), None, lambda: True)  # type: ignore[arg-type]
+    loop = asyncio.Runner().get_loop()
+
+    def one(data: bytes) -> None:
+        """Tries a message composed of `data`, or, where it begins with a zero byte, the rest of it as an encoded message."""
+        try:
+            encoded = data[1:] if data[:1] == b"\0" else composed(atheris.FuzzedDataProvider(data)).SerializeToString()
+            request = pb.ModelInferRequest.FromString(encoded)
+        except DecodeError:
+            return
+        try:
+            answer = loop.run_until_complete(service.model_infer(request, Call()))
+        except RequestError as error:
+            reason = str(error)
+            assert 0 < len(reason) < 1000, "it travels in a header"
+            return
+        assert len(answer.outputs) == len(request.outputs or tensors.OUTPUTS)
+        assert answer.id == request.id
+        answer.SerializeToString()
+
+    corpus = FOUND / "tensors"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (corpus / f"seed-{number}").write_bytes(b"\0" + seed.SerializeToString())
+    limits = [f"-max_total_time={sys.argv[1]}", "-max_len=4096", "-timeout=10"]
+    atheris.Setup([sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={FOUND}/", str(corpus)], one)
+    atheris.Fuzz()  # ends the process
+
+
+if __name__ == "__main__":
+    main()
