@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SECONDS ?= 30
+MINUTES ?= 10
 RECIPE ?= convnet-affine
 IMAGE ?= postal-digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
@@ -16,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench fuzz lint types protos lock format samples image clean
+.PHONY: help install install-gpu serve train test check bench overload soak fuzz lint types protos lock format samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,12 @@ types: .venv/.everything
 
 bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on this machine
 	$(BIN)/python -m tests.benchmarks.throughput
+
+overload: .venv/.everything ## ask for three times what the service can do, and count what becomes of it
+	$(BIN)/python -m tests.benchmarks.overload
+
+soak: .venv/.everything ## ten minutes of everything at once, after which memory must be where it was [MINUTES=10]
+	$(BIN)/python -m tests.benchmarks.soak $(MINUTES)
 
 fuzz: .venv/.everything ## throw malformed requests at the tensor API [SECONDS=30]
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # calls a second; a lone caller made 1.00, 0.97 and 0.85 times (h2load, two cores).
 _QUIET_TURNS = 8
 
-# How much longer than at the pace of the last runs what waits is thought to take, where it decides whether a request can be in
-# time: the taking of turns makes it wait for about twice as much as is there when it comes, and the pace varies as widely.
+# How much longer than at the pace of the last runs what waits is thought to take, where a request must be in time: taking
+# turns makes it wait for about twice as much as is there when it comes, and the pace varies as widely.
 _CAUTION = 4
 
 _STOPPED = "the server stopped before it could answer"

@@ -134,8 +134,11 @@ class Edge:
         request = None
         self._metrics.in_flight_requests.inc()
         try:
-            request = _decode(request_type, encoded)
-            answer = (await work(request, call)).SerializeToString()
+            if refuse:
+                request = _decode(request_type, encoded)
+                answer = (await work(request, call)).SerializeToString()
+            else:  # the message, which has its own copy of the images, is left to `work`
+                answer = (await work(_decode(request_type, encoded), call)).SerializeToString()
             code = grpc.StatusCode.OK
             return answer
         except RequestError as error:

@@ -1,8 +1,8 @@
 """What becomes of the answers when three times as much is asked as can be answered: `make overload`.
 
-First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time, whether
-earlier ones were answered or not, and must be answered within the deadline to count. Callers run on the server's machine and
-cost it some of what they ask for, so the ratio is a floor.
+First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time,
+whether earlier ones were answered or not, and must be answered within the deadline to count. Callers run on the server's
+machine and cost it some of what they ask for, so the ratio is a floor.
 """
 
 import argparse
@@ -99,10 +99,13 @@ async def run(server: Service, images_per_call: int, factor: float, seconds: flo
     base = (capacity.goodput + again.goodput) / 2
     print(f"{images_per_call} images a call, deadline {deadline:g} s")
     print(f"capacity   {capacity.goodput:,.0f} calls/s before, {again.goodput:,.0f} after")
-    print(f"asked      {over.codes.pop('sent') / seconds:,.0f} calls/s for {seconds:g} s")
-    print(f"goodput    {over.goodput:,.0f} calls/s, {over.goodput / base:.2f} of the capacity; p50, p99 ms {_tail(over.latencies)}")
+    sent = over.codes.pop("sent")
+    print(f"asked      {sent / seconds:,.0f} calls/s for {seconds:g} s")
+    print(
+        f"goodput    {over.goodput:,.0f} calls/s, {over.goodput / base:.2f} of capacity; p50, p99 ms {_tail(over.latencies)}"
+    )
     print(f"refused    p50, p99 ms {_tail(over.refusals)}")
-    print(f"ended as   {dict(over.codes)}; lost 0" if over.codes.total() else "")
+    print(f"sent       {sent:,}, ended as {dict(over.codes)}, lost {sent - over.codes.total()}")
     print(f"memory     {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after")
 
 
@@ -114,7 +117,7 @@ def _tail(seconds: list[float]) -> str:
 
 
 def main() -> None:
-    """Tries calls of one image and of 64."""
+    """Tries each number of images a call on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: %(default)s)")
     parser.add_argument("--factor", type=float, default=3.0, help="of the capacity (default: %(default)s)")

@@ -1,0 +1,161 @@
+"""Ten minutes of everything at once, after which memory and open files must be where they were: `make soak`.
+
+Single calls, batches, streams, tensors, bad requests, callers who give up, connections that are dropped, and a new model
+version now and then. Ends with exit status 1 when a call that should be answered is not, or when what the server holds has
+grown.
+"""
+
+import argparse
+import asyncio
+import random
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import psutil
+
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.pb.inference import open_inference_pb2 as oip
+from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from tests.drawn_digits import draw_many
+from tests.model_files import publish
+from tests.service import Service, service
+
+# What a process may hold more at the end than after the first fifth, when everything has been in use once.
+GROWTH_RATIO = 1.10
+GROWTH_FILES = 10
+
+IMAGES, _ = draw_many(1000, seed=0)
+Deed = Callable[[grpc.aio.Channel], Awaitable[None]]
+
+
+async def single(channel: grpc.aio.Channel) -> None:
+    """One image a call."""
+    stub = DigitServiceStub(channel)
+    await stub.Recognize(pb.RecognizeRequest(image=random.choice(IMAGES).tobytes()), timeout=30)  # noqa: S311
+
+
+async def batch(channel: grpc.aio.Channel) -> None:
+    """Up to a thousand images a call."""
+    images = IMAGES[: random.randint(1, 1000)]  # noqa: S311
+    await DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(images=images.tobytes()), timeout=30)
+
+
+async def stream(channel: grpc.aio.Channel) -> None:
+    """A stream of two hundred images; every fifth caller leaves in the middle of it."""
+    call = DigitServiceStub(channel).RecognizeStream(timeout=30)
+    leaves = random.random() < 0.2  # noqa: S311
+    for number in range(200):
+        image = pb.RecognizeRequest(image=IMAGES[number].tobytes())
+        await call.write(pb.RecognizeStreamRequest(id=number, request=image))
+        if leaves and number == 100:
+            call.cancel()
+            return
+    await call.done_writing()
+    answered = {answer.id async for answer in call}
+    if answered != set(range(200)):
+        raise RuntimeError(f"a stream was answered {len(answered)} of 200 images")
+
+
+async def tensor(channel: grpc.aio.Channel) -> None:
+    """Eight images by the Open Inference Protocol."""
+    request = oip.ModelInferRequest(model_name="digits", raw_input_contents=[IMAGES[:8].tobytes()])
+    request.inputs.add(name="images", datatype="UINT8", shape=[8, 28, 28])
+    await GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+
+
+async def bad(channel: grpc.aio.Channel) -> None:
+    """A request that is none, or a caller without patience; both are refused, as they should be."""
+    try:
+        if random.random() < 0.5:  # noqa: S311
+            await DigitServiceStub(channel).Recognize(pb.RecognizeRequest(image=b"short"), timeout=30)
+        else:
+            request = pb.RecognizeBatchRequest(images=IMAGES.tobytes())
+            await DigitServiceStub(channel).RecognizeBatch(request, timeout=0.005)
+    except grpc.aio.AioRpcError as error:
+        if error.code().name not in ("INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"):
+            raise
+
+
+async def soak(server: Service, models: Path, seconds: float) -> int:
+    """Loads the server, watches what it holds, and returns the exit status."""
+    end = time.monotonic() + seconds
+    done: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+
+    async def caller(deed: Deed) -> None:
+        while time.monotonic() < end:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+                for _ in range(50):  # then on a new connection
+                    try:
+                        await deed(channel)
+                        done[deed.__name__] += 1
+                    except grpc.aio.AioRpcError as error:
+                        failed[f"{deed.__name__}: {error.code().name}"] += 1
+
+    async def drop_connections() -> None:
+        host, _, port = server.address.rpartition(":")
+        while time.monotonic() < end:
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(random.randbytes(random.randint(0, 100)))  # noqa: S311
+            done["dropped connections"] += 1
+            await asyncio.sleep(0.05)
+
+    async def publish_versions() -> None:
+        version = 1
+        while time.monotonic() < end - 10:
+            await asyncio.sleep(min(20.0, seconds / 10))
+            version += 1
+            publish(models, version)
+            done["versions published"] += 1
+            if version > 3:
+                shutil.rmtree(models / "digits" / str(version - 2))
+
+    held: list[tuple[float, int]] = []
+
+    async def watch() -> None:
+        processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        while time.monotonic() < end:
+            await asyncio.sleep(2)
+            held.append((sum(each.memory_info().rss for each in processes) / 1e6, sum(each.num_fds() for each in processes)))
+
+    deeds = [single] * 8 + [batch] * 2 + [stream] * 2 + [tensor] * 2 + [bad] * 2
+    await asyncio.gather(*(caller(deed) for deed in deeds), drop_connections(), publish_versions(), watch())
+    fifth = len(held) // 5
+    memory_before, memory_after = (
+        statistics.median(mb for mb, _ in part) for part in (held[fifth : 2 * fifth], held[-fifth:])
+    )
+    files_before, files_after = (statistics.median(n for _, n in part) for part in (held[fifth : 2 * fifth], held[-fifth:]))
+    print(f"done    {dict(done)}")
+    print(f"failed  {dict(failed)}")
+    print(
+        f"memory  {memory_before:.0f} MB in the second fifth, {memory_after:.0f} MB in the last; files {files_before:g}, {files_after:g}"
+    )
+    print("memory by tenths, MB: ", *(f"{mb:.0f}" for mb, _ in held[:: max(1, len(held) // 10)]))
+    grown = memory_after > memory_before * GROWTH_RATIO or files_after > files_before + GROWTH_FILES
+    return int(grown or bool(failed))
+
+
+def main() -> int:
+    """Soaks a server of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("minutes", type=float, nargs="?", default=10.0, help="(default: %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        models = Path(directory)
+        publish(models, 1)
+        with service("--models", str(models)) as server:
+            return asyncio.run(soak(server, models, options.minutes * 60))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
