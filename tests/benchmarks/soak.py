@@ -137,10 +137,9 @@ async def soak(server: Service, models: Path, seconds: float) -> int:
     files_before, files_after = (statistics.median(n for _, n in part) for part in (held[fifth : 2 * fifth], held[-fifth:]))
     print(f"done    {dict(done)}")
     print(f"failed  {dict(failed)}")
-    print(
-        f"memory  {memory_before:.0f} MB in the second fifth, {memory_after:.0f} MB in the last; files {files_before:g}, {files_after:g}"
-    )
-    print("memory by tenths, MB: ", *(f"{mb:.0f}" for mb, _ in held[:: max(1, len(held) // 10)]))
+    print(f"memory  {memory_before:.0f} MB in the second fifth, {memory_after:.0f} MB in the last")
+    print(f"files   {files_before:g} open in the second fifth, {files_after:g} in the last")
+    print("memory by tenths, MB:", *(f"{mb:.0f}" for mb, _ in held[:: max(1, len(held) // 10)]))
     grown = memory_after > memory_before * GROWTH_RATIO or files_after > files_before + GROWTH_FILES
     return int(grown or bool(failed))
 
