@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import CliSettingsSource
 
 from serving.client import DigitClient
+from serving.credentials import CredentialsError, read
 from serving.images import ImageError, read_image
 from serving.server import PortTaken, serve
 from serving.settings import Settings
+from serving.tls import channel_credentials
 from serving.versions import RepositoryError
 
 IMAGES_PER_CALL = 100
@@ -45,12 +48,26 @@ def main(arguments: list[str] | None = None) -> int:
     )
     recognizing.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
     recognizing.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
+    recognizing.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
+    recognizing.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")
+    recognizing.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    recognizing.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the token that the service asks for (default: $DIGITS_TOKEN)"
+    )
     recognizing.add_argument("--json", action="store_true", help="one JSON object a line: file, digit, confidence, version")
 
     options = parser.parse_args(arguments)
     if options.command == "serve":
         return _serve(settings(parsed_args=options))
-    return _recognize(options.files, options.address, options.timeout, as_json=options.json)
+    if (options.tls_certificate is None) != (options.tls_key is None) or (options.tls_certificate and not options.tls_ca):
+        recognizing.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
+    try:
+        client = _client(options)
+    except CredentialsError as error:
+        print(f"digits recognize: {error}", file=sys.stderr)
+        return 1
+    with client:
+        return _recognize(options.files, client, options.address, as_json=options.json)
 
 
 def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
@@ -61,7 +78,7 @@ def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
         for mistake in error.errors():
             print(f"digits serve: {_explain(mistake)}", file=sys.stderr)
         return 2
-    except (RepositoryError, PortTaken) as error:
+    except (CredentialsError, RepositoryError, PortTaken) as error:
         print(f"digits serve: {error}", file=sys.stderr)
         return 1
     return 0
@@ -75,7 +92,20 @@ def _explain(mistake: ErrorDetails) -> str:
     return f"--{name.replace('_', '-')} (DIGITS_{name.upper()}): {mistake['msg']}, not {mistake['input']!r}"
 
 
-def _recognize(files: list[Path], address: str, timeout_seconds: float, *, as_json: bool) -> int:
+def _client(options: argparse.Namespace) -> DigitClient:
+    """A connection as the flags ask for it. Raises CredentialsError when a file can't be used."""
+    credentials = None
+    if options.tls_ca:
+        credentials = channel_credentials(options.tls_ca, options.tls_certificate, options.tls_key)
+    token = (read(options.token_file) if options.token_file else os.environb.get(b"DIGITS_TOKEN", b"")).strip()
+    if options.token_file and not token:
+        raise CredentialsError(f"{options.token_file} is empty: it should hold a token")
+    if not (token.isascii() and token.decode("ascii").isprintable()):
+        raise CredentialsError(f"{options.token_file or 'DIGITS_TOKEN'} is no token: that is one line of ASCII")
+    return DigitClient(options.address, options.timeout, credentials, token.decode() or None)
+
+
+def _recognize(files: list[Path], client: DigitClient, address: str, *, as_json: bool) -> int:
     """Sends what can be read of `files`, prints a line for each, and says on stderr what could not be."""
     failed = False
     readable = []
@@ -85,20 +115,19 @@ def _recognize(files: list[Path], address: str, timeout_seconds: float, *, as_js
         except ImageError as error:
             print(f"digits recognize: {file}: {error}", file=sys.stderr)
             failed = True
-    with DigitClient(address, timeout_seconds) as client:
-        for start in range(0, len(readable), IMAGES_PER_CALL):
-            part = readable[start : start + IMAGES_PER_CALL]
-            try:
-                recognitions = client.recognize_batch(np.stack([image for _, image in part]))
-            except grpc.RpcError as error:
-                print(f"digits recognize: {address}: {error.code().name}: {error.details()}", file=sys.stderr)
-                return 1
-            for (file, _), read in zip(part, recognitions, strict=True):
-                if as_json:
-                    answer = {"file": str(file), "digit": read.digit, "confidence": round(read.confidence, 6)}
-                    print(json.dumps({**answer, "version": read.model_version}))
-                else:
-                    print(f"{file}  {read.digit}  {read.confidence:.4f}")
+    for start in range(0, len(readable), IMAGES_PER_CALL):
+        part = readable[start : start + IMAGES_PER_CALL]
+        try:
+            recognitions = client.recognize_batch(np.stack([image for _, image in part]))
+        except grpc.RpcError as error:
+            print(f"digits recognize: {address}: {error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+        for (file, _), shown in zip(part, recognitions, strict=True):
+            if as_json:
+                answer = {"file": str(file), "digit": shown.digit, "confidence": round(shown.confidence, 6)}
+                print(json.dumps({**answer, "version": shown.model_version}))
+            else:
+                print(f"{file}  {shown.digit}  {shown.confidence:.4f}")
     return int(failed)
 
 

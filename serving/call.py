@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from serving.access import Client
+
 
 @dataclass(slots=True)
 class Call:
@@ -10,6 +12,8 @@ class Call:
 
     Attributes:
         deadline: when the answer is of no more use, on the clock of time.monotonic; infinite when the caller set none.
+        client: who calls; None when tokens are not asked for.
     """
 
     deadline: float = math.inf
+    client: Client | None = None

@@ -37,23 +37,47 @@ class DigitClient:
     the status codes that protos/digits/v1/digit_service.proto explains, `error.details()` the reason.
     """
 
-    def __init__(self, address: str = "127.0.0.1:8001", timeout_seconds: float = 5.0):
-        """Connects to `address`, host:port, at the first call. `timeout_seconds` is each call's deadline."""
+    def __init__(
+        self,
+        address: str = "127.0.0.1:8001",
+        timeout_seconds: float = 5.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+    ):
+        """Connects at the first call.
+
+        Args:
+            address: host:port.
+            timeout_seconds: each call's deadline.
+            credentials: for TLS, as from serving.tls.channel_credentials; None connects without.
+            token: what the server knows this client by. Without TLS everybody on the way can read it: for the same machine,
+                or a network that encrypts by itself.
+        """
         # No limit on answers: the server that is asked decides how many images it takes.
-        self._channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        options = [("grpc.max_receive_message_length", -1)]
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options)
         self._stub = DigitServiceStub(self._channel)
         self._timeout = timeout_seconds
+        # With each call rather than as grpc.CallCredentials, which gRPC refuses to send without TLS.
+        self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
     def recognize(self, image: NDArray[np.uint8]) -> Recognition:
         """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
         image = _require(image, 2)
-        answer = self._stub.Recognize(pb.RecognizeRequest(image=image.tobytes()), timeout=self._timeout)
+        answer = self._stub.Recognize(
+            pb.RecognizeRequest(image=image.tobytes()), timeout=self._timeout, metadata=self._metadata
+        )
         return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
 
     def recognize_batch(self, images: NDArray[np.uint8]) -> list[Recognition]:
         """Reads n images in one call, (n, 28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
         images = _require(images, 3)
-        answer = self._stub.RecognizeBatch(pb.RecognizeBatchRequest(images=images.tobytes()), timeout=self._timeout)
+        answer = self._stub.RecognizeBatch(
+            pb.RecognizeBatchRequest(images=images.tobytes()), timeout=self._timeout, metadata=self._metadata
+        )
         probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
         return [
             Recognition(digit, confidence, row, answer.model_version)

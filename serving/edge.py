@@ -8,14 +8,16 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from serving import errors
+from serving.access import Access, Client, Role
 from serving.call import Call
-from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy
+from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy, Unauthenticated
 from serving.metrics import Metrics
 
 STATUS: dict[type[RequestError], grpc.StatusCode] = {
@@ -50,41 +52,95 @@ Refuse = Callable[[Request, RequestError, int], Message]
 log = logging.getLogger(__name__)
 
 
-def _caller_is_there(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError")
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    # An answer, or an error, for a caller who has gone meanwhile; gRPC logs a traceback for each.
+    caller_is_gone = record.exc_info and record.exc_info[0] and record.exc_info[0].__name__ == "ExecuteBatchError"
+    # Metadata that is no UTF-8, with a traceback and what it is, which may be nearly a token.
+    return not (caller_is_gone or str(record.msg).startswith("Invalid encoding on"))
 
 
-# An answer, or an error, for a caller who has gone meanwhile is nothing to log, and gRPC logs a traceback for each.
-logging.getLogger("grpc._cython.cygrpc").addFilter(_caller_is_there)
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 
-class Edge:
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method that can be called.
+
+    Attributes:
+        name: what its calls are counted as.
+        role: what a client needs to call it, where tokens are asked for; None when any client may.
+        handler: what gRPC is to call, for a client.
+    """
+
+    name: str
+    role: Role | None
+    handler: Callable[[Client | None], "Handler[Any, Any]"]
+
+
+class Edge(grpc.GenericRpcHandler):
     """Lets gRPC call functions that know no transport: from a decoded request and its Call to a decoded answer.
 
     Messages are decoded here, not by gRPC, which would answer a broken one with UNKNOWN and the name of a Python class.
+
+    Where tokens are asked for, no message of a call is read before it is known whose it is, and methods that are not there
+    are refused as all others are. A service that must stay open to everybody is to be added to gRPC's server before this is.
     """
 
-    def __init__(self, metrics: Metrics, *, max_streams: int, max_in_flight_per_stream: int):
-        """Counts in `metrics`; `max_streams` may be open at once, each with so many requests that are not answered yet."""
+    def __init__(self, metrics: Metrics, access: Access | None, *, max_streams: int, max_in_flight_per_stream: int):
+        """An edge without methods.
+
+        Args:
+            metrics: where it counts.
+            access: who may call; None lets everybody.
+            max_streams: streams that may be open at once.
+            max_in_flight_per_stream: requests of each that are not answered yet.
+        """
         self._metrics = metrics
+        self._access = access
+        self._methods: dict[str, Method] = {}
         self._max_streams = max_streams
         self._max_in_flight_per_stream = max_in_flight_per_stream
         self._streams: set[_Stream] = set()
 
-    def unary(self, method: str, request_type: type[Request], work: Work[Request]) -> "Handler[bytes, bytes]":
-        """A method with one request and one answer, counted as `method`."""
+    def add(self, service: str, methods: Mapping[str, Method]) -> None:
+        """Has the methods of a service called, by their names in it."""
+        self._methods.update({f"/{service}/{name}": method for name, method in methods.items()})
 
-        async def call(encoded: bytes, context: Context) -> bytes:
-            try:
-                return await self._answer(method, request_type, work, encoded, Call(_deadline(context)))
-            except RequestError as error:
-                return await _abort(context, error)
+    def service(self, call: grpc.HandlerCallDetails) -> "Handler[Any, Any] | None":
+        """Finds what answers a call: gRPC asks for it when it has the metadata, and reads messages only afterwards."""
+        method = self._methods.get(call.method)
+        if self._access is None:
+            return method.handler(None) if method else None
+        try:
+            client = self._access.admit(call.invocation_metadata, method.role if method else None)
+        except RequestError as error:
+            return self._refusal(method.name if method else "unknown", error)
+        return method.handler(client) if method else None
 
-        return grpc.unary_unary_rpc_method_handler(call)
+    def unary(self, method: str, request_type: type[Request], work: Work[Request], role: Role | None) -> Method:
+        """A method with one request and one answer, counted as `method`, for clients that have `role`; None: for any."""
+
+        def handler(client: Client | None) -> "Handler[bytes, bytes]":
+            async def call(encoded: bytes, context: Context) -> bytes:
+                try:
+                    return await self._answer(method, request_type, work, encoded, Call(_deadline(context), client))
+                except RequestError as error:
+                    return await _abort(context, error)
+
+            return grpc.unary_unary_rpc_method_handler(call)
+
+        return Method(method, role, handler)
 
     def stream(
-        self, method: str, request_type: type[Request], work: Work[Request], refuse: Refuse[Request], *, ordered: bool
-    ) -> "Handler[bytes, bytes]":
+        self,
+        method: str,
+        request_type: type[Request],
+        work: Work[Request],
+        refuse: Refuse[Request],
+        role: Role,
+        *,
+        ordered: bool,
+    ) -> Method:
         """A method with a stream of requests, many of them in work at once, each with one answer.
 
         Args:
@@ -92,27 +148,33 @@ class Edge:
             request_type: of the requests.
             work: answers one.
             refuse: answers one that `work` raised a RequestError for, which is given with its status code's number.
+            role: what a client needs to open a stream.
             ordered: whether answers go out in the order of the requests, or as they come to be ready.
         """
 
-        async def call(requests: AsyncIterator[bytes], context: Context) -> None:
-            if len(self._streams) >= self._max_streams:
-                await _abort(context, TooBusy(f"{self._max_streams} streams are open, and more are not taken"))
-            stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
-            self._streams.add(stream)
-            self._metrics.open_streams.inc()
-            try:
+        def handler(client: Client | None) -> "Handler[bytes, bytes]":
+            async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+                if len(self._streams) >= self._max_streams:
+                    await _abort(context, TooBusy(f"{self._max_streams} streams are open, and more are not taken"))
+                stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
+                self._streams.add(stream)
+                self._metrics.open_streams.inc()
                 deadline = _deadline(context)
-                await stream.run(
-                    requests, lambda encoded: self._answer(method, request_type, work, encoded, Call(deadline), refuse)
-                )
-            except RequestError as error:
-                await _abort(context, error)
-            finally:
-                self._streams.discard(stream)
-                self._metrics.open_streams.dec()
 
-        return grpc.stream_stream_rpc_method_handler(call)
+                def answer(encoded: bytes) -> Awaitable[bytes]:
+                    return self._answer(method, request_type, work, encoded, Call(deadline, client), refuse)
+
+                try:
+                    await stream.run(requests, answer)
+                except RequestError as error:
+                    await _abort(context, error)
+                finally:
+                    self._streams.discard(stream)
+                    self._metrics.open_streams.dec()
+
+            return grpc.stream_stream_rpc_method_handler(call)
+
+        return Method(method, role, handler)
 
     def stop_streams(self) -> None:
         """Ends every stream with UNAVAILABLE, once it has the answers that are on their way."""
@@ -144,8 +206,8 @@ class Edge:
         except RequestError as error:
             code = STATUS[type(error)]
             self._metrics.rejected_requests.labels(error.reason).inc()
-            if refuse is None or request is None or isinstance(error, Stopping):
-                raise
+            if refuse is None or request is None or isinstance(error, (Stopping, Unauthenticated)):
+                raise  # the next request of the stream would end in the same way
             return refuse(request, error, code.value[0]).SerializeToString()
         except asyncio.CancelledError:
             late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
@@ -160,6 +222,16 @@ class Edge:
             self._metrics.in_flight_requests.dec()
             self._metrics.request_seconds.labels(method).observe(time.monotonic() - start)
             self._metrics.requests.labels(method, code.name).inc()
+
+    def _refusal(self, method: str, error: RequestError) -> "Handler[Any, Any]":
+        """Ends a call, whichever kind its method is of, before a message of it is read."""
+        self._metrics.rejected_requests.labels(error.reason).inc()
+        self._metrics.requests.labels(method, STATUS[type(error)].name).inc()
+
+        async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+            await _abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class _Stream:
@@ -218,11 +290,6 @@ class _Stream:
         finally:
             self._reading = False
             self._answers.put_nowait(None)
-
-
-def service(name: str, methods: Mapping[str, "Handler[bytes, bytes]"]) -> grpc.GenericRpcHandler:
-    """A gRPC service of handlers by the name of their method."""
-    return grpc.method_handlers_generic_handler(name, dict(methods))
 
 
 def _deadline(context: Context) -> float:

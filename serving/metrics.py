@@ -151,6 +151,18 @@ class Metrics:
             [*_VERSION, "outcome"],
             registry=registry,
         )
+        self.credentials_reload_failures = Counter(
+            "digits_credentials_reload_failures",
+            "Looks at credential files that found them changed and of no use, by kind: tokens, tls; the old ones go on.",
+            ["kind"],
+            registry=registry,
+        )
+        self.tls_certificate_expiry = Gauge(
+            "digits_tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, Unix time; 0 without TLS.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
 
     def collected(self) -> CollectorRegistry:
         """What a scrape shows: this server's metrics, or those of all the workers that serve together with it."""

@@ -59,6 +59,8 @@ class Recognizer:
         if count > self._max_images_per_request:
             raise InvalidRequest(f"images holds {count} images, this server takes {self._max_images_per_request} a call")
         loaded = self._repository.route(model, version, key)
+        if call.client:
+            call.client.spend(count)
         answer = await loaded.batcher.submit(pixels, call.deadline)
         logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
         digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)

@@ -6,18 +6,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
-from serving import digit_service, edge, open_inference
+from serving import digit_service, open_inference
+from serving.access import Access
 from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
-from serving.edge import Edge, Handler
+from serving.edge import Edge, Method
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
@@ -26,6 +27,7 @@ from serving.pb.inference import open_inference_pb2 as oip
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
 from serving.settings import Settings
+from serving.tls import TLS
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,10 @@ _WRITING_SECONDS = 0.5
 
 # What SIGINT leaves of the grace: enough for the runs of the model that are under way.
 _INTERRUPTED_GRACE_SECONDS = 0.5
+
+
+# How often clients may ask for a sign of life. gRPC's own limit is once in five minutes, and less patient ones are cut off.
+_PING_INTERVAL_SECONDS = 10
 
 
 class PortTaken(Exception):
@@ -61,14 +67,23 @@ class Server:
     """
 
     def __init__(self, settings: Settings, open_model: OpenModel = Model):
-        """Puts the path together, on the running event loop; nothing is loaded and nothing listens yet."""
+        """Puts the path together, on the running event loop; nothing is loaded and nothing listens yet.
+
+        Raises:
+            CredentialsError: a file of tokens, certificates or keys can't be used.
+        """
         self._settings = settings
         self.metrics = Metrics()
+        self._tls = None
+        if settings.tls_certificate and settings.tls_key:
+            self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
+        self._access = Access(settings.tokens, self.metrics, _shared("rate-limits")) if settings.tokens else None
         self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
         self._draining = False
         self._background: set[asyncio.Task[None]] = set()
         self._edge = Edge(
             self.metrics,
+            self._access,
             max_streams=settings.max_streams,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
@@ -84,30 +99,31 @@ class Server:
                 # CANCELLED, uncounted, by chance at first (from 1,000 by default) and then all (from 3,000).
                 ("grpc.server.max_pending_requests", settings.max_queue_size),
                 ("grpc.server.max_pending_requests_hard_limit", settings.max_queue_size),
+                *_connection_options(settings),
             ]
         )
         methods = {
-            "Recognize": self._edge.unary("Recognize", pb.RecognizeRequest, digits.recognize),
-            "RecognizeBatch": self._edge.unary("RecognizeBatch", pb.RecognizeBatchRequest, digits.recognize_batch),
+            "Recognize": self._edge.unary("Recognize", pb.RecognizeRequest, digits.recognize, "recognize"),
+            "RecognizeBatch": self._edge.unary(
+                "RecognizeBatch", pb.RecognizeBatchRequest, digits.recognize_batch, "recognize"
+            ),
             "RecognizeStream": self._edge.stream(
                 "RecognizeStream",
                 pb.RecognizeStreamRequest,
                 digits.recognize_in_stream,
                 digits.refuse_in_stream,
+                "recognize",
                 ordered=False,
             ),
         }
-        self._grpc.add_generic_rpc_handlers(
-            (
-                edge.service(digit_service.NAME, methods),
-                edge.service(open_inference.NAME, self._open_inference(tensors)),
-            )
-        )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._edge.add(digit_service.NAME, methods)
+        self._edge.add(open_inference.NAME, self._open_inference(tensors))
         if settings.reflection:
             names = (digit_service.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+            self._edge.add(reflection.SERVICE_NAME, {"ServerReflectionInfo": _reflection(names)})
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # first: load balancers have no tokens
+        self._grpc.add_generic_rpc_handlers((self._edge,))
 
     async def start(self) -> None:
         """Loads the models, listens on both ports and answers.
@@ -119,7 +135,10 @@ class Server:
         await self.repository.start()
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
         try:
-            self.grpc_port = self._grpc.add_insecure_port(_address(host, grpc_port))
+            if self._tls:
+                self.grpc_port = self._grpc.add_secure_port(_address(host, grpc_port), self._tls.server_credentials())
+            else:
+                self.grpc_port = self._grpc.add_insecure_port(_address(host, grpc_port))
         except RuntimeError as error:
             raise PortTaken(f"cannot listen on {_address(host, grpc_port)} for gRPC; is it taken?") from error
         try:
@@ -132,6 +151,10 @@ class Server:
         await self._health.set("", SERVING)
         await self._tell_health(SERVING)
         self._in_background(self.repository.watch())
+        if self._tls:
+            self._in_background(self._tls.watch(self._settings.poll_seconds))
+        if self._access:
+            self._in_background(self._access.watch(self._settings.poll_seconds))
 
     async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
         """Leaves without losing a call.
@@ -153,34 +176,38 @@ class Server:
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
         await self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic())))
+        if self._access:
+            self._access.close()
         self._http.shutdown()
         self._http.server_close()
         return stuck
 
-    def _open_inference(self, tensors: OpenInference) -> dict[str, "Handler[bytes, bytes]"]:
+    def _open_inference(self, tensors: OpenInference) -> dict[str, Method]:
+        """Its methods; what only looks is for any client."""
         unary = self._edge.unary
         return {
-            "ServerLive": unary("ServerLive", oip.ServerLiveRequest, tensors.server_live),
-            "ServerReady": unary("ServerReady", oip.ServerReadyRequest, tensors.server_ready),
-            "ModelReady": unary("ModelReady", oip.ModelReadyRequest, tensors.model_ready),
-            "ServerMetadata": unary("ServerMetadata", oip.ServerMetadataRequest, tensors.server_metadata),
-            "ModelMetadata": unary("ModelMetadata", oip.ModelMetadataRequest, tensors.model_metadata),
-            "ModelInfer": unary("ModelInfer", oip.ModelInferRequest, tensors.model_infer),
+            "ServerLive": unary("ServerLive", oip.ServerLiveRequest, tensors.server_live, None),
+            "ServerReady": unary("ServerReady", oip.ServerReadyRequest, tensors.server_ready, None),
+            "ModelReady": unary("ModelReady", oip.ModelReadyRequest, tensors.model_ready, None),
+            "ServerMetadata": unary("ServerMetadata", oip.ServerMetadataRequest, tensors.server_metadata, None),
+            "ModelMetadata": unary("ModelMetadata", oip.ModelMetadataRequest, tensors.model_metadata, None),
+            "ModelInfer": unary("ModelInfer", oip.ModelInferRequest, tensors.model_infer, "recognize"),
             "ModelStreamInfer": self._edge.stream(
                 "ModelStreamInfer",
                 oip.ModelInferRequest,
                 tensors.model_stream_infer,
                 tensors.refuse_in_stream,
+                "recognize",
                 ordered=True,
             ),
-            "ModelConfig": unary("ModelConfig", oip.ModelConfigRequest, tensors.model_config),
-            "ModelStatistics": unary("ModelStatistics", oip.ModelStatisticsRequest, tensors.model_statistics),
-            "RepositoryIndex": unary("RepositoryIndex", oip.RepositoryIndexRequest, tensors.repository_index),
+            "ModelConfig": unary("ModelConfig", oip.ModelConfigRequest, tensors.model_config, None),
+            "ModelStatistics": unary("ModelStatistics", oip.ModelStatisticsRequest, tensors.model_statistics, None),
+            "RepositoryIndex": unary("RepositoryIndex", oip.RepositoryIndexRequest, tensors.repository_index, None),
             "RepositoryModelLoad": unary(
-                "RepositoryModelLoad", oip.RepositoryModelLoadRequest, tensors.repository_model_load
+                "RepositoryModelLoad", oip.RepositoryModelLoadRequest, tensors.repository_model_load, "admin"
             ),
             "RepositoryModelUnload": unary(
-                "RepositoryModelUnload", oip.RepositoryModelUnloadRequest, tensors.repository_model_unload
+                "RepositoryModelUnload", oip.RepositoryModelUnloadRequest, tensors.repository_model_unload, "admin"
             ),
         }
 
@@ -205,6 +232,7 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short.
 
     Raises:
+        CredentialsError: a file of tokens, certificates or keys can't be used.
         RepositoryError: there is no model to serve, or none that can be served.
         PortTaken: a port can't be listened on.
     """
@@ -257,6 +285,38 @@ def _announce(server: Server, settings: Settings) -> None:
     command = _from_here(Path(sys.executable).with_name("digits"))
     sample = _from_here(Path(__file__).parent / "samples" / "7.png")
     log.info("send it a first digit: %s recognize --address %s %s", command, address, sample)
+
+
+def _connection_options(settings: Settings) -> list[tuple[str, int]]:
+    """How long connections live, as gRPC is told of it."""
+    silence = round(settings.keepalive_seconds * 1000)
+    options = [
+        ("grpc.keepalive_time_ms", silence),
+        ("grpc.keepalive_timeout_ms", silence),
+        ("grpc.http2.ping_timeout_ms", silence),  # a minute otherwise, and the longer of the two is what counts
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_SECONDS * 1000),
+    ]
+    if settings.max_connection_age_seconds:
+        options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)))
+        options.append(("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)))
+    return options
+
+
+def _reflection(services: Sequence[str]) -> Method:
+    """Says what these services are; to any client, as all of it is public."""
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(services).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return Method("ServerReflectionInfo", None, lambda _: handler)
+
+
+def _shared(name: str) -> Path | None:
+    """A file in the directory that workers which serve together share; None where one serves alone."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(directory) / name if directory else None
 
 
 def _address(host: str, port: int) -> str:

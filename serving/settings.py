@@ -40,6 +40,34 @@ class Settings(BaseSettings):
         False, description="Take calls that load and unload models; anybody may make them unless tokens are asked for."
     )
     reflection: bool = Field(True, description="Tell callers which methods there are, as grpcurl asks.")
+    tls_certificate: Path | None = Field(
+        None,
+        description="The server's certificate and those that lead to an authority, PEM; taken up again when it changes. "
+        "Without it, no TLS.",
+    )
+    tls_key: Path | None = Field(None, description="The certificate's private key, PEM, without a password.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="Authorities, PEM: clients must show a certificate that one of them has signed (mutual TLS).",
+    )
+    tokens: Path | None = Field(
+        None,
+        description="TOML file of clients and their tokens; taken up again when it changes. Without it, anybody may call.",
+    )
+    keepalive_seconds: float = Field(
+        30.0,
+        ge=0.001,
+        description="Silence after which a client is asked for a sign of life; after as much again it is cut off.",
+    )
+    max_connection_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Age at which connections close, so that clients find new servers; give or take a tenth; 0: never. "
+        "No call is lost.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        60.0, ge=0, description="How long calls and streams on a connection past its age may go on; then they are cut off."
+    )
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
     )
@@ -89,4 +117,13 @@ class Settings(BaseSettings):
                 f"max_queue_size ({self.max_queue_size}) is below max_images_per_request ({self.max_images_per_request}): "
                 "the largest requests would never be taken"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise ValueError(f"{missing} is not set: a certificate and its key are needed together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca is set without tls_certificate: clients can only be asked for theirs over TLS")
         return self

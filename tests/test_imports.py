@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 
 # What each module of the serving half may import of it: the path of a request, from left to right.
 ORDER = [
-    *["contract", "errors", "cores", "settings", "metrics", "call", "model", "batcher", "shadow", "versions", "routing"],
-    *["repository", "recognizer", "digit_service", "tensors", "open_inference", "edge", "server", "client", "images"],
+    *["contract", "errors", "cores", "settings", "metrics", "credentials", "access", "call", "model", "batcher", "shadow"],
+    *["versions", "routing", "repository", "recognizer", "digit_service", "tensors", "open_inference", "edge", "tls"],
+    *["server", "client", "images"],
     "__main__",
 ]
 
