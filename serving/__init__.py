@@ -9,10 +9,15 @@
                        model              one ONNX Runtime session, its contract checked when it was loaded
 
 `server` wires the path, binds the ports, and stops without losing a call; `repository` finds the model version to serve;
-`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire.
+`access` says who may call, `tls` encrypts, and `credentials` reads the files of both; `settings` holds what an operator can
+set, `metrics` what they can see; `client` is the other end of the wire.
 """
 
 import os
 
 # ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# gRPC would write a line for every handshake that fails, and whoever can reach the port can have as many fail as they like.
+# GRPC_VERBOSITY=INFO in the environment shows them again.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
