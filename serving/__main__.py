@@ -1,99 +1,202 @@
-"""The command line of the serving half: `digits`, or `python -m serving`."""
+"""The command line of the serving half: `digits`, or `python -m serving`.
+
+Each command imports what it needs when it runs, so that none waits for another's libraries.
+"""
 
 import argparse
-import asyncio
 import json
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
-import numpy as np
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-from pydantic_settings import CliSettingsSource
-
-from serving.client import DigitClient
-from serving.credentials import CredentialsError, read
-from serving.images import ImageError, read_image
-from serving.server import PortTaken, serve
-from serving.settings import Settings
-from serving.tls import channel_credentials
-from serving.versions import RepositoryError
+if TYPE_CHECKING:
+    from serving.client import DigitClient
+    from serving.settings import Settings
 
 IMAGES_PER_CALL = 100
+
+_COMMANDS = """\
+commands:
+  serve        answer gRPC calls until SIGTERM
+  check        say what is wrong with a configuration and its models, without serving
+  recognize    send image files to the service and print what they show
+"""
+
+_SERVE = "Answers gRPC calls until it is told to stop, then drains."
+
+_SERVE_MANUAL = """\
+where settings come from:
+  A flag goes before the environment, that before the file, and the file before
+  the default. In the environment --grpc-port is DIGITS_GRPC_PORT; in the TOML
+  file that --config or DIGITS_CONFIG names it is grpc_port = 8001. An empty
+  variable counts as not set. All mistakes are named at once, unknown flags and
+  keys among them; unknown DIGITS_ variables are only warned of, as Kubernetes
+  sets some for a Service of that name. Relative paths begin at the working
+  directory. `digits check` takes the same settings and says what is wrong with
+  them and with the models, without serving.
+
+ports:
+  --grpc-port      gRPC: the service, its health and its reflection
+  --metrics-port   HTTP: /metrics, for Prometheus
+
+signals:
+  SIGTERM          drain: say not ready, go on answering for --drain-seconds,
+                   then finish what is in flight; a second one changes nothing
+  SIGINT           the same without the drain; while stopping, it cuts it short
+
+traces:
+  As OpenTelemetry's own variables say, such as
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317; off by default.
+
+exit status:
+  0  stopped, as it was told to
+  1  it could not start (a model, a port, a file), or a run never ended
+  2  the settings can't be used
+"""
+
+_CHECK = "Says what `digits serve` would find wrong with a configuration and its models, all at once, and serves nothing."
+
+_CHECK_MANUAL = """\
+It takes the settings of `digits serve`, from the same places; its --help is
+the manual. Every version of every model is loaded, those with a role on every
+batch size too. No port is bound.
+
+exit status:
+  0  all is well
+  1  something is not, as stderr says
+  2  the settings can't be used
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
-    parser = argparse.ArgumentParser(prog="digits", description="Reads handwritten digits for postal sorting.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    serving = commands.add_parser(
-        "serve",
-        help="answer gRPC calls until SIGTERM",
-        description="Answers gRPC calls until SIGTERM, then drains. Each flag can also be set in the environment: "
-        "--grpc-port as DIGITS_GRPC_PORT, and so on.",
+    commands = {"serve": _serve, "check": _check, "recognize": _recognize}
+    parser = argparse.ArgumentParser(
+        prog="digits",
+        description="Reads handwritten digits for postal sorting.",
+        epilog=_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    settings = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=serving, cli_kebab_case=True)
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help="see below; COMMAND --help says more")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the command takes")
+    options = parser.parse_args(arguments)
+    return commands[options.command](options.arguments)
 
-    recognizing = commands.add_parser("recognize", help="send image files to the service and print what they show")
-    recognizing.add_argument(
+
+def _serve(arguments: list[str]) -> int:
+    settings = _settings("serve", _SERVE, _SERVE_MANUAL, arguments)
+    if settings is None:
+        return 2
+
+    import asyncio
+
+    from serving import logs, sources
+
+    logs.configure(settings.log_format, settings.log_level)
+    log = logging.getLogger("serving")
+    unknown = sources.unknown_variables()
+    if unknown:
+        logs.log_event(
+            log, logging.WARNING, "unknown_variables", f"no such settings: {', '.join(unknown)}", variables=unknown
+        )
+
+    from serving.credentials import CredentialsError
+    from serving.server import PortTaken, serve
+    from serving.tracing import TracingError
+    from serving.versions import RepositoryError
+
+    try:
+        asyncio.run(serve(settings))
+    except (CredentialsError, RepositoryError, PortTaken, TracingError) as error:
+        if settings.log_format == "json":
+            logs.log_event(log, logging.CRITICAL, "not_started", str(error))
+        else:
+            print(f"digits serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(arguments: list[str]) -> int:
+    settings = _settings("check", _CHECK, _CHECK_MANUAL, arguments)
+    if settings is None:
+        return 2
+
+    from serving import check
+
+    findings = check.check(settings)
+    print(findings.table())
+    for warning in findings.warnings:
+        print(f"digits check: warning: {warning}", file=sys.stderr)
+    for mistake in findings.mistakes:
+        print(f"digits check: {mistake}", file=sys.stderr)
+    return int(bool(findings.mistakes))
+
+
+def _settings(command: str, description: str, manual: str, arguments: list[str]) -> "Settings | None":
+    """The settings that a command is given and finds; None when they can't be used, after saying why."""
+    from serving import sources
+
+    parser = argparse.ArgumentParser(
+        prog=f"digits {command}",
+        usage=f"digits {command} [SETTING...]",  # all of them follow, one by one
+        description=description,
+        epilog=manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a prefix that is clear today may not be tomorrow
+    )
+    sources.add_flags(parser)
+    options, unknown = parser.parse_known_args(arguments)
+    try:
+        return sources.read(sources.given(options), unknown)
+    except sources.SettingsError as error:
+        for mistake in error.mistakes:
+            print(f"digits {command}: {mistake}", file=sys.stderr)
+        return None
+
+
+def _recognize(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="digits recognize", description="Sends image files to the service and prints what they show."
+    )
+    parser.add_argument(
         "files",
         nargs="+",
         type=Path,
         metavar="FILE",
         help="a 28x28 PNG or JPEG, or 784 raw bytes; dark on light or light on dark",
     )
-    recognizing.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
-    recognizing.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
-    recognizing.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
-    recognizing.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")
-    recognizing.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
-    recognizing.add_argument(
+    parser.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="the token that the service asks for (default: $DIGITS_TOKEN)"
     )
-    recognizing.add_argument("--json", action="store_true", help="one JSON object a line: file, digit, confidence, version")
-
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: file, digit, confidence, version")
     options = parser.parse_args(arguments)
-    if options.command == "serve":
-        return _serve(settings(parsed_args=options))
     if (options.tls_certificate is None) != (options.tls_key is None) or (options.tls_certificate and not options.tls_ca):
-        recognizing.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
+        parser.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
+
+    from serving.credentials import CredentialsError
+
     try:
         client = _client(options)
     except CredentialsError as error:
         print(f"digits recognize: {error}", file=sys.stderr)
         return 1
     with client:
-        return _recognize(options.files, client, options.address, as_json=options.json)
+        return _send(options.files, client, options.address, as_json=options.json)
 
 
-def _serve(flags: CliSettingsSource[argparse.ArgumentParser]) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    try:
-        asyncio.run(serve(Settings(_cli_settings_source=flags)))
-    except ValidationError as error:
-        for mistake in error.errors():
-            print(f"digits serve: {_explain(mistake)}", file=sys.stderr)
-        return 2
-    except (CredentialsError, RepositoryError, PortTaken) as error:
-        print(f"digits serve: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _explain(mistake: ErrorDetails) -> str:
-    """What is wrong with a setting, under the names that it can be set by."""
-    if not mistake["loc"]:  # two settings that contradict each other
-        return mistake["msg"]
-    name = str(mistake["loc"][0])
-    return f"--{name.replace('_', '-')} (DIGITS_{name.upper()}): {mistake['msg']}, not {mistake['input']!r}"
-
-
-def _client(options: argparse.Namespace) -> DigitClient:
+def _client(options: argparse.Namespace) -> "DigitClient":
     """A connection as the flags ask for it. Raises CredentialsError when a file can't be used."""
+    from serving.client import DigitClient
+    from serving.credentials import CredentialsError, read
+    from serving.tls import channel_credentials
+
     credentials = None
     if options.tls_ca:
         credentials = channel_credentials(options.tls_ca, options.tls_certificate, options.tls_key)
@@ -105,8 +208,13 @@ def _client(options: argparse.Namespace) -> DigitClient:
     return DigitClient(options.address, options.timeout, credentials, token.decode() or None)
 
 
-def _recognize(files: list[Path], client: DigitClient, address: str, *, as_json: bool) -> int:
+def _send(files: list[Path], client: "DigitClient", address: str, *, as_json: bool) -> int:
     """Sends what can be read of `files`, prints a line for each, and says on stderr what could not be."""
+    import grpc
+    import numpy as np
+
+    from serving.images import ImageError, read_image
+
     failed = False
     readable = []
     for file in files:

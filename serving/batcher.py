@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, RequestError, Stopping
+from serving.logs import log_event
 from serving.metrics import VersionMetrics
 
 log = logging.getLogger(__name__)
@@ -288,7 +289,8 @@ class Batcher:
             self._learn_pace(start, end, len(images))
             _hand_out(batch, rows, end)
         except Exception:
-            log.exception("a run of %d slices of requests failed", len(batch))
+            message = f"a run of {len(batch)} slices of requests failed"
+            log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
             for part in batch:
                 _fail(part.request, InferenceFailed("the model failed on a run with images of this request"))
         except asyncio.CancelledError:
@@ -329,7 +331,9 @@ def _hand_out(batch: list[_Slice], rows: NDArray[np.float32], now: float) -> Non
     """Gives each request its rows, and its caller the answer once the rows are complete."""
     sound = np.isfinite(rows).all()
     if not sound:
-        log.error("the model gave no number for %d of %d images", (~np.isfinite(rows)).any(axis=1).sum(), len(rows))
+        unsound = int((~np.isfinite(rows)).any(axis=1).sum())
+        message = f"the model gave no number for {unsound} of {len(rows)} images"
+        log_event(log, logging.ERROR, "answers_unsound", message, images=unsound)
     offset = 0
     for part in batch:
         request, size = part.request, part.end - part.start

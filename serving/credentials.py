@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serving.logs import log_event
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,11 @@ class CredentialFiles:
         if found != self._judged:
             self._judged, self._wrong = found, self._judge(found)
             if self._wrong:
-                log.error("%s; going on with what was read before", self._wrong)
+                message = f"{self._wrong}; going on with what was read before"
+                log_event(log, logging.ERROR, "credentials_refused", message, kind=self._kind)
             else:
-                log.info("%s read anew: %s", self._kind, ", ".join(map(str, self._paths)))
+                message = f"{self._kind} read anew: {', '.join(map(str, self._paths))}"
+                log_event(log, logging.INFO, "credentials_changed", message, kind=self._kind)
         if self._wrong:
             self._failures.inc()  # at every poll, so that an alert lasts for as long as it is so
         return True
@@ -92,6 +95,7 @@ class CredentialFiles:
         except CredentialsError as error:
             return str(error)
         except Exception as error:  # whatever it is, it must not end the watch
-            log.exception("%s cannot be used", self._kind)
+            message = f"{self._kind} cannot be used"
+            log_event(log, logging.ERROR, "credentials_refused", message, exc_info=True, kind=self._kind)
             return f"{self._paths[0]} cannot be used: {type(error).__name__}"
         return ""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -18,7 +18,11 @@ from serving import errors
 from serving.access import Access, Client, Role
 from serving.call import Call
 from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy, Unauthenticated
+from serving.logs import log_event
 from serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.spans import CallSpan, Tracing
 
 STATUS: dict[type[RequestError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -46,6 +50,7 @@ _DEADLINE_SLACK_SECONDS = 0.01
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = grpc.RpcMethodHandler  # of bytes to bytes: messages are decoded here
 Request = TypeVar("Request", bound=Message)
+Result = TypeVar("Result")
 Work = Callable[[Request, Call], Awaitable[Message]]
 Refuse = Callable[[Request, RequestError, int], Message]
 
@@ -86,17 +91,27 @@ class Edge(grpc.GenericRpcHandler):
     are refused as all others are. A service that must stay open to everybody is to be added to gRPC's server before this is.
     """
 
-    def __init__(self, metrics: Metrics, access: Access | None, *, max_streams: int, max_in_flight_per_stream: int):
+    def __init__(
+        self,
+        metrics: Metrics,
+        access: Access | None,
+        tracing: "Tracing | None",
+        *,
+        max_streams: int,
+        max_in_flight_per_stream: int,
+    ):
         """An edge without methods.
 
         Args:
             metrics: where it counts.
             access: who may call; None lets everybody.
+            tracing: what traces calls; None where nothing does.
             max_streams: streams that may be open at once.
             max_in_flight_per_stream: requests of each that are not answered yet.
         """
         self._metrics = metrics
         self._access = access
+        self._tracing = tracing
         self._methods: dict[str, Method] = {}
         self._max_streams = max_streams
         self._max_in_flight_per_stream = max_in_flight_per_stream
@@ -119,13 +134,12 @@ class Edge(grpc.GenericRpcHandler):
 
     def unary(self, method: str, request_type: type[Request], work: Work[Request], role: Role | None) -> Method:
         """A method with one request and one answer, counted as `method`, for clients that have `role`; None: for any."""
+        service = _service_of(method, request_type)
 
         def handler(client: Client | None) -> "Handler[bytes, bytes]":
             async def call(encoded: bytes, context: Context) -> bytes:
-                try:
-                    return await self._answer(method, request_type, work, encoded, Call(_deadline(context), client))
-                except RequestError as error:
-                    return await _abort(context, error)
+                call = Call(_deadline(context), client, self._begin_span(service, method, context))
+                return await _end(call, context, self._answer(method, request_type, work, encoded, call, context))
 
             return grpc.unary_unary_rpc_method_handler(call)
 
@@ -151,26 +165,29 @@ class Edge(grpc.GenericRpcHandler):
             role: what a client needs to open a stream.
             ordered: whether answers go out in the order of the requests, or as they come to be ready.
         """
+        service = _service_of(method, request_type)
+
+        async def run(requests: AsyncIterator[bytes], whole: Call, context: Context) -> None:
+            if len(self._streams) >= self._max_streams:
+                raise TooBusy(f"{self._max_streams} streams are open, and more are not taken")
+            stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
+
+            def answer(encoded: bytes) -> Awaitable[bytes]:
+                call = Call(whole.deadline, whole.client, whole.span)
+                return self._answer(method, request_type, work, encoded, call, context, refuse)
+
+            self._streams.add(stream)
+            self._metrics.open_streams.inc()
+            try:
+                await stream.run(requests, answer)
+            finally:
+                self._streams.discard(stream)
+                self._metrics.open_streams.dec()
 
         def handler(client: Client | None) -> "Handler[bytes, bytes]":
             async def call(requests: AsyncIterator[bytes], context: Context) -> None:
-                if len(self._streams) >= self._max_streams:
-                    await _abort(context, TooBusy(f"{self._max_streams} streams are open, and more are not taken"))
-                stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
-                self._streams.add(stream)
-                self._metrics.open_streams.inc()
-                deadline = _deadline(context)
-
-                def answer(encoded: bytes) -> Awaitable[bytes]:
-                    return self._answer(method, request_type, work, encoded, Call(deadline, client), refuse)
-
-                try:
-                    await stream.run(requests, answer)
-                except RequestError as error:
-                    await _abort(context, error)
-                finally:
-                    self._streams.discard(stream)
-                    self._metrics.open_streams.dec()
+                whole = Call(_deadline(context), client, self._begin_span(service, method, context))
+                await _end(whole, context, run(requests, whole, context))
 
             return grpc.stream_stream_rpc_method_handler(call)
 
@@ -181,6 +198,11 @@ class Edge(grpc.GenericRpcHandler):
         for stream in self._streams:
             stream.stop()
 
+    def _begin_span(self, service: str, method: str, context: Context) -> "CallSpan | None":
+        if self._tracing is None:
+            return None
+        return self._tracing.begin(service, method, context.invocation_metadata() or ())
+
     async def _answer(
         self,
         method: str,
@@ -188,6 +210,7 @@ class Edge(grpc.GenericRpcHandler):
         work: Work[Request],
         encoded: bytes,
         call: Call,
+        context: Context,
         refuse: Refuse[Request] | None = None,
     ) -> bytes:
         """One request, of a call or of a stream, counted. Raises RequestError, unless `refuse` can say so in an answer."""
@@ -210,18 +233,21 @@ class Edge(grpc.GenericRpcHandler):
                 raise  # the next request of the stream would end in the same way
             return refuse(request, error, code.value[0]).SerializeToString()
         except asyncio.CancelledError:
-            late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            code = _code_of_cancelled(call)
+            late = code is grpc.StatusCode.DEADLINE_EXCEEDED
             self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else "cancelled").inc()
             raise
         except Exception:
-            log.exception("%s failed", method)
+            log_event(log, logging.ERROR, "call_failed", f"{method} failed", exc_info=True, method=method, **_ids(call))
             self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
             raise errors.Internal("internal error") from None
         finally:
             self._metrics.in_flight_requests.dec()
-            self._metrics.request_seconds.labels(method).observe(time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self._metrics.request_seconds.labels(method).observe(seconds, None if call.span is None else call.span.exemplar)
             self._metrics.requests.labels(method, code.name).inc()
+            if log.isEnabledFor(logging.DEBUG):
+                _log_call(method, code, call, context, seconds)
 
     def _refusal(self, method: str, error: RequestError) -> "Handler[Any, Any]":
         """Ends a call, whichever kind its method is of, before a message of it is read."""
@@ -229,6 +255,8 @@ class Edge(grpc.GenericRpcHandler):
         self._metrics.requests.labels(method, STATUS[type(error)].name).inc()
 
         async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+            if log.isEnabledFor(logging.DEBUG):
+                _log_call(method, STATUS[type(error)], Call(), context, 0.0)
             await _abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -298,6 +326,12 @@ def _deadline(context: Context) -> float:
     return math.inf if remaining is None else time.monotonic() + remaining
 
 
+def _service_of(method: str, request_type: type[Message]) -> str:
+    """The full name of the gRPC service that has the method, by the file that its messages are from."""
+    services = request_type.DESCRIPTOR.file.services_by_name.values()
+    return next(service.full_name for service in services if method in service.methods_by_name)
+
+
 def _decode(request_type: type[Request], encoded: bytes) -> Request:
     try:
         return request_type.FromString(encoded)
@@ -305,11 +339,55 @@ def _decode(request_type: type[Request], encoded: bytes) -> Request:
         raise InvalidRequest(f"the request is no {request_type.DESCRIPTOR.full_name} message") from None
 
 
-async def _abort(context: Context, error: RequestError) -> bytes:
+def _code_of_cancelled(call: Call) -> grpc.StatusCode:
+    late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+def _ids(call: Call) -> dict[str, str]:
+    """What finds a call's trace from a line of the log."""
+    return {} if call.span is None else {"trace_id": call.span.trace_id, "span_id": call.span.span_id}
+
+
+def _log_call(method: str, code: grpc.StatusCode, call: Call, context: Context, seconds: float) -> None:
+    fields: dict[str, Any] = {
+        "method": method,
+        "code": code.name,
+        "images": call.images,
+        "duration_ms": round(seconds * 1000, 3),
+        "model": call.model,
+        "version": call.version,
+        "client": call.client.name if call.client else "",
+        "peer": context.peer(),
+        **_ids(call),
+    }
+    line = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+    log_event(log, logging.DEBUG, "call", f"call {line}", **fields)
+
+
+async def _end(call: Call, context: Context, work: Awaitable[Result]) -> Result:
+    """Awaits the work of a call, tells its caller of the error that it may end with, and ends its span."""
+    code = grpc.StatusCode.INTERNAL
+    try:
+        result = await work
+        code = grpc.StatusCode.OK
+        return result
+    except RequestError as error:
+        code = STATUS[type(error)]
+        await _abort(context, error)
+        raise
+    except asyncio.CancelledError:
+        code = _code_of_cancelled(call)
+        raise
+    finally:
+        if call.span is not None:
+            call.span.end(code)
+
+
+async def _abort(context: Context, error: RequestError) -> None:
     """Ends the call with the error's status code."""
     pushback = errors.retry_after_milliseconds(error)
     if pushback:
         # gRPC's own word for "retry after", which its retry policy obeys. Source: gRFC A6, server pushback.
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(pushback)),))
     await context.abort(STATUS[type(error)], str(error)[:_DETAILS_CHARACTERS])
-    raise AssertionError("abort raises")

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib import metadata
 
 from serving import tensors
@@ -193,7 +192,7 @@ class OpenInference:
         response.id = request.id
         del request  # the message holds a second copy of the images, which would wait with them
         if timeout_seconds:
-            call = replace(call, deadline=min(call.deadline, time.monotonic() + timeout_seconds))
+            call.deadline = min(call.deadline, time.monotonic() + timeout_seconds)
         try:
             # A call's own deadline ends it from outside; this one would else be seen only when the request's turn comes.
             async with asyncio.timeout(timeout_seconds or None):

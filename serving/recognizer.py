@@ -59,9 +59,13 @@ class Recognizer:
         if count > self._max_images_per_request:
             raise InvalidRequest(f"images holds {count} images, this server takes {self._max_images_per_request} a call")
         loaded = self._repository.route(model, version, key)
+        call.model, call.version, call.images = loaded.name, loaded.version, count
         if call.client:
             call.client.spend(count)
         answer = await loaded.batcher.submit(pixels, call.deadline)
+        if call.span is not None:
+            times = (answer.arrived, answer.started, answer.ended)
+            call.span.answered(*times, model=loaded.name, version=loaded.version, images=count)
         logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
         digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
         loaded.metrics.count_predictions(digits, confidences)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from serving.batcher import Batcher
 from serving.errors import LoadFailed, ModelNotReady, UnknownModel
+from serving.logs import log_event
 from serving.metrics import Metrics, VersionMetrics
 from serving.model import REFUSALS, Model, ModelError
 from serving.routing import Routing, RoutingError
@@ -141,7 +142,8 @@ class Repository:
                 found = await asyncio.to_thread(scan, self._settings.models)
             except OSError as error:
                 if self._trouble != str(error):
-                    log.error("the model repository can't be read; what is loaded goes on: %s", error)
+                    message = f"the model repository can't be read; what is loaded goes on: {error}"
+                    log_event(log, logging.ERROR, "repository_unreadable", message, path=str(self._settings.models))
                 self._trouble = str(error)
                 return
             self._trouble = ""
@@ -267,15 +269,19 @@ class Repository:
         try:
             served.routing = Routing.parse(text)
         except RoutingError as error:
-            log.error("%s/routing.toml can't be followed; the routing stays: %s", served.name, error)
+            message = f"{served.name}/routing.toml can't be followed; the routing stays: {error}"
+            log_event(log, logging.ERROR, "routing_refused", message, model=served.name, reason=str(error))
             self._metrics.model_refused.labels(served.name, "", "routing").set(1)
         else:
-            log.info("%s: routing %s", served.name, served.routing.model_dump(exclude_none=True) or "by the highest version")
+            roles = served.routing.model_dump(exclude_none=True)
+            message = f"{served.name}: routing {roles or 'by the highest version'}"
+            log_event(log, logging.INFO, "routing_changed", message, model=served.name, routing=roles)
             self._metrics.model_refused.labels(served.name, "", "routing").set(0)
 
     def _report_missing(self, served: _Served, missing: set[int]) -> None:
         for number in missing - served.missing:
-            log.error("%s: routing names version %d, which is not in the repository", served.name, number)
+            message = f"{served.name}: routing names version {number}, which is not in the repository"
+            log_event(log, logging.ERROR, "model_missing", message, model=served.name, version=str(number))
         for number in missing ^ served.missing:
             self._metrics.model_refused.labels(served.name, str(number), "missing").set(number in missing)
         served.missing = missing
@@ -305,7 +311,15 @@ class Repository:
         except ModelError as error:
             served.refused[number] = (found, str(error))
             self._metrics.model_refused.labels(served.name, str(number), error.reason).set(1)
-            log.error("refused %s: it %s", found.path, error)
+            log_event(
+                log,
+                logging.ERROR,
+                "model_refused",
+                f"refused {found.path}: it {error}",
+                model=served.name,
+                version=str(number),
+                reason=error.reason,
+            )
             return running
         finally:
             served.loading = None
@@ -318,7 +332,16 @@ class Repository:
             max_queue_size=self._settings.max_queue_size,
             max_queue_delay_seconds=self._settings.max_queue_delay_ms / 1000,
         )
-        log.info("loaded %s version %s (%s, %.4f)", served.name, model.version, model.recipe, model.test_accuracy)
+        log_event(
+            log,
+            logging.INFO,
+            "model_loaded",
+            f"loaded {served.name} version {model.version} ({model.recipe}, {model.test_accuracy:.4f})",
+            model=served.name,
+            version=model.version,
+            recipe=model.recipe,
+            test_accuracy=model.test_accuracy,
+        )
         return Loaded(served.name, model.version, found, model, batcher, metrics)
 
     def _open(self, version: ModelVersion) -> Model:
@@ -340,7 +363,8 @@ class Repository:
             if before.get(role) is not loaded:
                 self._metrics.model_role.labels(served.name, loaded.version, role).set(1)
                 self._count_info(loaded, 1)
-                log.info("%s version %s is %s", served.name, loaded.version, role)
+                message = f"{served.name} version {loaded.version} is {role}"
+                log_event(log, logging.INFO, "model_role", message, model=served.name, version=loaded.version, role=role)
         retiring = []
         for loaded in {*before.values()} - {*roles.values()}:
             if loaded.version not in {other.version for other in roles.values()}:

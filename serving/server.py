@@ -14,11 +14,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
-from serving import digit_service, open_inference
+from serving import digit_service, open_inference, tracing
 from serving.access import Access
 from serving.contract import IMAGE_BYTES
 from serving.digit_service import DigitService
 from serving.edge import Edge, Method
+from serving.logs import log_event
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
@@ -39,6 +40,9 @@ _REFUSING_SECONDS = 0.2
 
 # How long the last answers may take to be written; health watches, which never end, are cut off after it.
 _WRITING_SECONDS = 0.5
+
+# How long the last spans may take to reach their collector.
+_FLUSHING_SECONDS = 1.0
 
 # What SIGINT leaves of the grace: enough for the runs of the model that are under way.
 _INTERRUPTED_GRACE_SECONDS = 0.5
@@ -71,7 +75,9 @@ class Server:
 
         Raises:
             CredentialsError: a file of tokens, certificates or keys can't be used.
+            TracingError: traces are asked for that can't be had.
         """
+        self._tracing = tracing.start()
         self._settings = settings
         self.metrics = Metrics()
         self._tls = None
@@ -84,6 +90,7 @@ class Server:
         self._edge = Edge(
             self.metrics,
             self._access,
+            self._tracing,
             max_streams=settings.max_streams,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
@@ -180,6 +187,8 @@ class Server:
             self._access.close()
         self._http.shutdown()
         self._http.server_close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)
         return stuck
 
     def _open_inference(self, tensors: OpenInference) -> dict[str, Method]:
@@ -235,6 +244,7 @@ async def serve(settings: Settings) -> None:
         CredentialsError: a file of tokens, certificates or keys can't be used.
         RepositoryError: there is no model to serve, or none that can be served.
         PortTaken: a port can't be listened on.
+        TracingError: traces are asked for that can't be had.
     """
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -245,20 +255,29 @@ async def serve(settings: Settings) -> None:
 
     received = await signals.get()
     drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
-    log.info("%s: draining for %g s, then up to %g s for calls in flight", received.name, drain, settings.grace_seconds)
+    log_event(
+        log,
+        logging.INFO,
+        "draining",
+        f"{received.name}: draining for {drain:g} s, then up to {settings.grace_seconds:g} s for calls in flight",
+        signal=received.name,
+        drain_seconds=drain,
+        grace_seconds=settings.grace_seconds,
+    )
     stopping = asyncio.create_task(server.stop(drain, settings.grace_seconds))
     interrupted = asyncio.create_task(_interrupt(signals))
     await asyncio.wait((stopping, interrupted), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
-        log.info("SIGINT: stopping now")
+        log_event(log, logging.INFO, "interrupted", "SIGINT: stopping now", signal="SIGINT")
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
         stopping = asyncio.create_task(server.stop(0, _INTERRUPTED_GRACE_SECONDS))
     stuck = await stopping
     interrupted.cancel()
-    log.info("stopped; calls ended, by status code: %s", server.metrics.calls_by_code())
+    calls = server.metrics.calls_by_code()
+    log_event(log, logging.INFO, "stopped", f"stopped; calls ended, by status code: {calls}", calls=calls)
     if stuck:
-        log.error("%d runs of the model have not ended; leaving them", stuck)
+        log_event(log, logging.ERROR, "runs_left", f"{stuck} runs of the model have not ended; leaving them", runs=stuck)
         logging.shutdown()
         os._exit(1)  # an ordinary exit would wait for their threads
 
@@ -272,19 +291,24 @@ async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:
 def _announce(server: Server, settings: Settings) -> None:
     model = server.repository.route().model
     address = _address(settings.host, server.grpc_port)
-    log.info(
-        "model %s (%s, %.4f on the MNIST test images) on %s, %d at a time, %s for gRPC, http://%s/metrics",
-        model.version,
-        model.recipe,
-        model.test_accuracy,
-        settings.provider,
-        settings.instances,
-        address,
-        _address(settings.host, server.metrics_port),
+    metrics = _address(settings.host, server.metrics_port)
+    log_event(
+        log,
+        logging.INFO,
+        "started",
+        f"model {model.version} ({model.recipe}, {model.test_accuracy:.4f} on the MNIST test images) on "
+        f"{settings.provider}, {settings.instances} at a time, {address} for gRPC, http://{metrics}/metrics",
+        grpc_address=address,
+        metrics_address=metrics,
+        model=settings.default_model,
+        version=model.version,
+        provider=settings.provider,
+        instances=settings.instances,
     )
-    command = _from_here(Path(sys.executable).with_name("digits"))
-    sample = _from_here(Path(__file__).parent / "samples" / "7.png")
-    log.info("send it a first digit: %s recognize --address %s %s", command, address, sample)
+    if settings.log_format == "text":
+        command = _from_here(Path(sys.executable).with_name("digits"))
+        sample = _from_here(Path(__file__).parent / "samples" / "7.png")
+        log.info("send it a first digit: %s recognize --address %s %s", command, address, sample)
 
 
 def _connection_options(settings: Settings) -> list[tuple[str, int]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serving.cores import usable_cores
 
@@ -13,15 +13,33 @@ Provider = Literal["cpu", "cuda"]
 BUNDLED = Path(__file__).parent / "models"
 """The model repository inside this package, with the default model."""
 
+GROUPS = {
+    "config": "Settings and log",
+    "host": "Ports",
+    "models": "What is served",
+    "tls_certificate": "Protection",
+    "keepalive_seconds": "Connections",
+    "provider": "Running a model",
+    "max_images_per_request": "Limits",
+    "drain_seconds": "Stopping",
+}
+"""The parts of the manual (`digits serve --help`), each by the setting that it begins with."""
+
 
 class Settings(BaseSettings):
-    """Settings from flags (`--grpc-port`), else the environment (`DIGITS_GRPC_PORT`), else the defaults here.
+    """What a server is told. sources.py reads it from flags, the environment and a file; it reads none of them itself."""
 
-    Kubernetes sets DIGITS_GRPC_PORT to an address where a Service is called digits-grpc: `enableServiceLinks: false`.
-    """
+    model_config = SettingsConfigDict(env_prefix="DIGITS_", env_ignore_empty=True, frozen=True, validate_default=True)
 
-    model_config = SettingsConfigDict(env_prefix="DIGITS_", frozen=True, validate_default=True)
-
+    config: Path | None = Field(
+        None, description="TOML file with settings, such as `grpc_port = 8001`; flags and the environment go before it."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of the log on stderr: text for people, json, one object a line, for machines."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged; debug has a line for each call, never an image or a token."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on, both ports; 0.0.0.0 takes calls from other machines.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 takes any free one.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="Port for Prometheus, over HTTP; 0 takes any free one.")
@@ -109,6 +127,18 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         10.0, ge=0, description="After the drain, how long the calls in flight may take; those that take longer are cut off."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given by name counts, or a worker process would read anew what its supervisor has read."""
+        return (init_settings,)
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serving.batcher import Network
 from serving.contract import IMAGE_BYTES
+from serving.logs import log_event
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class Shadow:
                 event_loop = asyncio.get_running_loop()
                 rows = await event_loop.run_in_executor(self._thread, self.model.infer, images)
             except Exception:
-                log.exception("shadow version %s failed on a run of %d images", self.version, len(images))
+                message = f"shadow version {self.version} failed on a run of {len(images)} images"
+                log_event(log, logging.ERROR, "shadow_failed", message, exc_info=True, version=self.version)
                 self._failed.inc(len(images))
                 continue
             finite = np.isfinite(rows).all(axis=1)

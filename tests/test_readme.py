@@ -17,8 +17,8 @@ def rows(section: str) -> list[list[str]]:
 def test_the_settings_table_is_that_of_the_code() -> None:
     expected = []
     for name, field in Settings.model_fields.items():
-        default = "" if field.default_factory else str(field.default)
-        shown = {"models": "the bundled model", "instances": "the CPU quota"}.get(name, f"`{default}`")
+        default = "none" if field.default is None else f"`{field.default}`"
+        shown = {"models": "the bundled model", "instances": "the CPU quota"}.get(name, default)
         expected.append([f"`--{name.replace('_', '-')}`", shown, field.description])
     assert rows("Settings") == expected
 

@@ -174,17 +174,14 @@ def test_a_taken_port_is_named(process: Service) -> None:
 def test_every_wrong_setting_is_named_at_once() -> None:
     status, complaint = refused("--grpc-port", "70000", "--max-batch-size", "many", DIGITS_DRAIN_SECONDS="-1")
     assert status == 2
-    assert re.findall(r"^digits serve: (--\S+) \((\w+)\):", complaint, re.MULTILINE) == [
-        ("--grpc-port", "DIGITS_GRPC_PORT"),
-        ("--max-batch-size", "DIGITS_MAX_BATCH_SIZE"),
-        ("--drain-seconds", "DIGITS_DRAIN_SECONDS"),
-    ]
+    wrong = re.findall(r"^digits serve: (\S+):", complaint, re.MULTILINE)
+    assert wrong == ["--grpc-port", "--max-batch-size", "DIGITS_DRAIN_SECONDS"]
 
 
 def test_a_queue_smaller_than_a_request_is_refused() -> None:
     status, complaint = refused(DIGITS_MAX_QUEUE_SIZE="10")
     assert status == 2
-    assert "max_queue_size (10) is below max_images_per_request (10000)" in complaint
+    assert "DIGITS_MAX_QUEUE_SIZE (10) is below --max-images-per-request (10000)" in complaint
     assert "not {" not in complaint
 
 

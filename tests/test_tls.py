@@ -399,9 +399,9 @@ def test_a_server_does_not_start_on_files_it_cannot_use_and_names_them(files: Fi
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--tls-certificate", "a"], "tls_key is not set"),
-        (["--tls-key", "a"], "tls_certificate is not set"),
-        (["--tls-client-ca", "a"], "tls_client_ca is set without tls_certificate"),
+        (["--tls-certificate", "a"], "--tls-key is not set"),
+        (["--tls-key", "a"], "--tls-certificate is not set"),
+        (["--tls-client-ca", "a"], "--tls-client-ca is set without --tls-certificate"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(flags: list[str], told: str) -> None:

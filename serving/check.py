@@ -1,0 +1,140 @@
+"""What `digits serve` would find wrong with its settings' files, all at once, without binding a port."""
+
+from dataclasses import dataclass, field
+
+from serving import sources, tracing
+from serving.access import Access
+from serving.credentials import CredentialsError
+from serving.metrics import Metrics
+from serving.model import Model, ModelError
+from serving.routing import Routing, RoutingError
+from serving.settings import Settings
+from serving.tls import TLS
+from serving.tracing import TracingError
+from serving.versions import ModelVersion, scan
+
+
+@dataclass(frozen=True)
+class Version:
+    """What there is to say of one version of a model; `role` is empty where it has none."""
+
+    model: str
+    number: int
+    recipe: str
+    test_accuracy: float | None
+    role: str
+    state: str
+
+
+@dataclass
+class Findings:
+    """What a check has found.
+
+    Attributes:
+        versions: every version in the repository.
+        mistakes: what would keep something from serving, a line each.
+        warnings: what may well be meant otherwise, a line each.
+    """
+
+    versions: list[Version] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The versions, a line each."""
+        rows = [("MODEL", "VERSION", "RECIPE", "ACCURACY", "ROLE", "STATE")]
+        for found in self.versions:
+            accuracy = "-" if found.test_accuracy is None else f"{found.test_accuracy:.4f}"
+            rows.append((found.model, str(found.number), found.recipe, accuracy, found.role or "-", found.state))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+
+def check(settings: Settings) -> Findings:
+    """Looks at everything that the settings lead to."""
+    findings = Findings()
+    findings.warnings += [f"no such setting: {name}" for name in sources.unknown_variables()]
+    _check_models(settings, findings)
+    _check_credentials(settings, findings)
+    _check_traces(findings)
+    return findings
+
+
+def _check_models(settings: Settings, findings: Findings) -> None:
+    try:
+        found = scan(settings.models)
+    except OSError as error:
+        findings.mistakes.append(f"{settings.models} cannot be read: {error.strerror}")
+        return
+    if settings.default_model not in found:
+        expected = settings.models / settings.default_model / "VERSION" / "model.onnx"
+        findings.mistakes.append(f"no default model: expected {expected}, VERSION a whole number")
+    known = {version.path for versions, _ in found.values() for version in versions.values()}
+    for file in sorted(settings.models.glob("*/*/model.onnx")):
+        if file not in known:
+            findings.warnings.append(f"{file} is passed over: {file.parent.name!r} is no version, which is a whole number")
+    for name, (versions, routing) in found.items():
+        _check_model(settings, name, versions, routing, findings)
+
+
+def _check_model(
+    settings: Settings, name: str, versions: dict[int, ModelVersion], routing_text: str, findings: Findings
+) -> None:
+    file = settings.models / name / "routing.toml"
+    try:
+        routing = Routing.parse(routing_text)
+    except RoutingError as error:
+        findings.mistakes.append(f"{file}: {error}")
+        routing = Routing()
+    for number in sorted(routing.named() - set(versions)):
+        findings.mistakes.append(f"{file}: version {number} is not in the repository")
+    loaded: dict[int, Model] = {}
+    for number, version in sorted(versions.items(), reverse=True):
+        try:
+            loaded[number] = _load(settings, version, runs=number in {*routing.named(), max(versions)})
+        except ModelError as error:
+            findings.mistakes.append(f"{version.path} {error}")
+    stable = next((number for number in routing.stable_candidates(versions) if number in loaded), None)
+    if stable is None:
+        findings.mistakes.append(f"{settings.models / name}: no version can be stable, so the model would not answer")
+    roles = {} if stable is None else {stable: "stable"}
+    roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
+    for number in sorted(versions, reverse=True):
+        model = loaded.get(number)
+        recipe, accuracy = (model.recipe, model.test_accuracy) if model else ("-", None)
+        state = "loads" if model else "refused"
+        findings.versions.append(Version(name, number, recipe, accuracy, roles.get(number, "") if model else "", state))
+
+
+def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
+    """Loads a version as the server would, and has it run every batch size where it is likely to; ModelError if not."""
+    model = Model(version.path, str(version.number), settings.provider)
+    if runs:
+        model.warm_up(settings.max_batch_size)
+    return model
+
+
+def _check_credentials(settings: Settings, findings: Findings) -> None:
+    metrics = Metrics()  # it wants one, and nobody will read it
+    if settings.tls_certificate and settings.tls_key:
+        try:
+            TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics)
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+    if settings.tokens:
+        try:
+            Access(settings.tokens, metrics).close()
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+
+
+def _check_traces(findings: Findings) -> None:
+    try:
+        traces = tracing.start()
+    except TracingError as error:
+        findings.mistakes.append(str(error))
+    else:
+        if traces:
+            traces.stop(1.0)  # there is nothing to send, so it takes no time

@@ -1,0 +1,105 @@
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.settings import BUNDLED
+from serving.versions import ModelVersion
+from tests.conftest import TIMEOUT
+from tests.service import DIGITS
+
+
+@pytest.fixture
+def models(tmp_path: Path, bundled: ModelVersion) -> Path:
+    """A repository with three versions of one model, all alike."""
+    directory = tmp_path / "models" / "digits"
+    directory.mkdir(parents=True)
+    for number in (1, 2, 3):
+        (directory / str(number)).symlink_to(bundled.path.parent)
+    return tmp_path / "models"
+
+
+def check(*flags: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [*DIGITS, "check", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+
+
+def test_what_is_well_is_shown_in_a_table() -> None:
+    found = check(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
+    assert (found.returncode, found.stderr) == (0, "")
+    (version,) = (path.name for path in (BUNDLED / "digits").iterdir())
+    head, row = (line.split() for line in found.stdout.splitlines())
+    assert head == ["MODEL", "VERSION", "RECIPE", "ACCURACY", "ROLE", "STATE"]
+    assert row == ["digits", version, "convnet-affine", "0.9948", "stable", "loads"]
+
+
+def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
+    (models / "digits" / "routing.toml").write_text("stable = 1\n[canary]\nversion = 3\npercent = 10")
+    found = check("--models", str(models))
+    assert found.returncode == 0
+    rows = [line.split() for line in found.stdout.splitlines()[1:]]
+    assert [(row[1], row[4]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
+
+
+def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
+    (models / "digits" / "routing.toml").write_text("[canary]\nversion = 7\npercent = 10")
+    (models / "digits" / "2").unlink()
+    for number in ("2", "latest"):
+        (models / "digits" / number).mkdir()
+        (models / "digits" / number / "model.onnx").write_bytes(b"no model")
+    (models / "other" / "1").mkdir(parents=True)
+    (models / "other" / "1" / "model.onnx").write_bytes(b"no model")
+    (models / "other" / "routing.toml").write_text("stabel = 1")
+    found = check("--models", str(models), DIGITS_DRAIN_SECOND="1", OTEL_TRACES_EXPORTER="zipkin")
+    assert found.returncode == 1
+    complaints = found.stderr.replace("digits check: ", "").replace(f"{models}/", "").splitlines()
+    assert [complaint.split(": ")[0] for complaint in complaints if complaint.startswith("warning: ")] == ["warning"] * 2
+    assert complaints[0] == "warning: no such setting: DIGITS_DRAIN_SECOND; did you mean DIGITS_DRAIN_SECONDS?"
+    assert complaints[1].startswith("warning: digits/latest/model.onnx is passed over")
+    assert [complaint[:45] for complaint in complaints[2:]] == [
+        text[:45]
+        for text in (
+            "digits/routing.toml: version 7 is not in the repository",
+            "digits/2/model.onnx cannot be loaded: [ONNXRuntimeError] ",
+            "other/routing.toml: stabel: Extra inputs are not permitted",
+            "other/1/model.onnx cannot be loaded: [ONNXRuntimeError] ",
+            "other: no version can be stable, so the model would not answer",
+            "OTEL_TRACES_EXPORTER: no exporter zipkin here, only otlp",
+        )
+    ]
+    rows = [line.split() for line in found.stdout.splitlines()[1:]]
+    assert [(row[0], row[1], row[4], row[5]) for row in rows] == [
+        ("digits", "3", "stable", "loads"),
+        ("digits", "2", "-", "refused"),
+        ("digits", "1", "-", "loads"),
+        ("other", "1", "-", "refused"),
+    ]
+
+
+def test_credentials_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    tokens, key = tmp_path / "tokens.toml", tmp_path / "key.pem"
+    tokens.write_text("[clients.desk]\ntoken_sha256 = 'short'\nroles = ['recognise']")
+    key.write_text("no key")
+    found = check("--tokens", str(tokens), "--tls-key", str(key), "--tls-certificate", str(tmp_path / "none.pem"))
+    assert found.returncode == 1
+    certificate, clients = found.stderr.splitlines()
+    assert certificate == f"digits check: {tmp_path}/none.pem cannot be read: No such file or directory"
+    assert clients.startswith(f"digits check: {tokens}: clients.desk.token_sha256: ")
+    assert "clients.desk.roles" in clients
+    assert "short" not in clients
+
+
+def test_a_repository_that_is_not_there_or_lacks_the_default_model_is_named(tmp_path: Path, models: Path) -> None:
+    found = check("--models", str(tmp_path / "nowhere"))
+    assert found.returncode == 1
+    assert found.stderr == f"digits check: {tmp_path}/nowhere cannot be read: No such file or directory\n"
+    found = check("--models", str(models), "--default-model", "other")
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"digits check: no default model: expected {models}/other/VERSION/model.onnx")
+
+
+def test_no_port_is_bound() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert check("--grpc-port", port, "--metrics-port", port).returncode == 0
