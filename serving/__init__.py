@@ -10,7 +10,8 @@
 
 `server` wires the path, binds the ports, and stops without losing a call; `repository` finds the model version to serve;
 `access` says who may call, `tls` encrypts, and `credentials` reads the files of both; `settings` holds what an operator can
-set, `metrics` what they can see; `client` is the other end of the wire.
+set, `metrics` what they can see; `client` is the other end of the wire. With several workers, each is a process with the
+whole path, and `supervisor` keeps them alive.
 """
 
 import os

@@ -1,6 +1,7 @@
 """The command line of the serving half: `digits`, or `python -m serving`.
 
-Each command imports what it needs when it runs, so that none waits for another's libraries.
+Each command imports what it needs when it runs, so that none waits for another's libraries; and so does `serve` with several
+workers, whose supervisor is to hold none of theirs.
 """
 
 import argparse
@@ -39,7 +40,14 @@ where settings come from:
 
 ports:
   --grpc-port      gRPC: the service, its health and its reflection
-  --metrics-port   HTTP: /metrics, for Prometheus
+  --metrics-port   HTTP: /metrics for Prometheus; /healthz, 200 while it lives;
+                   /readyz, 200 while it wants traffic, else 503
+
+workers:
+  With --workers above 1, that many processes share the gRPC port, each new
+  connection going to one of them, and a supervisor restarts those that die.
+  Their metrics are added up: in /dev/shm, else $TMPDIR, or where
+  PROMETHEUS_MULTIPROC_DIR says.
 
 signals:
   SIGTERM          drain: say not ready, go on answering for --drain-seconds,
@@ -52,7 +60,7 @@ traces:
 
 exit status:
   0  stopped, as it was told to
-  1  it could not start (a model, a port, a file), or a run never ended
+  1  it could not start (a model, a port, a file), or a run or worker never ended
   2  the settings can't be used
 """
 
@@ -90,8 +98,6 @@ def _serve(arguments: list[str]) -> int:
     if settings is None:
         return 2
 
-    import asyncio
-
     from serving import logs, sources
 
     logs.configure(settings.log_format, settings.log_level)
@@ -102,20 +108,46 @@ def _serve(arguments: list[str]) -> int:
             log, logging.WARNING, "unknown_variables", f"no such settings: {', '.join(unknown)}", variables=unknown
         )
 
+    # prometheus_client obeys it from when it is imported, and what it asks for is the workers' to do.
+    metrics_directory = os.environ.pop("PROMETHEUS_MULTIPROC_DIR", "")
+    status, error = _supervise(settings, metrics_directory) if settings.workers > 1 else _serve_alone(settings)
+    if error is not None:
+        if settings.log_format == "json":
+            logs.log_event(log, logging.CRITICAL, "not_started", str(error))
+        else:
+            print(f"digits serve: {error}", file=sys.stderr)
+    return status
+
+
+def _serve_alone(settings: "Settings") -> tuple[int, Exception | None]:
+    """The exit status, and why it could not start if it couldn't."""
+    import asyncio
+
     from serving.credentials import CredentialsError
-    from serving.server import PortTaken, serve
+    from serving.http import PortTaken
+    from serving.server import serve
     from serving.tracing import TracingError
     from serving.versions import RepositoryError
 
     try:
         asyncio.run(serve(settings))
     except (CredentialsError, RepositoryError, PortTaken, TracingError) as error:
-        if settings.log_format == "json":
-            logs.log_event(log, logging.CRITICAL, "not_started", str(error))
-        else:
-            print(f"digits serve: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 1, error
+    return 0, None
+
+
+def _supervise(settings: "Settings", metrics_directory: str) -> tuple[int, Exception | None]:
+    """Likewise, with several workers."""
+    import asyncio
+
+    from serving.http import PortTaken
+    from serving.merged_metrics import NoRoom
+    from serving.supervisor import StartFailed, supervise
+
+    try:
+        return asyncio.run(supervise(settings, metrics_directory)), None
+    except (StartFailed, PortTaken, NoRoom) as error:
+        return 1, error
 
 
 def _check(arguments: list[str]) -> int:

@@ -194,15 +194,6 @@ class Metrics:
             last_request_seconds=value("model_last_request_timestamp_seconds"),
         )
 
-    def calls_by_code(self) -> dict[str, int]:
-        """How many calls have ended so far, by status code."""
-        calls: dict[str, int] = {}
-        for metric in self.requests.collect():
-            for sample in metric.samples:
-                code = sample.labels["code"]
-                calls[code] = calls.get(code, 0) + int(sample.value)
-        return calls
-
 
 class VersionMetrics:
     """The metrics of one version of a model, looked up once rather than for each request."""

@@ -8,6 +8,7 @@ from importlib import metadata
 
 from serving import tensors
 from serving.call import Call
+from serving.control import Models
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -41,24 +42,27 @@ class OpenInference:
         self,
         settings: Settings,
         repository: Repository,
+        control: Models,
         recognizer: Recognizer,
         metrics: Metrics,
-        ready: Callable[[], bool],
+        unready: Callable[[], str],
     ):
         """Puts it before what the native API has as well.
 
         Args:
             settings: how models are run, and whether callers may load and unload them.
             repository: the models.
+            control: what loads and unloads them.
             recognizer: what reads images.
             metrics: what counts the models' work.
-            ready: whether the server wants requests.
+            unready: says why the server wants no requests; nothing when it does.
         """
         self._settings = settings
         self._repository = repository
+        self._control = control
         self._recognizer = recognizer
         self._metrics = metrics
-        self._ready = ready
+        self._unready = unready
 
     async def server_live(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """That the process lives."""
@@ -66,7 +70,7 @@ class OpenInference:
 
     async def server_ready(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
         """Whether the server wants requests."""
-        return pb.ServerReadyResponse(ready=self._ready())
+        return pb.ServerReadyResponse(ready=not self._unready())
 
     async def model_ready(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         """Whether a model, or one version of it, answers."""
@@ -170,7 +174,7 @@ class OpenInference:
         if request.parameters:
             parameter = tensors.shown(min(request.parameters))
             raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded as it lies in the repository")
-        await self._repository.load(request.model_name)
+        await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
     async def repository_model_unload(
@@ -179,7 +183,7 @@ class OpenInference:
         """Takes a model out of service."""
         self._require_control()
         _require_the_repository(request.repository_name)
-        await self._repository.unload(request.model_name)
+        await self._control.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse) -> None:

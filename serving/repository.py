@@ -6,7 +6,7 @@ is refused, with its reason, and what answered goes on; so it does when its file
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -107,8 +107,8 @@ class Repository:
         self._retiring: set[asyncio.Task[int]] = set()
         self._trouble = ""  # why the repository can't be read, once that was said
 
-    async def start(self) -> None:
-        """Loads what is to serve.
+    async def start(self, unloaded: Collection[str] = ()) -> None:
+        """Loads what is to serve, but for the models named as unloaded.
 
         Raises:
             RepositoryError: no version of the default model can be served; the message says why.
@@ -116,6 +116,7 @@ class Repository:
         async with self._lock:
             found = await asyncio.to_thread(scan, self._settings.models)
             for name, (versions, routing) in found.items():
+                self._served[name] = _Served(name, unloaded=name in unloaded)
                 await self._follow(name, versions, routing, settled=True)
         served = self._served.get(self.default)
         if served is None:
@@ -123,7 +124,7 @@ class Repository:
                 f"no model in {self._settings.models}: expected {self._settings.models / self.default}/VERSION/model.onnx, "
                 "VERSION a whole number"
             )
-        if not served.stable:
+        if not served.stable and not served.unloaded:
             reasons = [f"{version.path} {reason}" for version, reason in served.refused.values()]
             raise RepositoryError(
                 "; ".join(reasons) or f"{self._settings.models / self.default}: nothing that routing names"

@@ -3,23 +3,25 @@
 import asyncio
 import logging
 import os
-import signal
-import sys
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from prometheus_client import start_http_server
 
 from serving import digit_service, open_inference, tracing
 from serving.access import Access
+from serving.announcement import Described, address, announce, log_stopped
 from serving.contract import IMAGE_BYTES
+from serving.control import Control, Models, Stop, stops_by_signal
 from serving.digit_service import DigitService
 from serving.edge import Edge, Method
+from serving.http import HttpServer, PortTaken
 from serving.logs import log_event
+from serving.merged_metrics import calls_by_code
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
@@ -44,16 +46,8 @@ _WRITING_SECONDS = 0.5
 # How long the last spans may take to reach their collector.
 _FLUSHING_SECONDS = 1.0
 
-# What SIGINT leaves of the grace: enough for the runs of the model that are under way.
-_INTERRUPTED_GRACE_SECONDS = 0.5
-
-
 # How often clients may ask for a sign of life. gRPC's own limit is once in five minutes, and less patient ones are cut off.
 _PING_INTERVAL_SECONDS = 10
-
-
-class PortTaken(Exception):
-    """A port that the server was told to listen on can't be had."""
 
 
 class Server:
@@ -67,11 +61,16 @@ class Server:
         metrics: what it counts.
         repository: the models it serves.
         grpc_port: the port it listens on once it was started, also when the settings left the choice to the system.
-        metrics_port: likewise, for Prometheus.
+        metrics_port: likewise, for HTTP; a worker has none.
     """
 
-    def __init__(self, settings: Settings, open_model: OpenModel = Model):
+    def __init__(self, settings: Settings, open_model: OpenModel = Model, control: Control | None = None):
         """Puts the path together, on the running event loop; nothing is loaded and nothing listens yet.
+
+        Args:
+            settings: how to serve.
+            open_model: loads and checks one version of a model.
+            control: the line to the supervisor, which answers HTTP for all workers; None when this serves alone.
 
         Raises:
             CredentialsError: a file of tokens, certificates or keys can't be used.
@@ -79,6 +78,7 @@ class Server:
         """
         self._tracing = tracing.start()
         self._settings = settings
+        self._control = control
         self.metrics = Metrics()
         self._tls = None
         if settings.tls_certificate and settings.tls_key:
@@ -94,14 +94,16 @@ class Server:
             max_streams=settings.max_streams,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
+        models: Models = control or self.repository  # what carries out a Load or Unload: all workers, or this alone
         recognizer = Recognizer(self.repository, settings.max_images_per_request)
         digits = DigitService(recognizer)
-        tensors = OpenInference(settings, self.repository, recognizer, self.metrics, self._is_ready)
+        tensors = OpenInference(settings, self.repository, models, recognizer, self.metrics, self.unready)
         self._grpc = grpc.aio.server(
             options=[
                 # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two.
                 ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES * 2 + 1024),
-                ("grpc.so_reuseport", 0),  # else a second server on the port would take half of its connections
+                # Workers share their port; otherwise a second service on it would take half of the connections.
+                ("grpc.so_reuseport", int(control is not None)),
                 # When calls come faster than the event loop takes them, gRPC holds them; past these limits it ends them as
                 # CANCELLED, uncounted, by chance at first (from 1,000 by default) and then all (from 3,000).
                 ("grpc.server.max_pending_requests", settings.max_queue_size),
@@ -139,24 +141,20 @@ class Server:
             RepositoryError: the default model can't be served.
             PortTaken: a port can't be listened on. The server is of no further use then.
         """
-        await self.repository.start()
+        await self.repository.start(self._control.unloaded if self._control else ())
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
         try:
             if self._tls:
-                self.grpc_port = self._grpc.add_secure_port(_address(host, grpc_port), self._tls.server_credentials())
+                self.grpc_port = self._grpc.add_secure_port(address(host, grpc_port), self._tls.server_credentials())
             else:
-                self.grpc_port = self._grpc.add_insecure_port(_address(host, grpc_port))
+                self.grpc_port = self._grpc.add_insecure_port(address(host, grpc_port))
         except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {_address(host, grpc_port)} for gRPC; is it taken?") from error
-        try:
-            self._http, _ = start_http_server(metrics_port, host, self.metrics.registry)
-        except OSError as error:
-            reason = f"cannot listen on {_address(host, metrics_port)} for metrics: {error.strerror}"
-            raise PortTaken(reason) from error
-        self.metrics_port = self._http.server_port
+            raise PortTaken(f"cannot listen on {address(host, grpc_port)} for gRPC; is it taken?") from error
+        self._http = HttpServer(host, metrics_port, self.metrics.registry, self.unready) if not self._control else None
+        self.metrics_port = self._http.port if self._http else 0
         await self._grpc.start()
         await self._health.set("", SERVING)
-        await self._tell_health(SERVING)
+        await self._tell_readiness()
         self._in_background(self.repository.watch())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
@@ -173,7 +171,7 @@ class Server:
             Runs of the model that have not ended, whose threads live on.
         """
         self._draining = True
-        await self._tell_health(NOT_SERVING)
+        await self._tell_readiness()
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
         for task in self._background:
@@ -185,8 +183,8 @@ class Server:
         await self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic())))
         if self._access:
             self._access.close()
-        self._http.shutdown()
-        self._http.server_close()
+        if self._http:
+            self._http.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)
         return stuck
@@ -220,16 +218,30 @@ class Server:
             ),
         }
 
-    def _is_ready(self) -> bool:
-        return not self._draining and bool(self.repository.answering())
+    def unready(self) -> str:
+        """Why it wants no traffic; nothing when it does."""
+        if self._draining:
+            return "draining"
+        return "" if self.repository.answering() else f"model {self.repository.default!r} is not loaded"
+
+    def describe(self) -> Described:
+        """What answers when a request names no model, and how it is run."""
+        how = f"on {self._settings.provider}, {self._settings.instances} at a time"
+        if not self.repository.answering():
+            return Described(f"no model {how}", "")
+        model = self.repository.route().model
+        accuracy = f"{model.test_accuracy:.4f} on the MNIST test images"
+        return Described(f"model {model.version} ({model.recipe}, {accuracy}) {how}", model.version)
 
     def _set_ready(self, ready: bool) -> None:
-        if not self._draining:
-            self._in_background(self._tell_health(SERVING if ready else NOT_SERVING))
+        self._in_background(self._tell_readiness())
 
-    async def _tell_health(self, status: int) -> None:
+    async def _tell_readiness(self) -> None:
+        unready = self.unready()
+        if self._control:
+            self._control.tell_readiness(unready)
         for name in (digit_service.NAME, open_inference.NAME):
-            await self._health.set(name, status)
+            await self._health.set(name, NOT_SERVING if unready else SERVING)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -238,7 +250,7 @@ class Server:
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM, then drains. SIGINT (Ctrl-C) skips the drain, and while stopping it cuts that short.
+    """Serves in this process alone until SIGTERM, then drains.
 
     Raises:
         CredentialsError: a file of tokens, certificates or keys can't be used.
@@ -246,69 +258,44 @@ async def serve(settings: Settings) -> None:
         PortTaken: a port can't be listened on.
         TracingError: traces are asked for that can't be had.
     """
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    stops = stops_by_signal(settings)
     server = Server(settings)
     await server.start()
-    _announce(server, settings)
+    announce(settings, server.describe(), server.grpc_port, server.metrics_port)
+    stuck = await run(server, stops)
+    log_stopped(calls_by_code(server.metrics.registry))
+    if stuck:
+        leave()
 
-    received = await signals.get()
-    drain = settings.drain_seconds if received is signal.SIGTERM else 0.0
-    log_event(
-        log,
-        logging.INFO,
-        "draining",
-        f"{received.name}: draining for {drain:g} s, then up to {settings.grace_seconds:g} s for calls in flight",
-        signal=received.name,
-        drain_seconds=drain,
-        grace_seconds=settings.grace_seconds,
-    )
-    stopping = asyncio.create_task(server.stop(drain, settings.grace_seconds))
-    interrupted = asyncio.create_task(_interrupt(signals))
-    await asyncio.wait((stopping, interrupted), return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        log_event(log, logging.INFO, "interrupted", "SIGINT: stopping now", signal="SIGINT")
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
-        stopping = asyncio.create_task(server.stop(0, _INTERRUPTED_GRACE_SECONDS))
-    stuck = await stopping
-    interrupted.cancel()
-    calls = server.metrics.calls_by_code()
-    log_event(log, logging.INFO, "stopped", f"stopped; calls ended, by status code: {calls}", calls=calls)
+
+async def run(server: Server, stops: "asyncio.Queue[Stop]") -> int:
+    """Lets a server that was started run until it is told to stop; a later order to stop cuts the first short.
+
+    Returns:
+        Runs of the model that have not ended: `leave` them.
+    """
+    stopping: asyncio.Task[int] | None = None
+    ordered = asyncio.create_task(stops.get())
+    while stopping is None or not stopping.done():
+        await asyncio.wait({ordered, *([stopping] if stopping else [])}, return_when=asyncio.FIRST_COMPLETED)
+        if ordered.done():
+            if stopping and not stopping.done():
+                stopping.cancel()
+                await asyncio.gather(stopping, return_exceptions=True)
+            stop = ordered.result()
+            stopping = asyncio.create_task(server.stop(stop.drain_seconds, stop.grace_seconds))
+            ordered = asyncio.create_task(stops.get())
+    ordered.cancel()
+    stuck = stopping.result()
     if stuck:
         log_event(log, logging.ERROR, "runs_left", f"{stuck} runs of the model have not ended; leaving them", runs=stuck)
-        logging.shutdown()
-        os._exit(1)  # an ordinary exit would wait for their threads
+    return stuck
 
 
-async def _interrupt(signals: asyncio.Queue[signal.Signals]) -> None:
-    """Ends at the next SIGINT. SIGTERM may well come twice, as `make` and a process group pass it on."""
-    while await signals.get() is not signal.SIGINT:
-        pass
-
-
-def _announce(server: Server, settings: Settings) -> None:
-    model = server.repository.route().model
-    address = _address(settings.host, server.grpc_port)
-    metrics = _address(settings.host, server.metrics_port)
-    log_event(
-        log,
-        logging.INFO,
-        "started",
-        f"model {model.version} ({model.recipe}, {model.test_accuracy:.4f} on the MNIST test images) on "
-        f"{settings.provider}, {settings.instances} at a time, {address} for gRPC, http://{metrics}/metrics",
-        grpc_address=address,
-        metrics_address=metrics,
-        model=settings.default_model,
-        version=model.version,
-        provider=settings.provider,
-        instances=settings.instances,
-    )
-    if settings.log_format == "text":
-        command = _from_here(Path(sys.executable).with_name("digits"))
-        sample = _from_here(Path(__file__).parent / "samples" / "7.png")
-        log.info("send it a first digit: %s recognize --address %s %s", command, address, sample)
+def leave() -> NoReturn:
+    """Ends this process, with status 1, without waiting for runs of the model that have not ended."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def _connection_options(settings: Settings) -> list[tuple[str, int]]:
@@ -341,12 +328,3 @@ def _shared(name: str) -> Path | None:
     """A file in the directory that workers which serve together share; None where one serves alone."""
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(directory) / name if directory else None
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _from_here(path: Path) -> Path:
-    """The path as one would type it: from the working directory where it lies below that."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -89,11 +89,17 @@ class Settings(BaseSettings):
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
     )
-    instances: int = Field(
+    workers: int = Field(
         default_factory=usable_cores,
         ge=1,
-        description="Runs of the model at the same time, one core each; by default as many as the CPU quota allows, "
-        "and more only slow each other.",
+        description="Processes that share the port, each new connection going to one of them. Each loads every model; with "
+        "more than 1, a supervisor restarts those that die.",
+    )
+    instances: int = Field(
+        1,
+        ge=1,
+        description="Runs of a model at the same time in each worker, one core each; with fewer workers than cores, more "
+        "use them all.",
     )
     max_batch_size: int = Field(
         128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."

@@ -2,12 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,9 +21,9 @@ class Service:
     """A server that answers.
 
     Attributes:
-        process: what runs it; its log is on `process.stderr`.
+        process: what runs it, alone or as the supervisor of its workers; its log is on `process.stderr`.
         address: host:port for gRPC.
-        metrics: URL of its metrics.
+        metrics: URL of its metrics, those of all its workers.
     """
 
     process: subprocess.Popen[str]
@@ -35,17 +37,22 @@ class Service:
         samples = [sample for metric in metrics for sample in metric.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
+    def workers(self) -> list[int]:
+        """The process ids of its workers that live, none when it serves alone."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
 
 def launch(*flags: str, **environment: str) -> subprocess.Popen[str]:
-    """Starts a server on free ports; it may yet refuse to."""
+    """Starts a server on free ports, in a process group of its own; it may yet refuse to."""
     command = [*DIGITS, "serve", "--grpc-port", "0", "--metrics-port", "0", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, process_group=0)
 
 
 @contextmanager
-def service(*flags: str) -> Iterator[Service]:
+def service(*flags: str, **environment: str) -> Iterator[Service]:
     """A server that answers when the block begins, and is gone when it ends."""
-    with launch(*flags) as process:
+    with launch(*flags, **environment) as process:
         try:
             assert process.stderr is not None
             log: list[str] = []
@@ -56,4 +63,6 @@ def service(*flags: str) -> Iterator[Service]:
                 raise RuntimeError("".join(log))
             yield Service(process, found[1], found[2])
         finally:
-            process.kill()
+            # Its workers are of its process group, which lives on where only the first of it was killed.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -10,9 +10,10 @@ ROOT = Path(__file__).parent.parent
 
 # What each module of the serving half may import of it: the path of a request, from left to right.
 ORDER = [
-    *["contract", "errors", "cores", "settings", "sources", "logs", "spans", "tracing", "metrics", "credentials", "access"],
-    *["call", "model", "batcher", "shadow", "versions", "routing", "repository", "recognizer", "digit_service", "tensors"],
-    *["open_inference", "edge", "tls", "server", "client", "images", "check", "__main__"],
+    *["contract", "errors", "cores", "settings", "sources", "logs", "announcement", "http", "control", "merged_metrics"],
+    *["model_changes", "supervisor", "spans", "tracing", "metrics", "credentials", "access", "call", "model", "batcher"],
+    *["shadow", "versions", "routing", "repository", "recognizer", "digit_service", "tensors", "open_inference", "edge"],
+    *["tls", "server", "worker", "client", "images", "check", "__main__"],
 ]
 
 
@@ -42,7 +43,7 @@ def test_imports_of_the_serving_half_point_one_way() -> None:
 
 
 def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:
-    code = "import sys, serving.server, serving.client, serving.check; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, serving.worker, serving.client, serving.check; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded
     assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)

@@ -1,6 +1,9 @@
 import re
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
+from serving.merged_metrics import SupervisorMetrics
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -18,14 +21,15 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     expected = []
     for name, field in Settings.model_fields.items():
         default = "none" if field.default is None else f"`{field.default}`"
-        shown = {"models": "the bundled model", "instances": "the CPU quota"}.get(name, default)
+        shown = {"models": "the bundled model", "workers": "the CPU quota"}.get(name, default)
         expected.append([f"`--{name.replace('_', '-')}`", shown, field.description])
     assert rows("Settings") == expected
 
 
 def test_the_metrics_table_is_that_of_the_code() -> None:
     expected = []
-    for metric in Metrics().registry.collect():
+    workers = SupervisorMetrics(CollectorRegistry(), list)
+    for metric in [*Metrics().registry.collect(), *workers.registry.collect()]:
         if metric.name.startswith("digits_"):
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             expected.append([f"`{name}`", metric.type, metric.documentation])

@@ -164,7 +164,7 @@ def test_a_taken_port_is_named(process: Service) -> None:
     port = process.address.rpartition(":")[2]
     status, complaint = refused("--grpc-port", port)
     assert status == 1
-    assert f"digits serve: cannot listen on 127.0.0.1:{port} for gRPC; is it taken?\n" in complaint
+    assert f"digits serve: cannot listen on 127.0.0.1:{port} for gRPC: Address already in use\n" in complaint
     port = re.search(r":(\d+)/", process.metrics)[1]  # type: ignore[index]
     status, complaint = refused("--metrics-port", port)
     assert status == 1

@@ -109,7 +109,7 @@ def composed(given: Any) -> pb.ModelInferRequest:
 
 def main() -> None:
     """Runs for as many seconds as the first argument says."""
-    service: Any = OpenInference(None, None, Blank(), None, lambda: True)  # type: ignore[arg-type]
+    service: Any = OpenInference(None, None, None, Blank(), None, str)  # type: ignore[arg-type]
     loop = asyncio.Runner().get_loop()
 
     def one(data: bytes) -> None:

@@ -1,0 +1,145 @@
+"""What operators read over HTTP, beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
+
+import gzip
+import logging
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import urlsplit
+
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
+
+from serving.announcement import address
+
+log = logging.getLogger(__name__)
+
+# How long a client may take to send its request, or to take its answer, before it is cut off.
+_PATIENCE_SECONDS = 5.0
+
+# Clients at once, each of whom holds a thread: one that hangs must not block a scrape, nor a thousand use up the memory.
+_MAX_CLIENTS = 100
+
+# How long closing may take, at most: how often the server looks whether it is to.
+_CLOSING_SECONDS = 0.1
+
+
+class PortTaken(Exception):
+    """A port that the server was told to listen on can't be had."""
+
+
+class HttpServer:
+    """Answers on a port of its own, in threads of its own, from when it is made until it is closed.
+
+    /healthz says 200 while the process lives, /readyz 200 or 503 with the reason, /metrics whatever is collected then.
+
+    Attributes:
+        port: the port it listens on, also when the choice was left to the system.
+    """
+
+    def __init__(self, host: str, port: int, metrics: Collector, unready: Callable[[], str]):
+        """Listens, and answers.
+
+        Args:
+            host: address to listen on.
+            port: 0 takes any free one.
+            metrics: collected anew for every scrape, in a thread of this server.
+            unready: says why the service wants no traffic, and nothing when it does; called in a thread of this server.
+
+        Raises:
+            PortTaken: the port can't be listened on.
+        """
+        try:
+            self._server = _Server(host, port, metrics, unready)
+        except OSError as error:
+            raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(_CLOSING_SECONDS,), name="http", daemon=True).start()
+
+    def close(self) -> None:
+        """Gives the port back."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True  # else a restart would have to wait until the last connections are forgotten
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, metrics: Collector, unready: Callable[[], str]):
+        self.metrics = metrics
+        self.unready = unready
+        self._places = threading.Semaphore(_MAX_CLIENTS)
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        super().__init__((host, port), _Handler)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread was to be had, so none will give the place back
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("an HTTP client went away", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One client, one request: HTTP/1.0, so that no idle connection holds a thread."""
+
+    timeout = _PATIENCE_SECONDS
+    server: _Server
+    server_version = "digits"
+    sys_version = ""  # what Python this is, is nobody's business
+
+    def do_GET(self) -> None:
+        match urlsplit(self.path).path:
+            case "/metrics":
+                self._send_metrics()
+            case "/healthz":
+                self._send(HTTPStatus.OK, "alive\n")
+            case "/readyz":
+                why = self.server.unready()
+                self._send(HTTPStatus.SERVICE_UNAVAILABLE if why else HTTPStatus.OK, f"{why or 'ready'}\n")
+            case _:
+                self._send(HTTPStatus.NOT_FOUND, "there is /metrics, /healthz and /readyz\n")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server looks for these names
+
+    def log_message(self, format: str, *values: object) -> None:  # noqa: A002 - the name is http.server's
+        log.debug(format, *values)
+
+    def _send_metrics(self) -> None:
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            page = encode(self.server.metrics)
+        except Exception:
+            log.exception("the metrics could not be collected")
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics could not be collected; the log says why\n")
+        else:
+            self._send(HTTPStatus.OK, page, content_type)
+
+    def _send(self, status: HTTPStatus, body: str | bytes, content_type: str = "text/plain; charset=utf-8") -> None:
+        content = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        if gzip_accepted(self.headers.get("Accept-Encoding", "")):
+            content = gzip.compress(content, compresslevel=1)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
