@@ -1,10 +1,12 @@
 """digits.v1.DigitService: from decoded requests to decoded answers."""
 
 import time
+from typing import Any
 
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
+from serving.method import Method
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognizer import Recognizer
 
@@ -16,6 +18,20 @@ class DigitService:
 
     def __init__(self, recognizer: Recognizer):
         self._recognizer = recognizer
+
+    def methods(self) -> list[Method[Any]]:
+        """What can be called."""
+        return [
+            Method("Recognize", pb.RecognizeRequest, self.recognize, "recognize"),
+            Method("RecognizeBatch", pb.RecognizeBatchRequest, self.recognize_batch, "recognize"),
+            Method(
+                "RecognizeStream",
+                pb.RecognizeStreamRequest,
+                self.recognize_in_stream,
+                "recognize",
+                refuse=self.refuse_in_stream,
+            ),
+        ]
 
     async def recognize(self, request: pb.RecognizeRequest, call: Call) -> pb.RecognizeResponse:
         """Reads one image."""

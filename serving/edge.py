@@ -4,10 +4,11 @@ But for those that gRPC refuses before it hands them over, such as a message ove
 """
 
 import asyncio
+import functools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,10 +20,12 @@ from serving.access import Access, Client, Role
 from serving.call import Call
 from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy, Unauthenticated
 from serving.logs import log_event
+from serving.method import Method
 from serving.metrics import Metrics
+from serving.stream import Stream
 
 if TYPE_CHECKING:
-    from serving.spans import CallSpan, Tracing
+    from serving.spans import Tracing
 
 STATUS: dict[type[RequestError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -51,8 +54,6 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = grpc.RpcMethodHandler  # of bytes to bytes: messages are decoded here
 Request = TypeVar("Request", bound=Message)
 Result = TypeVar("Result")
-Work = Callable[[Request, Call], Awaitable[Message]]
-Refuse = Callable[[Request, RequestError, int], Message]
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +69,12 @@ logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A method that can be called.
-
-    Attributes:
-        name: what its calls are counted as.
-        role: what a client needs to call it, where tokens are asked for; None when any client may.
-        handler: what gRPC is to call, for a client.
-    """
+class _Callable:
+    """What gRPC can call: its name, the role that it needs, and what makes a handler for the calls of one client."""
 
     name: str
     role: Role | None
-    handler: Callable[[Client | None], "Handler[Any, Any]"]
+    handlers: Callable[[Client | None], "Handler[Any, Any]"]
 
 
 class Edge(grpc.GenericRpcHandler):
@@ -112,142 +107,115 @@ class Edge(grpc.GenericRpcHandler):
         self._metrics = metrics
         self._access = access
         self._tracing = tracing
-        self._methods: dict[str, Method] = {}
+        self._callables: dict[str, _Callable] = {}  # by the path that gRPC knows each by
         self._max_streams = max_streams
         self._max_in_flight_per_stream = max_in_flight_per_stream
-        self._streams: set[_Stream] = set()
+        self._streams: set[Stream] = set()
 
-    def add(self, service: str, methods: Mapping[str, Method]) -> None:
-        """Has the methods of a service called, by their names in it."""
-        self._methods.update({f"/{service}/{name}": method for name, method in methods.items()})
+    def add(self, service: str, methods: Iterable[Method[Any]]) -> None:
+        """Has the methods of a service called."""
+        for method in methods:
+            make = self._stream if method.refuse else self._unary
+            self.add_handlers(service, method.name, method.role, functools.partial(make, service, method))
+
+    def add_handlers(
+        self, service: str, name: str, role: Role | None, make: Callable[[Client | None], "Handler[Any, Any]"]
+    ) -> None:
+        """Has a method called by the handlers that `make` makes, each for the calls of one client."""
+        self._callables[f"/{service}/{name}"] = _Callable(name, role, make)
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler[Any, Any] | None":
         """Finds what answers a call: gRPC asks for it when it has the metadata, and reads messages only afterwards."""
-        method = self._methods.get(call.method)
-        if self._access is None:
-            return method.handler(None) if method else None
-        try:
-            client = self._access.admit(call.invocation_metadata, method.role if method else None)
-        except RequestError as error:
-            return self._refusal(method.name if method else "unknown", error)
-        return method.handler(client) if method else None
-
-    def unary(self, method: str, request_type: type[Request], work: Work[Request], role: Role | None) -> Method:
-        """A method with one request and one answer, counted as `method`, for clients that have `role`; None: for any."""
-        service = _service_of(method, request_type)
-
-        def handler(client: Client | None) -> "Handler[bytes, bytes]":
-            async def call(encoded: bytes, context: Context) -> bytes:
-                call = Call(_deadline(context), client, self._begin_span(service, method, context))
-                return await _end(call, context, self._answer(method, request_type, work, encoded, call, context))
-
-            return grpc.unary_unary_rpc_method_handler(call)
-
-        return Method(method, role, handler)
-
-    def stream(
-        self,
-        method: str,
-        request_type: type[Request],
-        work: Work[Request],
-        refuse: Refuse[Request],
-        role: Role,
-        *,
-        ordered: bool,
-    ) -> Method:
-        """A method with a stream of requests, many of them in work at once, each with one answer.
-
-        Args:
-            method: what its requests are counted as.
-            request_type: of the requests.
-            work: answers one.
-            refuse: answers one that `work` raised a RequestError for, which is given with its status code's number.
-            role: what a client needs to open a stream.
-            ordered: whether answers go out in the order of the requests, or as they come to be ready.
-        """
-        service = _service_of(method, request_type)
-
-        async def run(requests: AsyncIterator[bytes], whole: Call, context: Context) -> None:
-            if len(self._streams) >= self._max_streams:
-                raise TooBusy(f"{self._max_streams} streams are open, and more are not taken")
-            stream = _Stream(context, self._max_in_flight_per_stream, ordered=ordered)
-
-            def answer(encoded: bytes) -> Awaitable[bytes]:
-                call = Call(whole.deadline, whole.client, whole.span)
-                return self._answer(method, request_type, work, encoded, call, context, refuse)
-
-            self._streams.add(stream)
-            self._metrics.open_streams.inc()
+        found = self._callables.get(call.method)
+        client = None
+        if self._access:
             try:
-                await stream.run(requests, answer)
-            finally:
-                self._streams.discard(stream)
-                self._metrics.open_streams.dec()
-
-        def handler(client: Client | None) -> "Handler[bytes, bytes]":
-            async def call(requests: AsyncIterator[bytes], context: Context) -> None:
-                whole = Call(_deadline(context), client, self._begin_span(service, method, context))
-                await _end(whole, context, run(requests, whole, context))
-
-            return grpc.stream_stream_rpc_method_handler(call)
-
-        return Method(method, role, handler)
+                client = self._access.admit(call.invocation_metadata, found.role if found else None)
+            except RequestError as error:
+                return self._refusal(found.name if found else "unknown", error)
+        return found.handlers(client) if found else None
 
     def stop_streams(self) -> None:
         """Ends every stream with UNAVAILABLE, once it has the answers that are on their way."""
         for stream in self._streams:
             stream.stop()
 
-    def _begin_span(self, service: str, method: str, context: Context) -> "CallSpan | None":
-        if self._tracing is None:
-            return None
-        return self._tracing.begin(service, method, context.invocation_metadata() or ())
+    def _unary(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
+        async def call(encoded: bytes, context: Context) -> bytes:
+            call = self._call(service, method, client, context)
+            return await _end(call, context, self._answer(method, encoded, call, context))
 
-    async def _answer(
-        self,
-        method: str,
-        request_type: type[Request],
-        work: Work[Request],
-        encoded: bytes,
-        call: Call,
-        context: Context,
-        refuse: Refuse[Request] | None = None,
-    ) -> bytes:
-        """One request, of a call or of a stream, counted. Raises RequestError, unless `refuse` can say so in an answer."""
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def _stream(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
+        async def call(requests: AsyncIterator[bytes], context: Context) -> None:
+            whole = self._call(service, method, client, context)
+            await _end(whole, context, self._run_stream(method, requests, whole, context))
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    def _call(self, service: str, method: Method[Any], client: Client | None, context: Context) -> Call:
+        span = None
+        if self._tracing:
+            span = self._tracing.begin(service, method.name, context.invocation_metadata() or ())
+        return Call(_deadline(context), client, span)
+
+    async def _run_stream(self, method: Method[Any], requests: AsyncIterator[bytes], whole: Call, context: Context) -> None:
+        if len(self._streams) >= self._max_streams:
+            raise TooBusy(f"{self._max_streams} streams are open, and more are not taken")
+        stream = Stream(context.write, self._max_in_flight_per_stream, ordered=method.ordered)
+
+        def answer(encoded: bytes) -> Awaitable[bytes]:
+            return self._answer(method, encoded, Call(whole.deadline, whole.client, whole.span), context)
+
+        self._streams.add(stream)
+        self._metrics.open_streams.inc()
+        try:
+            await stream.run(requests, answer)
+        finally:
+            self._streams.discard(stream)
+            self._metrics.open_streams.dec()
+
+    async def _answer(self, method: Method[Any], encoded: bytes, call: Call, context: Context) -> bytes:
+        """One request, of a call or of a stream, counted. Raises RequestError, unless the method says it in an answer."""
         start = time.monotonic()
         code = grpc.StatusCode.INTERNAL
         request = None
         self._metrics.in_flight_requests.inc()
         try:
-            if refuse:
-                request = _decode(request_type, encoded)
-                answer = (await work(request, call)).SerializeToString()
+            if method.refuse:
+                request = _decode(method.request_type, encoded)
+                answer = (await method.work(request, call)).SerializeToString()
             else:  # the message, which has its own copy of the images, is left to `work`
-                answer = (await work(_decode(request_type, encoded), call)).SerializeToString()
+                answer = (await method.work(_decode(method.request_type, encoded), call)).SerializeToString()
             code = grpc.StatusCode.OK
             return answer
         except RequestError as error:
             code = STATUS[type(error)]
             self._metrics.rejected_requests.labels(error.reason).inc()
-            if refuse is None or request is None or isinstance(error, (Stopping, Unauthenticated)):
+            if method.refuse is None or request is None or isinstance(error, (Stopping, Unauthenticated)):
                 raise  # the next request of the stream would end in the same way
-            return refuse(request, error, code.value[0]).SerializeToString()
+            return method.refuse(request, error, code.value[0]).SerializeToString()
         except asyncio.CancelledError:
             code = _code_of_cancelled(call)
             late = code is grpc.StatusCode.DEADLINE_EXCEEDED
             self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else "cancelled").inc()
             raise
         except Exception:
-            log_event(log, logging.ERROR, "call_failed", f"{method} failed", exc_info=True, method=method, **_ids(call))
+            log_event(
+                log, logging.ERROR, "call_failed", f"{method.name} failed", exc_info=True, method=method.name, **_ids(call)
+            )
             self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
             raise errors.Internal("internal error") from None
         finally:
             self._metrics.in_flight_requests.dec()
             seconds = time.monotonic() - start
-            self._metrics.request_seconds.labels(method).observe(seconds, None if call.span is None else call.span.exemplar)
-            self._metrics.requests.labels(method, code.name).inc()
+            self._metrics.request_seconds.labels(method.name).observe(
+                seconds, None if call.span is None else call.span.exemplar
+            )
+            self._metrics.requests.labels(method.name, code.name).inc()
             if log.isEnabledFor(logging.DEBUG):
-                _log_call(method, code, call, context, seconds)
+                _log_call(method.name, code, call, context, seconds)
 
     def _refusal(self, method: str, error: RequestError) -> "Handler[Any, Any]":
         """Ends a call, whichever kind its method is of, before a message of it is read."""
@@ -262,74 +230,10 @@ class Edge(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-class _Stream:
-    """One open stream: reads no further than so many requests ahead of the answers that its caller has taken."""
-
-    def __init__(self, context: Context, max_in_flight: int, *, ordered: bool):
-        self._context = context
-        self._ordered = ordered
-        self._slots = asyncio.Semaphore(max_in_flight)
-        self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()  # None: look whether it is over
-        self._in_work: set[asyncio.Future[bytes]] = set()
-        self._reading = True
-        self._stopping = False
-
-    async def run(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        """Answers until the caller has half-closed and has all answers.
-
-        Raises:
-            RequestError: what `answer` raised, or Stopping once that was asked for.
-        """
-        reader = asyncio.create_task(self._read(requests, answer))
-        try:
-            while self._reading or self._in_work or not self._answers.empty():
-                task = await self._answers.get()
-                if task is None:
-                    continue
-                await self._context.write(await task)
-                self._in_work.discard(task)
-                self._slots.release()
-            if self._stopping:
-                raise Stopping("the server is stopping")
-            await reader
-        finally:
-            unfinished: list[asyncio.Future[Any]] = [reader, *self._in_work]
-            for future in unfinished:
-                future.cancel()
-            await asyncio.gather(*unfinished, return_exceptions=True)
-
-    def stop(self) -> None:
-        """Reads no further, and ends the stream when what was read is answered."""
-        self._stopping, self._reading = True, False
-        self._answers.put_nowait(None)
-
-    async def _read(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        try:
-            async for encoded in requests:
-                await self._slots.acquire()
-                if not self._reading:
-                    return
-                task = asyncio.ensure_future(answer(encoded))
-                self._in_work.add(task)
-                if self._ordered:
-                    self._answers.put_nowait(task)
-                else:
-                    task.add_done_callback(self._answers.put_nowait)
-        finally:
-            self._reading = False
-            self._answers.put_nowait(None)
-
-
 def _deadline(context: Context) -> float:
     """On the clock of time.monotonic; infinite when the caller set none."""
     remaining: float | None = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
-
-
-def _service_of(method: str, request_type: type[Message]) -> str:
-    """The full name of the gRPC service that has the method, by the file that its messages are from."""
-    services = request_type.DESCRIPTOR.file.services_by_name.values()
-    return next(service.full_name for service in services if method in service.methods_by_name)
 
 
 def _decode(request_type: type[Request], encoded: bytes) -> Request:

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from typing import Any
 
 from serving import tensors
 from serving.call import Call
@@ -18,6 +19,7 @@ from serving.errors import (
     UnknownModel,
     Unsupported,
 )
+from serving.method import Method
 from serving.metrics import Metrics
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognizer import Recognizer
@@ -63,6 +65,30 @@ class OpenInference:
         self._recognizer = recognizer
         self._metrics = metrics
         self._unready = unready
+
+    def methods(self) -> list[Method[Any]]:
+        """What can be called: what only looks, by any client."""
+        return [
+            Method("ServerLive", pb.ServerLiveRequest, self.server_live, None),
+            Method("ServerReady", pb.ServerReadyRequest, self.server_ready, None),
+            Method("ModelReady", pb.ModelReadyRequest, self.model_ready, None),
+            Method("ServerMetadata", pb.ServerMetadataRequest, self.server_metadata, None),
+            Method("ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, None),
+            Method("ModelInfer", pb.ModelInferRequest, self.model_infer, "recognize"),
+            Method(
+                "ModelStreamInfer",
+                pb.ModelInferRequest,
+                self.model_stream_infer,
+                "recognize",
+                refuse=self.refuse_in_stream,
+                ordered=True,
+            ),
+            Method("ModelConfig", pb.ModelConfigRequest, self.model_config, None),
+            Method("ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics, None),
+            Method("RepositoryIndex", pb.RepositoryIndexRequest, self.repository_index, None),
+            Method("RepositoryModelLoad", pb.RepositoryModelLoadRequest, self.repository_model_load, "admin"),
+            Method("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self.repository_model_unload, "admin"),
+        ]
 
     async def server_live(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """That the process lives."""

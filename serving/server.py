@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,15 +18,13 @@ from serving.announcement import Described, address, announce, log_stopped
 from serving.contract import IMAGE_BYTES
 from serving.control import Control, Models, Stop, stops_by_signal
 from serving.digit_service import DigitService
-from serving.edge import Edge, Method
+from serving.edge import Edge, Handler
 from serving.http import HttpServer, PortTaken
 from serving.logs import log_event
 from serving.merged_metrics import calls_by_code
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
-from serving.pb.digits.v1 import digit_service_pb2 as pb
-from serving.pb.inference import open_inference_pb2 as oip
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
 from serving.settings import Settings
@@ -111,25 +109,12 @@ class Server:
                 *_connection_options(settings),
             ]
         )
-        methods = {
-            "Recognize": self._edge.unary("Recognize", pb.RecognizeRequest, digits.recognize, "recognize"),
-            "RecognizeBatch": self._edge.unary(
-                "RecognizeBatch", pb.RecognizeBatchRequest, digits.recognize_batch, "recognize"
-            ),
-            "RecognizeStream": self._edge.stream(
-                "RecognizeStream",
-                pb.RecognizeStreamRequest,
-                digits.recognize_in_stream,
-                digits.refuse_in_stream,
-                "recognize",
-                ordered=False,
-            ),
-        }
-        self._edge.add(digit_service.NAME, methods)
-        self._edge.add(open_inference.NAME, self._open_inference(tensors))
+        self._edge.add(digit_service.NAME, digits.methods())
+        self._edge.add(open_inference.NAME, tensors.methods())
         if settings.reflection:
             names = (digit_service.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            self._edge.add(reflection.SERVICE_NAME, {"ServerReflectionInfo": _reflection(names)})
+            handler = _reflection(names)
+            self._edge.add_handlers(reflection.SERVICE_NAME, "ServerReflectionInfo", None, lambda _: handler)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # first: load balancers have no tokens
         self._grpc.add_generic_rpc_handlers((self._edge,))
@@ -188,35 +173,6 @@ class Server:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)
         return stuck
-
-    def _open_inference(self, tensors: OpenInference) -> dict[str, Method]:
-        """Its methods; what only looks is for any client."""
-        unary = self._edge.unary
-        return {
-            "ServerLive": unary("ServerLive", oip.ServerLiveRequest, tensors.server_live, None),
-            "ServerReady": unary("ServerReady", oip.ServerReadyRequest, tensors.server_ready, None),
-            "ModelReady": unary("ModelReady", oip.ModelReadyRequest, tensors.model_ready, None),
-            "ServerMetadata": unary("ServerMetadata", oip.ServerMetadataRequest, tensors.server_metadata, None),
-            "ModelMetadata": unary("ModelMetadata", oip.ModelMetadataRequest, tensors.model_metadata, None),
-            "ModelInfer": unary("ModelInfer", oip.ModelInferRequest, tensors.model_infer, "recognize"),
-            "ModelStreamInfer": self._edge.stream(
-                "ModelStreamInfer",
-                oip.ModelInferRequest,
-                tensors.model_stream_infer,
-                tensors.refuse_in_stream,
-                "recognize",
-                ordered=True,
-            ),
-            "ModelConfig": unary("ModelConfig", oip.ModelConfigRequest, tensors.model_config, None),
-            "ModelStatistics": unary("ModelStatistics", oip.ModelStatisticsRequest, tensors.model_statistics, None),
-            "RepositoryIndex": unary("RepositoryIndex", oip.RepositoryIndexRequest, tensors.repository_index, None),
-            "RepositoryModelLoad": unary(
-                "RepositoryModelLoad", oip.RepositoryModelLoadRequest, tensors.repository_model_load, "admin"
-            ),
-            "RepositoryModelUnload": unary(
-                "RepositoryModelUnload", oip.RepositoryModelUnloadRequest, tensors.repository_model_unload, "admin"
-            ),
-        }
 
     def unready(self) -> str:
         """Why it wants no traffic; nothing when it does."""
@@ -314,14 +270,13 @@ def _connection_options(settings: Settings) -> list[tuple[str, int]]:
     return options
 
 
-def _reflection(services: Sequence[str]) -> Method:
+def _reflection(services: Sequence[str]) -> "Handler[Any, Any]":
     """Says what these services are; to any client, as all of it is public."""
-    handler = grpc.stream_stream_rpc_method_handler(
+    return grpc.stream_stream_rpc_method_handler(
         reflection.aio.ReflectionServicer(services).ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    return Method("ServerReflectionInfo", None, lambda _: handler)
 
 
 def _shared(name: str) -> Path | None:
