@@ -17,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench overload soak fuzz lint types protos lock format samples image clean
+.PHONY: help install install-gpu serve train test check bench overload soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ lock: .venv/.everything ## choose the newest versions of all dependencies anew
 format: .venv/.everything ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+readme: .venv/.everything ## write README's tables of settings and metrics anew
+	$(BIN)/python -m tests.readme_tables
 
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.drawn_digits

@@ -1,17 +1,20 @@
 """From a request to an answer. `python -m serving --help` is the way in.
 
-    client -- gRPC --> digit_service      edge: validate, map errors to status codes, count
-                            | submit(pixels, deadline)
-                            v
-                       batcher            bounded queue; whatever waits when a thread is free is the next batch
-                            | predict(images)
-                            v
+    client -- gRPC --> edge               who calls, decode, deadline; errors to status codes; count, log, trace
+                         | work(request, call)
+                       digit_service      digits.v1: decoded requests to decoded answers
+                       open_inference     inference, the Open Inference Protocol: likewise
+                         | read(pixels, call, model, version, key)
+                       recognizer         limits, the version that is to answer, its predictions counted, the shadow
+                         | submit(pixels, deadline)
+                       batcher            one a version: a bounded queue; whatever waits when a thread is free is a batch
+                         | infer(images)
                        model              one ONNX Runtime session, its contract checked when it was loaded
 
-`server` wires the path, binds the ports, and stops without losing a call; `repository` finds the model version to serve;
-`access` says who may call, `tls` encrypts, and `credentials` reads the files of both; `settings` holds what an operator can
-set, `metrics` what they can see; `client` is the other end of the wire. With several workers, each is a process with the
-whole path, and `supervisor` keeps them alive.
+`server` wires the path, binds the ports, and stops without losing a call; `repository` keeps the versions that serve, in the
+roles that `routing` gives them; `access` says who may call, `tls` encrypts, and `credentials` reads the files of both;
+`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire. With several
+workers, each is a process with the whole path, and `supervisor` keeps them alive.
 """
 
 import os

@@ -80,7 +80,9 @@ class Metrics:
         self.open_streams = Gauge("digits_open_streams", "Streams open now.", registry=registry, multiprocess_mode="livesum")
         self.rejected_requests = Counter(
             "digits_rejected_requests",
-            "Requests not answered, by reason: serving/errors.py has them all; also cancelled and internal.",
+            "Requests not answered, by reason: invalid, unsupported, unauthenticated, permission_denied, unknown_model, "
+            "model_not_ready, load_failed, queue_full, too_busy, rate_limited, deadline, cancelled, stopping, model_error, "
+            "internal.",
             ["reason"],
             registry=registry,
         )
@@ -139,8 +141,8 @@ class Metrics:
         )
         self.model_refused = Gauge(
             "digits_model_refused",
-            "1 for each version in the repository that can't be served, by reason: unreadable, contract, self_check; "
-            "with reason routing (and no version) for a routing.toml that can't be followed.",
+            "1 for each version in the repository that can't be served, by reason: unreadable, contract, self_check, "
+            "missing (routing names it); with reason routing, and no version, for a routing.toml that can't be followed.",
             [*_VERSION, "reason"],
             registry=registry,
             multiprocess_mode="livemax",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serving import digit_service, edge
 from serving.errors import Refused, RequestError
+from serving.metrics import Metrics
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -102,7 +103,10 @@ async def test_bytes_that_are_no_message_are_refused_and_the_server_lives(server
 def test_every_reason_for_no_answer_has_a_status_code() -> None:
     reasons = {*RequestError.__subclasses__(), *Refused.__subclasses__()} - {Refused}
     assert set(edge.STATUS) == reasons
-    assert len({reason.reason for reason in reasons}) == len(reasons)
+    named = {reason.reason for reason in reasons}
+    assert len(named) == len(reasons)
+    described = Metrics().rejected_requests.describe()[0].documentation.rstrip(".").split(": ")[1].split(", ")
+    assert set(described) == named | {"cancelled"}, "the metric's help names them all"
 
 
 async def test_a_full_queue_is_told_with_a_time_to_come_back(

@@ -1,39 +1,14 @@
 import re
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from serving.merged_metrics import SupervisorMetrics
-from serving.metrics import Metrics
-from serving.settings import Settings
+from tests import readme_tables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def rows(section: str) -> list[list[str]]:
-    """The cells of a section's table, without its head."""
-    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| `")]
-
-
-def test_the_settings_table_is_that_of_the_code() -> None:
-    expected = []
-    for name, field in Settings.model_fields.items():
-        default = "none" if field.default is None else f"`{field.default}`"
-        shown = {"models": "the bundled model", "workers": "the CPU quota"}.get(name, default)
-        expected.append([f"`--{name.replace('_', '-')}`", shown, field.description])
-    assert rows("Settings") == expected
-
-
-def test_the_metrics_table_is_that_of_the_code() -> None:
-    expected = []
-    workers = SupervisorMetrics(CollectorRegistry(), list)
-    for metric in [*Metrics().registry.collect(), *workers.registry.collect()]:
-        if metric.name.startswith("digits_"):
-            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-            expected.append([f"`{name}`", metric.type, metric.documentation])
-    assert rows("Metrics") == expected
+def test_the_tables_of_settings_and_metrics_are_those_of_the_code() -> None:
+    assert readme_tables.written(README) == README, "make readme"
 
 
 def test_the_file_tree_names_every_module_of_both_halves() -> None:
