@@ -105,7 +105,7 @@ def test_every_reason_for_no_answer_has_a_status_code() -> None:
     assert set(edge.STATUS) == reasons
     named = {reason.reason for reason in reasons}
     assert len(named) == len(reasons)
-    described = Metrics().rejected_requests.describe()[0].documentation.rstrip(".").split(": ")[1].split(", ")
+    described = next(iter(Metrics().rejected_requests.describe())).documentation.rstrip(".").split(": ")[1].split(", ")
     assert set(described) == named | {"cancelled"}, "the metric's help names them all"
 
 
