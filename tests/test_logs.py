@@ -105,7 +105,7 @@ def test_opentelemetry_complains_once_in_a_while_only() -> None:
 
 def serve_one_digit(*flags: str) -> list[dict[str, Any]]:
     """The log of a server that reads a 7, is then asked for what is no image, and is stopped."""
-    with launch("--log-format", "json", "--drain-seconds", "0", *flags) as process:
+    with launch("--workers", "1", "--log-format", "json", "--drain-seconds", "0", *flags) as process:
         try:
             assert process.stderr is not None
             lines: list[dict[str, Any]] = []

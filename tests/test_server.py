@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
@@ -125,6 +127,24 @@ def test_a_sigterm_that_comes_twice_is_one_and_a_sigint_ends_the_drain() -> None
         status, log = end(started)
         assert status == 0
         assert "SIGINT: stopping now" in log
+
+
+def test_a_server_alone_says_over_http_that_it_drains_and_lives() -> None:
+    with service("--workers", "1", "--drain-seconds", str(TIMEOUT)) as started:
+        assert started.workers() == []
+        root = started.metrics.removesuffix("metrics")
+        with urlopen(root + "readyz", timeout=TIMEOUT) as answer:
+            assert answer.read() == b"ready\n"
+        started.process.send_signal(signal.SIGTERM)
+
+        def ask_until_refused() -> None:
+            while True:
+                urlopen(root + "readyz", timeout=TIMEOUT).close()
+
+        with pytest.raises(HTTPError, match="503"):
+            ask_until_refused()
+        with urlopen(root + "healthz", timeout=TIMEOUT) as answer:
+            assert answer.read() == b"alive\n"
 
 
 def test_a_server_without_drain_or_grace_stops_at_once_and_well() -> None:
