@@ -96,10 +96,10 @@ class Settings(BaseSettings):
         "more than 1, a supervisor restarts those that die.",
     )
     instances: int = Field(
-        1,
+        default_factory=usable_cores,
         ge=1,
-        description="Runs of a model at the same time in each worker, one core each; with fewer workers than cores, more "
-        "use them all.",
+        description="Runs of a model at the same time in each worker, one core each: as many as the CPU quota allows, "
+        "so that a client with one connection, which is one worker's, has them all.",
     )
     max_batch_size: int = Field(
         128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."

@@ -1,8 +1,9 @@
 """What becomes of the answers when three times as much is asked as can be answered: `make overload`.
 
 First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time,
-whether earlier ones were answered or not, and must be answered within the deadline to count. Callers run on the server's
-machine and cost it some of what they ask for, so the ratio is a floor.
+whether earlier ones were answered or not, and must be answered within the deadline to count. The service is one worker with
+one instance, so that on two cores the callers, one process of Python, have one of their own; with calls of a single image they
+would still be slower than it.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[64, 512], help="a call (default: %(default)s)")
     options = parser.parse_args()
     for images in options.images:
-        with service() as server:
+        with service("--workers", "1", "--instances", "1") as server:
             asyncio.run(run(server, images, options.factor, options.seconds, options.deadline))
 
 
