@@ -1,5 +1,6 @@
 """The Python client: arrays in, what they show out."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from serving.contract import IMAGE_SHAPE
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,19 @@ class Recognition:
     confidence: float
     probabilities: NDArray[np.float32]
     model_version: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one image of a stream was not read.
+
+    Attributes:
+        code: the status code that a call of its own would have ended with.
+        reason: in words.
+    """
+
+    code: grpc.StatusCode
+    reason: str
 
 
 class DigitClient:
@@ -64,25 +80,65 @@ class DigitClient:
         # With each call rather than as grpc.CallCredentials, which gRPC refuses to send without TLS.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
-    def recognize(self, image: NDArray[np.uint8]) -> Recognition:
-        """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
-        image = _require(image, 2)
-        answer = self._stub.Recognize(
-            pb.RecognizeRequest(image=image.tobytes()), timeout=self._timeout, metadata=self._metadata
-        )
-        return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
+    def recognize(self, image: NDArray[np.uint8], *, model: str = "", key: str = "") -> Recognition:
+        """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else.
 
-    def recognize_batch(self, images: NDArray[np.uint8]) -> list[Recognition]:
+        Here and below, `model` is the name of the model that is to read, the server's default one when empty; and while a
+        canary is tried, what has the same `key` is read by the same version.
+        """
+        request = _request(image, model, key)
+        return _recognition(self._stub.Recognize(request, timeout=self._timeout, metadata=self._metadata))
+
+    def recognize_batch(self, images: NDArray[np.uint8], *, model: str = "", key: str = "") -> list[Recognition]:
         """Reads n images in one call, (n, 28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
-        images = _require(images, 3)
-        answer = self._stub.RecognizeBatch(
-            pb.RecognizeBatchRequest(images=images.tobytes()), timeout=self._timeout, metadata=self._metadata
-        )
+        request = pb.RecognizeBatchRequest(images=_require(images, 3).tobytes(), model=model, key=key)
+        answer = self._stub.RecognizeBatch(request, timeout=self._timeout, metadata=self._metadata)
         probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
         return [
             Recognition(digit, confidence, row, answer.model_version)
             for digit, confidence, row in zip(answer.digits, answer.confidences, probabilities, strict=True)
         ]
+
+    def recognize_stream(
+        self, images: Iterable[NDArray[np.uint8]], *, model: str = "", key: str = ""
+    ) -> Iterator[tuple[int, Recognition | Refusal]]:
+        """Reads images as they come, each (28, 28) uint8, 0 paper, 255 ink, on one stream with many on their way.
+
+        Args:
+            images: taken from another thread, no faster than the answers are.
+            model: as in `recognize`.
+            key: as in `recognize`.
+
+        Yields:
+            The place of an image among `images`, from 0, and what it shows or why it was not read; as they come to be ready,
+            which is not in order. An image that is not read in the client's timeout is refused.
+
+        Raises:
+            ValueError: an image is something else; those before it are answered first.
+            grpc.RpcError: the stream has ended before everything was answered.
+        """
+        milliseconds = max(1, round(self._timeout * 1000))
+        mistake: Exception | None = None
+
+        def requests() -> Iterator[pb.RecognizeStreamRequest]:
+            nonlocal mistake
+            try:
+                for place, image in enumerate(images):
+                    yield pb.RecognizeStreamRequest(id=place, request=_request(image, model, key), timeout_ms=milliseconds)
+            except Exception as error:  # gRPC would cancel the call, and keep the reason to itself
+                mistake = error
+
+        stream = self._stub.RecognizeStream(requests(), metadata=self._metadata)
+        try:
+            for answer in stream:
+                if answer.HasField("answer"):
+                    yield answer.id, _recognition(answer.answer)
+                else:
+                    yield answer.id, Refusal(_CODES[answer.error.code], answer.error.message)
+        finally:
+            stream.cancel()
+        if mistake:
+            raise mistake
 
     def close(self) -> None:
         """Closes the connection; calls in flight end with CANCELLED."""
@@ -95,6 +151,14 @@ class DigitClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _request(image: NDArray[np.uint8], model: str, key: str) -> pb.RecognizeRequest:
+    return pb.RecognizeRequest(image=_require(image, 2).tobytes(), model=model, key=key)
+
+
+def _recognition(answer: pb.RecognizeResponse) -> Recognition:
+    return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
 
 
 def _require(images: NDArray[np.uint8], dimensions: int) -> NDArray[np.uint8]:

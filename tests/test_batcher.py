@@ -217,6 +217,33 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
     await asyncio.gather(running, waiting, fitting)
 
 
+async def test_a_request_that_would_be_late_behind_those_that_wait_is_refused_at_once(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    slow = submit(batcher, images[:1])
+    await gated.run_starts()
+    await asyncio.sleep(0.05)  # what an image takes, as far as the batcher has seen
+    gated.open(1)
+    await slow
+    running = submit(batcher, images[:1])
+    await gated.run_starts()
+    alone = submit(batcher, images[:1], deadline=time.monotonic() + 0.2)  # behind nothing but the run: it may be in time
+    await until_waiting(metrics, 1)
+    waiting = submit(batcher, images[:19])
+    await until_waiting(metrics, 20)
+    with pytest.raises(
+        QueueFull, match="20 images wait, and 1 more would hardly be answered within their deadline"
+    ) as refusal:
+        await batcher.submit(images[:1].tobytes(), time.monotonic() + 0.2)
+    assert (refusal.value.retry_after_seconds or 0) > 0
+    patient = submit(batcher, images[:1], deadline=time.monotonic() + TIMEOUT)
+    gated.open()
+    await asyncio.gather(running, waiting, patient)
+    await asyncio.gather(alone, return_exceptions=True)
+    assert sum(len(batch) for batch in gated.batches) in (1 + 1 + 19 + 1, 1 + 1 + 19 + 1 + 1)
+
+
 async def test_a_request_whose_deadline_passes_while_it_waits_is_never_run(
     start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
 ) -> None:

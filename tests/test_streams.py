@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving import digit_service
+from serving.client import DigitClient, Recognition, Refusal
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -193,3 +195,46 @@ async def test_stopping_ends_streams_with_unavailable_once_what_they_asked_is_an
         assert answered == set(range(20))
         assert await ended(stream) is CODE.UNAVAILABLE
         await stopping
+
+
+async def test_the_client_reads_a_stream_and_tells_of_the_image_that_was_refused(
+    server: Server, model: Model, images: Images
+) -> None:
+    def read() -> dict[int, Recognition | Refusal]:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            return dict(client.recognize_stream(images, model="digits", key="sorter 1"))
+
+    def misread() -> list[tuple[int, Recognition | Refusal]]:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            return list(client.recognize_stream(images[:3], model="letters"))
+
+    answers = await asyncio.to_thread(read)
+    digits = [answer.digit for _, answer in sorted(answers.items()) if isinstance(answer, Recognition)]
+    assert digits == model.predict(images).argmax(axis=1).tolist()
+    refusals = dict(await asyncio.to_thread(misread))
+    assert refusals == {n: Refusal(CODE.NOT_FOUND, "there is no model 'letters'") for n in range(3)}
+
+
+async def test_an_image_that_is_none_ends_the_clients_stream_after_the_answers_to_those_before(
+    server: Server, images: Images
+) -> None:
+    answered = []
+
+    def read() -> None:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            for place, _ in client.recognize_stream([*images[:5], images[:2], images[6]]):
+                answered.append(place)
+
+    with pytest.raises(ValueError, match=r"images have shape \(2, 28, 28\)"):
+        await asyncio.to_thread(read)
+    assert sorted(answered) == [0, 1, 2, 3, 4]
+    await until(server.metrics.registry, "digits_open_streams", 0)
+
+
+async def test_a_caller_who_breaks_off_the_clients_stream_leaves_nothing_open(server: Server, images: Images) -> None:
+    def read_one() -> None:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            next(client.recognize_stream(itertools.cycle(images)))
+
+    await asyncio.to_thread(read_one)
+    await until(server.metrics.registry, "digits_open_streams", 0)

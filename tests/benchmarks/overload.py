@@ -2,8 +2,8 @@
 
 First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time,
 whether earlier ones were answered or not, and must be answered within the deadline to count. The service is one worker with
-one instance, so that on two cores the callers, one process of Python, have one of their own; with calls of a single image they
-would still be slower than it.
+one instance, so that on two cores the callers, one process of Python, have one of their own. Calls of few images say more of
+them than of it: to be refused costs gRPC in Python nearly what it costs to be answered.
 """
 
 import argparse
