@@ -1,5 +1,7 @@
 import asyncio
 import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from serving import digit_service
+from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from tests.conftest import TIMEOUT
+from tests.conftest import TIMEOUT, StartServer, WarmModel, value
 from tests.service import Service, service
 
 Images = NDArray[np.uint8]
@@ -142,3 +145,39 @@ async def test_a_client_that_sends_its_message_a_byte_at_a_time_holds_up_nobody(
             slow.sendall(bytes([byte]))
             await answers(process, images, timeout=5)
     assert process.process.poll() is None
+
+
+class SleepyModel(WarmModel):
+    """A real model that takes 20 ms a run, whatever the machine: 200 images a second in runs of 4."""
+
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(0.02)
+        return super().infer(images)
+
+
+async def test_at_three_times_the_capacity_every_call_ends_and_what_is_run_is_in_time(
+    start_server: StartServer, model: Model, images: Images
+) -> None:
+    server = await start_server(SleepyModel(model), instances=1, max_batch_size=4)
+    ended: Counter[CODE] = Counter()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = DigitServiceStub(channel)
+        request = pb.RecognizeRequest(image=images[0].tobytes())
+
+        async def call() -> None:
+            try:
+                await stub.Recognize(request, timeout=0.5)
+                ended[CODE.OK] += 1
+            except grpc.aio.AioRpcError as error:
+                ended[error.code()] += 1
+
+        calls: list[asyncio.Task[None]] = []
+        for _ in range(120):  # 600 calls a second, for two seconds
+            calls.extend(asyncio.create_task(call()) for _ in range(10))
+            await asyncio.sleep(10 / 600)
+        await asyncio.gather(*calls)
+    registry = server.metrics.registry
+    assert ended.total() == 1200
+    assert set(ended) <= {CODE.OK, CODE.RESOURCE_EXHAUSTED, CODE.DEADLINE_EXCEEDED}
+    assert ended[CODE.RESOURCE_EXHAUSTED] == value(registry, "digits_rejected_requests_total", reason="queue_full") > 300
+    assert ended[CODE.OK] >= 0.9 * value(registry, "digits_batch_size_images_sum"), "the model worked for those who had gone"
