@@ -420,7 +420,7 @@ class Repository:
 def _return_memory() -> None:
     """Has the C library give the memory of a model that is gone back to the system.
 
-    By itself glibc keeps much of it: over 35 versions, one at a time, a process grew from 166 to 330 MB, and with this to 182.
+    By itself glibc keeps much of it: over 35 versions, one at a time, a process grew from 166 to 330 MB, and with it to 182.
     Other C libraries don't have the function.
     """
     with contextlib.suppress(AttributeError):
