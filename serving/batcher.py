@@ -271,6 +271,7 @@ class Batcher:
                 self._remove(request)
             else:
                 self._queue.move_to_end(request)
+        self._was_behind = self._was_behind and bool(batch)  # what waited was late, and what comes next begins a new rush
         self._queue_changed()
         return batch
 

@@ -11,7 +11,7 @@ from serving.routing import Routing, RoutingError
 from serving.settings import Settings
 from serving.tls import TLS
 from serving.tracing import TracingError
-from serving.versions import ModelVersion, scan
+from serving.versions import ModelVersion, OnDisk, RepositoryError, absent, scan
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,29 @@ def check(settings: Settings) -> Findings:
 def _check_models(settings: Settings, findings: Findings) -> None:
     try:
         found = scan(settings.models)
-    except OSError as error:
-        findings.mistakes.append(f"{settings.models} cannot be read: {error.strerror}")
+    except RepositoryError as error:
+        findings.mistakes.append(str(error))
         return
     if settings.default_model not in found:
-        expected = settings.models / settings.default_model / "VERSION" / "model.onnx"
-        findings.mistakes.append(f"no default model: expected {expected}, VERSION a whole number")
-    known = {version.path for versions, _ in found.values() for version in versions.values()}
+        findings.mistakes.append(str(absent(settings.models, settings.default_model)))
+    known = {version.path for model in found.values() for version in model.versions.values()}
     for file in sorted(settings.models.glob("*/*/model.onnx")):
         if file not in known:
             findings.warnings.append(f"{file} is passed over: {file.parent.name!r} is no version, which is a whole number")
-    for name, (versions, routing) in found.items():
-        _check_model(settings, name, versions, routing, findings)
+    for name, model in found.items():
+        _check_model(settings, name, model, findings)
 
 
-def _check_model(
-    settings: Settings, name: str, versions: dict[int, ModelVersion], routing_text: str, findings: Findings
-) -> None:
-    file = settings.models / name / "routing.toml"
+def _check_model(settings: Settings, name: str, found: OnDisk, findings: Findings) -> None:
+    file, versions = settings.models / name / "routing.toml", found.versions
+    routing = Routing()
     try:
-        routing = Routing.parse(routing_text)
+        routing = Routing.parse(found.routing)
+        mistake = found.trouble
     except RoutingError as error:
-        findings.mistakes.append(f"{file}: {error}")
-        routing = Routing()
+        mistake = str(error)
+    if mistake:
+        findings.mistakes.append(f"{file}: {mistake}")
     for number in sorted(routing.named() - set(versions)):
         findings.mistakes.append(f"{file}: version {number} is not in the repository")
     loaded: dict[int, Model] = {}

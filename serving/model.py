@@ -48,6 +48,15 @@ class Model:
             ModelError: with the reason, when any of that fails. The path is not in it: a caller may be told.
         """
         self.version = version
+        try:
+            self._check(path, provider)
+        except ModelError:
+            raise
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class, and a broken file can raise any
+            raise ModelError("unreadable", f"cannot be loaded: {str(error).replace(str(path), path.name)}") from error
+
+    def _check(self, path: Path, provider: Provider) -> None:
+        """Loads the file, holds it to the contract, and runs it."""
         self._session = _load(path, _PROVIDERS[provider])
         _require("inputs", contract.INPUTS, self._session.get_inputs())
         _require("outputs", contract.OUTPUTS, self._session.get_outputs())
@@ -128,13 +137,10 @@ def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    try:
-        if provider == "CUDAExecutionProvider":
-            onnxruntime.preload_dlls()  # the CUDA libraries that come as Python packages
-        # Without enable_fallback=0, a GPU that fails later on would be replaced by the CPU in silence.
-        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ModelError("unreadable", f"cannot be loaded: {str(error).replace(str(path), path.name)}") from error
+    if provider == "CUDAExecutionProvider":
+        onnxruntime.preload_dlls()  # the CUDA libraries that come as Python packages
+    # Without enable_fallback=0, a GPU that fails later on would be replaced by the CPU in silence.
+    session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     # ONNX Runtime goes on without a provider that fails to start; an operator who asked for a GPU must hear of it.
     if session.get_providers()[0] != provider:
         raise ModelError(

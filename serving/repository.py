@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from serving.model import REFUSALS, Model, ModelError
 from serving.routing import Routing, RoutingError
 from serving.settings import Provider, Settings
 from serving.shadow import Shadow
-from serving.versions import ModelVersion, RepositoryError, scan
+from serving.versions import ModelVersion, OnDisk, RepositoryError, absent, scan
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,10 @@ class _Served:
 
     name: str
     versions: dict[int, ModelVersion] = field(default_factory=dict)  # on disk
-    routing: Routing = field(default_factory=Routing)
-    routing_text: str = ""
+    routing: Routing | None = None  # None as long as there was none that can be followed
+    mistake: str = ""  # why routing.toml, as it is now, can't be followed
+    seen: OnDisk | None = None  # at the last look
+    followed: tuple[str, str] | None = None  # text and trouble of the routing.toml that was looked into last
     stable: Loaded | None = None
     canary: Loaded | None = None
     shadow: Loaded | None = None
@@ -107,6 +109,7 @@ class Repository:
         self._served: dict[str, _Served] = {}
         self._lock = asyncio.Lock()  # one change at a time
         self._retiring: set[asyncio.Task[int]] = set()
+        self._changing: set[asyncio.Task[None]] = set()
         self._trouble = ""  # why the repository can't be read, once that was said
 
     async def start(self, unloaded: Collection[str] = ()) -> None:
@@ -116,16 +119,14 @@ class Repository:
             RepositoryError: no version of the default model can be served; the message says why.
         """
         async with self._lock:
-            found = await asyncio.to_thread(scan, self._settings.models)
-            for name, (versions, routing) in found.items():
+            for name, found in (await asyncio.to_thread(scan, self._settings.models)).items():
                 self._served[name] = _Served(name, unloaded=name in unloaded)
-                await self._follow(name, versions, routing, settled=True)
+                await self._follow(name, found, settled=True)
         served = self._served.get(self.default)
         if served is None:
-            raise RepositoryError(
-                f"no model in {self._settings.models}: expected {self._settings.models / self.default}/VERSION/model.onnx, "
-                "VERSION a whole number"
-            )
+            raise absent(self._settings.models, self.default)
+        if served.mistake:
+            raise RepositoryError(f"{self._settings.models / self.default / 'routing.toml'}: {served.mistake}")
         if not served.stable and not served.unloaded:
             reasons = [f"{version.path} {reason}" for version, reason in served.refused.values()]
             raise RepositoryError(
@@ -136,23 +137,25 @@ class Repository:
         """Follows what changes on disk, until it is cancelled."""
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:  # whatever it is, it must not end the watch
+                log_event(log, logging.ERROR, "watch_failed", "a look at the model repository failed", exc_info=True)
 
     async def refresh(self) -> None:
         """Follows what has changed on disk since the last time, where it has come to rest since."""
         async with self._lock:
             try:
                 found = await asyncio.to_thread(scan, self._settings.models)
-            except OSError as error:
+            except RepositoryError as error:
                 if self._trouble != str(error):
-                    message = f"the model repository can't be read; what is loaded goes on: {error}"
+                    message = f"{error}; what is loaded goes on"
                     log_event(log, logging.ERROR, "repository_unreadable", message, path=str(self._settings.models))
                 self._trouble = str(error)
                 return
             self._trouble = ""
             for name in {*found, *self._served}:
-                versions, routing = found.get(name, ({}, ""))
-                await self._follow(name, versions, routing, settled=False)
+                await self._follow(name, found.get(name, OnDisk()), settled=False)
 
     def route(self, name: str = "", version: str = "", key: str = "") -> Loaded:
         """The loaded version that is to answer a request.
@@ -175,7 +178,7 @@ class Repository:
                 if loaded and loaded.version == version:
                     return loaded
             raise UnknownModel(f"version {version!r} of model {served.name!r} doesn't answer here")
-        return canary if canary and served.routing.to_canary(served.name, key) else served.stable
+        return canary if canary and served.routing and served.routing.to_canary(served.name, key) else served.stable
 
     def answering(self, name: str = "") -> list[Loaded]:
         """The loaded versions of a model that answer, stable first. Raises UnknownModel."""
@@ -202,20 +205,7 @@ class Repository:
             UnknownModel: there is no such model.
             LoadFailed: the version that should be stable, or another with a role, can't be served. What answered goes on.
         """
-        async with self._lock:
-            found = await asyncio.to_thread(scan, self._settings.models)
-            if name not in found and name not in self._served:
-                raise UnknownModel(f"there is no model {name!r}")
-            versions, routing = found.get(name, ({}, ""))
-            served = self._served.setdefault(name, _Served(name))
-            served.unloaded = False
-            for number in [*served.refused]:
-                self._forget_refusal(served, number)
-            await self._follow(name, versions, routing, settled=True)
-            if served.refused or not served.stable:
-                reasons = [f"version {number} {reason}" for number, (_, reason) in served.refused.items()]
-                still = f"; version {served.stable.version} goes on" if served.stable else ""
-                raise LoadFailed(f"model {name!r}: {'; '.join(reasons) or 'nothing to load'}{still}")
+        await self._in_full(self._load_now(name))
 
     async def unload(self, name: str) -> None:
         """Has a model answer no more until it is loaded again; what it was asked before is still answered.
@@ -223,11 +213,7 @@ class Repository:
         Raises:
             UnknownModel: there is no such model.
         """
-        async with self._lock:
-            served = self._find(name)
-            served.unloaded = True
-            retiring = self._assign(served, {})
-            await asyncio.gather(*retiring)
+        await self._in_full(self._unload_now(name))
 
     async def close(self, grace_seconds: float) -> int:
         """Takes no more requests and answers those that it has; what takes longer than the grace ends as Stopping.
@@ -236,8 +222,47 @@ class Repository:
             Runs of models that have not ended. They can't be cut off: their threads live on.
         """
         loaded = {version for served in self._served.values() for version in served.roles().values()}
-        closing = [self._close(version, grace_seconds) for version in loaded]
-        return sum(await asyncio.gather(*closing, *self._retiring))
+        closing = [asyncio.create_task(self._close(version, grace_seconds)) for version in loaded]
+        stuck = sum(await asyncio.gather(*closing))
+        if self._retiring:
+            _, late = await asyncio.wait(self._retiring, timeout=0 if stuck else grace_seconds)
+            stuck += len(late)
+        return stuck
+
+    async def _in_full(self, change: Coroutine[None, None, None]) -> None:
+        """Carries out a change, also when the caller who asked for it gives up in the middle."""
+        task = asyncio.create_task(change)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        await asyncio.shield(task)
+
+    async def _load_now(self, name: str) -> None:
+        async with self._lock:
+            try:
+                found = await asyncio.to_thread(scan, self._settings.models)
+            except RepositoryError as error:
+                log_event(log, logging.ERROR, "repository_unreadable", str(error), path=str(self._settings.models))
+                raise LoadFailed("the model repository can't be read") from error
+            if name not in found and name not in self._served:
+                raise UnknownModel(f"there is no model {name!r}")
+            served = self._served.setdefault(name, _Served(name))
+            served.unloaded = False
+            for number in [*served.refused]:
+                self._forget_refusal(served, number)
+            await self._follow(name, found.get(name, OnDisk()), settled=True)
+            reasons = [f"version {number} {reason}" for number, (_, reason) in served.refused.items()]
+            if served.mistake:
+                reasons.insert(0, f"routing.toml: {served.mistake}")
+            if reasons or not served.stable:
+                still = f"; version {served.stable.version} goes on" if served.stable else ""
+                raise LoadFailed(f"model {name!r}: {'; '.join(reasons) or 'nothing to load'}{still}")
+
+    async def _unload_now(self, name: str) -> None:
+        async with self._lock:
+            served = self._find(name)
+            served.unloaded = True
+            retiring = self._assign(served, {})
+        await asyncio.gather(*retiring)
 
     def _find(self, name: str) -> _Served:
         try:
@@ -245,41 +270,52 @@ class Repository:
         except KeyError:
             raise UnknownModel(f"there is no model {name!r}") from None
 
-    async def _follow(self, name: str, versions: dict[int, ModelVersion], routing_text: str, *, settled: bool) -> None:
+    async def _follow(self, name: str, found: OnDisk, *, settled: bool) -> None:
         """Brings what serves of a model in line with what is on disk.
 
         Unless `settled`, a file that looks otherwise than at the last look is left to the next: it may still be written.
         """
         served = self._served.setdefault(name, _Served(name))
-        before, served.versions = served.versions, versions
-        if routing_text != served.routing_text:
-            self._follow_routing(served, routing_text)
-        if served.unloaded or not (versions or served.stable):
-            return
-        resting = {number: found for number, found in versions.items() if settled or before.get(number) == found}
-        for number in [*served.refused]:
-            if served.refused[number][0] != versions.get(number):
-                self._forget_refusal(served, number)
+        before, served.seen = served.seen or OnDisk(), found
+        served.versions = found.versions
+        said = (found.routing, found.trouble)
+        if said != served.followed and (settled or said == (before.routing, before.trouble)):
+            served.followed = said
+            self._follow_routing(served, found)
         routing = served.routing
-        self._report_missing(served, routing.named() - set(versions))
-        roles = {"stable": await self._stable(served, resting)}
+        if routing is None or served.unloaded or not (found.versions or served.stable):
+            return
+        resting = {
+            number: version
+            for number, version in found.versions.items()
+            if settled or before.versions.get(number) == version
+        }
+        for number in [*served.refused]:
+            if served.refused[number][0] != found.versions.get(number):
+                self._forget_refusal(served, number)
+        self._report_missing(served, routing.named() - set(found.versions))
+        roles = {"stable": await self._stable(served, routing, resting)}
         for role, wanted in (("canary", routing.canary), ("shadow", routing.shadow)):
             roles[role] = await self._load(served, wanted.version, resting) if wanted else None
         self._assign(served, {role: loaded for role, loaded in roles.items() if loaded})
 
-    def _follow_routing(self, served: _Served, text: str) -> None:
-        served.routing_text = text
+    def _follow_routing(self, served: _Served, found: OnDisk) -> None:
+        served.mistake = found.trouble
         try:
-            served.routing = Routing.parse(text)
+            routing = Routing.parse(found.routing)
         except RoutingError as error:
-            message = f"{served.name}/routing.toml can't be followed; the routing stays: {error}"
-            log_event(log, logging.ERROR, "routing_refused", message, model=served.name, reason=str(error))
-            self._metrics.model_refused.labels(served.name, "", "routing").set(1)
-        else:
-            roles = served.routing.model_dump(exclude_none=True)
+            served.mistake = str(error)
+        self._metrics.model_refused.labels(served.name, "", "routing").set(bool(served.mistake))
+        if served.mistake:
+            goes_on = "the routing stays" if served.routing else "the model is not loaded"
+            message = f"{served.name}/routing.toml can't be followed; {goes_on}: {served.mistake}"
+            log_event(log, logging.ERROR, "routing_refused", message, model=served.name, reason=served.mistake)
+            return
+        if routing != (served.routing or Routing()):
+            roles = routing.model_dump(exclude_none=True)
             message = f"{served.name}: routing {roles or 'by the highest version'}"
             log_event(log, logging.INFO, "routing_changed", message, model=served.name, routing=roles)
-            self._metrics.model_refused.labels(served.name, "", "routing").set(0)
+        served.routing = routing
 
     def _report_missing(self, served: _Served, missing: set[int]) -> None:
         for number in missing - served.missing:
@@ -289,10 +325,10 @@ class Repository:
             self._metrics.model_refused.labels(served.name, str(number), "missing").set(number in missing)
         served.missing = missing
 
-    async def _stable(self, served: _Served, versions: dict[int, ModelVersion]) -> Loaded | None:
+    async def _stable(self, served: _Served, routing: Routing, versions: dict[int, ModelVersion]) -> Loaded | None:
         """What is to be stable: the first choice that can be served, but no later one than what is stable now."""
         current = served.stable
-        for number in served.routing.stable_candidates(served.versions):
+        for number in routing.stable_candidates(served.versions):
             loaded = await self._load(served, number, versions)
             if loaded:
                 return loaded
@@ -358,35 +394,34 @@ class Repository:
         served.stable, served.canary, served.shadow = (roles.get(role) for role in ("stable", "canary", "shadow"))
         if served.name == self.default and bool(served.stable) != ("stable" in before):
             self._on_ready(bool(served.stable))
-        self._set_shadow(served)
+        self._set_shadow(served, {*before.values(), *roles.values()})
         for role, loaded in before.items():
             if roles.get(role) is not loaded:
                 self._metrics.model_role.labels(served.name, loaded.version, role).set(0)
         for role, loaded in roles.items():
             if before.get(role) is not loaded:
                 self._metrics.model_role.labels(served.name, loaded.version, role).set(1)
-                self._count_info(loaded, 1)
                 message = f"{served.name} version {loaded.version} is {role}"
                 log_event(log, logging.INFO, "model_role", message, model=served.name, version=loaded.version, role=role)
         retiring = []
         for loaded in {*before.values()} - {*roles.values()}:
-            if loaded.version not in {other.version for other in roles.values()}:
-                self._count_info(loaded, 0)
+            self._count_info(loaded, 0)
             task = asyncio.create_task(self._retire(loaded))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
             retiring.append(task)
+        for loaded in roles.values():  # last, as one may have taken the place of a retired one of the same version
+            self._count_info(loaded, 1)
         return retiring
 
-    def _set_shadow(self, served: _Served) -> None:
-        """Has what is stable hand its answers to what is shadow, if anything is."""
+    def _set_shadow(self, served: _Served, versions: set[Loaded]) -> None:
+        """Of `versions`, has stable alone hand its answers to what is shadow, if anything is."""
         stable, wanted = served.stable, served.shadow
-        if not stable or (stable.shadow and wanted and stable.shadow.model is wanted.model):
-            return  # there is nothing to hand over, or it is handed over already
-        if stable.shadow:
-            stable.shadow.stop()
-            stable.shadow = None
-        if wanted:
+        for loaded in versions:
+            if loaded.shadow and not (loaded is stable and wanted and loaded.shadow.model is wanted.model):
+                loaded.shadow.stop()
+                loaded.shadow = None
+        if stable and wanted and not stable.shadow:
             stable.shadow = Shadow(
                 wanted.model,
                 self._metrics,

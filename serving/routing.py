@@ -1,11 +1,13 @@
 """Which version of a model answers which requests: what its routing.toml says.
 
-stable = 20261121092551         # without it: the highest version that has no other role
-[canary]
-version = 20261122101500
-percent = 10
-[shadow]
-version = 20261123080000
+    stable = 20261121092551
+    [canary]
+    version = 20261122101500
+    percent = 10
+    [shadow]
+    version = 20261123080000
+
+Without the file, or where it names none, the highest version is stable.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ class RoutingError(Exception):
 
 
 class Routing(BaseModel):
-    """The version of each role."""
+    """The version of each role. Where none is named, the highest version is stable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     stable: int | None = Field(None, ge=0)
@@ -59,6 +61,9 @@ class Routing(BaseModel):
     def _one_role_each(self) -> Self:
         if len(self.named()) < sum(role is not None for role in (self.stable, self.canary, self.shadow)):
             raise ValueError("a version can have one role only")
+        if self.stable is None and self._others():
+            # Else, to delete the canary's section would be to give its version all the calls.
+            raise ValueError("beside a canary or a shadow, stable must be named")
         return self
 
     def named(self) -> set[int]:
@@ -68,9 +73,7 @@ class Routing(BaseModel):
 
     def stable_candidates(self, versions: Iterable[int]) -> list[int]:
         """Those of `versions` that may be stable, the first choice first."""
-        if self.stable is not None:
-            return [self.stable]
-        return sorted(set(versions) - self._others(), reverse=True)
+        return sorted(versions, reverse=True) if self.stable is None else [self.stable]
 
     def to_canary(self, name: str, key: str) -> bool:
         """Whether the canary is to answer a request for the model `name`: by chance, or by its key when it has one.

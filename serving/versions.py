@@ -1,11 +1,12 @@
 """Model versions on disk: MODELS/NAME/VERSION/model.onnx, VERSION a whole number, and MODELS/NAME/routing.toml."""
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 class RepositoryError(Exception):
-    """The model repository holds nothing that can be served; the message says what was looked for."""
+    """The model repository can't be read, or holds nothing that can be served; the message says what was looked for."""
 
 
 @dataclass(frozen=True)
@@ -20,37 +21,68 @@ class ModelVersion:
     """Of the file: another one means that it was written anew."""
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """What there is of one model on disk.
+
+    Attributes:
+        versions: its versions, by number.
+        routing: the text of its routing.toml; empty when there is none.
+        trouble: why that can't be read; empty when it can.
+    """
+
+    versions: dict[int, ModelVersion] = field(default_factory=dict)
+    routing: str = ""
+    trouble: str = ""
+
+
 def latest(models: Path, name: str = "digits") -> ModelVersion:
     """The highest version of a model in the model repository `models`.
 
     Raises:
-        RepositoryError: there is none.
+        RepositoryError: there is none, or it can't be read.
     """
-    versions, _ = scan(models).get(name, ({}, ""))
+    versions = scan(models).get(name, OnDisk()).versions
     if not versions:
-        raise RepositoryError(f"no model in {models}: expected {models / name}/VERSION/model.onnx, VERSION a whole number")
+        raise absent(models, name)
     return versions[max(versions)]
 
 
-def scan(models: Path) -> dict[str, tuple[dict[int, ModelVersion], str]]:
-    """By the name of each model, its versions on disk by number, and the text of its routing.toml. Raises OSError."""
-    found = {}
-    for directory in sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        versions = {}
-        for file in directory.glob("*/model.onnx"):
-            number = file.parent.name
-            if not (number.isascii() and number.isdecimal() and number == str(int(number))):
-                continue
-            try:
-                status = file.stat()
-            except FileNotFoundError:  # it was removed just now
-                continue
+def absent(models: Path, name: str) -> RepositoryError:
+    """That there is no version of a model."""
+    return RepositoryError(f"no model in {models}: expected {models / name}/VERSION/model.onnx, VERSION a whole number")
+
+
+def scan(models: Path) -> dict[str, OnDisk]:
+    """What there is of each model, by its name; models without a version are left out. Raises RepositoryError."""
+    try:
+        directories = sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
+        found = {directory.name: OnDisk(_versions(directory), *_routing(directory)) for directory in directories}
+    except OSError as error:
+        raise RepositoryError(f"{models} cannot be read: {error.strerror}") from error
+    return {name: model for name, model in found.items() if model.versions}
+
+
+def _versions(directory: Path) -> dict[int, ModelVersion]:
+    versions = {}
+    for file in directory.glob("*/model.onnx"):
+        number = file.parent.name
+        if not (number.isascii() and number.isdecimal() and number == str(int(number))):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # it was removed just now
+            status = file.stat()
             fingerprint = (status.st_mtime_ns, status.st_size, status.st_ino)
             versions[int(number)] = ModelVersion(int(number), file, fingerprint)
-        try:
-            routing = (directory / "routing.toml").read_text(errors="replace")
-        except FileNotFoundError:
-            routing = ""
-        if versions:
-            found[directory.name] = (versions, routing)
-    return found
+    return versions
+
+
+def _routing(directory: Path) -> tuple[str, str]:
+    """The text of routing.toml, and why it can't be read."""
+    try:
+        return (directory / "routing.toml").read_text("utf-8"), ""
+    except FileNotFoundError:
+        return "", ""
+    except OSError as error:
+        return "", f"it cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        return "", "it is not UTF-8 text"

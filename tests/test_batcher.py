@@ -244,6 +244,27 @@ async def test_a_request_that_would_be_late_behind_those_that_wait_is_refused_at
     assert sum(len(batch) for batch in gated.batches) in (1 + 1 + 19 + 1, 1 + 1 + 19 + 1 + 1)
 
 
+async def test_time_without_work_is_not_taken_for_time_that_images_need(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    batcher = start()
+    gated.open(30)
+    for _ in range(30):  # it knows how quick it is
+        await submit(batcher, images[:1])
+        await gated.run_starts()
+    running = submit(batcher, images[:1])
+    await gated.run_starts()
+    late = submit(batcher, images[:1], deadline=time.monotonic() + 0.01)
+    await until_waiting(metrics, 1)
+    await asyncio.sleep(0.02)
+    gated.open()
+    await asyncio.gather(running, late, return_exceptions=True)
+    await asyncio.sleep(1)  # nothing is asked
+    await submit(batcher, images[:1])
+    waiting = [submit(batcher, images[:1], deadline=time.monotonic() + 3) for _ in range(16)]
+    assert len(await asyncio.gather(*waiting)) == 16
+
+
 async def test_a_request_whose_deadline_passes_while_it_waits_is_never_run(
     start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
 ) -> None:

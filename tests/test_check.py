@@ -43,7 +43,7 @@ def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
 
 
 def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
-    (models / "digits" / "routing.toml").write_text("[canary]\nversion = 7\npercent = 10")
+    (models / "digits" / "routing.toml").write_text("stable = 3\n[canary]\nversion = 7\npercent = 10")
     (models / "digits" / "2").unlink()
     for number in ("2", "latest"):
         (models / "digits" / number).mkdir()
@@ -96,7 +96,7 @@ def test_a_repository_that_is_not_there_or_lacks_the_default_model_is_named(tmp_
     assert found.stderr == f"digits check: {tmp_path}/nowhere cannot be read: No such file or directory\n"
     found = check("--models", str(models), "--default-model", "other")
     assert found.returncode == 1
-    assert found.stderr.startswith(f"digits check: no default model: expected {models}/other/VERSION/model.onnx")
+    assert found.stderr.startswith(f"digits check: no model in {models}: expected {models}/other/VERSION/model.onnx")
 
 
 def test_no_port_is_bound() -> None:

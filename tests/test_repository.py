@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.routing import Routing, RoutingError
 from serving.server import Server
 from serving.versions import RepositoryError
-from tests.conftest import TIMEOUT, StartServer, until, value
+from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
 from tests.model_files import place, publish, publish_shifted
 
 Images = NDArray[np.uint8]
@@ -130,7 +131,7 @@ async def test_a_file_overwritten_with_rubbish_or_deleted_while_it_serves_change
     assert index(server) == {("digits", "2"): ("READY", "stable; its file is gone from the repository")}
     shutil.rmtree(tmp_path)
     async with asyncio.timeout(TIMEOUT):
-        while "the model repository can't be read" not in caplog.text:
+        while "cannot be read: No such file or directory; what is loaded goes on" not in caplog.text:
             await asyncio.sleep(0.01)
     assert len(await answers(server, images[:1])) == 1
 
@@ -178,7 +179,7 @@ async def test_a_canary_of_ten_percent_answers_ten_percent(
 ) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2)
-    route(tmp_path, "[canary]\nversion = 2\npercent = 10")
+    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 10")
     server = await start_server(None, models=tmp_path)
     assert index(server) == {("digits", "1"): ("READY", "stable"), ("digits", "2"): ("READY", "canary")}
     seen: Counter[str] = Counter()
@@ -195,7 +196,7 @@ async def test_a_key_always_gets_the_same_version_and_keys_are_spread_as_asked(
 ) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2)
-    route(tmp_path, "[canary]\nversion = 2\npercent = 30")
+    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 30")
     server = await start_server(None, models=tmp_path)
     for key in ("sorter-1", "sorter-2", "sorter-3", "sorter-4", "sorter-5"):
         assert len({answer.model_version for answer in await answers(server, images[:30], key=key)}) == 1
@@ -209,7 +210,7 @@ async def test_a_shadow_that_disagrees_is_counted_and_never_answers(
 ) -> None:
     publish(tmp_path, 1)
     publish_shifted(tmp_path, 2)
-    route(tmp_path, "[shadow]\nversion = 2")
+    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
     server = await start_server(None, models=tmp_path)
     got = await answers(server, images[:200])
     assert [answer.digit for answer in got] == model.predict(images[:200]).argmax(axis=1).tolist()
@@ -226,7 +227,7 @@ async def test_a_shadow_that_agrees_is_counted_as_that_and_one_that_falls_behind
 ) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2)
-    route(tmp_path, "[shadow]\nversion = 2")
+    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
     server = await start_server(None, models=tmp_path, max_batch_size=1, instances=1)
     await asyncio.gather(*(answers(server, images[:100]) for _ in range(5)))
     registry = server.metrics.registry
@@ -256,8 +257,9 @@ async def test_a_canary_becomes_stable_without_being_loaded_again(start_server: 
     [
         ("stable = 'newest'", "stable: Input should be a valid integer"),
         ("stable = 1\n[canary]\nversion = 1\npercent = 5", "a version can have one role only"),
-        ("[canary]\nversion = 2\npercent = 101", "canary.percent: Input should be less than or equal to 100"),
+        ("stable = 1\n[canary]\nversion = 2\npercent = 101", "canary.percent: Input should be less than or equal to 100"),
         ("[canary]\nversion = 2", "canary.percent: Field required"),
+        ("[shadow]\nversion = 2", "beside a canary or a shadow, stable must be named"),
         ("canry = 3", "canry: Extra inputs are not permitted"),
         ("stable =", "Invalid value (at end of document)"),
     ],
@@ -356,3 +358,98 @@ async def test_a_repository_without_a_sound_default_model_is_refused_with_every_
     place(tmp_path, 2).write_bytes(b"")
     with pytest.raises(RepositoryError, match=r"2/model.onnx cannot be loaded.*1/model.onnx cannot be loaded"):
         await start_server(None, models=tmp_path)
+
+
+async def test_a_routing_that_is_being_rewritten_is_left_alone(start_server: StartServer, tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    route(tmp_path, "stable = 1")
+    server = await start_server(None, models=tmp_path, poll_seconds=1000)
+    for text in ("", "stable = 2\n[canary]\nversion", "stable = 1\n[shadow]\nversion = 2"):  # cut off twice, then whole
+        (tmp_path / "digits" / "routing.toml").write_text(text)
+        await server.repository.refresh()
+        assert [loaded.version for loaded in server.repository.answering()] == ["1"]
+    assert value(server.metrics.registry, "digits_model_refused") == 0
+    await server.repository.refresh()
+    assert index(server)["digits", "2"] == ("UNAVAILABLE", "shadow")
+    (tmp_path / "digits" / "routing.toml").unlink()
+    await server.repository.refresh()
+    assert server.repository.route().version == "1"
+    await server.repository.refresh()
+    assert server.repository.route().version == "2"
+
+
+@pytest.mark.parametrize("rubbish", [b"stable = one", b"stable = 1 # \xff"])
+async def test_a_start_with_a_routing_that_cannot_be_followed_is_refused(
+    start_server: StartServer, tmp_path: Path, rubbish: bytes
+) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    (tmp_path / "digits" / "routing.toml").write_bytes(rubbish)
+    with pytest.raises(RepositoryError, match=r"digits/routing\.toml: "):
+        await start_server(None, models=tmp_path)
+
+
+async def test_a_repository_that_cannot_be_read_is_refused(start_server: StartServer, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="nowhere cannot be read: No such file or directory"):
+        await start_server(None, models=tmp_path / "nowhere")
+
+
+async def test_a_file_that_breaks_in_a_way_nobody_thought_of_is_refused_and_the_watch_goes_on(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    publish(tmp_path, 1)
+    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
+    whole = onnx.load(publish(tmp_path / "aside", 2))
+    broken = whole.SerializeToString().replace(b"convnet-affine", b"convnet-\xff\xfe\xfdine")
+    place(tmp_path, 2).write_bytes(broken)  # metadata that are no UTF-8
+    await refuses(server, "unreadable")
+    assert index(server)["digits", "2"][1].startswith("cannot be loaded: ")
+    publish(tmp_path, 3)
+    await serves(server, "3")
+
+
+async def test_whoever_is_no_longer_stable_hands_nothing_to_the_shadow(
+    start_server: StartServer, images: Images, tmp_path: Path
+) -> None:
+    for version in (1, 2, 3):
+        publish(tmp_path, version)
+    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 100\n[shadow]\nversion = 3")
+    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
+    route(tmp_path, "stable = 2\n[canary]\nversion = 1\npercent = 100\n[shadow]\nversion = 3")
+    await serves(server, "2")
+    assert {answer.model_version for answer in await answers(server, images[:50])} == {"1"}
+    stable, canary = server.repository.answering()
+    assert (stable.shadow is None, canary.shadow is None) == (False, True)
+    assert value(server.metrics.registry, "digits_shadow_images_total") == 0, "the canary's answers are not compared"
+    route(tmp_path, "stable = 2")
+    await until(server.metrics.registry, "digits_model_role", 0, role="shadow")
+    assert server.repository.answering() == [stable]
+    assert stable.shadow is None
+
+
+async def test_an_unload_goes_on_when_the_caller_who_asked_for_it_gives_up(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1)
+    running = asyncio.create_task(server.repository.route().batcher.submit(images[:1].tobytes()))
+    await gated.run_starts()
+    unloading = asyncio.create_task(server.repository.unload("digits"))
+    async with asyncio.timeout(TIMEOUT):
+        while server.repository.answering():
+            await asyncio.sleep(0)
+    unloading.cancel()
+    gated.open()
+    assert len((await running).rows) == 1
+    await server.repository.load("digits")
+    assert len((await server.repository.route().batcher.submit(images[:1].tobytes())).rows) == 1
+
+
+async def test_a_version_written_anew_is_told_as_it_is_now(start_server: StartServer, tmp_path: Path) -> None:
+    file = publish(tmp_path, 1)
+    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
+    model = onnx.load(file)
+    next(entry for entry in model.metadata_props if entry.key == "recipe").value = "another"
+    onnx.save(model, file)
+    await until(server.metrics.registry, "digits_model_info", 1, recipe="another")
+    assert value(server.metrics.registry, "digits_model_info") == 1
