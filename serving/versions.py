@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.errors import CannotStart
 
-class RepositoryError(Exception):
+
+class RepositoryError(CannotStart):
     """The model repository holds nothing that can be served; the message says what was looked for."""
 
 
