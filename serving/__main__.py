@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +82,10 @@ exit status:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
-    commands = {"serve": _serve, "check": _check, "recognize": _recognize}
+    from serving.merged_metrics import count_alone
+
+    serve = partial(_serve, metrics_directory=count_alone())
+    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "check": _check, "recognize": _recognize}
     parser = argparse.ArgumentParser(
         prog="digits",
         description="Reads handwritten digits for postal sorting.",
@@ -93,12 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     return commands[options.command](options.arguments)
 
 
-def _serve(arguments: list[str]) -> int:
+def _serve(arguments: list[str], metrics_directory: str) -> int:
     settings = _settings("serve", _SERVE, _SERVE_MANUAL, arguments)
     if settings is None:
         return 2
 
     from serving import logs, sources
+    from serving.errors import CannotStart
 
     logs.configure(settings.log_format, settings.log_level)
     log = logging.getLogger("serving")
@@ -108,46 +114,33 @@ def _serve(arguments: list[str]) -> int:
             log, logging.WARNING, "unknown_variables", f"no such settings: {', '.join(unknown)}", variables=unknown
         )
 
-    # prometheus_client obeys it from when it is imported, and what it asks for is the workers' to do.
-    metrics_directory = os.environ.pop("PROMETHEUS_MULTIPROC_DIR", "")
-    status, error = _supervise(settings, metrics_directory) if settings.workers > 1 else _serve_alone(settings)
-    if error is not None:
+    try:
+        return _supervise(settings, metrics_directory) if settings.workers > 1 else _serve_alone(settings)
+    except CannotStart as error:
         if settings.log_format == "json":
             logs.log_event(log, logging.CRITICAL, "not_started", str(error))
         else:
             print(f"digits serve: {error}", file=sys.stderr)
-    return status
+        return 1
 
 
-def _serve_alone(settings: "Settings") -> tuple[int, Exception | None]:
-    """The exit status, and why it could not start if it couldn't."""
+def _serve_alone(settings: "Settings") -> int:
+    """The exit status. Raises CannotStart."""
     import asyncio
 
-    from serving.credentials import CredentialsError
-    from serving.http import PortTaken
     from serving.server import serve
-    from serving.tracing import TracingError
-    from serving.versions import RepositoryError
 
-    try:
-        asyncio.run(serve(settings))
-    except (CredentialsError, RepositoryError, PortTaken, TracingError) as error:
-        return 1, error
-    return 0, None
+    asyncio.run(serve(settings))
+    return 0
 
 
-def _supervise(settings: "Settings", metrics_directory: str) -> tuple[int, Exception | None]:
-    """Likewise, with several workers."""
+def _supervise(settings: "Settings", metrics_directory: str) -> int:
+    """Likewise, with several workers, who count in `metrics_directory` if it is named."""
     import asyncio
 
-    from serving.http import PortTaken
-    from serving.merged_metrics import NoRoom
-    from serving.supervisor import StartFailed, supervise
+    from serving.supervisor import supervise
 
-    try:
-        return asyncio.run(supervise(settings, metrics_directory)), None
-    except (StartFailed, PortTaken, NoRoom) as error:
-        return 1, error
+    return asyncio.run(supervise(settings, metrics_directory))
 
 
 def _check(arguments: list[str]) -> int:

@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client.registry import Collector
+
 from serving.logs import log_event
+from serving.ports import address
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,14 +44,21 @@ def announce(settings: Settings, what: Described, grpc_port: int, http_port: int
         log.info("send it a first digit: %s recognize --address %s %s", command, grpc, sample)
 
 
-def log_stopped(calls: dict[str, int]) -> None:
-    """Logs the end, with how many calls have ended, by status code."""
+def log_stopped(metrics: Collector) -> None:
+    """Logs the end, with how many calls have ended, by status code, as the metrics say."""
+    calls = calls_by_code(metrics)
     log_event(log, logging.INFO, "stopped", f"stopped; calls ended, by status code: {calls}", calls=calls)
 
 
-def address(host: str, port: int) -> str:
-    """HOST:PORT, where the colons of IPv6 need brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def calls_by_code(metrics: Collector) -> dict[str, int]:
+    """How many calls have ended so far, by status code."""
+    calls: dict[str, int] = {}
+    for metric in metrics.collect():
+        for sample in metric.samples:
+            if sample.name == "digits_requests_total":
+                code = sample.labels["code"]
+                calls[code] = calls.get(code, 0) + int(sample.value)
+    return calls
 
 
 def _from_here(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """What the supervisor and its workers say to each other: a JSON object a line, over a socket pair that a worker inherits.
 
     supervisor to worker                                   worker to supervisor
-      begin    number, settings, unloaded models             started  what it serves: words, version
+      begin    number, directory, settings, unloaded         started  what it serves: words, version
       stop     drain_seconds, grace_seconds                  failed   why it can't begin
       do       id, verb, model                               ready    unready: why it wants no traffic, if so
       told     id, error                                     done     id, error
@@ -15,23 +15,18 @@ with nobody to restart or to stop it.
 import asyncio
 import json
 import logging
-import signal
 import socket
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from serving.errors import LoadFailed, RequestError, Stopping, UnknownModel
-from serving.logs import log_event
-from serving.settings import Settings
+from serving.stopping import Stop
 
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 Verb = Literal["load", "unload"]
-
-# What SIGINT leaves of the grace: enough for the runs of the model that are under way.
-_INTERRUPTED_GRACE_SECONDS = 0.5
 
 _ALONE = "the server is stopping"
 
@@ -39,17 +34,6 @@ _LINE_BYTES = 1 << 20
 
 # The errors of a Load or Unload that its caller is told of; any other is one of ours.
 _TELLABLE: dict[str, type[RequestError]] = {error.__name__: error for error in (UnknownModel, LoadFailed)}
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The order to stop: how long to go on answering first, and how long the calls in flight may take then.
-
-    The first one that comes begins it; any that comes later cuts it short.
-    """
-
-    drain_seconds: float
-    grace_seconds: float
 
 
 class Models(Protocol):
@@ -60,37 +44,6 @@ class Models(Protocol):
 
     async def unload(self, name: str) -> None:
         """Has the model answer no more; raises UnknownModel."""
-
-
-def stops_by_signal(settings: Settings) -> "asyncio.Queue[Stop]":
-    """Where SIGTERM (drain) and SIGINT (Ctrl-C: skip the drain, and while stopping cut that short) come out as orders.
-
-    SIGTERM may well come twice, as `make` and a process group pass it on, and is one.
-    """
-    stops: asyncio.Queue[Stop] = asyncio.Queue()
-    received: set[signal.Signals] = set()
-
-    def order(number: signal.Signals) -> None:
-        if not received:
-            drain = settings.drain_seconds if number is signal.SIGTERM else 0.0
-            log_event(
-                log,
-                logging.INFO,
-                "draining",
-                f"{number.name}: draining for {drain:g} s, then up to {settings.grace_seconds:g} s for calls in flight",
-                signal=number.name,
-                drain_seconds=drain,
-                grace_seconds=settings.grace_seconds,
-            )
-            stops.put_nowait(Stop(drain, settings.grace_seconds))
-        elif number is signal.SIGINT:
-            log_event(log, logging.INFO, "interrupted", "SIGINT: stopping now", signal="SIGINT")
-            stops.put_nowait(Stop(0.0, _INTERRUPTED_GRACE_SECONDS))
-        received.add(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, order, number)
-    return stops
 
 
 class Channel:
@@ -133,12 +86,14 @@ class Control:
 
     Attributes:
         stops: the orders to stop.
+        directory: what the workers keep together, metrics and rate limits, has its files here.
         unloaded: the models that are not to answer from the beginning.
     """
 
-    def __init__(self, channel: Channel, unloaded: Collection[str], orphaned: Stop):
+    def __init__(self, channel: Channel, directory: Path, unloaded: Collection[str], orphaned: Stop):
         """Speaks over `channel`; once the supervisor is gone, the worker stops by `orphaned`."""
         self.stops: asyncio.Queue[Stop] = asyncio.Queue()
+        self.directory = directory
         self.unloaded = unloaded
         self._channel = channel
         self._orphaned = orphaned

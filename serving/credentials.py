@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serving.errors import CannotStart
 from serving.logs import log_event
 from serving.metrics import Metrics
 
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 _SETTLING_SECONDS = 0.5
 
 
-class CredentialsError(Exception):
+class CredentialsError(CannotStart):
     """A file of tokens, certificates or keys can't be used; the message names it and says why."""
 
 

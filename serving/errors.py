@@ -1,6 +1,8 @@
-"""Why a request gets no answer. The message is for the caller: no path, no traceback.
+"""Why a request gets no answer, and why the service can't start.
 
-RequestError
+CannotStart           its message is for the operator, who can mend it; each module that may raise it has a kind of its own
+
+RequestError          its message is for the caller: no path, no traceback
   InvalidRequest      the caller's mistake; the same request will fail again
   Unsupported         this server doesn't do that
   Unauthenticated     it doesn't say who calls, or not truly
@@ -17,6 +19,10 @@ RequestError
   InferenceFailed     the model failed; the log says how
   Internal            the server failed; the log says how
 """
+
+
+class CannotStart(Exception):
+    """The service can't start as it was told to; the message says why, and what would be right."""
 
 
 class RequestError(Exception):

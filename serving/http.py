@@ -1,34 +1,34 @@
 """What operators read over HTTP, beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
 
+import contextlib
 import gzip
 import logging
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from serving.announcement import address
+from serving.ports import PortTaken, address
 
 log = logging.getLogger(__name__)
 
-# How long a client may take to send its request, or to take its answer, before it is cut off.
+# How long a client may take, from when it connects to the last byte of its answer, before it is cut off. Were it for each
+# byte, clients that send one now and then would hold all places for good.
 _PATIENCE_SECONDS = 5.0
 
 # Clients at once, each of whom holds a thread: one that hangs must not block a scrape, nor a thousand use up the memory.
 _MAX_CLIENTS = 100
 
-# How long closing may take, at most: how often the server looks whether it is to.
-_CLOSING_SECONDS = 0.1
-
-
-class PortTaken(Exception):
-    """A port that the server was told to listen on can't be had."""
+# How often the server looks whether it is to close, and which clients are to be cut off.
+_LOOK_SECONDS = 0.1
 
 
 class HttpServer:
@@ -57,7 +57,7 @@ class HttpServer:
         except OSError as error:
             raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(_CLOSING_SECONDS,), name="http", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="http", daemon=True).start()
 
     def close(self) -> None:
         """Gives the port back."""
@@ -74,6 +74,8 @@ class _Server(socketserver.ThreadingTCPServer):
         self.metrics = metrics
         self.unready = unready
         self._places = threading.Semaphore(_MAX_CLIENTS)
+        self._ends: dict[Any, float] = {}  # when each client is to be cut off, by its socket
+        self._closing = threading.Lock()  # no socket is closed while another thread, which would cut it off, has it in hand
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         super().__init__((host, port), _Handler)
 
@@ -81,6 +83,7 @@ class _Server(socketserver.ThreadingTCPServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._ends[request] = time.monotonic() + _PATIENCE_SECONDS
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread was to be had, so none will give the place back
@@ -93,6 +96,20 @@ class _Server(socketserver.ThreadingTCPServer):
         finally:
             self._places.release()
 
+    def service_actions(self) -> None:
+        """Cuts off the clients whose time is up; whoever waits for one of them finds that it has hung up."""
+        now = time.monotonic()
+        with self._closing:
+            for request in [request for request, end in self._ends.items() if end <= now]:
+                del self._ends[request]
+                with contextlib.suppress(OSError):  # it is gone already
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        with self._closing:
+            self._ends.pop(request, None)
+            super().shutdown_request(request)
+
     def handle_error(self, request: object, client_address: object) -> None:
         log.debug("an HTTP client went away", exc_info=True)
 
@@ -100,7 +117,6 @@ class _Server(socketserver.ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     """One client, one request: HTTP/1.0, so that no idle connection holds a thread."""
 
-    timeout = _PATIENCE_SECONDS
     server: _Server
     server_version = "digits"
     sys_version = ""  # what Python this is, is nobody's business

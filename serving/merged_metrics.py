@@ -20,8 +20,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from serving.errors import CannotStart
+
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable by which prometheus_client is told of the directory; it decides when it is imported."""
+"""The environment variable by which an operator says where the directory is to be, and prometheus_client where it is."""
 
 disable_created_metrics()  # as the workers do
 
@@ -40,7 +42,7 @@ _SIZES = {
 }
 
 
-class NoRoom(Exception):
+class NoRoom(CannotStart):
     """There is no place for the workers' metrics; the message says where one was sought."""
 
 
@@ -123,8 +125,21 @@ def places(named: str) -> list[Path]:
     return [Path(named)] if named else [Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))]  # noqa: S108 - by mkdtemp
 
 
-def count_as(number: int) -> None:
+def count_alone() -> str:
+    """Has this process count in its own memory; to be called before any metric is made.
+
+    Returns:
+        The directory that the environment names, which is for a supervisor to use; empty if it names none.
+    """
+    # prometheus_client obeys either spelling from when it is imported, and fails, or leaves files that nobody clears away.
+    named = [os.environ.pop(name, "") for name in (DIRECTORY, DIRECTORY.lower())]
+    values.ValueClass = values.MutexValue
+    return named[0] or named[1]
+
+
+def count_as(number: int, directory: Path) -> None:
     """Has this process count in the files of the worker of that number; to be called before any metric is made."""
+    os.environ[DIRECTORY] = str(directory)  # where prometheus_client looks whenever a metric is made
     values.ValueClass = values.MultiProcessValue(lambda: number)
 
 
@@ -191,14 +206,3 @@ class _ProcessesCollector(Collector):
 
 def _process(pid: str) -> Iterable[Metric]:
     return ProcessCollector(pid=lambda: pid, registry=None).collect()
-
-
-def calls_by_code(metrics: Collector) -> dict[str, int]:
-    """How many calls have ended so far, by status code."""
-    calls: dict[str, int] = {}
-    for metric in metrics.collect():
-        for sample in metric.samples:
-            if sample.name == "digits_requests_total":
-                code = sample.labels["code"]
-                calls[code] = calls.get(code, 0) + int(sample.value)
-    return calls

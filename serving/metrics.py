@@ -1,7 +1,7 @@
 """Every metric of the service, in one place. README.md has the same list, for operators."""
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +54,16 @@ class Statistics:
 class Metrics:
     """The metrics of one server, on a registry of its own, so that several servers can live in one process.
 
-    Where several workers serve together (PROMETHEUS_MULTIPROC_DIR is set), a gauge is added up over those that live.
+    Where several workers serve together, a gauge is added up over those that live.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
+        """Counts from nothing, or where this worker's predecessor ended.
+
+        Args:
+            directory: where the workers that serve together count; None when this process serves alone.
+        """
+        self._directory = directory
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         registry = self.registry
@@ -168,10 +174,10 @@ class Metrics:
 
     def collected(self) -> CollectorRegistry:
         """What a scrape shows: this server's metrics, or those of all the workers that serve together with it."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if self._directory is None:
             return self.registry
         merged = CollectorRegistry()
-        MultiProcessCollector(merged)
+        MultiProcessCollector(merged, str(self._directory))
         return merged
 
     def statistics(self, model: str, version: str) -> Statistics:

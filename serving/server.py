@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -14,20 +13,21 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving import digit_service, open_inference, tracing
 from serving.access import Access
-from serving.announcement import Described, address, announce, log_stopped
+from serving.announcement import Described, announce, log_stopped
 from serving.contract import IMAGE_BYTES
-from serving.control import Control, Models, Stop, stops_by_signal
+from serving.control import Control, Models
 from serving.digit_service import DigitService
 from serving.edge import Edge, Handler
-from serving.http import HttpServer, PortTaken
+from serving.http import HttpServer
 from serving.logs import log_event
-from serving.merged_metrics import calls_by_code
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
+from serving.ports import PortTaken, address
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
 from serving.settings import Settings
+from serving.stopping import Stop, stops_by_signal
 from serving.tls import TLS
 
 log = logging.getLogger(__name__)
@@ -77,11 +77,12 @@ class Server:
         self._tracing = tracing.start()
         self._settings = settings
         self._control = control
-        self.metrics = Metrics()
+        self.metrics = Metrics(control.directory if control else None)
         self._tls = None
         if settings.tls_certificate and settings.tls_key:
             self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
-        self._access = Access(settings.tokens, self.metrics, _shared("rate-limits")) if settings.tokens else None
+        limits = control.directory / "rate-limits" if control else None
+        self._access = Access(settings.tokens, self.metrics, limits) if settings.tokens else None
         self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
         self._draining = False
         self._background: set[asyncio.Task[None]] = set()
@@ -209,17 +210,14 @@ async def serve(settings: Settings) -> None:
     """Serves in this process alone until SIGTERM, then drains.
 
     Raises:
-        CredentialsError: a file of tokens, certificates or keys can't be used.
-        RepositoryError: there is no model to serve, or none that can be served.
-        PortTaken: a port can't be listened on.
-        TracingError: traces are asked for that can't be had.
+        CannotStart: as the Server that is made and started here does.
     """
     stops = stops_by_signal(settings)
     server = Server(settings)
     await server.start()
     announce(settings, server.describe(), server.grpc_port, server.metrics_port)
     stuck = await run(server, stops)
-    log_stopped(calls_by_code(server.metrics.registry))
+    log_stopped(server.metrics.registry)
     if stuck:
         leave()
 
@@ -277,9 +275,3 @@ def _reflection(services: Sequence[str]) -> "Handler[Any, Any]":
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-
-
-def _shared(name: str) -> Path | None:
-    """A file in the directory that workers which serve together share; None where one serves alone."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(directory) / name if directory else None

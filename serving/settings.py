@@ -13,6 +13,9 @@ Provider = Literal["cpu", "cuda"]
 BUNDLED = Path(__file__).parent / "models"
 """The model repository inside this package, with the default model."""
 
+# With as many as there are cores, in each of as many workers, a big machine would have cores squared threads.
+_CORES_OF_A_CONNECTION = 2
+
 GROUPS = {
     "config": "Settings and log",
     "host": "Ports",
@@ -96,10 +99,10 @@ class Settings(BaseSettings):
         "more than 1, a supervisor restarts those that die.",
     )
     instances: int = Field(
-        default_factory=usable_cores,
+        default_factory=lambda: min(_CORES_OF_A_CONNECTION, usable_cores()),
         ge=1,
-        description="Runs of a model at the same time in each worker, one core each: as many as the CPU quota allows, "
-        "so that a client with one connection, which is one worker's, has them all.",
+        description="Runs of a model at the same time in each worker, one core each: two where the CPU quota allows, so "
+        "that a client with one connection, which is one worker's, has two cores. Few workers on many cores want more.",
     )
     max_batch_size: int = Field(
         128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."

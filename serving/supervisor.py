@@ -20,18 +20,20 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.announcement import Described, address, announce, log_stopped
-from serving.control import Channel, Message, Stop, stops_by_signal
-from serving.http import HttpServer, PortTaken
+from serving.announcement import Described, announce, log_stopped
+from serving.control import Channel, Message
+from serving.errors import CannotStart
+from serving.http import HttpServer
 from serving.logs import log_event
-from serving.merged_metrics import DIRECTORY, MetricsDirectory, SupervisorMetrics, calls_by_code, places
+from serving.merged_metrics import MetricsDirectory, SupervisorMetrics, places
 from serving.model_changes import ModelChanges
+from serving.ports import reserve
 from serving.settings import Settings
+from serving.stopping import Stop, stops_by_signal
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,11 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 10.0
 _LONG_LIFE_SECONDS = 60.0
 
-# What a worker has beyond drain and grace to end in, before it is killed.
+# What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed.
 _ENDING_SECONDS = 2.0
 
 
-class StartFailed(Exception):
+class StartFailed(CannotStart):
     """A worker can't begin; the message is that worker's own."""
 
 
@@ -86,12 +88,10 @@ async def supervise(settings: Settings, metrics_directory: str) -> int:
         The exit status: 1 when a worker did not end well, as when it had to be killed.
 
     Raises:
-        PortTaken: a port can't be listened on.
-        NoRoom: there is no room for the workers' metrics.
-        StartFailed: a worker can't begin, for instance for want of a model.
+        CannotStart: PortTaken, NoRoom for the workers' metrics, or StartFailed when a worker can't begin.
     """
     stops = stops_by_signal(settings)
-    with _reserve(settings.host, settings.grpc_port) as port:
+    with reserve(settings.host, settings.grpc_port) as port:
         directory = MetricsDirectory(settings.workers, places(metrics_directory))
         try:
             supervisor = Supervisor(settings.model_copy(update={"grpc_port": port}), directory)
@@ -160,7 +160,7 @@ class Supervisor:
             for worker in self._workers.values():
                 worker.kill()
             await asyncio.gather(*keeping, return_exceptions=True)
-        log_stopped(calls_by_code(self._directory))
+        log_stopped(self._directory)
         return int(self._failed)
 
     async def _end(self, stop: Stop, stops: "asyncio.Queue[Stop]", keeping: "list[asyncio.Task[None]]") -> None:
@@ -224,11 +224,18 @@ class Supervisor:
         finally:
             its.close()
         worker = self._workers[number] = _Worker(number, process, channel)
-        settings = self._settings.model_dump(mode="json")
-        channel.send("begin", number=number, settings=settings, unloaded=sorted(self._changes.unloaded))
+        channel.send(
+            "begin",
+            number=number,
+            directory=str(self._directory.path),
+            settings=self._settings.model_dump(mode="json"),
+            unloaded=sorted(self._changes.unloaded),
+        )
         self._changes.join(channel)
         if self._stop:
             _tell(worker, self._stop)
+        elif self._stopping.is_set():  # another's start failed meanwhile, and those that lived then have been killed
+            worker.kill()
         return worker
 
     async def _spawn(self, end: socket.socket) -> Process:
@@ -241,7 +248,7 @@ class Supervisor:
                     *(sys.executable, "-P", "-m", "serving.worker", str(end.fileno())),
                     stdin=DEVNULL,
                     pass_fds=(end.fileno(), self._directory.lock),
-                    env={**os.environ, DIRECTORY: str(self._directory.path), "PYTHONPATH": _python_path()},
+                    env={**os.environ, "PYTHONPATH": _python_path()},
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -253,7 +260,10 @@ class Supervisor:
         worker.answers, worker.unready = False, "dead"
         self._count_answering()
         if not self._stopping.is_set():
-            worker.kill()  # if it lives, it has hung up, and is of no more use
+            # It has hung up, and is of no more use. But it may yet have to say why: a traceback comes after that.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.process.wait(), _ENDING_SECONDS)
+            worker.kill()
         status = await worker.process.wait()
         await worker.channel.close()
         del self._workers[worker.number]
@@ -291,32 +301,6 @@ class Supervisor:
 
     def _pids(self) -> list[int]:
         return [worker.process.pid for worker in [*self._workers.values()]]
-
-
-@contextlib.contextmanager
-def _reserve(host: str, port: int) -> Iterator[int]:
-    """Holds a port, which only sockets of this user with SO_REUSEPORT can listen on meanwhile, and gives its number.
-
-    Raises:
-        PortTaken: it can't be had.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            for family, kind, _, _, place in socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                reserving = held.enter_context(socket.socket(family, kind))
-                if family == socket.AF_INET6:
-                    reserving.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # Bound first as one who shares with nobody, but for connections that are gone: so a taken port shows.
-                reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                reserving.bind((place[0], port, *place[2:]))
-                reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-                reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                port = reserving.getsockname()[1]
-        except OSError as error:
-            raise PortTaken(f"cannot listen on {address(host, port)} for gRPC: {error.strerror}") from error
-        yield port
 
 
 def _tell(worker: _Worker, stop: Stop) -> None:

@@ -7,6 +7,8 @@ Source: OpenTelemetry specification, "Environment Variable Specification" and "O
 import os
 from typing import TYPE_CHECKING
 
+from serving.errors import CannotStart
+
 if TYPE_CHECKING:
     from serving.spans import Tracing
 
@@ -15,7 +17,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
-class TracingError(Exception):
+class TracingError(CannotStart):
     """Traces are asked for in a way that can't be had; the message says which, and what to do."""
 
 

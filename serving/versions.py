@@ -4,8 +4,10 @@ import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.errors import CannotStart
 
-class RepositoryError(Exception):
+
+class RepositoryError(CannotStart):
     """The model repository can't be read, or holds nothing that can be served; the message says what was looked for."""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import resource
 import signal
@@ -12,13 +13,13 @@ import sys
 from pathlib import Path
 
 from serving import logs, merged_metrics
-from serving.control import Channel, Control, Stop
-from serving.credentials import CredentialsError
-from serving.http import PortTaken
+from serving.control import Channel, Control
+from serving.errors import CannotStart
 from serving.server import Server, leave, run
 from serving.settings import Settings
-from serving.tracing import TracingError
-from serving.versions import RepositoryError
+from serving.stopping import Stop
+
+log = logging.getLogger(__name__)
 
 # The kernel keeps a table up to the highest descriptor, 8 bytes each; this is beyond the connections of a worker.
 _HIGH_DESCRIPTOR = 1 << 16
@@ -38,15 +39,21 @@ async def _work(line: socket.socket) -> int:
     begin = await channel.receive()
     if begin is None:  # the supervisor is gone already
         return 1
-    merged_metrics.count_as(begin["number"])
+    directory = Path(begin["directory"])
+    merged_metrics.count_as(begin["number"], directory)
     settings = Settings(**begin["settings"])
     logs.configure(settings.log_format, settings.log_level)
-    control = Control(channel, begin["unloaded"], orphaned=Stop(settings.drain_seconds, settings.grace_seconds))
+    orphaned = Stop(settings.drain_seconds, settings.grace_seconds)
+    control = Control(channel, directory, begin["unloaded"], orphaned)
     try:
         server = Server(settings, control=control)
         await server.start()
-    except (CredentialsError, RepositoryError, PortTaken, TracingError) as error:
-        channel.send("failed", reason=str(error))
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, CannotStart):  # a mistake of ours
+            reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
+            logs.log_event(log, logging.ERROR, "worker_broken", f"worker {begin['number']}: {reason}", exc_info=True)
+        channel.send("failed", reason=reason)
         await channel.close()
         return 1
     _stop_listening_first()

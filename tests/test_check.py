@@ -1,9 +1,11 @@
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from serving.merged_metrics import DIRECTORY
 from serving.settings import BUNDLED
 from serving.versions import ModelVersion
 from tests.conftest import TIMEOUT
@@ -97,6 +99,13 @@ def test_a_repository_that_is_not_there_or_lacks_the_default_model_is_named(tmp_
     found = check("--models", str(models), "--default-model", "other")
     assert found.returncode == 1
     assert found.stderr.startswith(f"digits check: no model in {models}: expected {models}/other/VERSION/model.onnx")
+
+
+@pytest.mark.parametrize("spelling", [str.upper, str.lower])
+def test_a_directory_for_the_metrics_of_workers_is_left_alone(tmp_path: Path, spelling: Callable[[str], str]) -> None:
+    for directory in (tmp_path, tmp_path / "missing"):
+        assert check(**{spelling(DIRECTORY): str(directory)}).returncode == 0
+    assert not [*tmp_path.iterdir()]
 
 
 def test_no_port_is_bound() -> None:

@@ -1,8 +1,11 @@
 import gzip
 import http.client
 import socket
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -10,7 +13,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from serving.http import HttpServer, PortTaken
+from serving.http import HttpServer
+from serving.ports import PortTaken
 
 TIMEOUT = 20  # seconds
 
@@ -42,6 +46,15 @@ def get(server: HttpServer, path: str, method: str = "GET", **headers: str) -> t
     body = answer.read()
     connection.close()
     return answer.status, answer.headers, body
+
+
+def lives_again(server: HttpServer) -> bool:
+    """Whether a probe gets its answer, once there is a place for it."""
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        with suppress(ConnectionError):
+            return get(server, "/healthz")[0] == 200
+    return False
 
 
 def test_metrics_come_in_the_form_that_is_asked_for(server: HttpServer) -> None:
@@ -92,12 +105,29 @@ def test_hanging_clients_by_the_hundred_do_not_each_get_a_thread(server: HttpSer
     assert hanging[-1].recv(1) == b"", "beyond its limit it should hang up at once"
     for connection in hanging:
         connection.close()
-    while True:  # until those places are free again
-        try:
-            assert get(server, "/healthz")[0] == 200
-            break
-        except ConnectionError:
-            continue
+    assert lives_again(server)
+
+
+def test_clients_that_send_a_byte_now_and_then_are_cut_off_in_the_end(server: HttpServer) -> None:
+    dribbling = [socket.create_connection(("127.0.0.1", server.port), TIMEOUT) for _ in range(100)]
+    over = threading.Event()
+
+    def dribble() -> None:
+        while not over.wait(0.5):
+            for connection in dribbling:
+                with suppress(OSError):  # it is cut off
+                    connection.send(b"G")
+
+    threading.Thread(target=dribble, daemon=True).start()
+    with pytest.raises(ConnectionError):
+        get(server, "/healthz")  # all places are taken
+    for connection in dribbling:
+        with suppress(ConnectionError):
+            assert connection.recv(1) == b"", "it should be cut off, without an answer"
+    over.set()
+    assert lives_again(server)
+    for connection in dribbling:
+        connection.close()
 
 
 def test_a_metric_that_cannot_be_collected_is_a_500_and_no_traceback_for_the_client(

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent
 
 # What each module of the serving half may import of it: the path of a request, from left to right.
 ORDER = [
-    *["contract", "errors", "cores", "settings", "sources", "logs", "announcement", "http", "control", "merged_metrics"],
-    *["model_changes", "supervisor", "spans", "tracing", "metrics", "credentials", "access", "call", "method", "model"],
-    *["batcher", "shadow", "versions", "routing", "repository", "recognizer", "digit_service", "tensors", "open_inference"],
-    *["stream", "edge", "tls", "server", "worker", "client", "images", "check", "__main__"],
+    *["contract", "errors", "cores", "settings", "sources", "logs", "stopping", "ports", "announcement", "http"],
+    *["control", "merged_metrics", "model_changes", "supervisor", "spans", "tracing", "metrics", "credentials", "access"],
+    *["call", "method", "model", "batcher", "shadow", "versions", "routing", "repository", "recognizer", "digit_service"],
+    *["tensors", "open_inference", "stream", "edge", "tls", "server", "worker", "client", "images", "check", "__main__"],
 ]
 
 

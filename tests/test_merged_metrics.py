@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.merged_metrics import DIRECTORY, MetricsDirectory, NoRoom, SupervisorMetrics, calls_by_code
+from serving.announcement import calls_by_code
+from serving.merged_metrics import MetricsDirectory, NoRoom, SupervisorMetrics
 from tests.conftest import TIMEOUT, value
 
 COUNT = """
 import os, signal, sys
+from pathlib import Path
 from serving import merged_metrics
-merged_metrics.count_as(int(sys.argv[1]))
+number, calls, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+merged_metrics.count_as(number, directory)
 from serving.metrics import Metrics
-metrics = Metrics()
-metrics.requests.labels("Recognize", "OK").inc(int(sys.argv[2]))
+metrics = Metrics(directory)
+metrics.requests.labels("Recognize", "OK").inc(calls)
 metrics.in_flight_requests.inc()
 for metric in vars(metrics).values():
     if getattr(metric, "_labelnames", ()):
@@ -48,8 +51,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def count(directory: MetricsDirectory, number: int, calls: int) -> None:
     """A worker that counts its calls and is then killed."""
-    command = [sys.executable, "-c", COUNT, str(number), str(calls)]
-    ended = subprocess.run(command, env=os.environ | {DIRECTORY: str(directory.path)}, timeout=TIMEOUT, check=False)
+    command = [sys.executable, "-c", COUNT, str(number), str(calls), str(directory.path)]
+    ended = subprocess.run(command, timeout=TIMEOUT, check=False)
     assert ended.returncode == -9
 
 

@@ -58,6 +58,14 @@ def test_settings_by_themselves_read_neither_the_environment_nor_a_file(environm
     assert Settings().grpc_port == 8001
 
 
+@pytest.mark.parametrize(("cores", "instances"), [(1, 1), (2, 2), (64, 2)])
+def test_a_connection_has_two_cores_where_there_are_two_and_a_big_machine_has_no_cores_squared_threads(
+    environment: pytest.MonkeyPatch, cores: int, instances: int
+) -> None:
+    environment.setattr("serving.settings.usable_cores", lambda: cores)
+    assert Settings().instances == instances
+
+
 def test_settings_come_back_from_json_as_they_were(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = sources.read({"config": file(tmp_path, "host = '::1'"), "max_batch_size": "7"})
     (tmp_path / "digits.toml").unlink()

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from subprocess import run
+from textwrap import indent
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,21 +19,25 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from serving.control import Channel, Control, Stop
+from serving.control import Channel, Control
 from serving.errors import LoadFailed, Stopping, UnknownModel
+from serving.merged_metrics import DIRECTORY, MetricsDirectory
 from serving.model_changes import ModelChanges
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT
+from serving.settings import Settings
+from serving.stopping import Stop
+from serving.supervisor import StartFailed, Supervisor
+from tests.conftest import TIMEOUT, StartServer
 from tests.service import Service, launch, service
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Service]:
     """A service of two workers, with a drain of half a second."""
-    with service("--workers", "2", "--drain-seconds", "0.5", PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as started:
+    with service("--workers", "2", "--drain-seconds", "0.5", **{DIRECTORY: str(tmp_path)}) as started:
         yield started
 
 
@@ -219,7 +225,7 @@ async def test_ctrl_c_reaches_the_whole_process_group_and_loses_no_call_in_fligh
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end_and_the_exit_status_says_so(tmp_path: Path) -> None:
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    environment = {DIRECTORY: str(tmp_path)}
     with service("--workers", "2", "--drain-seconds", "0", "--grace-seconds", "0.1", **environment) as started:
         hanging = started.workers()[0]
         os.kill(hanging, signal.SIGSTOP)
@@ -253,6 +259,75 @@ def test_a_model_that_cannot_be_served_ends_the_start_with_one_message(tmp_path:
     assert complaint.splitlines()[-1].startswith(f"digits serve: {file} ")
 
 
+def break_workers(tmp_path: Path, how: str) -> dict[str, str]:
+    """The environment of a service whose workers, but not whose supervisor, run this code before their own."""
+    tmp_path.joinpath("sitecustomize.py").write_text(
+        f"import sys\nif 'serving.worker' in sys.orig_argv:\n{indent(how, '    ')}"
+    )
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_repository_that_is_not_there_ends_the_start_with_one_message_that_names_it(tmp_path: Path) -> None:
+    status, complaint = refused("--workers", "2", "--models", str(tmp_path / "missing"))
+    assert status == 1
+    assert len(re.findall("^digits serve: ", complaint, re.MULTILINE)) == 1
+    assert complaint.splitlines()[-1].startswith("digits serve: ")
+    assert str(tmp_path / "missing") in complaint.splitlines()[-1]
+
+
+def test_what_nobody_foresaw_as_a_worker_begins_is_told_and_has_its_traceback_in_the_log(tmp_path: Path) -> None:
+    code = """
+from serving.server import Server
+def start(self):
+    raise LookupError("unforeseen")
+Server.start = start
+"""
+    status, complaint = refused("--workers", "2", **break_workers(tmp_path, code))
+    assert status == 1
+    assert complaint.splitlines()[-1] == "digits serve: unexpected LookupError: unforeseen; the log has its traceback"
+    assert "Traceback (most recent call last)" in complaint
+
+
+def test_a_worker_that_hangs_up_may_end_by_itself_for_a_moment(tmp_path: Path) -> None:
+    code = """
+import atexit, time
+from serving.control import Channel
+async def receive(self):
+    await self.close()
+    raise LookupError("unforeseen")
+Channel.receive = receive
+atexit.register(time.sleep, 0.5)
+"""
+    status, complaint = refused("--workers", "2", **break_workers(tmp_path, code))
+    assert status == 1
+    assert "LookupError: unforeseen" in complaint
+    assert re.fullmatch(r"digits serve: worker \d ended as it began, with status 1", complaint.splitlines()[-1])
+
+
+async def test_a_worker_that_is_being_started_while_another_cannot_be_does_not_outlive_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = MetricsDirectory(2, [tmp_path])
+    supervisor = Supervisor(Settings(workers=2, grpc_port=0), directory)
+    started: list[asyncio.subprocess.Process] = []
+    spawn = supervisor._spawn
+
+    async def spawn_the_second_late(its: socket.socket) -> asyncio.subprocess.Process:
+        if not started_one.is_set():
+            started_one.set()
+            raise OSError("no more processes")
+        await supervisor._stopping.wait()
+        started.append(await spawn(its))
+        return started[0]
+
+    started_one = asyncio.Event()
+    monkeypatch.setattr(supervisor, "_spawn", spawn_the_second_late)
+    with pytest.raises(StartFailed, match="no more processes"):
+        await asyncio.wait_for(supervisor.run(asyncio.Queue(), 0), TIMEOUT)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    directory.remove()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_other_workers_share_is_taken_all_the_same(two: Service, workers: str) -> None:
     port = two.address.rpartition(":")[2]
@@ -274,7 +349,7 @@ def test_a_port_that_somebody_else_has_is_not_shared_with_them(option: int) -> N
 
 
 def test_without_room_for_the_metrics_nothing_is_started(tmp_path: Path) -> None:
-    status, complaint = refused("--workers", "2", PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "missing"))
+    status, complaint = refused("--workers", "2", **{DIRECTORY: str(tmp_path / "missing")})
     assert (status, complaint.count("\n")) == (1, 1)
     assert "digits serve: no room for the metrics of 2 workers" in complaint
 
@@ -293,7 +368,7 @@ def test_the_supervisor_is_light(two: Service) -> None:
 async def test_load_and_unload_reach_every_worker_and_those_that_are_born_later(
     tmp_path: Path, request_one: pb.RecognizeRequest
 ) -> None:
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    environment = {DIRECTORY: str(tmp_path)}
     with service("--workers", "2", "--model-control", "true", "--drain-seconds", "0", **environment) as started:
 
         async def answers() -> set[str]:
@@ -324,6 +399,34 @@ async def test_load_and_unload_reach_every_worker_and_those_that_are_born_later(
             await open_inference.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="digits"), timeout=TIMEOUT)
             assert await answers() == {"OK"}
             await until(lambda: ready(started) == (200, "ready\n"))
+
+
+def tokens_of_one_client(tmp_path: Path) -> Path:
+    """A token file of one client, with the token "secret", who may send one image, and no other for long."""
+    tokens = tmp_path / "tokens.toml"
+    digest = hashlib.sha256(b"secret").hexdigest()
+    tokens.write_text(f"[clients.desk]\ntoken_sha256 = '{digest}'\nroles = ['recognize']\nimages_per_second = 0.001\n")
+    return tokens
+
+
+async def test_workers_share_the_limits_of_a_client(tmp_path: Path, request_one: pb.RecognizeRequest) -> None:
+    tokens = tokens_of_one_client(tmp_path)
+    metadata = (("authorization", "Bearer secret"),)
+    with service("--workers", "2", "--tokens", str(tokens), "--drain-seconds", "0") as started:
+        async with connections(started, 24) as stubs:
+            calls = [stub.Recognize(request_one, timeout=TIMEOUT, metadata=metadata) for stub in stubs]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result.code() for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 23
+
+
+async def test_a_server_alone_keeps_its_limits_to_itself_whatever_the_environment_says(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tokens_of_one_client(tmp_path)
+    monkeypatch.setenv(DIRECTORY, str(tmp_path))
+    await start_server(tokens=tokens)
+    assert [*tmp_path.iterdir()] == [tokens]
 
 
 class Models:
@@ -362,7 +465,7 @@ class Team:
         """One more worker, and the supervisor's end of its line."""
         near, far = socket.socketpair()
         line, its = await Channel.open(near), await Channel.open(far)
-        control = Control(its, (), orphaned=Stop(1, 2))
+        control = Control(its, Path(), (), orphaned=Stop(1, 2))
         for name in self.changes.unloaded:
             await models.unload(name)
         self.changes.join(line)
