@@ -109,6 +109,11 @@ class Client:
             message = f"client {self.name} has used up its {self._images_per_second:g} images a second"
             raise RateLimited(message, retry_after_seconds=wait)
 
+    def give_back(self, images: int) -> None:
+        """Puts back what `spend` took for images that were not read after all."""
+        if self._images_per_second is not None:
+            self._limits.give_back(self._slot, images / self._images_per_second)
+
 
 class Access:
     """The clients of the token file."""
@@ -259,6 +264,12 @@ class _Limits:
                 return float(wait)
             os.pwrite(self._file, _SLOT.pack(key, now + owed + images / images_per_second), slot)
             return 0.0
+
+    def give_back(self, slot: int, seconds: float) -> None:
+        """Has what the slot's client sent paid off so much earlier, whatever it has sent since."""
+        with self._locked(slot):
+            key, paid_off = _SLOT.unpack(os.pread(self._file, _SLOT.size, slot))
+            os.pwrite(self._file, _SLOT.pack(key, paid_off - seconds), slot)
 
     @contextmanager
     def _locked(self, slot: int) -> Iterator[None]:

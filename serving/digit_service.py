@@ -1,6 +1,5 @@
 """digits.v1.DigitService: from decoded requests to decoded answers."""
 
-import time
 from typing import Any
 
 from serving.call import Call
@@ -35,10 +34,16 @@ class DigitService:
 
     async def recognize(self, request: pb.RecognizeRequest, call: Call) -> pb.RecognizeResponse:
         """Reads one image."""
+        return await self._recognize(request, call)
+
+    async def _recognize(
+        self, request: pb.RecognizeRequest, call: Call, timeout_seconds: float = 0.0
+    ) -> pb.RecognizeResponse:
         image = request.image  # protobuf copies the bytes each time it is asked for them
         if len(image) != IMAGE_BYTES:
             raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
-        reading = await self._recognizer.read(image, call, model=request.model, key=request.key)
+        model, key = request.model, request.key
+        reading = await self._recognizer.read(image, call, model=model, key=key, timeout_seconds=timeout_seconds)
         return pb.RecognizeResponse(
             digit=reading.digits.item(),
             confidence=reading.confidences.item(),
@@ -60,9 +65,7 @@ class DigitService:
 
     async def recognize_in_stream(self, request: pb.RecognizeStreamRequest, call: Call) -> pb.RecognizeStreamResponse:
         """Reads one image of a stream."""
-        if request.timeout_ms:
-            call.deadline = min(call.deadline, time.monotonic() + request.timeout_ms / 1000)
-        answer = await self.recognize(request.request, call)
+        answer = await self._recognize(request.request, call, request.timeout_ms / 1000)
         return pb.RecognizeStreamResponse(id=request.id, answer=answer)
 
     def refuse_in_stream(

@@ -1,6 +1,7 @@
 """Where gRPC ends: deadlines come in, errors go out as status codes, and every request is counted once.
 
-But for those that gRPC refuses before it hands them over, such as a message over the size limit: it tells nobody of them.
+So is a stream that is refused, or ended because the server stops: whoever looks for errors is to find those too. But for
+calls that gRPC refuses before it hands them over, such as a message over the size limit: it tells nobody of them.
 """
 
 import asyncio
@@ -161,8 +162,9 @@ class Edge(grpc.GenericRpcHandler):
         return Call(_deadline(context), client, span)
 
     async def _run_stream(self, method: Method[Any], requests: AsyncIterator[bytes], whole: Call, context: Context) -> None:
+        """Answers the requests of a stream; what ends it for no request's sake is counted as a request of its own."""
         if len(self._streams) >= self._max_streams:
-            raise TooBusy(f"{self._max_streams} streams are open, and more are not taken")
+            raise self._counted(method.name, TooBusy(f"{self._max_streams} streams are open, and more are not taken"))
         stream = Stream(context.write, self._max_in_flight_per_stream, ordered=method.ordered)
 
         def answer(encoded: bytes) -> Awaitable[bytes]:
@@ -175,6 +177,8 @@ class Edge(grpc.GenericRpcHandler):
         finally:
             self._streams.discard(stream)
             self._metrics.open_streams.dec()
+        if stream.stopped:
+            raise self._counted(method.name, Stopping("the server is stopping"))
 
     async def _answer(self, method: Method[Any], encoded: bytes, call: Call, context: Context) -> bytes:
         """One request, of a call or of a stream, counted. Raises RequestError, unless the method says it in an answer."""
@@ -219,8 +223,7 @@ class Edge(grpc.GenericRpcHandler):
 
     def _refusal(self, method: str, error: RequestError) -> "Handler[Any, Any]":
         """Ends a call, whichever kind its method is of, before a message of it is read."""
-        self._metrics.rejected_requests.labels(error.reason).inc()
-        self._metrics.requests.labels(method, STATUS[type(error)].name).inc()
+        self._counted(method, error)
 
         async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
             if log.isEnabledFor(logging.DEBUG):
@@ -228,6 +231,12 @@ class Edge(grpc.GenericRpcHandler):
             await _abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _counted(self, method: str, error: RequestError) -> RequestError:
+        """Counts a call that ends with an error which `_answer` never sees."""
+        self._metrics.rejected_requests.labels(error.reason).inc()
+        self._metrics.requests.labels(method, STATUS[type(error)].name).inc()
+        return error
 
 
 def _deadline(context: Context) -> float:

@@ -37,6 +37,7 @@ _SIZES = {
     "histogram": 1 << 20,
     "gauge_livesum": 64 << 10,
     "gauge_livemax": 64 << 10,
+    "gauge_livemin": 64 << 10,
     "gauge_max": 64 << 10,
     "summary": 64 << 10,
 }

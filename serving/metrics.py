@@ -1,5 +1,6 @@
 """Every metric of the service, in one place. README.md has the same list, for operators."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,8 @@ class Metrics:
         registry = self.registry
         self.requests = Counter(
             "digits_requests",
-            "Requests ended, by method and gRPC status code; not those that gRPC itself refuses, as oversized ones.",
+            "Requests ended, and streams that the server refused or ended, by method and gRPC status code; not those that "
+            "gRPC itself refuses, as oversized ones.",
             ["method", "code"],
             registry=registry,
         )
@@ -169,7 +171,7 @@ class Metrics:
             "digits_tls_certificate_expiry_timestamp_seconds",
             "When the server's certificate expires, Unix time; 0 without TLS.",
             registry=registry,
-            multiprocess_mode="livemax",
+            multiprocess_mode="livemin",  # a worker that is stuck on an old certificate must show
         )
 
     def collected(self) -> CollectorRegistry:
@@ -180,27 +182,36 @@ class Metrics:
         MultiProcessCollector(merged, str(self._directory))
         return merged
 
-    def statistics(self, model: str, version: str) -> Statistics:
-        """What a version has done so far. With several workers it reads their files: not on the event loop."""
-        found: dict[tuple[str, str], float] = {}
+    def statistics(self, versions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Statistics]:
+        """What versions have done so far, by model and version; with several workers it reads their files.
+
+        That takes long, so it is done once for all versions, and is not to be done on the event loop.
+        """
+        found: dict[tuple[str, str], dict[tuple[str, str], float]] = {version: {} for version in versions}
         for metric in self.collected().collect():
             for sample in metric.samples:
-                if (sample.labels.get("model"), sample.labels.get("version")) == (model, version):
-                    found[sample.name, sample.labels.get("outcome", "")] = sample.value
+                values = found.get((sample.labels.get("model", ""), sample.labels.get("version", "")))
+                if values is not None:
+                    values[sample.name, sample.labels.get("outcome", "")] = sample.value
+        return {version: _statistics(values) for version, values in found.items()}
 
-        def value(name: str, outcome: str = "") -> float:
-            return found.get((f"digits_{name}", outcome), 0.0)
 
-        return Statistics(
-            images=int(value("batch_size_images_sum")),
-            runs=int(value("inference_seconds_count")),
-            answered=int(value("model_request_seconds_count", "answered")),
-            answered_seconds=value("model_request_seconds_sum", "answered"),
-            failed=int(value("model_request_seconds_count", "failed")),
-            failed_seconds=value("model_request_seconds_sum", "failed"),
-            queued_seconds=value("queue_seconds_sum"),
-            last_request_seconds=value("model_last_request_timestamp_seconds"),
-        )
+def _statistics(values: dict[tuple[str, str], float]) -> Statistics:
+    """From what the metrics of one version say, by name and outcome."""
+
+    def value(name: str, outcome: str = "") -> float:
+        return values.get((f"digits_{name}", outcome), 0.0)
+
+    return Statistics(
+        images=int(value("batch_size_images_sum")),
+        runs=int(value("inference_seconds_count")),
+        answered=int(value("model_request_seconds_count", "answered")),
+        answered_seconds=value("model_request_seconds_sum", "answered"),
+        failed=int(value("model_request_seconds_count", "failed")),
+        failed_seconds=value("model_request_seconds_sum", "failed"),
+        queued_seconds=value("queue_seconds_sum"),
+        last_request_seconds=value("model_last_request_timestamp_seconds"),
+    )
 
 
 class VersionMetrics:

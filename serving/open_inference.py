@@ -2,8 +2,8 @@
 
 import asyncio
 import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -11,7 +11,6 @@ from serving import tensors
 from serving.call import Call
 from serving.control import Models
 from serving.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     ModelNotReady,
     PermissionDenied,
@@ -65,6 +64,8 @@ class OpenInference:
         self._recognizer = recognizer
         self._metrics = metrics
         self._unready = unready
+        # Any client may ask for statistics: however many do, models are loaded and files are read meanwhile.
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="statistics")
 
     def methods(self) -> list[Method[Any]]:
         """What can be called: what only looks, by any client."""
@@ -180,7 +181,8 @@ class OpenInference:
         else:
             every = [loaded for name in self._repository.names() for loaded in self._repository.answering(name)]
             counted = [loaded for loaded in every if request.version in ("", loaded.version)]
-        return await asyncio.to_thread(self._count, [(loaded.name, loaded.version) for loaded in counted])
+        versions = [(loaded.name, loaded.version) for loaded in counted]
+        return await asyncio.get_running_loop().run_in_executor(self._counting, self._count, versions)
 
     async def repository_index(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
         """Every model version on disk, and whether it answers."""
@@ -221,14 +223,9 @@ class OpenInference:
         timeout_seconds = _timeout_seconds(request)
         response.id = request.id
         del request  # the message holds a second copy of the images, which would wait with them
-        if timeout_seconds:
-            call.deadline = min(call.deadline, time.monotonic() + timeout_seconds)
-        try:
-            # A call's own deadline ends it from outside; this one would else be seen only when the request's turn comes.
-            async with asyncio.timeout(timeout_seconds or None):
-                reading = await self._recognizer.read(pixels, call, model=model, version=version, key=key)
-        except TimeoutError:
-            raise DeadlineExceeded("the request's timeout passed before its answer was ready") from None
+        reading = await self._recognizer.read(
+            pixels, call, model=model, version=version, key=key, timeout_seconds=timeout_seconds
+        )
         response.model_name = reading.loaded.name
         response.model_version = reading.loaded.version
         outputs = {"logits": reading.logits, "probabilities": reading.probabilities}
@@ -241,21 +238,13 @@ class OpenInference:
             UnknownModel: there is no such model, or the version named does not answer.
             ModelNotReady: no version of it is loaded.
         """
-        answering = self._repository.answering(name)
-        if not answering:
-            raise ModelNotReady(f"model {name or self._repository.default!r} is not loaded")
-        if not version:
-            return answering
-        named = [loaded for loaded in answering if loaded.version == version]
-        if not named:
-            raise UnknownModel(f"version {tensors.shown(version)} of model {answering[0].name!r} does not answer here")
-        return named
+        routed = self._repository.route(name, version)
+        return [routed] if version else self._repository.answering(name)
 
-    def _count(self, versions: list[tuple[str, str]]) -> pb.ModelStatisticsResponse:
+    def _count(self, versions: Sequence[tuple[str, str]]) -> pb.ModelStatisticsResponse:
         """Statistics by model and version. Not on the event loop: the metrics of other workers are read from files."""
         response = pb.ModelStatisticsResponse()
-        for model, version in versions:
-            done = self._metrics.statistics(model, version)
+        for (model, version), done in self._metrics.statistics(versions).items():
             # What is left of success after queue, so that they add up to the nanosecond.
             success = _nanoseconds(done.answered_seconds)
             queue = min(_nanoseconds(done.queued_seconds), success)

@@ -18,6 +18,7 @@ from serving.contract import IMAGE_BYTES
 from serving.control import Control, Models
 from serving.digit_service import DigitService
 from serving.edge import Edge, Handler
+from serving.health import Health
 from serving.http import HttpServer
 from serving.logs import log_event
 from serving.metrics import Metrics
@@ -116,7 +117,7 @@ class Server:
             names = (digit_service.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             handler = _reflection(names)
             self._edge.add_handlers(reflection.SERVICE_NAME, "ServerReflectionInfo", None, lambda _: handler)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # first: load balancers have no tokens
         self._grpc.add_generic_rpc_handlers((self._edge,))
 
@@ -139,8 +140,8 @@ class Server:
         self._http = HttpServer(host, metrics_port, self.metrics.registry, self.unready) if not self._control else None
         self.metrics_port = self._http.port if self._http else 0
         await self._grpc.start()
-        await self._health.set("", SERVING)
-        await self._tell_readiness()
+        self._health.set("", SERVING)
+        self._tell_readiness()
         self._in_background(self.repository.watch())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
@@ -157,7 +158,7 @@ class Server:
             Runs of the model that have not ended, whose threads live on.
         """
         self._draining = True
-        await self._tell_readiness()
+        self._tell_readiness()
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
         for task in self._background:
@@ -191,14 +192,14 @@ class Server:
         return Described(f"model {model.version} ({model.recipe}, {accuracy}) {how}", model.version)
 
     def _set_ready(self, ready: bool) -> None:
-        self._in_background(self._tell_readiness())
+        self._tell_readiness()
 
-    async def _tell_readiness(self) -> None:
+    def _tell_readiness(self) -> None:
         unready = self.unready()
         if self._control:
             self._control.tell_readiness(unready)
         for name in (digit_service.NAME, open_inference.NAME):
-            await self._health.set(name, NOT_SERVING if unready else SERVING)
+            self._health.set(name, NOT_SERVING if unready else SERVING)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

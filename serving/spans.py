@@ -64,11 +64,10 @@ class Tracing:
 
     def stop(self, timeout_seconds: float) -> None:
         """Sends off what has ended so far, and stops; spans that can't be sent in `timeout_seconds` are lost."""
-        end = time.monotonic() + timeout_seconds
-        # In threads, as OpenTelemetry itself waits for up to half a minute, without a word that would shorten it.
+        # In a thread, as OpenTelemetry itself waits for up to half a minute, without a word that would shorten it.
         flushing = threading.Thread(target=self._provider.shutdown, name="flush spans", daemon=True)
         flushing.start()
-        flushing.join(max(0.0, end - time.monotonic()))
+        flushing.join(timeout_seconds)
         if flushing.is_alive():
             message = f"not all spans could be sent within {timeout_seconds:g} s; the rest are lost"
             log_event(log, logging.WARNING, "spans_lost", message)

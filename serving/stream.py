@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from serving.errors import Stopping
-
 
 class Stream:
-    """Reads no further than so many requests ahead of the answers that its caller has taken."""
+    """Reads no further than so many requests ahead of the answers that its caller has taken.
+
+    Attributes:
+        stopped: it was asked to end before its caller had ended.
+    """
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]], max_in_flight: int, *, ordered: bool):
         """Sends answers by `write`, which returns when there is room for the next."""
@@ -18,13 +20,13 @@ class Stream:
         self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()  # None: look whether it is over
         self._in_work: set[asyncio.Future[bytes]] = set()
         self._reading = True
-        self._stopping = False
+        self.stopped = False
 
     async def run(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-        """Answers until the caller has half-closed and has all answers.
+        """Answers until the caller has half-closed, or it is stopped, and what was read is answered.
 
         Raises:
-            RequestError: what `answer` raised, or Stopping once that was asked for.
+            RequestError: what `answer` raised.
         """
         reader = asyncio.create_task(self._read(requests, answer))
         try:
@@ -35,9 +37,8 @@ class Stream:
                 await self._write(await task)
                 self._in_work.discard(task)
                 self._slots.release()
-            if self._stopping:
-                raise Stopping("the server is stopping")
-            await reader
+            if not self.stopped:
+                await reader
         finally:
             unfinished: list[asyncio.Future[Any]] = [reader, *self._in_work]
             for future in unfinished:
@@ -46,7 +47,7 @@ class Stream:
 
     def stop(self) -> None:
         """Reads no further, and ends the stream when what was read is answered."""
-        self._stopping, self._reading = True, False
+        self.stopped, self._reading = True, False
         self._answers.put_nowait(None)
 
     async def _read(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:

@@ -134,6 +134,13 @@ async def stub(server: Server) -> AsyncIterator[DigitServiceStub]:
         yield DigitServiceStub(channel)
 
 
+async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await call
+    return refusal.value
+
+
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     """What a metric says now, added up over the series that have these labels; 0 when there is none."""
     samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == name]

@@ -42,11 +42,26 @@ class Service:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def end(self) -> tuple[int, str]:
+        """The exit status of a service that was told to stop, and the rest of its log, once nobody has it open any more."""
+        return _ended(self.process)
+
 
 def launch(*flags: str, **environment: str) -> subprocess.Popen[str]:
     """Starts a server on free ports, in a process group of its own; it may yet refuse to."""
     command = [*DIGITS, "serve", "--grpc-port", "0", "--metrics-port", "0", *flags]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, process_group=0)
+
+
+def refused(*flags: object, **environment: str) -> tuple[int, str]:
+    """Exit status and complaint of a server that can't start."""
+    with launch(*map(str, flags), **environment) as process:
+        return _ended(process)
+
+
+def _ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, log = process.communicate(timeout=40)
+    return process.returncode, log
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from serving.metrics import Metrics
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
-from tests.conftest import TIMEOUT, StartServer, value
+from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
 from tests.credentials import TOKEN, bearer, entry
 
 OpenAccess = Callable[..., Access]
@@ -252,6 +252,16 @@ def test_a_call_with_more_than_one_seconds_worth_is_taken_and_paid_off_afterward
     assert 98 < (refusal.value.retry_after_seconds or 0) <= 99.01
 
 
+def test_what_is_given_back_can_be_spent_again_and_no_more(access: OpenAccess) -> None:
+    client = access(entry("sorter-7", more="images_per_second = 0.001")).admit(bearer(TOKEN), "recognize")
+    for _ in range(3):
+        client.spend(1)
+        client.give_back(1)
+    client.spend(1)
+    with pytest.raises(RateLimited):
+        client.spend(1)
+
+
 def test_a_client_that_waits_as_it_is_told_gets_the_rate_it_has(access: OpenAccess) -> None:
     client = access(entry("sorter-7", more="images_per_second = 2000")).admit(bearer(TOKEN), "recognize")
     start, sent = time.monotonic(), 0
@@ -443,6 +453,30 @@ async def test_a_client_over_its_limit_is_told_when_to_come_back_and_others_are_
     assert answer.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert answer.error.retry_after_ms > 1000
     stream.cancel()
+
+
+async def test_what_a_full_queue_refuses_costs_a_client_nothing(
+    start_server: StartServer, gated: GatedModel, tokens: Path
+) -> None:
+    one_image = "images_per_second = 0.001"  # and the next after a quarter of an hour
+    tokens.write_text(entry("sorter-7", more=one_image) + entry("sorter-8", "t8"))
+    server = await start_server(gated, tokens=tokens, instances=1, max_queue_size=10, max_images_per_request=10)
+    batch = pb.RecognizeBatchRequest(images=bytes(10 * 784)).SerializeToString()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
+        running = asyncio.create_task(call(opened, "t8"))
+        await gated.run_starts()
+        waiting = asyncio.create_task(call(opened, "t8", f"/{digit_service.NAME}/RecognizeBatch", batch))
+        await until(server.metrics.registry, "digits_queue_length_images", 10)
+        for _ in range(3):
+            error = await call(opened, TOKEN)
+            assert error
+            assert "the queue is full" in (error.details() or "")
+        gated.open()
+        assert [await running, await waiting] == [None, None]
+        assert await call(opened, TOKEN) is None
+        error = await call(opened, TOKEN)
+        assert error
+        assert "has used up" in (error.details() or ""), "what is answered is paid for"
 
 
 async def test_a_token_that_is_no_text_is_refused_and_not_logged(

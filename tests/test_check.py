@@ -7,18 +7,16 @@ import pytest
 
 from serving.merged_metrics import DIRECTORY
 from serving.settings import BUNDLED
-from serving.versions import ModelVersion
 from tests.conftest import TIMEOUT
+from tests.model_files import place, publish
 from tests.service import DIGITS
 
 
 @pytest.fixture
-def models(tmp_path: Path, bundled: ModelVersion) -> Path:
+def models(tmp_path: Path) -> Path:
     """A repository with three versions of one model, all alike."""
-    directory = tmp_path / "models" / "digits"
-    directory.mkdir(parents=True)
     for number in (1, 2, 3):
-        (directory / str(number)).symlink_to(bundled.path.parent)
+        publish(tmp_path / "models", number)
     return tmp_path / "models"
 
 
@@ -46,12 +44,9 @@ def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
 
 def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
     (models / "digits" / "routing.toml").write_text("stable = 3\n[canary]\nversion = 7\npercent = 10")
-    (models / "digits" / "2").unlink()
-    for number in ("2", "latest"):
-        (models / "digits" / number).mkdir()
-        (models / "digits" / number / "model.onnx").write_bytes(b"no model")
-    (models / "other" / "1").mkdir(parents=True)
-    (models / "other" / "1" / "model.onnx").write_bytes(b"no model")
+    (models / "digits" / "latest").mkdir()
+    for broken in (place(models, 2), models / "digits" / "latest" / "model.onnx", place(models, 1, "other")):
+        broken.write_bytes(b"no model")
     (models / "other" / "routing.toml").write_text("stabel = 1")
     found = check("--models", str(models), DIGITS_DRAIN_SECOND="1", OTEL_TRACES_EXPORTER="zipkin")
     assert found.returncode == 1

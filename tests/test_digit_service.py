@@ -17,7 +17,7 @@ from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
-from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
 from tests.model_files import publish_breakable, publish_unsound
 
 Images = NDArray[np.uint8]
@@ -34,12 +34,6 @@ async def recognize_batch(stub: DigitServiceStub, images: bytes) -> pb.Recognize
     request = pb.RecognizeBatchRequest(images=images)
     answer: pb.RecognizeBatchResponse = await stub.RecognizeBatch(request, timeout=TIMEOUT)
     return answer
-
-
-async def refused(call: object) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await call  # type: ignore[misc]
-    return refusal.value
 
 
 async def test_one_image_is_answered_as_the_model_reads_it(stub: DigitServiceStub, model: Model, images: Images) -> None:

@@ -13,7 +13,20 @@ ORDER = [
     *["contract", "errors", "cores", "settings", "sources", "logs", "stopping", "ports", "announcement", "http"],
     *["control", "merged_metrics", "model_changes", "supervisor", "spans", "tracing", "metrics", "credentials", "access"],
     *["call", "method", "model", "batcher", "shadow", "versions", "routing", "repository", "recognizer", "digit_service"],
-    *["tensors", "open_inference", "stream", "edge", "tls", "server", "worker", "client", "images", "check", "__main__"],
+    *[
+        "tensors",
+        "open_inference",
+        "stream",
+        "edge",
+        "health",
+        "tls",
+        "server",
+        "worker",
+        "client",
+        "images",
+        "check",
+        "__main__",
+    ],
 ]
 
 

@@ -12,6 +12,8 @@ from serving.announcement import calls_by_code
 from serving.merged_metrics import MetricsDirectory, NoRoom, SupervisorMetrics
 from tests.conftest import TIMEOUT, value
 
+EXPIRY = "digits_tls_certificate_expiry_timestamp_seconds"
+
 COUNT = """
 import os, signal, sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from serving.metrics import Metrics
 metrics = Metrics(directory)
 metrics.requests.labels("Recognize", "OK").inc(calls)
 metrics.in_flight_requests.inc()
+metrics.tls_certificate_expiry.set(calls)
 for metric in vars(metrics).values():
     if getattr(metric, "_labelnames", ()):
         metric.labels(*metric._labelnames)  # as if each had been used
@@ -50,7 +53,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def count(directory: MetricsDirectory, number: int, calls: int) -> None:
-    """A worker that counts its calls and is then killed."""
+    """A worker that counts its calls and is then killed; its certificate expires at as many seconds."""
     command = [sys.executable, "-c", COUNT, str(number), str(calls), str(directory.path)]
     ended = subprocess.run(command, timeout=TIMEOUT, check=False)
     assert ended.returncode == -9
@@ -70,6 +73,14 @@ def test_the_counts_of_all_workers_add_up_and_outlive_those_that_die(directory: 
     assert calls_by_code(directory)["OK"] == 112
 
 
+def test_a_worker_on_an_older_certificate_than_the_others_shows(directory: MetricsDirectory) -> None:
+    count(directory, 0, 2000)
+    count(directory, 1, 1000)
+    assert value(SupervisorMetrics(directory, list).registry, EXPIRY) == 1000
+    directory.forget(1)
+    assert value(SupervisorMetrics(directory, list).registry, EXPIRY) == 2000
+
+
 def test_a_worker_writes_in_no_file_but_those_that_were_reserved(directory: MetricsDirectory) -> None:
     before = {file.name: file.stat().st_size for file in directory.path.iterdir()}
     count(directory, 0, 1)
@@ -79,7 +90,7 @@ def test_a_worker_writes_in_no_file_but_those_that_were_reserved(directory: Metr
 def test_a_full_disk_is_found_out_before_a_worker_could_die_of_it(
     small_disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with pytest.raises(NoRoom, match=rf"2 workers, 3 MiB \({small_disk}: No space left on device\).* --workers 1"):
+    with pytest.raises(NoRoom, match=rf"2 workers, 4 MiB \({small_disk}: No space left on device\).* --workers 1"):
         MetricsDirectory(2, [small_disk])
     assert not [*small_disk.iterdir()], "what was begun should be gone"
     elsewhere = tmp_path_factory.mktemp("elsewhere")

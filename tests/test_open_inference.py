@@ -1,10 +1,11 @@
 import asyncio
 import json
 import math
-import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
 
 from serving import open_inference
 from serving.model import Model
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import Server
-from serving.versions import ModelVersion
-from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+from tests import model_files
+from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
 
 Images = NDArray[np.uint8]
 Told = Any  # what JSON says
@@ -49,12 +52,6 @@ def ask(images: Images, *outputs: str, raw: bool = True, **fields: Any) -> pb.Mo
 async def infer(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
     answer: pb.ModelInferResponse = await stub.ModelInfer(request, timeout=TIMEOUT)
     return answer
-
-
-async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await call
-    return refusal.value.code(), refusal.value.details() or ""
 
 
 async def story(name: str, server: Server, images: Images, tmp_path: Path) -> Told:
@@ -124,8 +121,9 @@ async def test_as_many_images_as_a_call_may_hold_are_answered_raw_and_typed(star
         stub = GRPCInferenceServiceStub(channel)
         for raw in (True, False):
             assert list((await infer(stub, ask(white, "logits", raw=raw))).outputs[0].shape) == [2000, 10]
-        code, said = await refused(infer(stub, ask(np.concatenate([white, white[:1]]))))
-        assert (code, said) == (CODE.INVALID_ARGUMENT, "images holds 2001 images, this server takes 2000 a call")
+        error = await refused(infer(stub, ask(np.concatenate([white, white[:1]]))))
+        assert error.code() is CODE.INVALID_ARGUMENT
+        assert error.details() == "images holds 2001 images, this server takes 2000 a call"
 
 
 async def test_both_protocols_share_the_runs_of_the_model(
@@ -155,9 +153,9 @@ async def test_a_timeout_that_passes_ends_the_request_before_it_is_run(
         running = asyncio.ensure_future(infer(stub, ask(images[:1])))
         await gated.run_starts()
         for parameter in (pb.InferParameter(int64_param=100_000), pb.InferParameter(uint64_param=100_000)):
-            code, said = await refused(infer(stub, ask(images[1:2], parameters={"timeout": parameter})))
-            assert code is CODE.DEADLINE_EXCEEDED
-            assert said == "the request's timeout passed before its answer was ready"
+            error = await refused(infer(stub, ask(images[1:2], parameters={"timeout": parameter})))
+            assert error.code() is CODE.DEADLINE_EXCEEDED
+            assert error.details() == "the request's timeout passed before its answer was ready"
         assert value(server.metrics.registry, "digits_queue_length_images") == 0
         gated.open()
         await running
@@ -192,9 +190,9 @@ async def test_a_generous_timeout_and_unknown_parameters_change_nothing(
 async def test_a_parameter_of_the_wrong_type_is_refused(
     stub: GRPCInferenceServiceStub, images: Images, name: str, parameter: pb.InferParameter
 ) -> None:
-    code, said = await refused(infer(stub, ask(images[:1], parameters={name: parameter})))
-    assert code is CODE.INVALID_ARGUMENT
-    assert said.startswith(f"parameter {name} is no ")
+    error = await refused(infer(stub, ask(images[:1], parameters={name: parameter})))
+    assert error.code() is CODE.INVALID_ARGUMENT
+    assert (error.details() or "").startswith(f"parameter {name} is no ")
 
 
 async def test_an_answer_that_fails_in_the_model_is_internal_and_the_next_one_comes(
@@ -204,8 +202,8 @@ async def test_an_answer_that_fails_in_the_model_is_internal_and_the_next_one_co
     server = await start_server(gated)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = GRPCInferenceServiceStub(channel)
-        code, _ = await refused(infer(stub, ask(np.full((1, 28, 28), 255, np.uint8))))
-        assert code is CODE.INTERNAL
+        error = await refused(infer(stub, ask(np.full((1, 28, 28), 255, np.uint8))))
+        assert error.code() is CODE.INTERNAL
         assert await infer(stub, ask(images[:1]))
 
 
@@ -231,11 +229,10 @@ async def test_answers_of_a_stream_keep_the_order_of_requests_and_an_error_names
 
 
 @pytest.fixture
-def two_versions(bundled: ModelVersion, tmp_path: Path) -> Path:
+def two_versions(tmp_path: Path) -> Path:
     """A repository of version 1, stable, and version 2, a canary for half of the keys; and of another model, "post"."""
-    for directory in ("digits/1", "digits/2", "post/7"):
-        (tmp_path / directory).mkdir(parents=True)
-        shutil.copy(bundled.path, tmp_path / directory / "model.onnx")
+    for name, version in (("digits", 1), ("digits", 2), ("post", 7)):
+        model_files.publish(tmp_path, version, name)
     (tmp_path / "digits" / "routing.toml").write_text("stable = 1\ncanary = { version = 2, percent = 50 }\n")
     return tmp_path
 
@@ -273,6 +270,55 @@ async def test_versions_and_models_are_found_by_name_and_a_key_stays_with_its_ve
         assert counts["post", "7"] == 1
 
 
+class Scrapes(Collector):
+    """Counts how often metrics are collected."""
+
+    count = 0
+
+    def collect(self) -> Iterator[Metric]:
+        self.count += 1
+        return iter(())
+
+
+async def test_statistics_are_collected_once_for_all_versions_and_wait_for_no_files(
+    start_server: StartServer, two_versions: Path
+) -> None:
+    server = await start_server(None, models=two_versions, max_batch_size=8, poll_seconds=TIMEOUT)
+    scrapes = Scrapes()
+    server.metrics.registry.register(scrapes)
+    before = scrapes.count
+    event_loop, loaded = asyncio.get_running_loop(), threading.Event()
+    event_loop.set_default_executor(ThreadPoolExecutor(1))
+    loading = event_loop.run_in_executor(None, loaded.wait, TIMEOUT)  # where models are loaded, and files are read
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        answer = await stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=TIMEOUT / 2)
+    loaded.set()
+    assert await loading
+    assert [(entry.name, entry.version) for entry in answer.model_stats] == [("digits", "1"), ("digits", "2"), ("post", "7")]
+    assert scrapes.count == before + 1
+
+
+async def test_what_cannot_be_inferred_with_is_told_of_in_the_same_words_by_every_method(
+    start_server: StartServer, images: Images
+) -> None:
+    server = await start_server()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        for name, version in (("letters", ""), ("digits", "1"), ("", "newest"), ("digits", "")):
+            if not version and name == "digits":
+                await server.repository.unload(name)
+            told = await refused(infer(stub, ask(images[:1], model_name=name, model_version=version)))
+            for request, method in (
+                (pb.ModelMetadataRequest(name=name, version=version), stub.ModelMetadata),
+                (pb.ModelConfigRequest(name=name, version=version), stub.ModelConfig),
+            ):
+                error = await refused(method(request, timeout=TIMEOUT))
+                assert (error.code(), error.details()) == (told.code(), told.details())
+            ready = await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version), timeout=TIMEOUT)
+            assert not ready.ready
+
+
 async def test_an_empty_name_is_the_default_model(stub: GRPCInferenceServiceStub, model: Model) -> None:
     assert (await stub.ModelReady(pb.ModelReadyRequest(), timeout=TIMEOUT)).ready
     assert (await stub.ModelMetadata(pb.ModelMetadataRequest(), timeout=TIMEOUT)).name == "digits"
@@ -280,8 +326,7 @@ async def test_an_empty_name_is_the_default_model(stub: GRPCInferenceServiceStub
 
 
 async def test_the_index_can_leave_out_what_is_not_ready(start_server: StartServer, two_versions: Path) -> None:
-    (two_versions / "digits" / "3").mkdir()
-    (two_versions / "digits" / "3" / "model.onnx").write_bytes(b"no model")
+    model_files.place(two_versions, 3).write_bytes(b"no model")
     (two_versions / "digits" / "routing.toml").unlink()
     server = await start_server(None, models=two_versions, max_batch_size=8)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -309,9 +354,9 @@ async def test_a_repository_by_name_is_not_supported(start_server: StartServer) 
             stub.RepositoryModelLoad(load, timeout=TIMEOUT),
             stub.RepositoryModelUnload(unload, timeout=TIMEOUT),
         ):
-            code, said = await refused(call)
-            assert code is CODE.UNIMPLEMENTED
-            assert said == "there is no repository 'mine': this server has one, without a name"
+            error = await refused(call)
+            assert error.code() is CODE.UNIMPLEMENTED
+            assert error.details() == "there is no repository 'mine': this server has one, without a name"
 
 
 async def test_readiness_drops_while_draining_and_liveness_does_not(start_server: StartServer, images: Images) -> None:

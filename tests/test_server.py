@@ -22,7 +22,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.conftest import TIMEOUT, GatedModel, StartServer, until
 from tests.drawn_digits import SAMPLES, draw
-from tests.service import DIGITS, Service, launch, service
+from tests.service import DIGITS, Service, refused, service
 
 Images = NDArray[np.uint8]
 
@@ -32,19 +32,6 @@ def process() -> Iterator[Service]:
     """A server in a process of its own, with a drain of half a second."""
     with service("--drain-seconds", "0.5") as started:
         yield started
-
-
-def end(service: Service) -> tuple[int, str]:
-    """The exit status of a server that was told to stop, and the rest of its log."""
-    _, log = service.process.communicate(timeout=TIMEOUT)
-    return service.process.returncode, log
-
-
-def refused(*flags: str, **environment: str) -> tuple[int, str]:
-    """Exit status and complaint of a server that can't start."""
-    with launch(*flags, **environment) as process:
-        _, complaint = process.communicate(timeout=TIMEOUT)
-        return process.returncode, complaint
 
 
 async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(process: Service, images: Images) -> None:
@@ -69,7 +56,7 @@ async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(
         before = answered
         assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
     assert answered > before, "it should go on answering while it drains"
-    status, log = await asyncio.to_thread(end, process)
+    status, log = await asyncio.to_thread(process.end)
     assert status == 0
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
 
@@ -94,7 +81,7 @@ async def test_callers_that_give_up_by_the_hundred_leave_no_traceback_in_the_log
             milliseconds += 5
         assert (await stub.Recognize(request, timeout=TIMEOUT)).model_version
     process.process.send_signal(signal.SIGTERM)
-    status, log = await asyncio.to_thread(end, process)
+    status, log = await asyncio.to_thread(process.end)
     assert (status, log.count("Traceback")) == (0, 0), log
     assert "DEADLINE_EXCEEDED" in log
 
@@ -114,7 +101,7 @@ async def test_while_draining_only_readiness_drops(process: Service, images: Ima
         assert await status(digit_service.NAME) == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await status("") == health_pb2.HealthCheckResponse.SERVING
         await DigitServiceStub(channel).Recognize(pb.RecognizeRequest(image=images[0].tobytes()), timeout=TIMEOUT)
-        assert (await asyncio.to_thread(end, process))[0] == 0, "a watch that stays open must not hold up the end"
+        assert (await asyncio.to_thread(process.end))[0] == 0, "a watch that stays open must not hold up the end"
 
 
 def test_a_sigterm_that_comes_twice_is_one_and_a_sigint_ends_the_drain() -> None:
@@ -126,7 +113,7 @@ def test_a_sigterm_that_comes_twice_is_one_and_a_sigint_ends_the_drain() -> None
         with pytest.raises(subprocess.TimeoutExpired):
             started.process.wait(0.5)
         started.process.send_signal(signal.SIGINT)
-        status, log = end(started)
+        status, log = started.end()
         assert status == 0
         assert "SIGINT: stopping now" in log
 
@@ -152,7 +139,7 @@ def test_a_server_alone_says_over_http_that_it_drains_and_lives() -> None:
 def test_a_server_without_drain_or_grace_stops_at_once_and_well() -> None:
     with service("--drain-seconds", "0", "--grace-seconds", "0") as started:
         started.process.send_signal(signal.SIGTERM)
-        assert end(started)[0] == 0
+        assert started.end()[0] == 0
 
 
 def test_a_server_listens_on_ipv6_too() -> None:

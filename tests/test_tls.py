@@ -27,7 +27,7 @@ from serving.tls import TLS, channel_credentials
 from tests.conftest import TIMEOUT, StartServer, value
 from tests.credentials import TOKEN, Files, bearer, chain, entry, issue, key, root, trusting
 from tests.drawn_digits import SAMPLES, draw
-from tests.service import DIGITS, Service, launch, service
+from tests.service import DIGITS, Service, refused, service
 
 EXPIRY = "digits_tls_certificate_expiry_timestamp_seconds"
 FAILURES = "digits_credentials_reload_failures_total"
@@ -361,12 +361,12 @@ def test_the_python_client_and_the_command_show_certificate_and_token(
 
     assert "  7  " in run("--token-file", str(token)).stdout
     assert "  7  " in run(DIGITS_TOKEN=TOKEN).stdout
-    refused = run()
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert "UNAUTHENTICATED: no valid token" in refused.stderr
+    ended = run()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "UNAUTHENTICATED: no valid token" in ended.stderr
     token.write_bytes(b"\xff\x00")
-    refused = run("--token-file", str(token))
-    assert (refused.returncode, refused.stderr) == (1, f"digits recognize: {token} is no token: that is one line of ASCII\n")
+    ended = run("--token-file", str(token))
+    assert (ended.returncode, ended.stderr) == (1, f"digits recognize: {token} is no token: that is one line of ASCII\n")
 
 
 def test_without_client_authorities_no_certificate_is_asked_for(files: Files, authority: trustme.CA) -> None:
@@ -376,13 +376,6 @@ def test_without_client_authorities_no_certificate_is_asked_for(files: Files, au
     ):
         assert client.recognize(draw(7)).digit == 7
         assert started.scrape(EXPIRY) > time.time()
-
-
-def refused(*flags: object) -> tuple[int, str]:
-    """Exit status and complaint of a server that can't start."""
-    with launch(*map(str, flags)) as process:
-        _, complaint = process.communicate(timeout=TIMEOUT)
-        return process.returncode, complaint
 
 
 def test_a_server_does_not_start_on_files_it_cannot_use_and_names_them(files: Files, authority: trustme.CA) -> None:

@@ -31,7 +31,7 @@ from serving.settings import Settings
 from serving.stopping import Stop
 from serving.supervisor import StartFailed, Supervisor
 from tests.conftest import TIMEOUT, StartServer
-from tests.service import Service, launch, service
+from tests.service import Service, refused, service
 
 
 @pytest.fixture
@@ -79,18 +79,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(2 * TIMEOUT):
         while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.05)
-
-
-def end(service: Service) -> tuple[int, str]:
-    """The exit status of a service that was told to stop, and the rest of its log, once nobody has it open any more."""
-    _, log = service.process.communicate(timeout=2 * TIMEOUT)
-    return service.process.returncode, log
-
-
-def refused(*flags: str, **environment: str) -> tuple[int, str]:
-    with launch(*flags, **environment) as process:
-        _, complaint = process.communicate(timeout=2 * TIMEOUT)
-        return process.returncode, complaint
 
 
 def ready(service: Service) -> tuple[int, str]:
@@ -166,7 +154,7 @@ async def test_a_worker_killed_under_load_costs_only_the_calls_it_held_and_is_re
     assert two.scrape("process_cpu_seconds_total") >= cpu
     assert killed not in two.workers()
     two.process.send_signal(signal.SIGTERM)
-    status, log = await asyncio.to_thread(end, two)
+    status, log = await asyncio.to_thread(two.end)
     assert status == 0
     assert f"(pid {killed}) died with status -9; another takes its place in 0.1 s" in log
     total = int(re.search(r"by status code: \{'OK': (\d+)\}", log)[1])  # type: ignore[index]
@@ -195,7 +183,7 @@ async def test_sigterm_drains_all_workers_without_losing_a_call(two: Service, re
         two.process.send_signal(signal.SIGTERM)  # twice is once
         assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
     assert answered > before, "it should go on answering while it drains"
-    status, log = await asyncio.to_thread(end, two)
+    status, log = await asyncio.to_thread(two.end)
     assert status == 0
     assert log.count("SIGTERM") == 1
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
@@ -217,7 +205,7 @@ async def test_ctrl_c_reaches_the_whole_process_group_and_loses_no_call_in_fligh
     async with connections(two, 8) as stubs:
         await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
         os.killpg(two.process.pid, signal.SIGINT)
-        status, log = await asyncio.to_thread(end, two)
+        status, log = await asyncio.to_thread(two.end)
     assert (status, log.count("SIGINT"), log.count("Traceback")) == (0, 1, 0), log
     assert "SIGINT: draining for 0 s" in log
     assert "by status code: {'OK': 8}" in log
@@ -230,7 +218,7 @@ def test_a_worker_that_hangs_is_killed_in_the_end_and_the_exit_status_says_so(tm
         hanging = started.workers()[0]
         os.kill(hanging, signal.SIGSTOP)
         started.process.send_signal(signal.SIGTERM)
-        status, log = end(started)
+        status, log = started.end()
         assert status == 1
         assert f"(pid {hanging}) has not ended; killing it" in log
         assert not lives(hanging)
@@ -244,7 +232,7 @@ async def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(t
         )
     assert len(two.workers()) == 2
     two.process.send_signal(signal.SIGTERM)
-    status, log = await asyncio.to_thread(end, two)
+    status, log = await asyncio.to_thread(two.end)
     assert status == 0
     assert re.findall(r"worker \d .* takes its place in (\S+) s", log) == ["0.1", "0.2", "0.4"]
 

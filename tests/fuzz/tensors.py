@@ -37,11 +37,11 @@ FOUND = Path("build/fuzz")
 class Blank:
     """A recognizer that finds nothing in any image, and makes sure that images are what it is given."""
 
-    async def read(self, pixels: bytes, call: Call, *, model: str, version: str, key: str) -> Any:
+    async def read(self, pixels: bytes, call: Call, *, model: str, version: str, key: str, timeout_seconds: float) -> Any:
         assert isinstance(pixels, bytes)
         assert pixels
         assert len(pixels) % IMAGE == 0
-        assert call.deadline > 0
+        assert timeout_seconds >= 0
         outputs = np.zeros((len(pixels) // IMAGE, 10), np.float32)
         return SimpleNamespace(
             logits=outputs, probabilities=outputs, loaded=SimpleNamespace(name=model, version=version + key)
