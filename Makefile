@@ -17,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench overload soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test check bench overload faults soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on th
 
 overload: .venv/.everything ## ask for three times what the service can do, and count what becomes of it
 	$(BIN)/python -m tests.benchmarks.overload
+
+faults: .venv/.everything ## kill a worker, spoil a model, stop the service under load, and count what becomes of the calls
+	$(BIN)/python -m tests.benchmarks.faults
 
 soak: .venv/.everything ## ten minutes of everything at once, after which memory must be where it was [MINUTES=10]
 	$(BIN)/python -m tests.benchmarks.soak $(MINUTES)
