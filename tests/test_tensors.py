@@ -12,8 +12,8 @@ from serving.pb.inference import open_inference_pb2 as pb
 
 IMAGE = 784
 
-# A request is some kilobytes, which hypothesis deems much; time is never asserted here. The examples are the same each time, so
-# that a change is judged by itself; `make fuzz` looks for new ones.
+# A request is some kilobytes, which hypothesis deems much; time is never asserted here. The examples are the same each time,
+# so that a change is judged by itself; `make fuzz` looks for new ones.
 patiently = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
