@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 # calls a second; a lone caller made 1.00, 0.97 and 0.85 times (h2load, two cores).
 _QUIET_TURNS = 8
 
-# How much longer than at the pace of the last runs what waits is thought to take, where a request must be in time: taking
-# turns makes it wait for about twice as much as is there when it comes, and the pace varies as widely.
-_CAUTION = 4
+# How much longer than at the pace of the last runs what waits is thought to take, where a request must be in time: so widely
+# does the pace vary. A request that is taken in turns waits twice as long again, as those behind it have theirs in between.
+_CAUTION = 2
 
 _STOPPED = "the server stopped before it could answer"
 
@@ -207,7 +207,8 @@ class Batcher:
                 f"{self._max_queue_size}",
                 retry_after_seconds=(self._waiting + count - self._max_queue_size) * self._seconds_per_image,
             )
-        late = (_CAUTION * self._waiting + count) * self._seconds_per_image - seconds_left
+        caution = _CAUTION if count <= self._turn else 2 * _CAUTION
+        late = (caution * self._waiting + count) * self._seconds_per_image - seconds_left
         if self._waiting and late > 0:
             raise QueueFull(
                 f"{self._waiting} images wait, and {count} more would hardly be answered within their deadline",

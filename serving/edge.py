@@ -112,6 +112,8 @@ class Edge(grpc.GenericRpcHandler):
         self._max_streams = max_streams
         self._max_in_flight_per_stream = max_in_flight_per_stream
         self._streams: set[Stream] = set()
+        self._leaving = False
+        self._left = asyncio.Event()
 
     def add(self, service: str, methods: Iterable[Method[Any]]) -> None:
         """Has the methods of a service called."""
@@ -136,24 +138,53 @@ class Edge(grpc.GenericRpcHandler):
                 return self._refusal(found.name if found else "unknown", error)
         return found.handlers(client) if found else None
 
-    def stop_streams(self) -> None:
-        """Ends every stream with UNAVAILABLE, once it has the answers that are on their way."""
+    def leave(self) -> None:
+        """Ends every stream with UNAVAILABLE, once it has the answers that are on their way.
+
+        From here, those who are told that the server stops hear of it only when it has `left`. A caller who calls again at
+        once would otherwise have his next call on its way when the port closes, which gRPC ends as CANCELLED.
+        """
+        self._leaving = True
         for stream in self._streams:
             stream.stop()
+
+    def left(self) -> None:
+        """Lets those go who are to be told that the server stops."""
+        self._left.set()
 
     def _unary(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
         async def call(encoded: bytes, context: Context) -> bytes:
             call = self._call(service, method, client, context)
-            return await _end(call, context, self._answer(method, encoded, call, context))
+            return await self._end(call, context, self._answer(method, encoded, call, context))
 
         return grpc.unary_unary_rpc_method_handler(call)
 
     def _stream(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
         async def call(requests: AsyncIterator[bytes], context: Context) -> None:
             whole = self._call(service, method, client, context)
-            await _end(whole, context, self._run_stream(method, requests, whole, context))
+            await self._end(whole, context, self._run_stream(method, requests, whole, context))
 
         return grpc.stream_stream_rpc_method_handler(call)
+
+    async def _end(self, call: Call, context: Context, work: Awaitable[Result]) -> Result:
+        """Awaits the work of a call, tells its caller of the error that it may end with, and ends its span."""
+        code = grpc.StatusCode.INTERNAL
+        try:
+            result = await work
+            code = grpc.StatusCode.OK
+            return result
+        except RequestError as error:
+            code = STATUS[type(error)]
+            if self._leaving and isinstance(error, Stopping):
+                await self._left.wait()
+            await _abort(context, error)
+            raise
+        except asyncio.CancelledError:
+            code = _code_of_cancelled(call)
+            raise
+        finally:
+            if call.span is not None:
+                call.span.end(code)
 
     def _call(self, service: str, method: Method[Any], client: Client | None, context: Context) -> Call:
         span = None
@@ -276,25 +307,6 @@ def _log_call(method: str, code: grpc.StatusCode, call: Call, context: Context, 
     }
     line = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
     log_event(log, logging.DEBUG, "call", f"call {line}", **fields)
-
-
-async def _end(call: Call, context: Context, work: Awaitable[Result]) -> Result:
-    """Awaits the work of a call, tells its caller of the error that it may end with, and ends its span."""
-    code = grpc.StatusCode.INTERNAL
-    try:
-        result = await work
-        code = grpc.StatusCode.OK
-        return result
-    except RequestError as error:
-        code = STATUS[type(error)]
-        await _abort(context, error)
-        raise
-    except asyncio.CancelledError:
-        code = _code_of_cancelled(call)
-        raise
-    finally:
-        if call.span is not None:
-            call.span.end(code)
 
 
 async def _abort(context: Context, error: RequestError) -> None:

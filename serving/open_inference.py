@@ -216,6 +216,8 @@ class OpenInference:
 
     async def _infer(self, request: pb.ModelInferRequest, call: Call, response: pb.ModelInferResponse) -> None:
         """Fills in the answer to one request."""
+        if "sequence_id" in request.parameters:
+            raise Unsupported("there are no sequences here: every request stands for itself")
         pixels = tensors.images(request)
         wanted = tensors.wanted(request)
         raw = bool(request.raw_input_contents)

@@ -51,11 +51,11 @@ class Routing(BaseModel):
         """What a routing.toml says. Raises RoutingError."""
         try:
             return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise RoutingError(str(error)) from None
         except ValidationError as error:
             mistakes = [f"{'.'.join(map(str, wrong['loc'])) or 'roles'}: {wrong['msg']}" for wrong in error.errors()]
             raise RoutingError("; ".join(mistakes)) from None
+        except (ValueError, RecursionError) as error:  # tomllib raises more than its own for absurd nesting and numbers
+            raise RoutingError(str(error)) from None
 
     @model_validator(mode="after")
     def _one_role_each(self) -> Self:

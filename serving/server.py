@@ -39,6 +39,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # How long new calls are refused before the port is closed, so that callers who go on calling hear of it.
 _REFUSING_SECONDS = 0.2
 
+# How long gRPC takes to tell its connections that no more calls are taken on them.
+_CLOSING_SECONDS = 0.05
+
 # How long the last answers may take to be written; health watches, which never end, are cut off after it.
 _WRITING_SECONDS = 0.5
 
@@ -163,11 +166,14 @@ class Server:
         end = time.monotonic() + grace_seconds
         for task in self._background:
             task.cancel()
-        self._edge.stop_streams()
+        self._edge.leave()
         stuck = await self.repository.close(grace_seconds)
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
-        await self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic())))
+        closing = asyncio.create_task(self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic()))))
+        await asyncio.sleep(_CLOSING_SECONDS)
+        self._edge.left()
+        await closing
         if self._access:
             self._access.close()
         if self._http:

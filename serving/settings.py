@@ -32,7 +32,9 @@ GROUPS = {
 class Settings(BaseSettings):
     """What a server is told. sources.py reads it from flags, the environment and a file; it reads none of them itself."""
 
-    model_config = SettingsConfigDict(env_prefix="DIGITS_", env_ignore_empty=True, frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DIGITS_", env_ignore_empty=True, frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     config: Path | None = Field(
         None, description="TOML file with settings, such as `grpc_port = 8001`; flags and the environment go before it."
@@ -54,7 +56,8 @@ class Settings(BaseSettings):
     default_model: str = Field("digits", min_length=1, description="Name of the model for requests that name none.")
     poll_seconds: float = Field(
         2.0,
-        gt=0,
+        ge=0.01,
+        le=86_400,
         description="How often to look for new versions and changed files; what rests from one look to the next is taken.",
     )
     model_control: bool = Field(
@@ -78,16 +81,21 @@ class Settings(BaseSettings):
     keepalive_seconds: float = Field(
         30.0,
         ge=0.001,
+        le=86_400,
         description="Silence after which a client is asked for a sign of life; after as much again it is cut off.",
     )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
+        le=2_000_000,
         description="Age at which connections close, so that clients find new servers; give or take a tenth; 0: never. "
         "No call is lost.",
     )
     max_connection_age_grace_seconds: float = Field(
-        60.0, ge=0, description="How long calls and streams on a connection past its age may go on; then they are cut off."
+        60.0,
+        ge=0,
+        le=2_000_000,
+        description="How long calls and streams on a connection past its age may go on; then they are cut off.",
     )
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
@@ -95,21 +103,27 @@ class Settings(BaseSettings):
     workers: int = Field(
         default_factory=usable_cores,
         ge=1,
+        le=1024,
         description="Processes that share the port, each new connection going to one of them. Each loads every model; with "
         "more than 1, a supervisor restarts those that die.",
     )
     instances: int = Field(
         default_factory=lambda: min(_CORES_OF_A_CONNECTION, usable_cores()),
         ge=1,
+        le=1024,
         description="Runs of a model at the same time in each worker, one core each: two where the CPU quota allows, so "
         "that a client with one connection, which is one worker's, has two cores. Few workers on many cores want more.",
     )
     max_batch_size: int = Field(
-        128, ge=1, description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer."
+        128,
+        ge=1,
+        le=1_000_000,
+        description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer.",
     )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
+        le=60_000,
         description="How long a run waits to fill up, milliseconds; anything above 0 slows calls when load is low.",
     )
     max_images_per_request: int = Field(
@@ -118,6 +132,7 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         20_000,
         ge=1,
+        le=100_000_000,
         description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED; and calls that wait to be begun.",
     )
     max_streams: int = Field(
@@ -131,10 +146,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         3.0,
         ge=0,
+        le=86_400,
         description="On SIGTERM, how long to go on answering while load balancers learn that this server is leaving.",
     )
     grace_seconds: float = Field(
-        10.0, ge=0, description="After the drain, how long the calls in flight may take; those that take longer are cut off."
+        10.0,
+        ge=0,
+        le=86_400,
+        description="After the drain, how long the calls in flight may take; those that take longer are cut off.",
     )
 
     @classmethod

@@ -121,7 +121,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise SettingsError([f"{path}: not UTF-8 text"]) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib raises more than its own for absurd nesting and numbers
         raise SettingsError([f"{path}: not TOML: {error}"]) from error
 
 

@@ -1,6 +1,7 @@
 """Model versions on disk: MODELS/NAME/VERSION/model.onnx, VERSION a whole number, and MODELS/NAME/routing.toml."""
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,15 +59,22 @@ def absent(models: Path, name: str) -> RepositoryError:
 def scan(models: Path) -> dict[str, OnDisk]:
     """What there is of each model, by its name; models without a version are left out. Raises RepositoryError."""
     try:
-        directories = sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
+        directories = sorted(path for path in models.iterdir() if path.is_dir() and _is_name(path.name))
         found = {directory.name: OnDisk(_versions(directory), *_routing(directory)) for directory in directories}
     except OSError as error:
         raise RepositoryError(f"{models} cannot be read: {error.strerror}") from error
     return {name: model for name, model in found.items() if model.versions}
 
 
+def _is_name(name: str) -> bool:
+    """Whether a directory can be called a model: not what is hidden, nor what no message or metric could say."""
+    return not name.startswith(".") and name.isprintable() and name == name.encode("utf-8", "replace").decode()
+
+
 def _versions(directory: Path) -> dict[int, ModelVersion]:
-    versions = {}
+    versions: dict[int, ModelVersion] = {}
+    if not os.access(directory, os.R_OK | os.X_OK):  # which must not keep the other models from being seen
+        return versions
     for file in directory.glob("*/model.onnx"):
         number = file.parent.name
         if not (number.isascii() and number.isdecimal() and number == str(int(number))):

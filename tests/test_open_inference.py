@@ -169,11 +169,16 @@ async def test_a_generous_timeout_and_unknown_parameters_change_nothing(
     parameters = {
         "timeout": pb.InferParameter(uint64_param=2**64 - 1),
         "priority": pb.InferParameter(uint64_param=1),
-        "sequence_id": pb.InferParameter(int64_param=7),
         "mine": pb.InferParameter(bool_param=True),
     }
     assert await infer(stub, ask(images[:1], raw=raw, parameters=parameters))
     assert await infer(stub, ask(images[:1], raw=raw, parameters={"timeout": pb.InferParameter(int64_param=0)}))
+
+
+async def test_a_request_of_a_sequence_is_told_that_there_are_none(stub: GRPCInferenceServiceStub, images: Images) -> None:
+    parameters = {"sequence_id": pb.InferParameter(int64_param=7), "sequence_start": pb.InferParameter(bool_param=True)}
+    error = await refused(infer(stub, ask(images[:1], parameters=parameters)))
+    assert error.code() is CODE.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize(

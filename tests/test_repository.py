@@ -1,4 +1,5 @@
 import asyncio
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -262,6 +263,8 @@ async def test_a_canary_becomes_stable_without_being_loaded_again(start_server: 
         ("[shadow]\nversion = 2", "beside a canary or a shadow, stable must be named"),
         ("canry = 3", "canry: Extra inputs are not permitted"),
         ("stable =", "Invalid value (at end of document)"),
+        ("stable = " + "1" * 5000, "Exceeds the limit"),
+        ("x = " + "[" * 20_000, "recursion"),
     ],
 )
 async def test_a_routing_that_cannot_be_followed_is_told_and_the_one_before_stays(
@@ -453,3 +456,17 @@ async def test_a_version_written_anew_is_told_as_it_is_now(start_server: StartSe
     onnx.save(model, file)
     await until(server.metrics.registry, "digits_model_info", 1, recipe="another")
     assert value(server.metrics.registry, "digits_model_info") == 1
+
+
+async def test_a_directory_that_is_no_name_or_cannot_be_read_keeps_nobody_from_serving(
+    start_server: StartServer, images: Images, tmp_path: Path
+) -> None:
+    publish(tmp_path, 1)
+    unspeakable = os.fsencode(tmp_path) + b"/\xff\xfe"
+    shutil.copytree(tmp_path / "digits", os.fsdecode(unspeakable))
+    publish(tmp_path, 1, "other")
+    (tmp_path / "other" / "routing.toml").mkdir()
+    server = await start_server(None, models=tmp_path)
+    assert index(server) == {("digits", "1"): ("READY", "stable"), ("other", "1"): ("UNAVAILABLE", "it has no role")}
+    assert len(await answers(server, images[:1])) == 1
+    assert value(server.metrics.registry, "digits_model_refused", model="other", reason="routing") == 1

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import re
 import signal
@@ -59,6 +60,32 @@ async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(
     status, log = await asyncio.to_thread(process.end)
     assert status == 0
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
+
+
+async def test_callers_who_go_on_calling_at_once_hear_unavailable_until_the_port_is_closed(
+    process: Service, images: Images
+) -> None:
+    ended: set[grpc.StatusCode] = set()
+
+    async def call_on(stub: DigitServiceStub) -> None:
+        while process.process.poll() is None:
+            try:
+                await stub.Recognize(pb.RecognizeRequest(image=images[0].tobytes()), timeout=TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                ended.add(error.code())
+
+    async with contextlib.AsyncExitStack() as open_channels:
+        callers = []
+        for _ in range(12):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = await open_channels.enter_async_context(grpc.aio.insecure_channel(process.address, options))
+            callers.append(asyncio.create_task(call_on(DigitServiceStub(channel))))
+        async with asyncio.timeout(TIMEOUT):
+            while process.scrape("digits_requests_total", code="OK") < 200:
+                await asyncio.sleep(0.01)
+        process.process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*callers)
+    assert ended == {grpc.StatusCode.UNAVAILABLE}
 
 
 async def test_a_burst_of_thousands_of_calls_is_answered_in_full(process: Service, images: Images) -> None:
