@@ -112,8 +112,8 @@ class Edge(grpc.GenericRpcHandler):
         self._max_streams = max_streams
         self._max_in_flight_per_stream = max_in_flight_per_stream
         self._streams: set[Stream] = set()
-        self._leaving = False
-        self._left = asyncio.Event()
+        self._holding = False
+        self._closed = asyncio.Event()
 
     def add(self, service: str, methods: Iterable[Method[Any]]) -> None:
         """Has the methods of a service called."""
@@ -138,19 +138,22 @@ class Edge(grpc.GenericRpcHandler):
                 return self._refusal(found.name if found else "unknown", error)
         return found.handlers(client) if found else None
 
-    def leave(self) -> None:
-        """Ends every stream with UNAVAILABLE, once it has the answers that are on their way.
-
-        From here, those who are told that the server stops hear of it only when it has `left`. A caller who calls again at
-        once would otherwise have his next call on its way when the port closes, which gRPC ends as CANCELLED.
-        """
-        self._leaving = True
+    def stop_streams(self) -> None:
+        """Ends every stream with UNAVAILABLE, once it has the answers that are on their way."""
         for stream in self._streams:
             stream.stop()
 
-    def left(self) -> None:
-        """Lets those go who are to be told that the server stops."""
-        self._left.set()
+    def hold_refusals(self) -> None:
+        """From here, those who are to be told that the server stops hear of it only once it has `closed`.
+
+        A caller who calls again at once would otherwise have his next call on its way when the port closes, which gRPC ends
+        as CANCELLED.
+        """
+        self._holding = True
+
+    def closed(self) -> None:
+        """Tells those who were held."""
+        self._closed.set()
 
     def _unary(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
         async def call(encoded: bytes, context: Context) -> bytes:
@@ -175,8 +178,8 @@ class Edge(grpc.GenericRpcHandler):
             return result
         except RequestError as error:
             code = STATUS[type(error)]
-            if self._leaving and isinstance(error, Stopping):
-                await self._left.wait()
+            if self._holding and isinstance(error, Stopping):
+                await self._closed.wait()
             await _abort(context, error)
             raise
         except asyncio.CancelledError:

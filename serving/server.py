@@ -166,13 +166,14 @@ class Server:
         end = time.monotonic() + grace_seconds
         for task in self._background:
             task.cancel()
-        self._edge.leave()
+        self._edge.stop_streams()
         stuck = await self.repository.close(grace_seconds)
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
+        self._edge.hold_refusals()
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
         closing = asyncio.create_task(self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic()))))
         await asyncio.sleep(_CLOSING_SECONDS)
-        self._edge.left()
+        self._edge.closed()
         await closing
         if self._access:
             self._access.close()
