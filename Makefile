@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SECONDS ?= 30
 MINUTES ?= 10
-RECIPE ?= convnet-affine
+RECIPE ?= flagship
 IMAGE ?= postal-digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
@@ -33,7 +33,7 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 	@exec $(BIN)/digits serve $(if $(wildcard models/digits/*/model.onnx),--models models) \
 		$(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
 
-train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=convnet-affine DIGITS_DATA=mnist.npz]
+train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --models models
 
 test: .venv/.everything ## run all the tests

@@ -32,9 +32,20 @@ def _parser() -> argparse.ArgumentParser:
         help="an mnist.npz as Keras ships it (default: $DIGITS_DATA, else Keras' cache, else a download)",
     )
 
+    writers = argparse.ArgumentParser(add_help=False)
+    writers.add_argument(
+        "--writers",
+        type=Path,
+        default=os.environ.get("DIGITS_WRITERS") or None,
+        help="an npz file whose `train` numbers the writer of each training image: then images are held out by writer "
+        "(default: $DIGITS_WRITERS, else at random)",
+    )
+
     actions.add_parser("list", help="the recipes: parameters, epochs, source")
 
-    run = actions.add_parser("run", parents=[data], help="train a recipe, export and verify it, leave a new model version")
+    run = actions.add_parser(
+        "run", parents=[data, writers], help="train a recipe, export and verify it, leave a new model version"
+    )
     run.add_argument("recipe", help="a name from `digits-train list`")
     run.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     run.add_argument("--epochs", type=_positive, help="passes over the training images (default: the recipe's own)")
@@ -42,8 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--models",
         type=Path,
         default=Path("models"),
-        help="model repository; the version goes to MODELS/digits/VERSION (default: %(default)s)",
+        help="model repository; the version goes to MODELS/NAME/VERSION (default: %(default)s)",
     )
+    run.add_argument("--name", default="digits", help="the model's name in the repository (default: %(default)s)")
+    run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard's logs there")
 
     verify = actions.add_parser(
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"

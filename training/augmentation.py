@@ -1,41 +1,48 @@
-"""Random distortions of training images: new handwriting at every epoch, and no part of an exported model."""
+"""Random distortions of training images: new handwriting at every epoch, and no part of an exported model.
+
+Each layer takes images (N, 28, 28, 1) float32, 0 paper to 255 ink, draws anew for every image, and works while training
+only: at inference it hands its input through. Blur, erasing and inversion are Keras' own layers (`recipes.py`).
+"""
 
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 
-class RandomAffine(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Rotates, shears, scales and shifts each image by its own random amounts, resampling it once.
+class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """Rotates, shears, scales, shifts and bends each image, resampling it once.
 
-    Keras' RandomRotation, RandomShear, RandomZoom and RandomTranslation resample one after the other, and four bilinear
-    passes blur a stroke that is three pixels wide; one combined matrix does not. Works while training only: at
-    inference it hands its input through.
+    Keras' RandomRotation, RandomShear, RandomZoom, RandomTranslation and RandomElasticTransform resample one after the
+    other, and five bilinear passes blur a stroke that is three pixels wide; one combined map does not.
 
     Args:
         rotation: largest turn either way, degrees.
         shear: largest slant either way, as horizontal shift per unit of height.
         zoom: largest change of size either way, as a share of the size; drawn apart for the two axes.
         shift: largest shift either way, pixels; drawn apart for the two axes.
+        bend: standard deviation of the displacements at the knots of a cubic B-spline, pixels (Simard et al. 2003
+            smoothed a displacement of each pixel instead); 0 leaves lines straight.
         seed: makes the draws repeatable.
-
-    Call it on images of shape (N, height, width, channels), float32, 0 for paper: what comes into view is paper.
     """
 
-    def __init__(self, rotation: float, shear: float, zoom: float, shift: float, seed: int):
+    KNOTS = 6  # a side: a bend is about as long as a stroke
+
+    def __init__(self, rotation: float, shear: float, zoom: float, shift: float, bend: float, seed: int):
         super().__init__()
         self.rotation = math.radians(rotation)
         self.shear = shear
         self.zoom = zoom
         self.shift = shift
+        self.bend = bend
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Distorts `images` while training."""
         if not training:
             return images
-        count, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+        count, size = ops.shape(images)[0], images.shape[1]
 
         def draw(limit: float) -> keras.KerasTensor:
             return keras.random.uniform((count,), -limit, limit, seed=self.seed_generator)
@@ -43,13 +50,103 @@ class RandomAffine(keras.layers.Layer):  # type: ignore[misc]  # keras ships no 
         turn, slant = draw(self.rotation), draw(self.shear)
         zoom_x, zoom_y = 1.0 + draw(self.zoom), 1.0 + draw(self.zoom)
         # Output pixel (x, y), measured from the centre, is read at input pixel M (x, y): M = rotation . shear . scale.
-        a0 = ops.cos(turn) * zoom_x
-        a1 = (ops.cos(turn) * slant - ops.sin(turn)) * zoom_y
-        b0 = ops.sin(turn) * zoom_x
-        b1 = (ops.sin(turn) * slant + ops.cos(turn)) * zoom_y
-        x, y = (width - 1) / 2, (height - 1) / 2
-        a2 = x - a0 * x - a1 * y + draw(self.shift)
-        b2 = y - b0 * x - b1 * y + draw(self.shift)
-        none = ops.zeros_like(a0)
-        matrices = ops.stack([a0, a1, a2, b0, b1, b2, none, none], axis=1)  # (N, 8), as affine_transform wants them
-        return ops.image.affine_transform(images, matrices, interpolation="bilinear", fill_mode="constant", fill_value=0.0)
+        matrices = ops.stack(
+            [
+                *(ops.cos(turn) * zoom_x, (ops.cos(turn) * slant - ops.sin(turn)) * zoom_y),
+                *(ops.sin(turn) * zoom_x, (ops.sin(turn) * slant + ops.cos(turn)) * zoom_y),
+            ],
+            axis=1,
+        )
+        axis = np.arange(size, dtype=np.float32) - (size - 1) / 2
+        grid = np.stack(np.meshgrid(axis, axis)).reshape(2, -1)  # (2, size * size): x, y
+        points = ops.reshape(ops.matmul(ops.reshape(matrices, (-1, 2, 2)), grid), (-1, 2, size, size))
+        points = points + ops.stack([draw(self.shift), draw(self.shift)], axis=1)[:, :, None, None]
+        if self.bend:
+            knots = keras.random.normal((count, 2, self.KNOTS, self.KNOTS), stddev=self.bend, seed=self.seed_generator)
+            spline = _cubic_spline(self.KNOTS, size)
+            points = points + ops.matmul(ops.matmul(spline, knots), spline.T)
+        return _sample(images, points + (size - 1) / 2)
+
+
+class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """Draws each image with a broader or a finer pen.
+
+    Blends an image with its grey dilation or erosion by a plus-shaped neighbourhood of one pixel: at most one pixel comes
+    or goes on each side of a stroke.
+
+    Args:
+        broader: largest weight of the dilated image, 0 to 1.
+        finer: largest weight of the eroded image, 0 to 1; 1 wipes out strokes of two pixels.
+        seed: makes the draws repeatable.
+    """
+
+    def __init__(self, broader: float, finer: float, seed: int):
+        super().__init__()
+        self.broader = broader
+        self.finer = finer
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
+        """Changes the pen while training."""
+        if not training:
+            return images
+        weight = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), -self.finer, self.broader, seed=self.seed_generator)
+        change = ops.where(weight > 0, _dilate(images) - images, images + _dilate(-images))
+        return images + weight * change
+
+
+class RandomNoise(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """Adds Gaussian noise to a share of the images, each with its own strength.
+
+    Args:
+        factor: share of the images.
+        limit: largest standard deviation, grey levels.
+        seed: makes the draws repeatable.
+    """
+
+    def __init__(self, factor: float, limit: float, seed: int):
+        super().__init__()
+        self.factor = factor
+        self.limit = limit
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
+        """Adds noise while training."""
+        if not training:
+            return images
+        each = (ops.shape(images)[0], 1, 1, 1)
+        chosen = keras.random.uniform(each, seed=self.seed_generator) < self.factor
+        strength = keras.random.uniform(each, 0, self.limit, seed=self.seed_generator) * ops.cast(chosen, "float32")
+        noisy = images + strength * keras.random.normal(ops.shape(images), seed=self.seed_generator)
+        return ops.clip(noisy, 0.0, 255.0)
+
+
+def _cubic_spline(knots: int, size: int) -> np.ndarray:
+    """Weights, (size, knots) float32, of a uniform cubic B-spline's knots at each pixel of an axis."""
+    distance = np.abs(np.linspace(0, knots - 1, size)[:, None] - np.arange(knots))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.maximum(2 - distance, 0) ** 3 / 6
+    return np.where(distance < 1, near, far).astype(np.float32)
+
+
+def _sample(images: keras.KerasTensor, points: keras.KerasTensor) -> keras.KerasTensor:
+    """Reads `images` at `points` (N, 2, height, width): x and y in pixels, bilinearly; outside of them is paper."""
+    count, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+    padded = ops.reshape(ops.pad(images[..., 0], ((0, 0), (1, 1), (1, 1))), (-1,))
+    row = width + 2
+    x = ops.clip(points[:, 0] + 1, 0.0, width + 0.999)
+    y = ops.clip(points[:, 1] + 1, 0.0, height + 0.999)
+    left, top = ops.floor(x), ops.floor(y)
+    x, y = x - left, y - top
+    first = ops.reshape(ops.arange(count) * (row * (height + 2)), (-1, 1, 1))
+    corner = first + ops.cast(top, "int32") * row + ops.cast(left, "int32")
+    above = ops.take(padded, corner) * (1 - x) + ops.take(padded, corner + 1) * x
+    below = ops.take(padded, corner + row) * (1 - x) + ops.take(padded, corner + row + 1) * x
+    return (above * (1 - y) + below * y)[..., None]
+
+
+def _dilate(images: keras.KerasTensor) -> keras.KerasTensor:
+    """Each pixel becomes the greatest of itself and its four neighbours."""
+    return ops.maximum(
+        ops.max_pool(images, (3, 1), strides=1, padding="same"), ops.max_pool(images, (1, 3), strides=1, padding="same")
+    )

@@ -21,6 +21,9 @@ def carry_out(options: argparse.Namespace) -> int:
     except (DatasetError, ExportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("digits-train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        return 130
 
 
 def list_recipes(options: argparse.Namespace) -> int:
@@ -37,8 +40,9 @@ def run_recipe(options: argparse.Namespace) -> int:
         print(f"digits-train: no recipe {options.recipe!r}; there are: {', '.join(RECIPES)}", file=sys.stderr)
         return 2
     recipe = RECIPES[options.recipe]
-    dataset = load_mnist(options.data)
-    published = pipeline.run(recipe, dataset, options.seed, options.epochs or recipe.epochs, options.models / "digits")
+    dataset = load_mnist(options.data, options.writers)
+    directory, epochs = options.models / options.name, options.epochs or recipe.epochs
+    published = pipeline.run(recipe, dataset, options.seed, epochs, directory, options.tensorboard)
     print(f"published  {published}")
     return 0
 

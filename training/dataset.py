@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -30,36 +31,56 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Examples":
+        return Examples(self.images[chosen], self.labels[chosen])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples to learn from, examples to be judged on once, and the SHA-256 of the file that they came in."""
+    """Examples to learn from, and examples to be judged on once.
+
+    Attributes:
+        train: what to learn from, and to hold out from.
+        test: what to be judged on.
+        sha256: of the file that they came in.
+        writers: (N,), a number for each writer of `train`'s images; None where nobody knows them.
+    """
 
     train: Examples
     test: Examples
     sha256: str
+    writers: np.ndarray | None = None
 
 
-def load_mnist(path: Path | None = None) -> Dataset:
+def load_mnist(path: Path | None = None, writers: Path | None = None) -> Dataset:
     """Reads MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     Args:
         path: an `mnist.npz` as Keras ships it; None takes the one in Keras' cache, downloading it there when missing.
+        writers: an npz file whose array `train`, (60000,) integers, tells the training images' writers apart. MNIST itself
+            does not name them; QMNIST (Yadav & Bottou 2019, arXiv 1905.10498) found them again.
 
     Raises:
-        DatasetError: there is no such file, it can't be downloaded, or its SHA-256 is not MNIST's.
+        DatasetError: a file can't be read or downloaded, its SHA-256 is not MNIST's, or it does not hold the writers.
 
     Source: LeCun, Cortes and Burges, as packed by keras.datasets.mnist (CC BY-SA 3.0).
     """
-    if path is None:
-        try:
-            train, test = keras.datasets.mnist.load_data()  # checks the same SHA-256, of a cached file too
-        except Exception as error:  # Keras wraps every network failure in a bare Exception
-            raise DatasetError(
-                f"MNIST is not in Keras' cache and could not be downloaded ({error}). Copy mnist.npz from a machine that "
-                "has it to ~/.keras/datasets/, or name the copy with --data PATH or DIGITS_DATA=PATH."
-            ) from error
-        return Dataset(Examples(*train), Examples(*test), MNIST_SHA256)
+    dataset = _download() if path is None else _read(path)
+    return dataset if writers is None else replace(dataset, writers=_read_writers(writers))
+
+
+def _download() -> Dataset:
+    try:
+        train, test = keras.datasets.mnist.load_data()  # checks the same SHA-256, of a cached file too
+    except Exception as error:  # Keras wraps every network failure in a bare Exception
+        raise DatasetError(
+            f"MNIST is not in Keras' cache and could not be downloaded ({error}). Copy mnist.npz from a machine that "
+            "has it to ~/.keras/datasets/, or name the copy with --data PATH or DIGITS_DATA=PATH."
+        ) from error
+    return Dataset(Examples(*train), Examples(*test), MNIST_SHA256)
+
+
+def _read(path: Path) -> Dataset:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -74,11 +95,38 @@ def load_mnist(path: Path | None = None) -> Dataset:
         return Dataset(Examples(arrays["x_train"], arrays["y_train"]), Examples(arrays["x_test"], arrays["y_test"]), sha256)
 
 
-def hold_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
-    """Splits `examples` at random into all but `count` of them, and the `count` that fitting never sees."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    kept, held = np.split(order, [len(examples) - count])
-    return (
-        Examples(examples.images[kept], examples.labels[kept]),
-        Examples(examples.images[held], examples.labels[held]),
-    )
+def _read_writers(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            writers: np.ndarray = arrays["train"]
+    except OSError as error:
+        raise DatasetError(f"cannot read the writers from {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} does not hold the writers of MNIST's training images: {error}") from error
+    if writers.shape != (60_000,) or writers.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{path} does not hold the writers of MNIST's training images: `train` is {writers.dtype} {writers.shape}, "
+            "not integers (60000,)"
+        )
+    return writers
+
+
+def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Examples]:
+    """Splits the training images into those to learn from and `count` that fitting never sees.
+
+    Where the writers are known, the two share none: whole writers are drawn until `count` images are there, and what the
+    last of them wrote beyond it is left out of both. Otherwise the split is random, and somebody who wrote an image in one
+    part wrote more in the other.
+    """
+    examples, random = dataset.train, np.random.default_rng(seed)
+    if count == 0:
+        return examples, examples[:0]
+    if dataset.writers is None:
+        kept, held = np.split(random.permutation(len(examples)), [len(examples) - count])
+    else:
+        writers, of_image = np.unique(dataset.writers, return_inverse=True)
+        drawn = random.permutation(len(writers))[of_image]  # (N,): when the image's writer is drawn
+        order = np.argsort(drawn, kind="stable")
+        held = order[:count]
+        kept = order[count:][drawn[order[count:]] > drawn[held[-1]]]
+    return examples[kept], examples[held]

@@ -25,7 +25,7 @@ def require_exportable() -> None:
 
 
 def export(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Turns `network` (float32 images 0 to 1 in, logits out) into an ONNX model that meets the contract.
+    """Turns `network` (float32 pixels 0 to 255 in, logits out) into an ONNX model that meets the contract.
 
     Raises:
         ExportError: as `require_exportable` does.
@@ -34,11 +34,11 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
     import tensorflow as tf  # only here: everything else in `training` runs on any Keras backend
     import tf2onnx
 
-    bytes_network = _on_bytes(network)
+    folded = _folded(network)
 
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = ops.reshape(ops.cast(images, "float32"), (-1, 28, 28, 1))
-        logits = bytes_network(pixels, training=False)
+        logits = folded(pixels, training=False)
         return {"logits": logits, "probabilities": ops.softmax(logits / temperature)}
 
     signature = [tf.TensorSpec((None, 28, 28), tf.uint8, name="images")]
@@ -52,20 +52,26 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
     return model
 
 
-def _on_bytes(network: keras.Sequential) -> keras.Sequential:
-    """The same network for pixels of 0 to 255, in a form that converts to few nodes.
+def _folded(network: keras.Sequential) -> keras.Sequential:
+    """The same network in a form that converts to few nodes.
 
-    The scaling goes into the first weights (a convolution and a dense layer are both linear), and Flatten becomes a
-    reshape to a size known beforehand: as Keras writes it, ONNX would work the batch size out anew in each run.
+    The scaling of the pixels goes into the first weights (a convolution and a dense layer are both linear), and Flatten
+    becomes a reshape to a size known beforehand: as Keras writes it, ONNX would work the batch size out anew in each run.
     """
 
     def clone(layer: keras.Layer) -> keras.Layer:
-        return _Reshape(layer) if isinstance(layer, keras.layers.Flatten) else layer.from_config(layer.get_config())
+        if isinstance(layer, keras.layers.Flatten):
+            return _Reshape(layer)
+        if isinstance(layer, keras.layers.Rescaling):
+            return keras.layers.Identity()
+        return layer.from_config(layer.get_config())
 
     twin = keras.models.clone_model(network, clone_function=clone)
     twin.set_weights(network.get_weights())
     first = next(layer for layer in twin.layers if layer.weights)
-    first.kernel.assign(first.kernel / np.float32(255))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Rescaling):
+            first.kernel.assign(first.kernel * np.float32(layer.scale))
     return twin
 
 

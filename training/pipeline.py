@@ -26,8 +26,10 @@ from training.verify import Exported, verify
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
 
 
-def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path) -> Path:
+def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
     """Trains, calibrates, evaluates, exports and verifies `recipe`, then publishes it as a new version.
+
+    A run that was cut off left a checkpoint, `.RECIPE-SEED-EPOCHS.npz`, in `model_directory`: the same run goes on from it.
 
     The version is the UTC time of its publication, YYYYMMDDhhmmss, or one more than the highest that there is: it always
     grows. Its directory appears in `model_directory` whole, and only when verification has passed:
@@ -47,23 +49,28 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     """
     require_exportable()
     model_directory.mkdir(parents=True, exist_ok=True)
+    checkpoint = model_directory / f".{recipe.name}-seed{seed}-epochs{epochs}.npz"
     with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:
         draft = Path(scratch) / "version"
         draft.mkdir()
-        record = _make(recipe, dataset, seed, epochs, draft)
+        record = _make(recipe, dataset, seed, epochs, draft, checkpoint, logs)
         (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         (draft / "MODEL_CARD.md").write_text(model_card(record, recipe.source))
         published = model_directory / str(_next_version(model_directory))
         draft.rename(published)
+    checkpoint.unlink(missing_ok=True)
     return published
 
 
-def _make(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, directory: Path) -> dict[str, Any]:
+def _make(
+    recipe: Recipe, dataset: Dataset, seed: int, epochs: int, directory: Path, checkpoint: Path, logs: Path | None
+) -> dict[str, Any]:
     """Walks the road from the data to a verified model.onnx in `directory`; returns the run record."""
     created, commit = datetime.now(UTC), _commit()
-    train, validation = hold_out(dataset.train, recipe.validation_images, seed)
+    train, validation = hold_out(dataset, recipe.validation_images, seed)
+    train = train[: recipe.training_images]
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
-    fitted = fit(recipe, train, validation, seed, epochs)
+    fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
 
     temperature, validated = 1.0, None
     if recipe.validation_images:
@@ -79,11 +86,12 @@ def _make(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, directory: P
         "recipe": recipe.name,
         "parameters": fitted.network.count_params(),
         "seed": seed,
-        "epochs": epochs,
+        "epochs": len(fitted.history["loss"]),
         "batch_size": recipe.batch_size,
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
         "validation_images": len(validation),
+        "validation_writers": "unknown" if dataset.writers is None else "other",
         "temperature": temperature,
         "validation": validated and asdict(validated),
         "test": asdict(tested),

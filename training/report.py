@@ -11,8 +11,9 @@ def model_card(record: dict[str, Any], source: str) -> str:
     test, verification = record["test"], record["verification"]
     low, high = test["interval"]
     worst = max(range(10), key=lambda digit: _errors(test["confusion"], digit))
+    held_out = "of other writers" if record["validation_writers"] == "other" else "held out at random"
     calibration = (
-        f"temperature {record['temperature']:.4f}, fitted on {record['validation_images']:,} training images held out at random"
+        f"temperature {record['temperature']:.4f}, fitted on {record['validation_images']:,} training images {held_out}"
         if record["validation_images"]
         else "none: the recipe holds no images out, so take confidences as rough"
     )
