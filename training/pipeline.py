@@ -25,7 +25,7 @@ from training.report import model_card
 from training.verify import Exported, verify
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
-LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
+LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
 
 def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
