@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
     )
     verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
+
+    report = actions.add_parser(
+        "report",
+        parents=[data],
+        help="measure a version's robustness and a second source, write them to its run.json and MODEL_CARD.md, and a page, "
+        "report.html",
+    )
+    report.add_argument("version", type=Path, help="a version's directory, as `digits-train run` leaves it")
     return parser
 
 

@@ -10,15 +10,16 @@ from training.dataset import DatasetError, load_mnist
 from training.evaluate import evaluate
 from training.export import ExportError
 from training.recipes import RECIPES
+from training.report import ReportError, report
 from training.verify import Exported, VerificationError, verify
 
 
 def carry_out(options: argparse.Namespace) -> int:
     """Does what the command line asked for; returns the exit status."""
-    action = {"list": list_recipes, "run": run_recipe, "verify": verify_version}[options.action]
+    action = {"list": list_recipes, "run": run_recipe, "verify": verify_version, "report": report_version}[options.action]
     try:
         return action(options)
-    except (DatasetError, ExportError, VerificationError, OSError) as error:
+    except (DatasetError, ExportError, ReportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -61,4 +62,10 @@ def verify_version(options: argparse.Namespace) -> int:
     if evaluation.accuracy != stated:
         raise VerificationError(f"{exported.path} says of itself that its test accuracy is {stated}")
     print(verify(exported, network, temperature, test.images))
+    return 0
+
+
+def report_version(options: argparse.Namespace) -> int:
+    """Measures a version's robustness, and writes its model card and its page anew."""
+    print(f"report     {report(options.version, load_mnist(options.data))}")
     return 0

@@ -69,9 +69,9 @@ def svg(figure: Figure, name: str) -> str:
     drawn = drawn[drawn.index("<svg") :]  # without the XML prologue, which a page can't have in its middle
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn)
-    drawn = re.sub(r'<g id="\w+">', "<g>", drawn)  # "axes_1" is in every figure
+    drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)  # "axes_1" is in every figure
     drawn = drawn.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit")
-    return drawn.replace(INK, "currentColor")
+    return drawn.replace(INK, "currentColor").replace(GRID, f"var(--grid, {GRID})")
 
 
 @styled
@@ -101,7 +101,7 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def confusion(counts: Sequence[Sequence[int]], title: str = "") -> Figure:
-    """Images by true digit (row) and digit read (column): the errors in orange, darker where there are more."""
+    """Images by true digit (row) and digit read (column): the errors in orange, stronger where there are more."""
     table = np.asarray(counts)
     errors = table - np.diag(np.diag(table))
     shade = np.sqrt(errors / max(errors.max(), 1)) * 0.75
@@ -124,31 +124,27 @@ def confusion(counts: Sequence[Sequence[int]], title: str = "") -> Figure:
 
 
 @styled
-def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], bands: int = 15) -> Figure:
+def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """How often answers of a confidence are right, with 95 % intervals, above how many there are of each.
 
     Args:
-        answers: by name, at most two: confidence, (N,) 0 to 1, and whether the answer was right, (N,) bool.
-        bands: equal parts that 0 to 1 is cut into; those without an answer are left out.
+        answers: by name, at most two; in equal bands of confidence from 0 to 1: count of images, their mean confidence,
+            their accuracy, as `evaluate.reliability` gives them.
     """
     figure = _figure(WIDTH, 4.6)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="as right as it is sure")
     looks = ((ORANGE, "s", -0.006), (BLUE, "o", 0.006))  # side by side, where one would hide the other
-    for (name, (confidence, right)), (colour, marker, aside) in zip(answers.items(), looks, strict=False):
-        band = np.minimum((confidence * bands).astype(int), bands - 1)
-        count = np.bincount(band, minlength=bands)
+    for (name, (count, confidence, accuracy)), (colour, marker, aside) in zip(answers.items(), looks, strict=False):
         there = count > 0
-        sure, share = (np.bincount(band, values, bands)[there] / count[there] for values in (confidence, right))
-        right_here = np.bincount(band, right, bands)[there]
-        low, high = np.transpose([wilson_interval(int(k), int(n)) for k, n in zip(right_here, count[there], strict=True)])
+        sure, share = confidence[there] + aside, accuracy[there]
+        trials = zip(np.rint(share * count[there]), count[there], strict=True)
+        low, high = np.transpose([wilson_interval(int(right), int(images)) for right, images in trials])
         spread = np.maximum([share - low, high - share], 0)
-        above.errorbar(
-            sure + aside, share, spread, color=colour, marker=marker, label=name, linestyle="", elinewidth=1, capsize=2
-        )
-        below.step(np.linspace(0, 1, bands + 1), np.append(count, count[-1]), where="post", color=colour, linewidth=1.2)
+        above.errorbar(sure, share, spread, color=colour, marker=marker, label=name, linestyle="", elinewidth=1, capsize=2)
+        below.stairs(count, np.linspace(0, 1, len(count) + 1), color=colour, linewidth=1.2)
     above.set(ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-    above.legend(loc="upper left")
+    above.legend(loc="lower right")
     below.set(xlabel="confidence", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.7)
     below.yaxis.set_major_formatter(FuncFormatter(lambda images, _: f"{images:,.0f}"))
@@ -156,32 +152,27 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], bands: int
 
 
 @styled
-def risk_coverage(
-    confidence: np.ndarray, right: np.ndarray, thresholds: Mapping[str, tuple[float, float]] | None = None
-) -> Figure:
+def risk_coverage(coverages: np.ndarray, risks: np.ndarray, marks: Mapping[str, tuple[float, float]]) -> Figure:
     """The error among the images accepted, against the share accepted, when the least sure are rejected first.
 
     Args:
-        confidence: (N,) 0 to 1.
-        right: (N,) bool, whether the answer was right.
-        thresholds: by the error they are certified for, "0.01": the share they accept, and the error among those.
+        coverages: (N,) shares accepted, ascending to 1.
+        risks: (N,) shares wrong among them.
+        marks: certified thresholds, by the error they are certified for, "0.01": the share they accept, and its error.
     """
-    order = np.argsort(-confidence, kind="stable")
-    accepted = np.arange(1, len(order) + 1)
-    risk = np.cumsum(~right[order]) / accepted
-    marks = thresholds or {}
-    bottom = 10 ** np.floor(np.log10(1 / len(order)))
+    wrong = risks > 0  # what has no error yet has no place on a log scale
+    bottom = 10 ** np.floor(np.log10(min([1e-3, *risks[wrong]])))
     start = min([0.9, *(coverage - 0.02 for coverage, _ in marks.values())])
     figure = _figure(WIDTH, 3.6)
     axes = figure.subplots()
-    seen = (accepted / len(order) >= start) & (risk > 0)
-    axes.plot(accepted[seen] / len(order), risk[seen], color=BLUE)
+    axes.plot(coverages[wrong], risks[wrong], color=BLUE)
     for target, (coverage, error) in marks.items():
-        axes.axhline(float(target), color=INK, linewidth=0.8, linestyle=":")
-        text = f"at most {_percent(float(target))}"
-        axes.text(start, float(target), text, ha="left", va="bottom", fontsize=8)
-        axes.plot(coverage, max(error, bottom), "o", color=ORANGE, markersize=6)
-        axes.plot([coverage, coverage], [max(error, bottom), float(target)], color=ORANGE, linewidth=1)
+        limit, found = float(target), max(error, bottom)
+        axes.axhline(limit, color=INK, linewidth=0.8, linestyle=":")
+        place = axes.get_yaxis_transform()  # across: a share of the width
+        axes.text(0.02, limit, f"at most {_percent(limit)}", transform=place, va="bottom", fontsize=8)
+        axes.plot([coverage, coverage], [found, limit], color=ORANGE, linewidth=1)
+        axes.plot(coverage, found, "o", color=ORANGE, markersize=6)
     axes.set(xlabel="share accepted", ylabel="error among the accepted", yscale="log", xlim=(start, 1 + (1 - start) / 50))
     axes.set_ylim(bottom=bottom)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: _percent(error)))

@@ -20,8 +20,8 @@ from training.dataset import Dataset, hold_out
 from training.evaluate import ERRORS, accept, evaluate, judge
 from training.export import export, require_exportable
 from training.fit import fit, logits
+from training.model_card import model_card
 from training.recipes import Recipe
-from training.report import model_card
 from training.verify import Exported, verify
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
@@ -57,7 +57,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         draft.mkdir()
         record = _make(recipe, dataset, seed, epochs, draft, checkpoint, logs)
         (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        (draft / "MODEL_CARD.md").write_text(model_card(record, recipe.source))
+        (draft / "MODEL_CARD.md").write_text(model_card(record))
         published = model_directory / str(_next_version(model_directory))
         draft.rename(published)
     checkpoint.unlink(missing_ok=True)
@@ -93,10 +93,13 @@ def _make(
 
     record: dict[str, Any] = {
         "recipe": recipe.name,
+        "source": recipe.source,
         "parameters": fitted.network.count_params(),
         "seed": seed,
         "epochs": len(fitted.history["loss"]),
         "batch_size": recipe.batch_size,
+        "optimiser": type(recipe.optimiser(1)).__name__,
+        "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
         "validation_images": len(validation),
