@@ -186,3 +186,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not come"
         time.sleep(0.02)
+
+
+def test_ctrl_c_ends_a_run_with_what_to_do_and_publishes_nothing(mnist_path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "run", "cnn6k", "--epochs", "200", "--models", str(tmp_path)]
+    command += ["--data", str(mnist_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        checkpoint = tmp_path / "digits" / ".cnn6k-seed0-epochs200.npz"
+        wait_for(checkpoint.exists)
+        run.send_signal(signal.SIGINT)
+        _, complaint = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "digits-train: interrupted; the same command goes on after the last whole epoch" in complaint
+    assert "Traceback" not in complaint
+    assert [file.name for file in (tmp_path / "digits").iterdir()] == [checkpoint.name]
