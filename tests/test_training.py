@@ -14,9 +14,7 @@ from tests.test_model import negate_logits
 from training import architectures, dataset, pipeline
 from training.__main__ import main
 from training.augmentation import RandomNoise, RandomStrokeWidth, RandomWarp
-from training.calibrate import fit_temperature, softmax
 from training.dataset import Dataset, DatasetError, Examples, hold_out, load_mnist
-from training.evaluate import evaluate, wilson_interval
 from training.export import export
 from training.recipes import RECIPES
 from training.verify import Exported, VerificationError, verify
@@ -175,29 +173,6 @@ def test_noise_falls_on_its_share_of_the_images_and_stays_grey() -> None:
     assert 60 < (strength > 0).sum() < 140
     assert 30 < strength.max() < 42
     assert (noisy.min() >= 0, noisy.max() <= 255) == (True, True)
-
-
-def test_the_temperature_undoes_an_overconfidence_of_three() -> None:
-    random = np.random.default_rng(1)
-    honest = random.normal(0, 1.5, (20_000, 10))
-    labels = np.array([random.choice(10, p=row) for row in softmax(honest, 1)])
-    assert fit_temperature(3 * honest, labels) == pytest.approx(3, rel=0.03)
-
-
-def test_wilson_interval_is_the_published_one() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
-def test_evaluation_counts_what_is_right_and_how_sure_it_was() -> None:
-    probabilities = np.full((4, 10), 0.02)
-    probabilities[[0, 1, 2, 3], [1, 1, 2, 3]] = 0.82
-    found = evaluate(probabilities, np.array([1, 7, 2, 3]))
-    assert found.accuracy == 0.75
-    assert (found.confusion[1][1], found.confusion[7][1], found.confusion[7][7]) == (1, 1, 0)
-    assert found.calibration_error == pytest.approx(0.82 - 0.75)
-    assert found.negative_log_likelihood == pytest.approx(-(3 * np.log(0.82) + np.log(0.02)) / 4)
 
 
 def test_an_export_is_lean_and_answers_as_keras_does(network: keras.Sequential, images: Images, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
                [ ........ recipes ......... ]
     [ ...................................... pipeline ...................................... ]
 
+`robustness` reads the test images damaged, and a second source of digits that `framing` frames as MNIST's makers did.
+
 A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
 from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are
 all that crosses to `serving`; neither package imports the other.

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import onnx
 
-from training.calibrate import fit_temperature, softmax
+from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, hold_out
-from training.evaluate import evaluate
+from training.evaluate import ERRORS, accept, evaluate, judge
 from training.export import export, require_exportable
 from training.fit import fit, logits
 from training.recipes import Recipe
 from training.report import model_card
 from training.verify import Exported, verify
 
-LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
+DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
+LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
 
 def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
@@ -73,14 +75,21 @@ def _make(
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
 
     temperature, validated = 1.0, None
+    certified: dict[str, Threshold | None] = {}
     if recipe.validation_images:
         held_out = logits(fitted.network, validation.images)
         temperature = fit_temperature(held_out, validation.labels)
-        validated = evaluate(softmax(held_out, temperature), validation.labels)
+        calibrated = softmax(held_out, temperature)
+        validated = evaluate(calibrated, validation.labels)
         print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
+        certified = {str(error): certify(*judge(calibrated, validation.labels), error, DELTA) for error in ERRORS}
 
-    tested = evaluate(softmax(logits(fitted.network, dataset.test.images), temperature), dataset.test.labels)
+    test_logits = logits(fitted.network, dataset.test.images)
+    probabilities = softmax(test_logits, temperature)
+    tested = evaluate(probabilities, dataset.test.labels)
+    uncalibrated = evaluate(softmax(test_logits, 1), dataset.test.labels)
     print(f"evaluate   test {tested}")
+    thresholds = {error: _tested(error, found, probabilities, dataset.test.labels) for error, found in certified.items()}
 
     record: dict[str, Any] = {
         "recipe": recipe.name,
@@ -96,6 +105,12 @@ def _make(
         "temperature": temperature,
         "validation": validated and asdict(validated),
         "test": asdict(tested),
+        "uncalibrated": {
+            "negative_log_likelihood": uncalibrated.negative_log_likelihood,
+            "calibration_error": uncalibrated.calibration_error,
+        },
+        "thresholds": thresholds,
+        "delta": DELTA,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
         "libraries": {name: installed(name) for name in LIBRARIES},
@@ -113,6 +128,19 @@ def _make(
     return {**record, "verification": asdict(verification)}
 
 
+def _tested(error: str, certified: Threshold | None, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any] | None:
+    """The record of a certified threshold beside what it does on the test images; None where there is none."""
+    if certified is None:
+        print(f"certify    at most {float(error):.1%} errors: no threshold can be shown to do that")
+        return None
+    found = accept(probabilities, labels, certified.threshold)
+    print(
+        f"certify    at most {float(error):.1%} errors: accept confidence {certified.threshold:.4f} and above, "
+        f"{certified.coverage:.2%} of held-out images; of test {found.coverage:.2%}, {found.errors} of them wrong"
+    )
+    return asdict(certified) | {f"test_{name}": value for name, value in asdict(found).items()}
+
+
 def _next_version(model_directory: Path) -> int:
     versions = [int(path.name) for path in model_directory.iterdir() if path.name.isdecimal()]
     return max([int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), *(version + 1 for version in versions)])
@@ -121,7 +149,13 @@ def _next_version(model_directory: Path) -> int:
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
     """What the model file says of itself: strings, lists and tables as JSON."""
     test = record["test"]
+    thresholds = {
+        error: {name: found[name] for name in ("threshold", "coverage")}
+        for error, found in record["thresholds"].items()
+        if found
+    }
     return {
+        **({"thresholds": json.dumps(thresholds)} if record["validation_images"] else {}),
         "labels": json.dumps([str(digit) for digit in range(10)]),
         "test_images": str(test["images"]),
         "test_accuracy": str(test["accuracy"]),
