@@ -175,10 +175,9 @@ def test_the_mistakes_shown_are_the_most_confident_ones(content: str, dataset: D
     confidence = probabilities.max(axis=1)
     assert [confidence[place] for place in shown] == sorted((confidence[place] for place in wrong), reverse=True)[:30]
     assert [int(match[2]) for match in found if match] == dataset.test.labels[shown].tolist()
-    first = shown[0]
-    assert (
-        f"{dataset.test.labels[first]} read as {probabilities[first].argmax()}{100 * confidence[first]:.2f} %" in parsed.text
-    )
+    worst = shown[0]
+    said = f"{dataset.test.labels[worst]} read as {probabilities[worst].argmax()} {100 * confidence[worst]:.2f} %"
+    assert said in parsed.text
 
 
 def test_without_images_held_out_page_and_card_say_so(

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: $DIGITS_WRITERS, else at random)",
     )
 
-    actions.add_parser("list", help="the recipes: parameters, epochs, source")
+    actions.add_parser("list", help="the recipes: parameters, epochs, what is claimed and expected of them, source")
 
     run = actions.add_parser(
         "run", parents=[data, writers], help="train a recipe, export and verify it, leave a new model version"
@@ -57,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--name", default="digits", help="the model's name in the repository (default: %(default)s)")
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard's logs there")
+
+    catalogue = actions.add_parser(
+        "catalogue", parents=[data, writers], help="run every recipe with several seeds, and write one table"
+    )
+    catalogue.add_argument("--seeds", type=_positive, default=3, help="runs of each recipe (default: %(default)s)")
+    catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="only these")
+    catalogue.add_argument(
+        "--models",
+        type=Path,
+        default=Path("catalogue"),
+        help="model repository, a model for each recipe; what is there already is not made again (default: %(default)s)",
+    )
 
     verify = actions.add_parser(
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"

@@ -97,6 +97,7 @@ def _make(
         "parameters": fitted.network.count_params(),
         "seed": seed,
         "epochs": len(fitted.history["loss"]),
+        "epochs_asked": epochs,
         "batch_size": recipe.batch_size,
         "optimiser": type(recipe.optimiser(1)).__name__,
         "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
