@@ -84,7 +84,7 @@ def _handwriting(seed: int) -> list[keras.Layer]:
     """Other hands, other pens, and what scanners do: each kind of damage to a share of the images only."""
     grey = (0, 255)
     return [
-        RandomWarp(rotation=12, shear=0.25, zoom=0.12, shift=2, bend=1.2, seed=seed),
+        RandomWarp(rotation=12, shear=0.25, zoom=0.12, shift=2, bend=1.6, seed=seed),
         RandomStrokeWidth(broader=0.6, finer=0.4, seed=seed + 1),
         layers.RandomErasing(factor=0.25, scale=(0.02, 0.12), fill_value=0, value_range=grey, seed=seed + 2),
         layers.RandomGaussianBlur(factor=0.15, kernel_size=3, sigma=1.0, value_range=grey, seed=seed + 3),
@@ -217,7 +217,7 @@ RECIPES = {
             network=architectures.flagship,
             optimiser=_one_cycle(2e-3),
             batch_size=128,
-            epochs=40,
+            epochs=50,
             expected=(0.996, 0.998),
             validation_images=10_000,
             augmentation=_handwriting,
