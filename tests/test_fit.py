@@ -153,9 +153,12 @@ def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
 ) -> None:
     made = []
     run = pipeline.run
-    monkeypatch.setattr(
-        pipeline, "run", lambda recipe, dataset, seed, *rest: made.append(seed) or run(recipe, dataset, seed, *rest)
-    )
+
+    def watched(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, models: Path) -> Path:
+        made.append(seed)
+        return run(recipe, dataset, seed, epochs, models)
+
+    monkeypatch.setattr(pipeline, "run", watched)
     dataset = Dataset(drawn, Examples(*drawings), "none: drawn")
     recipes = [small("dense512", epochs=4), small("convnet", epochs=2)]
     text = catalogue.catalogue(recipes, dataset, 1, tmp_path)

@@ -22,6 +22,14 @@ def test_ink_is_scaled_to_twenty_pixels_and_its_mass_put_into_the_middle() -> No
     np.testing.assert_array_equal(frame(ink), expected)
 
 
+def test_the_traces_that_resampling_left_in_mnist_are_left_here_too() -> None:
+    # Of three pixels on two, the middle one is split: 1/3 of a pixel falls on the first and 0.66 - 1/3 on the second, which
+    # has 0.9933 of its ink then.
+    framed = frame(np.ones((30, 30)))
+    np.testing.assert_array_equal(framed[5:7, 5:7], [[255, 253], [253, 252]])
+    np.testing.assert_array_equal(framed[5:25, 5:25], np.tile(framed[5:7, 5:7], (10, 10)))
+
+
 def test_a_dot_stays_small() -> None:
     expected = np.zeros((28, 28))
     expected[10:20, 10:20] = 255  # 5 of the 10 pixels that any digit is taken to have are 10 of 20

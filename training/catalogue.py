@@ -63,7 +63,7 @@ def catalogue(recipes: Iterable[Recipe], dataset: Dataset, seeds: int, models: P
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = []
+    lines: list[str] = []
     for row in rows:
         low, high = row.recipe.expected
         cells = {

@@ -37,7 +37,10 @@ def frame(ink: np.ndarray) -> np.ndarray:
 
 
 def _square(ink: np.ndarray) -> np.ndarray:
-    """The ink's bounding box in the middle of a square of at least 10 pixels, made of at least 20."""
+    """The ink's bounding box in the middle of a square of at least 10 pixels, doubled until there are at least 20.
+
+    MNIST's makers let the square slide along the edge of the crop rather than reach over it; their crops had room.
+    """
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     side = max(*box.shape, 10)
@@ -51,8 +54,8 @@ def _square(ink: np.ndarray) -> np.ndarray:
 def _weights(side: int) -> np.ndarray:
     """How much of each of `side` pixels falls on each of 20, (20, side): its area there, in pixels of the 20.
 
-    A pixel covers 0.99 of its footprint only, and where that crosses no border all of it counts: MNIST shows the traces of
-    this, says qmnist.
+    A pixel is spread over 0.99 of its footprint only, and where that crosses no border all of it counts: MNIST shows the
+    traces of this, its rediscoverers say.
     """
     scale = SIDE / side
     start = np.arange(side) * scale
