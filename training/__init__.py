@@ -5,6 +5,7 @@
     [ ...................................... pipeline ...................................... ]
 
 `robustness` reads the test images damaged, and a second source of digits that `framing` frames as MNIST's makers did.
+`report` shows a finished version on one page, with `figures` and `model_card`.
 
 A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
 from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are

@@ -144,7 +144,7 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
         above.errorbar(sure, share, spread, color=colour, marker=marker, label=name, linestyle="", elinewidth=1, capsize=2)
         below.stairs(count, np.linspace(0, 1, len(count) + 1), color=colour, linewidth=1.2)
     above.set(ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
-    above.legend(loc="lower right")
+    above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=8, columnspacing=1)
     below.set(xlabel="confidence", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.7)
     below.yaxis.set_major_formatter(FuncFormatter(lambda images, _: f"{images:,.0f}"))
