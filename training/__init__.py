@@ -9,7 +9,11 @@ from left to right and publishes a model version only when the last step has pas
 all that crosses to `serving`; neither package imports the other.
 """
 
+import logging
 import os
 
 # ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Matplotlib announces that it builds its cache of fonts, and where it keeps it when there is no home.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
