@@ -62,6 +62,24 @@ def _parser() -> argparse.ArgumentParser:
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
     )
     verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
+
+    study = actions.add_parser(
+        "study", parents=[data], help="look into a plot, question or claim of the seed notebooks; without a name, list them"
+    )
+    study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")
+    study.add_argument(
+        "--out", type=Path, default=Path("studies"), help="directory for pictures and tables (default: %(default)s)"
+    )
+    study.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    study.add_argument("--epochs", type=_positive, help="passes over the training images (default: each recipe's own)")
+    study.add_argument(
+        "--recipes", type=_names, default=(), metavar="A,B", help="the recipes to study (default: the study's own choice)"
+    )
+    study.add_argument(
+        "--models",
+        type=Path,
+        help="directory with versions that `digits-train run` left: networks that are there are not trained again",
+    )
     return parser
 
 
@@ -70,6 +88,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The plots, questions and claims of the seed notebooks: `digits-train study NAME` looks into one of them.
+
+    workbench    the data, networks that are trained once for all studies, the directory for results
+    images       samples, balance
+
+A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.studies import images
+from training.studies.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Study:
+    """One plot, question or claim of the seed notebooks.
+
+    Attributes:
+        name: what the command line calls it.
+        source: where the question comes from.
+        shows: what it is about, in a line.
+        carry_out: writes the results, and says in a line what they show.
+        options: those of `epochs`, `recipes`, `models` that it heeds.
+    """
+
+    name: str
+    source: str
+    shows: str
+    carry_out: Callable[[Workbench], str]
+    options: tuple[str, ...] = ()
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        Study(
+            "samples",
+            "seed notebooks 000, 001, 003, 004",
+            "random digits, one of each, and one as its 28x28 numbers",
+            images.samples,
+        ),
+        Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
+    )
+}
