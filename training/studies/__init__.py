@@ -2,6 +2,7 @@
 
     workbench    the data, networks that are trained once for all studies, the directory for results
     images       samples, balance
+    convolutions filters, stride-padding, max-pooling
 
 A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
 """
@@ -9,7 +10,7 @@ A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and return
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.studies import images
+from training.studies import convolutions, images
 from training.studies.workbench import Workbench
 
 
@@ -42,5 +43,23 @@ STUDIES = {
             images.samples,
         ),
         Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
+        Study(
+            "filters",
+            "seed notebook 004",
+            "five 3x3 filters over one of each digit and a plus sign",
+            convolutions.filters,
+        ),
+        Study(
+            "stride-padding",
+            "seed notebooks 002, 004",
+            "the sizes that stride and padding leave, and the formula for them",
+            convolutions.stride_padding,
+        ),
+        Study(
+            "max-pooling",
+            "seed notebooks 002, 004",
+            "what 2x2 pooling leaves of digits, sizes before and after",
+            convolutions.max_pooling,
+        ),
     )
 }
