@@ -277,7 +277,7 @@ def test_a_study_that_was_asked_for_wrongly_is_refused_with_what_there_is(capsys
     assert "no study 'sample'; there are: samples, balance," in capsys.readouterr().err
     assert main(["study", "samples", "--epochs", "3"]) == 2
     assert "study samples has no use for --epochs" in capsys.readouterr().err
-    assert main(["study", "confusion", "--recipes", "mlp128,convnett"]) == 2
+    assert main(["study", "confusion", "--recipes", "mlp128", "convnett"]) == 2
     assert "no recipe 'convnett'; there are: cnn8," in capsys.readouterr().err
 
 
