@@ -148,7 +148,10 @@ def test_parameters_of_lenet5_are_those_that_one_finds_by_hand(bench: Workbench)
         ("(84 + 1) * 10", 850),
     ]
     assert f"{len(table)} of {len(table)} layers" in line
-    assert "44,426 in all, 0.38 of mlp128-raw's 118,282; most are in its layer Dense 120: 30,840, 69%" in line
+    assert "44,426 in all, 0.38 of mlp128-raw's 118,282; most are in its layer Dense 120: 30,840, 69%;" in line
+    work = [int(row["multiply_adds"]) for row in table if row["recipe"] == "lenet5" and row["formula"] != "0"]
+    assert work == [24 * 24 * 150, 8 * 8 * 2_400, 30_720, 10_080, 840]
+    assert line.endswith("2.4 times the multiply-adds")
 
 
 def test_the_gallery_has_nine_right_and_nine_wrong(drawn: Dataset, tmp_path: Path) -> None:
