@@ -212,6 +212,7 @@ def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Datas
     record = {"recipe": "mlp128", "seed": 7, "epochs_asked": 1, "dataset_sha256": "drawn", "fit_seconds": 1234.5}
     (version := tmp_path / "models" / "digits" / "1").mkdir(parents=True)
     network.save(version / "model.keras")
+    (tmp_path / "run.json").write_text("another program's")
     (version / "run.json").write_text(json.dumps(record | {"history": {"loss": [1.0]}}))
     taken = Workbench(lambda: drawn, tmp_path, seed=7, epochs=1, models=tmp_path).trained("mlp128")
     assert (taken.seconds, taken.epochs) == (1234.5, 1)
@@ -282,6 +283,8 @@ def test_a_study_that_was_asked_for_wrongly_is_refused_with_what_there_is(capsys
     assert "study samples has no use for --epochs" in capsys.readouterr().err
     assert main(["study", "confusion", "--recipes", "mlp128", "convnett"]) == 2
     assert "no recipe 'convnett'; there are: cnn8," in capsys.readouterr().err
+    assert main(["study", "gallery", "--models", "nowhere"]) == 2
+    assert "no directory nowhere to take versions from" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_work(

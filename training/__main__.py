@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")
     study.add_argument(
-        "--out", type=Path, default=Path("studies"), help="directory for pictures and tables (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        help="directory for pictures, tables, and trained networks, which other studies use too (default: %(default)s)",
     )
     study.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     study.add_argument("--epochs", type=_positive, help="passes over the training images (default: each recipe's own)")

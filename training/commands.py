@@ -131,6 +131,8 @@ def _mistake(options: argparse.Namespace, chosen: list[Study]) -> str:
     for option in ("epochs", "recipes", "models"):
         if getattr(options, option) and not any(option in study.options for study in chosen):
             return f"study {options.study} has no use for --{option}"
+    if options.models and not options.models.is_dir():
+        return f"no directory {options.models} to take versions from"
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         return f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}"
