@@ -82,6 +82,27 @@ def _parser() -> argparse.ArgumentParser:
         "report.html",
     )
     report.add_argument("version", type=Path, help="a version's directory, as `digits-train run` leaves it")
+
+    study = actions.add_parser(
+        "study", parents=[data], help="look into a plot, question or claim of the seed notebooks; without a name, list them"
+    )
+    study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")
+    study.add_argument(
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        help="directory for pictures, tables, and trained networks, which other studies use too (default: %(default)s)",
+    )
+    study.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    study.add_argument("--epochs", type=_positive, help="passes over the training images (default: each recipe's own)")
+    study.add_argument(
+        "--recipes", nargs="+", default=(), metavar="RECIPE", help="only these (default: the study's own choice)"
+    )
+    study.add_argument(
+        "--models",
+        type=Path,
+        help="directory with versions, as `run` and `catalogue` leave them: networks that are there are not trained again",
+    )
     return parser
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+import tempfile
+import time
 
 import keras
 
@@ -12,6 +14,8 @@ from training.evaluate import evaluate
 from training.export import ExportError
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
+from training.studies import STUDIES, Study
+from training.studies.workbench import Workbench
 from training.verify import Exported, VerificationError, verify
 
 
@@ -27,6 +31,7 @@ def carry_out(options: argparse.Namespace) -> int:
         "catalogue": run_catalogue,
         "verify": verify_version,
         "report": report_version,
+        "study": run_study,
     }
     try:
         return actions[options.action](options)
@@ -98,3 +103,45 @@ def report_version(options: argparse.Namespace) -> int:
     """Measures a version's robustness, and writes its model card and its page anew."""
     print(f"report     {report(options.version, load_mnist(options.data))}")
     return 0
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Carries out one study, or all of them, and says what each shows; without a name, lists them."""
+    if options.study is None:
+        for study in STUDIES.values():
+            print(f"{study.name:16} {study.shows} ({study.source})")
+        return 0
+    chosen = (
+        list(STUDIES.values()) if options.study == "all" else [STUDIES[options.study]] if options.study in STUDIES else []
+    )
+    mistake = _mistake(options, chosen)
+    if mistake:
+        raise UsageError(mistake)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()  # before hours are spent on what can't be written down
+    except OSError as error:
+        raise OSError(f"cannot write to {options.out}: {error.strerror}; name another directory with --out") from error
+    bench = Workbench(
+        lambda: load_mnist(options.data), options.out, options.seed, options.epochs, options.recipes, options.models
+    )
+    for study in chosen:
+        bench.written, began = [], time.monotonic()
+        line = study.carry_out(bench)
+        print(f"{study.name:16} {line} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})", flush=True)
+    return 0
+
+
+def _mistake(options: argparse.Namespace, chosen: list[Study]) -> str:
+    """What is wrong with a call of `digits-train study`; "" if nothing is."""
+    if not chosen:
+        return f"no study {options.study!r}; there are: {', '.join(STUDIES)}, and all"
+    for option in ("epochs", "recipes", "models"):
+        if getattr(options, option) and not any(option in study.options for study in chosen):
+            return f"study {options.study} has no use for --{option}"
+    if options.models and not options.models.is_dir():
+        return f"no directory {options.models} to take versions from"
+    unknown = [name for name in options.recipes if name not in RECIPES]
+    if unknown:
+        return f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}"
+    return ""
