@@ -13,7 +13,8 @@ from training.evaluate import evaluate
 from training.export import ExportError
 from training.recipes import RECIPES
 from training.studies import STUDIES, Study
-from training.studies.workbench import Workbench
+from training.studies.darknet import DetectionError
+from training.studies.workbench import Brought, Workbench
 from training.verify import Exported, VerificationError, verify
 
 
@@ -22,7 +23,7 @@ def carry_out(options: argparse.Namespace) -> int:
     action = {"list": list_recipes, "run": run_recipe, "verify": verify_version, "study": run_study}[options.action]
     try:
         return action(options)
-    except (DatasetError, ExportError, VerificationError, OSError) as error:
+    except (DatasetError, DetectionError, ExportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -87,9 +88,21 @@ def run_study(options: argparse.Namespace) -> int:
     except OSError as error:
         raise OSError(f"cannot write to {options.out}: {error.strerror}; name another directory with --out") from error
     bench = Workbench(
-        lambda: load_mnist(options.data), options.out, options.seed, options.epochs, options.recipes, options.models
+        lambda: load_mnist(options.data),
+        options.out,
+        options.seed,
+        options.epochs,
+        options.recipes,
+        options.models,
+        None
+        if _missing(options, STUDIES["detection"])
+        else Brought(options.photo, options.weights, options.names, options.cfg),
     )
     for study in chosen:
+        missing = _missing(options, study)
+        if missing:
+            print(f"{study.name:16} left out: it needs {missing}", flush=True)
+            continue
         bench.written, began = [], time.monotonic()
         line = study.carry_out(bench)
         print(f"{study.name:16} {line} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})", flush=True)
@@ -100,10 +113,18 @@ def _mistake(options: argparse.Namespace, chosen: list[Study]) -> str:
     """What is wrong with a call of `digits-train study`; "" if nothing is."""
     if not chosen:
         return f"no study {options.study!r}; there are: {', '.join(STUDIES)}, and all"
-    for option in ("epochs", "recipes", "models"):
+    for option in ("epochs", "recipes", "models", "photo", "weights", "names", "cfg"):
         if getattr(options, option) and not any(option in study.options for study in chosen):
             return f"study {options.study} has no use for --{option}"
+    missing = _missing(options, chosen[0])
+    if missing and options.study != "all":
+        return f"study {options.study} needs {missing}; see digits-train study --help"
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         return f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}"
     return ""
+
+
+def _missing(options: argparse.Namespace, study: Study) -> str:
+    """The options that `study` can't do without and that are not given."""
+    return ", ".join(f"--{option}" for option in study.needs if getattr(options, option) is None)

@@ -2,6 +2,7 @@
 
     workbench    the data, networks that are trained once for all studies, the directory for results
     images       samples, balance
+    detection    detection, with the network that darknet reads; yolov3 is the notebook's
 
 A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
 """
@@ -9,7 +10,7 @@ A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and return
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.studies import images
+from training.studies import detection, images
 from training.studies.workbench import Workbench
 
 
@@ -23,6 +24,7 @@ class Study:
         shows: what it is about, in a line.
         carry_out: writes the results, and says in a line what they show.
         options: those of `epochs`, `recipes`, `models` that it heeds.
+        needs: options that it can't do without; `all` leaves it out where they are missing.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Study:
     shows: str
     carry_out: Callable[[Workbench], str]
     options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 STUDIES = {
@@ -42,5 +45,13 @@ STUDIES = {
             images.samples,
         ),
         Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
+        Study(
+            "detection",
+            "seed notebook 003",
+            "cars, buses and other things in a photo, found by a YOLO network; both are yours to bring",
+            detection.detection,
+            options=("photo", "weights", "names", "cfg"),
+            needs=("photo", "weights", "names"),
+        ),
     )
 }
