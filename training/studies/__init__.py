@@ -2,6 +2,7 @@
 
     workbench    the data, networks that are trained once for all studies, the directory for results
     images       samples, balance
+    label_noise  label-noise
     detection    detection, with the network that darknet reads; yolov3 is the notebook's
 
 A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
@@ -10,7 +11,7 @@ A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and return
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.studies import detection, images
+from training.studies import detection, images, label_noise
 from training.studies.workbench import Workbench
 
 
@@ -45,6 +46,13 @@ STUDIES = {
             images.samples,
         ),
         Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
+        Study(
+            "label-noise",
+            "seed notebook 001, after Rolnick et al. 2017",
+            "what networks learn when each right label is joined by up to 100 random ones",
+            label_noise.label_noise,
+            options=("epochs",),
+        ),
         Study(
             "detection",
             "seed notebook 003",
