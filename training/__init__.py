@@ -5,9 +5,9 @@
     [ ...................................... pipeline ...................................... ]
 
 A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
-from left to right and publishes a model version only when the last step has passed. `studies` looks into the seed
-notebooks' plots, questions and claims. The ONNX file and its metadata are
-all that crosses to `serving`; neither package imports the other.
+from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are
+all that crosses to `serving`; neither package imports the other. `studies` looks into plots, questions and claims of the
+seed notebooks.
 """
 
 import logging

@@ -2,6 +2,9 @@
 
     workbench    the data, networks that are trained once for all studies, the directory for results
     images       samples, balance
+    convolutions filters, stride-padding, max-pooling
+    networks     gallery, curves, confusion, parameters
+    comparisons  batch-size, optimiser, local-vs-global
     label_noise  label-noise
     detection    detection, with the network that darknet reads; yolov3 is the notebook's
 
@@ -11,7 +14,7 @@ A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and return
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.studies import detection, images, label_noise
+from training.studies import comparisons, convolutions, detection, images, label_noise, networks
 from training.studies.workbench import Workbench
 
 
@@ -24,7 +27,7 @@ class Study:
         source: where the question comes from.
         shows: what it is about, in a line.
         carry_out: writes the results, and says in a line what they show.
-        options: those of `epochs`, `recipes`, `models` that it heeds.
+        options: those of the command line that it heeds.
         needs: options that it can't do without; `all` leaves it out where they are missing.
     """
 
@@ -46,6 +49,72 @@ STUDIES = {
             images.samples,
         ),
         Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
+        Study(
+            "filters",
+            "seed notebook 004",
+            "five 3x3 filters over one of each digit and a plus sign",
+            convolutions.filters,
+        ),
+        Study(
+            "stride-padding",
+            "seed notebooks 002, 004",
+            "the sizes that stride and padding leave, and the formula for them",
+            convolutions.stride_padding,
+        ),
+        Study(
+            "max-pooling",
+            "seed notebooks 002, 004",
+            "what 2x2 pooling leaves of digits, sizes before and after",
+            convolutions.max_pooling,
+        ),
+        Study(
+            "gallery",
+            "seed notebook 001",
+            "nine digits that fcn512 reads right and nine that it reads wrong",
+            networks.gallery,
+            ("epochs", "models"),
+        ),
+        Study(
+            "curves",
+            "seed notebook 003",
+            "loss and accuracy of cnn6k by epoch, and where validation loss rises",
+            networks.curves,
+            ("epochs",),
+        ),
+        Study(
+            "confusion",
+            "seed notebook 004",
+            f"which digits are taken for which, by recipe (by default {', '.join(networks.QUICK)})",
+            networks.confusion,
+            ("epochs", "recipes", "models"),
+        ),
+        Study(
+            "parameters",
+            "seed notebook 004",
+            "parameters of every layer by formula beside Keras' count",
+            networks.parameters,
+        ),
+        Study(
+            "batch-size",
+            "seed notebook 001",
+            "accuracy and training time of fcn512 at 32, 128 and 10,000 images a batch",
+            comparisons.batch_size,
+            ("epochs", "models"),
+        ),
+        Study(
+            "optimiser",
+            "seed notebook 004",
+            "Adadelta against Adam on lenet5 and cnn3264 (half an hour, less with --epochs)",
+            comparisons.optimiser,
+            ("epochs", "models"),
+        ),
+        Study(
+            "local-vs-global",
+            "seed notebook 002",
+            "a dense and a convolutional network on test images shifted by 0 to 4 pixels",
+            comparisons.local_vs_global,
+            ("epochs", "models"),
+        ),
         Study(
             "label-noise",
             "seed notebook 001, after Rolnick et al. 2017",

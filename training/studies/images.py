@@ -55,9 +55,9 @@ def _numbers(image: np.ndarray) -> Figure:
     """An image as what it is: a number for each pixel."""
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=400)  # ink no darker than numbers can be read on
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
     for (row, column), pixel in np.ndenumerate(image):
-        colour = figures.INK if pixel else figures.GRID
+        colour = "white" if pixel > 127 else figures.INK if pixel else figures.GRID
         axes.text(column, row, f"{pixel}", ha="center", va="center_baseline", fontsize=6.5, color=colour)
     axes.set_axis_off()
     return figure
@@ -69,7 +69,7 @@ def _bars(counts: np.ndarray) -> Figure:
     figure = Figure(figsize=(figures.WIDTH, 4.6), layout="constrained")
     for axes, part, row in zip(figure.subplots(2, sharex=True), ("training", "test"), counts, strict=True):
         bars = axes.bar(range(10), row, color=figures.BLUE)
-        axes.bar_label(bars, [f"{count:,}" for count in row], fontsize=7)
+        axes.bar_label(bars, [f"{count:,}" for count in row], label_type="center", color="white", fontsize=7)
         axes.axhline(row.mean(), color=figures.INK, linewidth=0.8, linestyle=":")
         axes.set_ylabel(f"{part} images")
         axes.set_xticks(range(10))
