@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from training import commands
 from training.__main__ import main
-from training.studies import darknet, yolov3
+from training.studies import STUDIES, darknet, yolov3
 from training.studies.darknet import DetectionError, Head
 from training.studies.detection import decode, read_photo, suppress
 
@@ -231,6 +232,14 @@ def test_what_is_missing_broken_or_does_not_fit_is_said(
     assert main(asked) == 1
     assert "red.cfg: line 2: 'width' is neither" in capsys.readouterr().err
     assert not (tmp_path / "out" / "detection.png").exists()
+
+
+def test_all_studies_leave_detection_out_where_there_is_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "STUDIES", {"detection": STUDIES["detection"]})  # the others take long
+    assert main(["study", "all", f"--out={tmp_path}"]) == 0
+    assert "left out: it needs --photo, --weights, --names" in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_photo_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from training.dataset import Dataset, Examples
-from training.studies.label_noise import label_noise, label_shares, measure, random_labels
+from training.studies.label_noise import Point, label_noise, label_shares, measure, random_labels
 from training.studies.workbench import Workbench
 
 Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -79,3 +80,27 @@ def test_the_study_writes_every_point_and_answers_the_notebooks_claim(drawn: Dat
     assert [(row["alpha"], row["network"]) for row in rows[2:4]] == [("0", "ConvNet"), ("100", "softmax regression")]
     assert [row["batch_pairs"] for row in rows] == ["128"] * 3 + ["12928"] * 3
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in rows)
+
+
+def test_an_interrupted_study_goes_on_with_the_point_that_it_was_at(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def point(dataset: Dataset, name: str, alpha: int, epochs: int, seed: int) -> Point:
+        if stop_at == (alpha, name):
+            raise KeyboardInterrupt
+        trained.append((alpha, name))
+        return Point(alpha, name, 0.95, 200, 0.5, 7, 1.0)
+
+    monkeypatch.setattr("training.studies.label_noise.measure", point)
+    trained: list[tuple[int, str]] = []
+    stop_at: tuple[int, str] | None = (0, "ConvNet")
+    with pytest.raises(KeyboardInterrupt):
+        label_noise(Workbench(lambda: drawn, tmp_path, epochs=1), alphas=(0, 1))
+    stop_at = None
+    label_noise(Workbench(lambda: drawn, tmp_path, epochs=1), alphas=(0, 1))
+    names = ["softmax regression", "MLP", "ConvNet"]
+    assert trained == [(alpha, name) for alpha in (0, 1) for name in names]  # none twice
+    assert "6/6: alpha 1, ConvNet: 0.9500" in capsys.readouterr().out
+
+    label_noise(Workbench(lambda: replace(drawn, sha256="other"), tmp_path, epochs=1), alphas=(0,))
+    assert len(trained) == 9  # other data, other points

@@ -118,7 +118,7 @@ STUDIES = {
         Study(
             "label-noise",
             "seed notebook 001, after Rolnick et al. 2017",
-            "what networks learn when each right label is joined by up to 100 random ones",
+            "what networks learn when each right label is joined by up to 100 random ones (ten minutes)",
             label_noise.label_noise,
             options=("epochs",),
         ),

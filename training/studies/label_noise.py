@@ -12,10 +12,13 @@ pairs grows with alpha, and the rate falls to 0. Batch, optimiser and epochs are
 is chosen by how it does.
 """
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -72,18 +75,22 @@ class Point:
 
 def label_noise(bench: Workbench, alphas: Sequence[int] = ALPHAS) -> str:
     """Accuracy on clean test images against alpha, for three networks, and what comes of the notebook's claim."""
-    points: list[Point] = []
-    began, count = time.monotonic(), len(alphas) * len(NETWORKS)
-    for alpha in alphas:
-        for name in NETWORKS:
-            point = measure(bench.dataset, name, alpha, bench.epochs or EPOCHS, bench.seed)
-            points.append(point)
-            left = (time.monotonic() - began) / len(points) * (count - len(points))
-            print(
-                f"{len(points)}/{count}: alpha {alpha}, {name}: {point.accuracy:.4f} after {point.updates:,} updates, "
-                f"{point.seconds:.0f} s; about {left:.0f} s to go",
-                flush=True,
-            )
+    epochs = bench.epochs or EPOCHS
+    kept = bench.checkpoint("label-noise", epochs).with_suffix(".json")  # what an interrupted study has measured
+    fingerprint = _fingerprint(bench.dataset)
+    measured = _read(kept, fingerprint)
+    asked = [(alpha, name) for alpha in alphas for name in NETWORKS]
+    for number, (alpha, name) in enumerate(asked, start=1):
+        if (alpha, name) not in measured:
+            measured[alpha, name] = measure(bench.dataset, name, alpha, epochs, bench.seed)
+            kept.write_text(json.dumps([fingerprint, *(asdict(point) for point in measured.values())]))
+        point = measured[alpha, name]
+        print(
+            f"{number}/{len(asked)}: alpha {alpha}, {name}: {point.accuracy:.4f} after {point.updates:,} updates, "
+            f"{point.seconds:.0f} s",
+            flush=True,
+        )
+    points = [measured[key] for key in asked]
 
     bench.picture("label-noise", _curves(points))
     bench.table(
@@ -119,6 +126,23 @@ def measure(dataset: Dataset, name: str, alpha: int, epochs: int, seed: int) -> 
     accuracy = float((logits(network, test.images).argmax(axis=1) == test.labels).mean())
     right = float(shares[np.arange(len(train)), train.labels].mean())
     return Point(alpha, name, accuracy, len(test), right, updates, seconds)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """The same as long as points can be compared."""
+    code = b"".join(Path(str(file)).read_bytes() for file in (__file__, architectures.__file__))
+    about = f"{dataset.sha256} {keras.__version__} {keras.backend.backend()}"
+    return hashlib.sha256(code + about.encode()).hexdigest()
+
+
+def _read(kept: Path, fingerprint: str) -> dict[tuple[int, str], Point]:
+    """The points in the file `kept`, by alpha and network; none if it is not there or other code or data made it."""
+    try:
+        made_by, *points = json.loads(kept.read_text())
+        read = [Point(**point) for point in points]
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+    return {(point.alpha, point.network): point for point in read} if made_by == fingerprint else {}
 
 
 def label_shares(examples: Examples, alpha: int, seed: int) -> np.ndarray:
