@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "(default: $DIGITS_WRITERS, else at random)",
     )
 
-    actions.add_parser("list", help="the recipes: parameters, epochs, source")
+    actions.add_parser("list", help="the recipes: parameters, epochs, what is claimed and expected of them, source")
 
     run = actions.add_parser(
         "run", parents=[data, writers], help="train a recipe, export and verify it, leave a new model version"
@@ -58,6 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", default="digits", help="the model's name in the repository (default: %(default)s)")
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard's logs there")
 
+    catalogue = actions.add_parser(
+        "catalogue", parents=[data, writers], help="run every recipe with several seeds, and write one table"
+    )
+    catalogue.add_argument("--seeds", type=_positive, default=3, help="runs of each recipe (default: %(default)s)")
+    catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="only these")
+    catalogue.add_argument(
+        "--models",
+        type=Path,
+        default=Path("catalogue"),
+        help="model repository, a model for each recipe; what is there already is not made again (default: %(default)s)",
+    )
+
     verify = actions.add_parser(
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
     )
@@ -68,17 +80,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")
     study.add_argument(
-        "--out", type=Path, default=Path("studies"), help="directory for pictures and tables (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        help="directory for pictures, tables, and trained networks, which other studies use too (default: %(default)s)",
     )
     study.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
     study.add_argument("--epochs", type=_positive, help="passes over the training images (default: each recipe's own)")
     study.add_argument(
-        "--recipes", type=_names, default=(), metavar="A,B", help="the recipes to study (default: the study's own choice)"
+        "--recipes", nargs="+", default=(), metavar="RECIPE", help="only these (default: the study's own choice)"
     )
     study.add_argument(
         "--models",
         type=Path,
-        help="directory with versions that `digits-train run` left: networks that are there are not trained again",
+        help="directory with versions, as `run` and `catalogue` leave them: networks that are there are not trained again",
     )
     brought = study.add_argument_group("what `detection` needs: Darknet's own files, for example those of YOLOv3")
     brought.add_argument("--photo", type=Path, help="an image file to look for things in")
@@ -93,10 +108,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
 
 
 if __name__ == "__main__":

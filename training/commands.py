@@ -8,21 +8,35 @@ import time
 import keras
 
 from training import pipeline
+from training.catalogue import catalogue
 from training.dataset import DatasetError, load_mnist
 from training.evaluate import evaluate
 from training.export import ExportError
-from training.recipes import RECIPES
+from training.recipes import RECIPES, Recipe
 from training.studies import STUDIES, Study
 from training.studies.darknet import DetectionError
 from training.studies.workbench import Brought, Workbench
 from training.verify import Exported, VerificationError, verify
 
 
+class UsageError(Exception):
+    """The command line asks for what there is not; the message says what there is."""
+
+
 def carry_out(options: argparse.Namespace) -> int:
     """Does what the command line asked for; returns the exit status."""
-    action = {"list": list_recipes, "run": run_recipe, "verify": verify_version, "study": run_study}[options.action]
+    action = {
+        "list": list_recipes,
+        "run": run_recipe,
+        "catalogue": run_catalogue,
+        "verify": verify_version,
+        "study": run_study,
+    }[options.action]
     try:
         return action(options)
+    except UsageError as error:
+        print(f"digits-train: {error}", file=sys.stderr)
+        return 2
     except (DatasetError, DetectionError, ExportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
@@ -33,23 +47,38 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def list_recipes(options: argparse.Namespace) -> int:
     """Prints every recipe."""
-    print(f"{'recipe':20} {'parameters':>10} {'epochs':>6}  source")
+    print(f"{'recipe':15} {'parameters':>10} {'epochs':>6}  {'expected':16} {'claimed':9} source")
     for recipe in RECIPES.values():
-        print(f"{recipe.name:20} {recipe.network().count_params():>10,} {recipe.epochs:>6}  {recipe.source}")
+        low, high = recipe.expected
+        print(
+            f"{recipe.name:15} {recipe.network().count_params():>10,} {recipe.epochs:>6}  "
+            f"{f'{low:g} to {high:g}':16} {recipe.claimed:9} {recipe.source}"
+        )
     return 0
 
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Walks the whole road for one recipe and says where the new version lies."""
-    if options.recipe not in RECIPES:
-        print(f"digits-train: no recipe {options.recipe!r}; there are: {', '.join(RECIPES)}", file=sys.stderr)
-        return 2
-    recipe = RECIPES[options.recipe]
+    [recipe] = _recipes([options.recipe])
     dataset = load_mnist(options.data, options.writers)
     directory, epochs = options.models / options.name, options.epochs or recipe.epochs
     published = pipeline.run(recipe, dataset, options.seed, epochs, directory, options.tensorboard)
     print(f"published  {published}")
     return 0
+
+
+def run_catalogue(options: argparse.Namespace) -> int:
+    """Runs all recipes, or those asked for, and prints their table."""
+    recipes = _recipes(options.recipes or list(RECIPES))
+    print(catalogue(recipes, load_mnist(options.data, options.writers), options.seeds, options.models), end="")
+    return 0
+
+
+def _recipes(names: list[str]) -> list[Recipe]:
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        raise UsageError(f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}")
+    return [RECIPES[name] for name in names]
 
 
 def verify_version(options: argparse.Namespace) -> int:
@@ -80,8 +109,7 @@ def run_study(options: argparse.Namespace) -> int:
     )
     mistake = _mistake(options, chosen)
     if mistake:
-        print(f"digits-train: {mistake}", file=sys.stderr)
-        return 2
+        raise UsageError(mistake)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.out).close()  # before hours are spent on what can't be written down
@@ -119,6 +147,8 @@ def _mistake(options: argparse.Namespace, chosen: list[Study]) -> str:
     missing = _missing(options, chosen[0])
     if missing and options.study != "all":
         return f"study {options.study} needs {missing}; see digits-train study --help"
+    if options.models and not options.models.is_dir():
+        return f"no directory {options.models} to take versions from"
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         return f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}"

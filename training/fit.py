@@ -41,17 +41,15 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         batch_size: images a batch; the last one of an epoch may be smaller.
         seed: of the shuffling.
         steps: batches an epoch; None takes all.
-        epoch: number of the first epoch, for a run that goes on.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int, steps: int | None = None, epoch: int = 0):
+    def __init__(self, examples: Examples, batch_size: int, seed: int, steps: int | None = None):
         super().__init__()
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
         self.steps = steps or -(-len(examples) // batch_size)
-        self.epoch = epoch
-        self._shuffle()
+        self.begin(0)
 
     def __len__(self) -> int:
         return self.steps
@@ -60,13 +58,9 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return self.examples.images[chosen], self.examples.labels[chosen]
 
-    def on_epoch_end(self) -> None:
-        """Shuffles for the next epoch."""
-        self.epoch += 1
-        self._shuffle()
-
-    def _shuffle(self) -> None:
-        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.examples))
+    def begin(self, epoch: int) -> None:
+        """Shuffles for `epoch`. Keras' own sign, `on_epoch_end`, comes twice after some epochs."""
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
 
 
 def fit(
@@ -114,22 +108,24 @@ def fit(
         metrics=["accuracy"],
     )
     trainer.optimizer.build(trainer.trainable_variables)
-    progress = _Progress(trainer, recipe.patience, checkpoint, _fingerprint(recipe, train, validation, seed, epochs))
+    fingerprint = _fingerprint(recipe, train, validation, seed, epochs)
+    progress = _Progress(trainer, batches, recipe.patience, checkpoint, fingerprint)
     progress.resume()
     if progress.epochs_done:
         print(f"resume     after epoch {progress.epochs_done}, from {checkpoint}", flush=True)
     if not progress.finished(epochs):
-        batches.epoch = progress.epochs_done - 1
-        batches.on_epoch_end()
         trainer.fit(
             batches,
             epochs=epochs,
             initial_epoch=progress.epochs_done,
             validation_data=(validation.images, validation.labels) if len(validation) else None,
             validation_batch_size=500,
+            shuffle=False,  # Keras would change the order of the batches, from a source that no checkpoint holds
             callbacks=[progress, *([keras.callbacks.TensorBoard(str(logs))] if logs else [])],
             verbose=1 if sys.stdout.isatty() else 2,  # a bar that moves, or one line an epoch in a log
         )
+    else:
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # averages, as `trainer.fit` does at its end
     return Fit(network, progress.history, progress.seconds)
 
 
@@ -142,9 +138,12 @@ def logits(network: keras.Model, images: np.ndarray) -> np.ndarray:
 class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
     """What a run has come to, kept in memory and, given a checkpoint, on disk."""
 
-    def __init__(self, trainer: keras.Model, patience: int | None, checkpoint: Path | None, fingerprint: str):
+    def __init__(
+        self, trainer: keras.Model, batches: Batches, patience: int | None, checkpoint: Path | None, fingerprint: str
+    ):
         super().__init__()
         self.trainer = trainer
+        self.batches = batches
         self.patience = patience
         self.checkpoint = checkpoint
         self.fingerprint = fingerprint
@@ -162,6 +161,7 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         return self.epochs_done >= epochs or (self.patience is not None and waited >= self.patience)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.batches.begin(epoch)
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -176,7 +176,7 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
-            with np.load(self.checkpoint, allow_pickle=False) as saved:
+            with self.checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 about = json.loads(str(saved["about"]))
                 values = [saved[str(place)] for place in range(len(self._state()))]
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -87,6 +87,7 @@ def _make(
         "parameters": fitted.network.count_params(),
         "seed": seed,
         "epochs": len(fitted.history["loss"]),
+        "epochs_asked": epochs,
         "batch_size": recipe.batch_size,
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),

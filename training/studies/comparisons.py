@@ -121,7 +121,7 @@ def _by_epoch(runs: Sequence[Trained], used: Sequence[str]) -> Figure:
         label = f"{run.recipe.removesuffix('-adam')}, {name} (test {run.accuracy:.4f})"
         axes.plot(range(1, run.epochs + 1), run.history["accuracy"], line, color=colour, label=label)
     axes.set(xlabel="epoch", ylabel="training accuracy")
-    axes.set_ylim(top=1.0)
+    axes.set_ylim(0, 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     return figure

@@ -167,7 +167,7 @@ def _draw_filter(axes: Axes, name: str, limit: float) -> None:
     strongest = float(np.abs(kernel).max())
     axes.imshow(kernel, cmap=SIGNED, vmin=-4 * strongest, vmax=4 * strongest)  # pale, so that numbers can be read on it
     for (row, column), weight in np.ndenumerate(kernel):
-        axes.text(column, row, f"{weight:.2g}", ha="center", va="center_baseline", fontsize=7)
+        axes.text(column, row, f"{weight:.2g}", ha="center", va="center_baseline", fontsize=6)
     axes.set_title(f"{name}\ndarkest: \u00b1{limit:,.0f}", fontsize=7, pad=2)
 
 

@@ -159,7 +159,10 @@ class Workbench:
         """The newest version of this very training in `models`."""
         found = []
         for file in self.models.rglob("run.json") if self.models else ():
-            record = json.loads(file.read_text())
+            try:
+                record = json.loads(file.read_text())
+            except ValueError:
+                continue  # another program's
             wanted = (name, self.seed, epochs, self.dataset.sha256)
             if tuple(record.get(key) for key in ("recipe", "seed", "epochs_asked", "dataset_sha256")) == wanted:
                 found.append(file.parent)
