@@ -200,7 +200,7 @@ def test_a_network_is_trained_once_for_all_studies(
     drawn: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = Workbench(lambda: drawn, tmp_path, epochs=1).trained("mlp128")
-    capsys.readouterr()
+    assert "mlp128: 800 images," in capsys.readouterr().out, "all that there are"
     again = Workbench(lambda: drawn, tmp_path, epochs=1).trained("mlp128")
     assert "resume     after epoch 1" in capsys.readouterr().out
     assert again.seconds == first.seconds
