@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="directory with versions, as `run` and `catalogue` leave them: networks that are there are not trained again",
     )
+    brought = study.add_argument_group("what `detection` needs: Darknet's own files, for example those of YOLOv3")
+    brought.add_argument("--photo", type=Path, help="an image file to look for things in")
+    brought.add_argument("--weights", type=Path, help="a detector's .weights")
+    brought.add_argument("--names", type=Path, help="names of its classes, one a line")
+    brought.add_argument("--cfg", type=Path, help="its .cfg (default: the layers of YOLOv3)")
     return parser
 
 

@@ -15,7 +15,8 @@ from training.export import ExportError
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.studies import STUDIES, Study
-from training.studies.workbench import Workbench
+from training.studies.darknet import DetectionError
+from training.studies.workbench import Brought, Workbench
 from training.verify import Exported, VerificationError, verify
 
 
@@ -38,7 +39,7 @@ def carry_out(options: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2
-    except (DatasetError, ExportError, ReportError, VerificationError, OSError) as error:
+    except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -123,9 +124,21 @@ def run_study(options: argparse.Namespace) -> int:
     except OSError as error:
         raise OSError(f"cannot write to {options.out}: {error.strerror}; name another directory with --out") from error
     bench = Workbench(
-        lambda: load_mnist(options.data), options.out, options.seed, options.epochs, options.recipes, options.models
+        lambda: load_mnist(options.data),
+        options.out,
+        options.seed,
+        options.epochs,
+        options.recipes,
+        options.models,
+        None
+        if _missing(options, STUDIES["detection"])
+        else Brought(options.photo, options.weights, options.names, options.cfg),
     )
     for study in chosen:
+        missing = _missing(options, study)
+        if missing:
+            print(f"{study.name:16} left out: it needs {missing}", flush=True)
+            continue
         bench.written, began = [], time.monotonic()
         line = study.carry_out(bench)
         print(f"{study.name:16} {line} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})", flush=True)
@@ -136,12 +149,20 @@ def _mistake(options: argparse.Namespace, chosen: list[Study]) -> str:
     """What is wrong with a call of `digits-train study`; "" if nothing is."""
     if not chosen:
         return f"no study {options.study!r}; there are: {', '.join(STUDIES)}, and all"
-    for option in ("epochs", "recipes", "models"):
+    for option in ("epochs", "recipes", "models", "photo", "weights", "names", "cfg"):
         if getattr(options, option) and not any(option in study.options for study in chosen):
             return f"study {options.study} has no use for --{option}"
+    missing = _missing(options, chosen[0])
+    if missing and options.study != "all":
+        return f"study {options.study} needs {missing}; see digits-train study --help"
     if options.models and not options.models.is_dir():
         return f"no directory {options.models} to take versions from"
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         return f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}"
     return ""
+
+
+def _missing(options: argparse.Namespace, study: Study) -> str:
+    """The options that `study` can't do without and that are not given."""
+    return ", ".join(f"--{option}" for option in study.needs if getattr(options, option) is None)

@@ -5,6 +5,8 @@
     convolutions filters, stride-padding, max-pooling
     networks     gallery, curves, confusion, parameters
     comparisons  batch-size, optimiser, local-vs-global
+    label_noise  label-noise
+    detection    detection, with the network that darknet reads; yolov3 is the notebook's
 
 A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
 """
@@ -12,7 +14,7 @@ A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and return
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from training.studies import comparisons, convolutions, images, networks
+from training.studies import comparisons, convolutions, detection, images, label_noise, networks
 from training.studies.workbench import Workbench
 
 
@@ -25,7 +27,8 @@ class Study:
         source: where the question comes from.
         shows: what it is about, in a line.
         carry_out: writes the results, and says in a line what they show.
-        options: those of `epochs`, `recipes`, `models` that it heeds.
+        options: those of the command line that it heeds.
+        needs: options that it can't do without; `all` leaves it out where they are missing.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Study:
     shows: str
     carry_out: Callable[[Workbench], str]
     options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 STUDIES = {
@@ -110,6 +114,21 @@ STUDIES = {
             "a dense and a convolutional network on test images shifted by 0 to 4 pixels",
             comparisons.local_vs_global,
             ("epochs", "models"),
+        ),
+        Study(
+            "label-noise",
+            "seed notebook 001, after Rolnick et al. 2017",
+            "what networks learn when each right label is joined by up to 100 random ones (ten minutes)",
+            label_noise.label_noise,
+            options=("epochs",),
+        ),
+        Study(
+            "detection",
+            "seed notebook 003",
+            "cars, buses and other things in a photo, found by a YOLO network; both are yours to bring",
+            detection.detection,
+            options=("photo", "weights", "names", "cfg"),
+            needs=("photo", "weights", "names"),
         ),
     )
 }

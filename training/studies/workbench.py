@@ -1,6 +1,7 @@
 """What a study works with: the data, networks that are trained once for all studies, and the place for its results."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from training import figures
 from training.dataset import Dataset, hold_out
@@ -44,6 +46,23 @@ class Trained:
         return len(self.history["loss"])
 
 
+@dataclass(frozen=True)
+class Brought:
+    """What the user brings for `detection`.
+
+    Attributes:
+        photo: an image file to look for things in.
+        weights: a detector's weights, as Darknet keeps them.
+        names: a text file that names its classes, one a line.
+        cfg: its layers, as Darknet keeps them; None for those of YOLOv3.
+    """
+
+    photo: Path
+    weights: Path
+    names: Path
+    cfg: Path | None = None
+
+
 class Workbench:
     """The data, the networks and the directory for results, shared by the studies of one command.
 
@@ -55,6 +74,7 @@ class Workbench:
         recipes: those to study, where a study leaves the choice; empty for its own choice.
         models: directory with versions that `digits-train run` has left, at any depth; a network that is there with the
             seed and the epochs wanted is not trained again. None looks nowhere.
+        brought: the photo and the detector for `detection`; None where there are none.
     """
 
     def __init__(
@@ -65,6 +85,7 @@ class Workbench:
         epochs: int | None = None,
         recipes: Sequence[str] = (),
         models: Path | None = None,
+        brought: Brought | None = None,
     ):
         self._load = load
         self.out = out
@@ -72,6 +93,7 @@ class Workbench:
         self.epochs = epochs
         self.recipes = tuple(recipes)
         self.models = models
+        self.brought = brought
         self.written: list[Path] = []
 
     @cached_property
@@ -114,6 +136,12 @@ class Workbench:
     def picture(self, name: str, figure: Figure) -> None:
         """Writes `figure` to NAME.png."""
         self._write(f"{name}.png", figures.png(figure))
+
+    def photo(self, name: str, image: Image.Image) -> None:
+        """Writes `image` to NAME.png."""
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        self._write(f"{name}.png", content.getvalue())
 
     def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Writes `rows` to NAME.csv."""
