@@ -86,13 +86,11 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path) -> Path:
     """The version directory of one run, which is made unless it is there."""
-    wanted = {"recipe": recipe.name, "seed": seed, "dataset_sha256": dataset.sha256, "epochs_asked": recipe.epochs}
-    for file in sorted(directory.glob("*/run.json")):
-        record = json.loads(file.read_text())
-        if wanted.items() <= record.items():
-            print(f"found      {recipe.name}, seed {seed}: {file.parent}", flush=True)
-            return file.parent
-    return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
+    found = pipeline.find_version(directory, recipe, dataset, seed, recipe.epochs)
+    if found is None:
+        return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
+    print(f"found      {recipe.name}, seed {seed}: {found}", flush=True)
+    return found
 
 
 def _latency(exported: Exported, image: np.ndarray, runs: int = 300) -> float:

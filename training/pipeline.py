@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from training.calibrate import Threshold, certify, fit_temperature, softmax
-from training.dataset import Dataset, hold_out
+from training.dataset import Dataset, Examples, hold_out
 from training.evaluate import ERRORS, accept, evaluate, judge
 from training.export import export, require_exportable
 from training.fit import fit, logits
@@ -69,8 +69,7 @@ def _make(
 ) -> dict[str, Any]:
     """Walks the road from the data to a verified model.onnx in `directory`; returns the run record."""
     created, commit = datetime.now(UTC), _commit()
-    train, validation = hold_out(dataset, recipe.validation_images, seed)
-    train = train[: recipe.training_images]
+    train, validation = split(recipe, dataset, seed)
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
 
@@ -142,6 +141,26 @@ def _tested(error: str, certified: Threshold | None, probabilities: np.ndarray, 
         f"{certified.coverage:.2%} of held-out images; of test {found.coverage:.2%}, {found.errors} of them wrong"
     )
     return asdict(certified) | {f"test_{name}": value for name, value in asdict(found).items()}
+
+
+def split(recipe: Recipe, dataset: Dataset, seed: int) -> tuple[Examples, Examples]:
+    """The images that `recipe` learns from, and those that it holds out."""
+    train, validation = hold_out(dataset, recipe.validation_images, seed)
+    return train[: recipe.training_images], validation
+
+
+def find_version(directory: Path, recipe: Recipe, dataset: Dataset, seed: int, epochs: int) -> Path | None:
+    """The newest version, anywhere below `directory`, that `run` would make again; None where there is none."""
+    wanted = {"recipe": recipe.name, "seed": seed, "epochs_asked": epochs, "dataset_sha256": dataset.sha256}
+    found = []
+    for file in directory.rglob("run.json"):
+        try:
+            record = json.loads(file.read_text())
+        except ValueError:
+            continue  # another program's
+        if wanted.items() <= record.items():
+            found.append(file.parent)
+    return max(found, key=lambda version: version.name, default=None)
 
 
 def _next_version(model_directory: Path) -> int:

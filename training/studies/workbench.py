@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from training import figures
-from training.dataset import Dataset, hold_out
+from training.dataset import Dataset
 from training.fit import fit, logits
+from training.pipeline import find_version, split
 from training.recipes import RECIPES
 
 
@@ -109,17 +110,14 @@ class Workbench:
         """
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
-        version = self._version(name, epochs)
+        version = find_version(self.models, recipe, self.dataset, self.seed, epochs) if self.models else None
         if version:
-            record, network = (
-                json.loads((version / "run.json").read_text()),
-                keras.models.load_model(version / "model.keras"),
-            )
+            record = json.loads((version / "run.json").read_text())
+            network = keras.models.load_model(version / "model.keras")
             history, seconds = record["history"], record["fit_seconds"]
             print(f"{name}: from {version}", flush=True)
         else:
-            train, validation = hold_out(self.dataset, recipe.validation_images, self.seed)
-            train = train[: recipe.training_images]
+            train, validation = split(recipe, self.dataset, self.seed)
             print(f"{name}: {len(train):,} images, {epochs} epochs at most, seed {self.seed}", flush=True)
             fitted = fit(recipe, train, validation, self.seed, epochs, self.checkpoint(name, epochs))
             network, history, seconds = fitted.network, fitted.history, fitted.seconds
@@ -154,16 +152,3 @@ class Workbench:
         path = self.out / name
         path.write_bytes(content)
         self.written.append(path)
-
-    def _version(self, name: str, epochs: int) -> Path | None:
-        """The newest version of this very training in `models`."""
-        found = []
-        for file in self.models.rglob("run.json") if self.models else ():
-            try:
-                record = json.loads(file.read_text())
-            except ValueError:
-                continue  # another program's
-            wanted = (name, self.seed, epochs, self.dataset.sha256)
-            if tuple(record.get(key) for key in ("recipe", "seed", "epochs_asked", "dataset_sha256")) == wanted:
-                found.append(file.parent)
-        return max(found, key=lambda version: version.name, default=None)
