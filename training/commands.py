@@ -43,7 +43,9 @@ def carry_out(options: argparse.Namespace) -> int:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("digits-train: interrupted; the same command goes on after the last whole epoch", file=sys.stderr)
+        trains = options.action in ("run", "catalogue", "study")
+        goes_on = "; the same command goes on after the last whole epoch" if trains else ""
+        print(f"digits-train: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 
