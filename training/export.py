@@ -8,7 +8,7 @@ Metadata: strings, under the names that `pipeline.py` gives them; `contract` is 
 import keras
 import numpy as np
 import onnx
-from keras import ops
+from keras import layers, ops
 
 CONTRACT = "1"
 OPSET = 18
@@ -53,34 +53,53 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
 
 
 def _folded(network: keras.Sequential) -> keras.Sequential:
-    """The same network in a form that converts to few nodes.
+    """The same network in a form that converts to few nodes and none that moves data about.
 
-    The scaling of the pixels goes into the first weights (a convolution and a dense layer are both linear), and Flatten
-    becomes a reshape to a size known beforehand: as Keras writes it, ONNX would work the batch size out anew in each run.
+    - The scaling of the pixels goes into the first weights: a convolution and a dense layer are both linear.
+    - Normalisation and relu come before pooling, where ONNX Runtime makes them part of the convolution. The answers are the
+      same as long as no scale is negative, for then max(s a, s b) = s max(a, b).
+    - Flatten becomes a reshape to a size known beforehand, with the channels first, as ONNX keeps them, and the next
+      weights in that order: as Keras writes it, ONNX would work out the batch size and turn each image round in each run.
     """
+    stack = [layer for layer in network.layers if not isinstance(layer, layers.Dropout)]
+    for place, layer in enumerate(stack):
+        after = stack[place + 1 : place + 3]
+        if isinstance(layer, layers.MaxPooling2D) and _keeps_order(after):
+            stack[place : place + 3] = [*after, layer]
 
-    def clone(layer: keras.Layer) -> keras.Layer:
-        if isinstance(layer, keras.layers.Flatten):
-            return _Reshape(layer)
-        if isinstance(layer, keras.layers.Rescaling):
-            return keras.layers.Identity()
-        return layer.from_config(layer.get_config())
-
-    twin = keras.models.clone_model(network, clone_function=clone)
-    twin.set_weights(network.get_weights())
-    first = next(layer for layer in twin.layers if layer.weights)
+    twin = keras.Sequential([keras.Input(network.input_shape[1:]), *map(_twin, stack)])
+    for layer, its_twin in zip(stack, twin.layers, strict=True):
+        its_twin.set_weights(layer.get_weights())
+    weighted = [layer for layer in twin.layers if layer.weights]
     for layer in network.layers:
-        if isinstance(layer, keras.layers.Rescaling):
-            first.kernel.assign(first.kernel * np.float32(layer.scale))
+        if isinstance(layer, layers.Rescaling):
+            weighted[0].kernel.assign(weighted[0].kernel * np.float32(layer.scale))
+        if isinstance(layer, layers.Flatten):
+            _, *shape = layer.input.shape
+            channels_first = np.arange(np.prod(shape)).reshape(shape).transpose(-1, *range(len(shape) - 1)).ravel()
+            dense = next(layer for layer in weighted if isinstance(layer, layers.Dense))
+            dense.kernel.assign(np.asarray(dense.kernel)[channels_first])
     return twin
 
 
-class _Reshape(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """A Flatten whose output size is a constant of the graph."""
+def _keeps_order(after: list[keras.Layer]) -> bool:
+    """Whether these are a normalisation and a relu that may change places with the pooling before them."""
+    match after:
+        case [layers.BatchNormalization() as normalisation, layers.ReLU()]:
+            return bool((np.asarray(normalisation.gamma) > 0).all())
+    return False
 
-    def __init__(self, flatten: keras.layers.Flatten):
-        super().__init__(name=flatten.name)
-        self.size = flatten.output.shape[-1]
+
+def _twin(layer: keras.Layer) -> keras.Layer:
+    if isinstance(layer, layers.Flatten):
+        return _ChannelsFirst()
+    if isinstance(layer, layers.Rescaling):
+        return layers.Identity()
+    return layer.from_config(layer.get_config())
+
+
+class _ChannelsFirst(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """A Flatten of (N, height, width, channels) to (N, channels * height * width), a constant of the graph."""
 
     def call(self, values: keras.KerasTensor) -> keras.KerasTensor:
-        return ops.reshape(values, (-1, self.size))
+        return ops.reshape(ops.transpose(values, (0, 3, 1, 2)), (-1, int(np.prod(values.shape[1:]))))
