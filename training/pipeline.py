@@ -18,14 +18,14 @@ import onnx
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, Examples, hold_out
 from training.evaluate import ERRORS, accept, evaluate, judge
-from training.export import export, require_exportable
+from training.export import export
 from training.fit import fit, logits
 from training.model_card import model_card
 from training.recipes import Recipe
 from training.verify import Exported, verify
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
-LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
+LIBRARIES = ("keras", keras.backend.backend(), "onnx", "onnxruntime", "numpy", "scipy")
 
 
 def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
@@ -45,11 +45,10 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         The new version's directory.
 
     Raises:
-        ExportError: models can't be exported here; said before anything is trained.
-        OSError: `model_directory` can't be written to; likewise.
+        ExportError: the network has a layer that can't be exported.
+        OSError: `model_directory` can't be written to; said before anything is trained.
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
-    require_exportable()
     model_directory.mkdir(parents=True, exist_ok=True)
     checkpoint = model_directory / f".{recipe.name}-seed{seed}-epochs{epochs}.npz"
     with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:

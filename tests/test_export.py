@@ -1,0 +1,123 @@
+from collections import Counter
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from tests.test_model import negate_logits
+from training import architectures
+from training.export import ExportError, export
+from training.recipes import RECIPES
+from training.verify import Exported, VerificationError, verify
+
+Images = NDArray[np.uint8]
+NETWORKS = {recipe.network.__name__: recipe.network for recipe in RECIPES.values()}
+
+
+def settled(network: keras.Sequential, least_scale: float = 0.5) -> keras.Sequential:
+    """An untrained network with biases, averages and scales to fold, as training leaves them; scales below 0 if asked."""
+    random = np.random.default_rng(1)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape[0]
+            beta, mean = random.normal(0, 0.3, size), random.normal(0, 0.3, size)
+            layer.set_weights([random.uniform(least_scale, 1.5, size), beta, mean, random.uniform(0.5, 1.5, size)])
+        elif getattr(layer, "use_bias", False):
+            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Sequential:
+    keras.utils.set_random_seed(1)
+    return settled(architectures.flagship_small())
+
+
+def optimised(model: onnx.ModelProto, directory: Path) -> Counter[str]:
+    """What ONNX Runtime runs in the end, by operation."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the file suits this machine only
+    options.optimized_model_filepath = str(directory / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+@pytest.mark.parametrize("least_scale", [0.5, -1.5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_answers_in_onnx_as_in_keras(name: str, least_scale: float, images: Images, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    network = settled(NETWORKS[name](), least_scale)
+    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    assert verify(Exported(tmp_path / "model.onnx"), network, 1.7, images[:150]).largest_difference < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_export_is_as_lean_as_one_built_by_hand(name: str, tmp_path: Path) -> None:
+    network = settled(NETWORKS[name]())
+    model = export(network, 1.7, {"recipe": "none"})
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
+    operations = Counter(node.op_type for node in model.graph.node)
+    layers = Counter(type(layer).__name__ for layer in network.layers)
+    relus = layers["ReLU"] + sum(getattr(layer, "activation", None) is keras.activations.relu for layer in network.layers)
+    tanhs = sum(getattr(layer, "activation", None) is keras.activations.tanh for layer in network.layers)
+    of_network = {"Conv": layers["Conv2D"], "Gemm": layers["Dense"], "MaxPool": layers["MaxPooling2D"]}
+    of_contract = {"Cast": 1, "Unsqueeze": 1, "Flatten": 1, "Mul": 1, "Softmax": 1}
+    assert operations == +Counter({"Relu": relus, "Tanh": tanhs, **of_network, **of_contract})
+
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
+    assert len(inferred) == len(model.graph.node) - 2, "of all but the outputs"
+    for value in inferred:
+        batch, *inner = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "N"
+        assert all(size.dim_value for size in inner), f"{value.name} has a size that is not known beforehand"
+
+    run = optimised(model, tmp_path)
+    assert not {"Relu", "Tanh", "Transpose", "BatchNormalization", "MatMul", "Add"} & set(run), "fused or folded"
+    reorders = run["ReorderInput"] + run["ReorderOutput"]
+    narrow = name in ("cnn8", "lenet5")  # fewer filters than ONNX Runtime's block of channels
+    assert reorders <= bool(layers["Conv2D"]) + narrow
+
+
+def test_normalisation_that_cannot_be_folded_is_one_operation_more(tmp_path: Path) -> None:
+    model = export(settled(architectures.flagship(), -1.5), 1.0, {})
+    assert [node.op_type for node in model.graph.node].count("BatchNormalization") == 2, "behind the two pooling layers"
+    run = optimised(model, tmp_path)
+    assert (run["Conv"], run["BatchNormalization"], run["Relu"]) == (7, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (keras.layers.AveragePooling2D(2), "no ONNX is known for {'name': 'odd'"),
+        (keras.layers.Conv2D(8, 3, dilation_rate=2), "no ONNX is known for {'name': 'odd'"),
+        (keras.layers.Conv2D(8, 3, activation="gelu"), "no ONNX is known for the activation gelu"),
+    ],
+)
+def test_a_layer_without_a_translation_is_refused_by_name(layer: keras.Layer, told: str) -> None:
+    layer.name = "odd"
+    network = keras.Sequential([keras.Input((28, 28, 1)), layer, keras.layers.Flatten(), keras.layers.Dense(10)])
+    with pytest.raises(ExportError, match=f"odd can't be exported: {told}"):
+        export(network, 1.0, {})
+
+
+def test_verification_notices_another_network_and_another_temperature(
+    network: keras.Sequential, images: Images, tmp_path: Path
+) -> None:
+    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.8, images)
+    other = keras.models.clone_model(network)
+    with pytest.raises(VerificationError, match="digits differ"):
+        verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
+
+
+def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
+    model = export(network, 1.7, {})
+    negate_logits(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="logits differ"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)
