@@ -1,4 +1,6 @@
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -8,9 +10,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from serving.model import Model
 from tests.test_model import negate_logits
-from training import architectures
+from training import architectures, pipeline
+from training.__main__ import main
+from training.dataset import Dataset, DatasetError, Examples
 from training.export import ExportError, export
+from training.quantize import quantize
 from training.recipes import RECIPES
 from training.verify import Exported, VerificationError, verify
 
@@ -121,3 +127,66 @@ def test_verification_looks_at_the_logits_too(network: keras.Sequential, images:
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="logits differ"):
         verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)
+
+
+@pytest.fixture(scope="module")
+def data(drawings: tuple[Images, Images]) -> Dataset:
+    drawn = Examples(*drawings)
+    return Dataset(drawn[:800], drawn[800:], "drawn")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version that reads drawn digits well."""
+    recipe = replace(RECIPES["convnet"], validation_images=200, batch_size=16)
+    return pipeline.run(recipe, data, 0, 6, tmp_path_factory.mktemp("models"))
+
+
+def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
+    run = optimised(quantize(export(network, 1.7, {}), images[:200]), tmp_path)
+    assert (run["QLinearConv"], run["QGemm"], run["Gemm"]) == (3, 1, 1)
+    assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing between them goes back to floating point"
+
+
+def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, data: Dataset) -> None:
+    published = pipeline.run_int8(trained, data)
+    assert (published.parent, int(published.name) > int(trained.name)) == (trained.parent, True)
+    assert {file.name for file in published.iterdir()} == {"model.onnx", "model.keras", "run.json", "MODEL_CARD.md"}
+    first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
+    assert (first["precision"], second["precision"]) == ("fp32", "int8")
+    assert second["temperature"] != first["temperature"], "fitted to what the quantised model says"
+    assert second["verification"]["agreement"] >= 0.9995
+    assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
+
+    served = Model(published / "model.onnx", published.name)
+    assert (served.predict(data.test.images).argmax(axis=1) == data.test.labels).mean() == second["test"]["accuracy"]
+    metadata = Exported(published / "model.onnx").metadata
+    assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
+    assert "8-bit integers" in (published / "MODEL_CARD.md").read_text()
+
+
+def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
+    trained: Path, data: Dataset, tmp_path: Path, mnist_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(trained.parent.iterdir())
+    with pytest.raises(DatasetError, match="was trained on other data"):
+        pipeline.run_int8(trained, replace(data, sha256="other"))
+    with pytest.raises(DatasetError, match="held out in another way"):
+        pipeline.run_int8(trained, replace(data, writers=np.arange(800)))
+    assert set(trained.parent.iterdir()) == before
+    assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
+    assert "is no version that this `digits-train run` made" in capsys.readouterr().err
+
+
+def test_a_quantised_file_must_name_the_same_digits_at_its_own_temperature(
+    trained: Path, data: Dataset, images: Images, tmp_path: Path
+) -> None:
+    network = keras.models.load_model(trained / "model.keras")
+    onnx.save(quantize(export(network, 1.7, {"precision": "int8"}), data.train.images), tmp_path / "model.onnx")
+    exported = Exported(tmp_path / "model.onnx")
+    assert verify(exported, network, 1.7, images).agreement >= 0.9995
+    with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
+        verify(exported, network, 1.8, images)
+    network.layers[-1].bias.assign(-network.layers[-1].bias + np.eye(10)[3] * 500)
+    with pytest.raises(VerificationError, match=r"in 8 bits, .*% of the digits are the same"):
+        verify(exported, network, 1.7, images)
