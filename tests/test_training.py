@@ -10,30 +10,14 @@ from numpy.typing import NDArray
 
 from serving.model import Model
 from serving.versions import ModelVersion
-from tests.test_model import negate_logits
-from training import architectures, dataset, pipeline
+from training import dataset, pipeline
 from training.__main__ import main
 from training.augmentation import RandomNoise, RandomStrokeWidth, RandomWarp
 from training.dataset import Dataset, DatasetError, Examples, hold_out, load_mnist
-from training.export import export
 from training.recipes import RECIPES
-from training.verify import Exported, VerificationError, verify
+from training.verify import VerificationError
 
 Images = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module")
-def network() -> keras.Sequential:
-    """An untrained network whose normalisation layers have something to fold."""
-    keras.utils.set_random_seed(1)
-    network = architectures.flagship_small()
-    random = np.random.default_rng(1)
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            size = layer.gamma.shape[0]
-            gamma, beta, mean = random.uniform(0.5, 1.5, size), random.normal(0, 0.3, size), random.normal(0, 0.3, size)
-            layer.set_weights([gamma, beta, mean, random.uniform(0.5, 1.5, size)])
-    return network
 
 
 def test_the_recipes_have_the_parameters_that_their_sources_state() -> None:
@@ -173,35 +157,6 @@ def test_noise_falls_on_its_share_of_the_images_and_stays_grey() -> None:
     assert 60 < (strength > 0).sum() < 140
     assert 30 < strength.max() < 42
     assert (noisy.min() >= 0, noisy.max() <= 255) == (True, True)
-
-
-def test_an_export_is_lean_and_answers_as_keras_does(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
-    model = export(network, 1.7, {"recipe": "none"})
-    operations = [node.op_type for node in model.graph.node]
-    assert not {"Shape", "Gather", "BatchNormalization", "Div"} & set(operations), "the graph should be folded"
-    assert operations.count("Cast") == 1
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
-    onnx.save(model, tmp_path / "model.onnx")
-    assert verify(Exported(tmp_path / "model.onnx"), network, 1.7, images).largest_difference < 1e-5
-
-
-def test_verification_notices_another_network_and_another_temperature(
-    network: keras.Sequential, images: Images, tmp_path: Path
-) -> None:
-    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
-    with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
-        verify(Exported(tmp_path / "model.onnx"), network, 1.8, images)
-    other = keras.models.clone_model(network)
-    with pytest.raises(VerificationError, match="digits differ"):
-        verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
-
-
-def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
-    model = export(network, 1.7, {})
-    negate_logits(model)
-    onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(VerificationError, match="logits differ"):
-        verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)
 
 
 def test_a_version_that_is_not_what_it_says_of_itself_is_refused(

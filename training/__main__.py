@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
 
+    quantize = actions.add_parser(
+        "quantize",
+        parents=[data, writers],
+        help="turn a version into 8-bit integers, judge and certify it anew, leave it as a new version beside the first",
+    )
+    quantize.add_argument("version", type=Path, help="a version's directory, as `digits-train run` leaves it")
+
     report = actions.add_parser(
         "report",
         parents=[data],

@@ -31,6 +31,7 @@ def carry_out(options: argparse.Namespace) -> int:
         "run": run_recipe,
         "catalogue": run_catalogue,
         "verify": verify_version,
+        "quantize": quantize_version,
         "report": report_version,
         "study": run_study,
     }
@@ -99,6 +100,12 @@ def verify_version(options: argparse.Namespace) -> int:
     if evaluation.accuracy != stated:
         raise VerificationError(f"{exported.path} says of itself that its test accuracy is {stated}")
     print(verify(exported, network, temperature, test.images))
+    return 0
+
+
+def quantize_version(options: argparse.Namespace) -> int:
+    """Leaves a version in 8-bit integers beside the one in float32."""
+    print(f"published  {pipeline.run_int8(options.version, load_mnist(options.data, options.writers))}")
     return 0
 
 

@@ -30,7 +30,7 @@ RECORD = (
     *("recipe", "source", "parameters", "seed", "epochs", "batch_size", "optimiser", "augmentation", "dataset_sha256"),
     *("training_images", "validation_images", "validation_writers", "temperature", "validation", "test", "uncalibrated"),
     *("thresholds", "delta", "history", "fit_seconds", "libraries", "backend", "machine", "commit", "created"),
-    "verification",
+    *("verification", "precision"),
 )
 
 

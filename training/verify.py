@@ -13,6 +13,7 @@ from training.fit import logits
 BATCH_SIZES = (1, 7, 32, 128)
 TOLERANCE = 1e-5  # of probabilities
 LOGIT_TOLERANCE = 1e-4  # of logits, as a share of their size above 1
+INT8_AGREEMENT = 0.9995  # of digits, in 8 bits, so that accuracy can't fall by more than 0.0005
 
 
 class VerificationError(Exception):
@@ -21,16 +22,26 @@ class VerificationError(Exception):
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and the largest difference seen between any two probabilities."""
+    """What was compared, and what was seen.
+
+    Attributes:
+        images: how many images were compared.
+        batch_sizes: how many of them went into one run.
+        agreement: share of the images that both read as the same digit.
+        largest_difference: between any two probabilities that should be the same.
+    """
 
     images: int
     batch_sizes: tuple[int, ...]
+    agreement: float
     largest_difference: float
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
+        differing = round((1 - self.agreement) * self.images)
+        agrees = f"all {self.images:,}" if not differing else f"all but {differing} of {self.images:,}"
         return (
-            f"ONNX agrees with Keras on all {self.images:,} images at batch {sizes}; "
+            f"ONNX agrees with Keras on {agrees} images at batch {sizes}; "
             f"probabilities differ by {self.largest_difference:.1e} at most"
         )
 
@@ -61,6 +72,9 @@ class Exported:
 def verify(exported: Exported, network: keras.Sequential, temperature: float, images: np.ndarray) -> Verification:
     """Runs every image through both, in batches of 1, 7, 32 and 128: same digit everywhere, probabilities within 1e-5.
 
+    A file in 8 bits, as its metadata say, can't be held to Keras' every answer: it must give the same digit for 9,995 images
+    of 10,000, and within 1e-5 the same probabilities in batches of any size, at the temperature that it should have.
+
     Args:
         exported: the ONNX file.
         network: the Keras network behind it.
@@ -70,7 +84,15 @@ def verify(exported: Exported, network: keras.Sequential, temperature: float, im
     Raises:
         VerificationError: a digit differs, or a probability or a logit by more than its tolerance.
     """
-    expected_logits = logits(network, images)
+    expected_logits, agreement = logits(network, images), 1.0
+    if exported.metadata.get("precision") == "int8":
+        digits, (expected_logits, _) = expected_logits.argmax(axis=1), exported.answers(images, 1)
+        agreement = float((expected_logits.argmax(axis=1) == digits).mean())
+        if agreement < INT8_AGREEMENT:
+            raise VerificationError(
+                f"{exported.path} does not answer as its Keras network: in 8 bits, {agreement:.2%} of the digits are "
+                f"the same, and {INT8_AGREEMENT:.2%} should be"
+            )
     expected = softmax(expected_logits, temperature)
     largest = 0.0
     for size in BATCH_SIZES:
@@ -88,4 +110,4 @@ def verify(exported: Exported, network: keras.Sequential, temperature: float, im
                 f"{exported.path}: logits differ from Keras' by up to {difference:.1e} at batch size {size}"
             )
         largest = max(largest, difference)
-    return Verification(len(images), BATCH_SIZES, largest)
+    return Verification(len(images), BATCH_SIZES, agreement, largest)

@@ -1,0 +1,119 @@
+"""How fast exported models run in ONNX Runtime on one core, as the service runs them: `make bench-export`.
+
+First `convnet` as it is exported beside the same network, with the same weights, put together by hand for the very batch
+size; then our own networks in 8 bits beside 32. What is compared takes turns, within each round, and is timed by the CPU
+time of its thread, so that what else the machine does counts little: the median of the rounds' ratios is what to look at.
+
+The networks are untrained, for speed does not depend on the weights; what 8 bits do to accuracy, `digits-train quantize`
+says of each version.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.drawn_digits import draw_many
+from training import architectures
+from training.export import OPSET, export
+from training.quantize import quantize
+
+BATCH_SIZES = (1, 32, 128)
+BURST = 0.02  # seconds; of one model in one round
+
+
+def by_hand(network: keras.Sequential, batch_size: int) -> onnx.ModelProto:
+    """`convnet` for batches of just one size: channels first, every size static, dense layers as Gemm."""
+    kernels = [np.asarray(layer.kernel) for layer in network.layers if layer.weights]
+    biases = [np.asarray(layer.bias) for layer in network.layers if layer.weights]
+    for place in (0, 1, 2):
+        kernels[place] = kernels[place].transpose(3, 2, 0, 1)
+    kernels[0] = kernels[0] / 255
+    kernels[3] = kernels[3].reshape(3, 3, 64, 64).transpose(2, 0, 1, 3).reshape(576, 64)
+    constants = {f"w{place}": kernel for place, kernel in enumerate(kernels)}
+    constants |= {f"b{place}": bias for place, bias in enumerate(biases)}
+    constants |= {"planes": np.array([batch_size, 1, 28, 28]), "features": np.array([batch_size, 576])}
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["pixels", "planes"], ["x"]),
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("MaxPool", ["r0"], ["p0"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p0", "w1", "b1"], ["c1"]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p1", "w2", "b2"], ["c2"]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Reshape", ["r2", "features"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["d3"]),
+        helper.make_node("Relu", ["d3"], ["r3"]),
+        helper.make_node("Gemm", ["r3", "w4", "b4"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "convnet",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch_size, 28, 28])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch_size, 10]) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(constant, name) for name, constant in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_operatorsetid("", OPSET)], ir_version=8)
+
+
+def race(first: onnx.ModelProto, second: onnx.ModelProto, batch_size: int, rounds: int) -> tuple[float, float]:
+    """Microseconds of CPU an image costs `second`, and how many times as fast as `first` it is; medians."""
+    images, _ = draw_many(batch_size, seed=0)
+    sessions = [_session(model) for model in (first, second)]
+    runs = max(1, round(BURST / min(_cost(session, images, 1) for session in sessions * 3)))
+    costs: list[list[float]] = [[], []]
+    for turn in range(rounds):
+        for place in (0, 1) if turn % 2 else (1, 0):
+            costs[place].append(_cost(sessions[place], images, runs))
+    ratio = statistics.median(a / b for a, b in zip(*costs, strict=True))
+    return statistics.median(costs[1]) / batch_size * 1e6, ratio
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _cost(session: onnxruntime.InferenceSession, images: np.ndarray, runs: int) -> float:
+    """Seconds of CPU a run."""
+    start = time.thread_time()
+    for _ in range(runs):
+        session.run(["logits", "probabilities"], {"images": images})
+    return (time.thread_time() - start) / runs
+
+
+def main() -> None:
+    """Measures all and prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=41, help="(default: %(default)s)")
+    rounds = parser.parse_args().rounds
+    images, _ = draw_many(1000, seed=1)
+    print(f"Medians of {rounds} rounds on one core of {os.cpu_count()}.\n")
+    print("| model | beside | batch | us an image | times as fast |")
+    print("|---|---|---:|---:|---:|")
+    for name in ("convnet", "flagship_small", "flagship"):
+        network = getattr(architectures, name)()
+        exported = export(network, 1.0, {})
+        for batch_size in BATCH_SIZES if name == "convnet" else ():
+            cost, ratio = race(by_hand(network, batch_size), exported, batch_size, rounds)
+            print(f"| {name}, exported | built by hand | {batch_size} | {cost:.1f} | {ratio:.2f} |", flush=True)
+        integers = quantize(exported, images)
+        for batch_size in BATCH_SIZES:
+            cost, ratio = race(exported, integers, batch_size, rounds)
+            print(f"| {name}, 8 bits | 32 bits | {batch_size} | {cost:.1f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
