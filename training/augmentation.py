@@ -5,6 +5,7 @@ only: at inference it hands its input through. Blur, erasing and inversion are K
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,12 +32,18 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
 
     def __init__(self, rotation: float, shear: float, zoom: float, shift: float, bend: float, seed: int):
         super().__init__()
-        self.rotation = math.radians(rotation)
+        self.rotation = rotation
         self.shear = shear
         self.zoom = zoom
         self.shift = shift
         self.bend = bend
+        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        names = ("rotation", "shear", "zoom", "shift", "bend", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Distorts `images` while training."""
@@ -47,7 +54,7 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
         def draw(limit: float) -> keras.KerasTensor:
             return keras.random.uniform((count,), -limit, limit, seed=self.seed_generator)
 
-        turn, slant = draw(self.rotation), draw(self.shear)
+        turn, slant = draw(math.radians(self.rotation)), draw(self.shear)
         zoom_x, zoom_y = 1.0 + draw(self.zoom), 1.0 + draw(self.zoom)
         # Output pixel (x, y), measured from the centre, is read at input pixel M (x, y): M = rotation . shear . scale.
         matrices = ops.stack(
@@ -84,7 +91,12 @@ class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ship
         super().__init__()
         self.broader = broader
         self.finer = finer
+        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {**super().get_config(), "broader": self.broader, "finer": self.finer, "seed": self.seed}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Changes the pen while training."""
@@ -108,7 +120,12 @@ class RandomNoise(keras.layers.Layer):  # type: ignore[misc]  # keras ships no t
         super().__init__()
         self.factor = factor
         self.limit = limit
+        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {**super().get_config(), "factor": self.factor, "limit": self.limit, "seed": self.seed}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Adds noise while training."""

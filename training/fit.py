@@ -3,17 +3,17 @@
 import hashlib
 import io
 import json
-import os
 import sys
 import time
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from training import architectures, augmentation, recipes
 from training.dataset import Examples
 from training.recipes import Recipe
 
@@ -26,11 +26,13 @@ class Fit:
         network: float32 pixels (N, 28, 28, 1), 0 paper to 255 ink, to logits (N, 10).
         history: Keras' figures for each epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
         seconds: how long training took, without what an interruption lost.
+        backend: what Keras ran on.
     """
 
     network: keras.Model
     history: dict[str, list[float]]
     seconds: float
+    backend: str
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
@@ -84,20 +86,22 @@ def fit(
         seed: of the first weights, the order of the images, their distortions and dropout.
         epochs: passes over `train`, at most: a recipe with patience may stop earlier.
         checkpoint: file that holds the state of the run after each epoch; where it is there and of this very run, the run
-            goes on from it. The caller removes it when it is no longer needed.
+            goes on from it. One that is finished serves any backend. The caller removes it when it is no longer needed.
         logs: directory for TensorBoard; None writes no logs.
 
     Raises:
         OSError: the checkpoint can't be written.
     """
+    keras.utils.clear_session()  # frees the last run's, and names this run's layers as if it were the first
     keras.utils.set_random_seed(seed)
     network = recipe.network()
+    distortions = recipe.augmentation(seed) if recipe.augmentation else []
     trainer = keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8"),
             keras.layers.Reshape((28, 28, 1)),
             keras.layers.Rescaling(1.0),  # to float32
-            *(recipe.augmentation(seed) if recipe.augmentation else []),
+            *distortions,
             network,
         ]
     )
@@ -108,9 +112,10 @@ def fit(
         metrics=["accuracy"],
     )
     trainer.optimizer.build(trainer.trainable_variables)
-    fingerprint = _fingerprint(recipe, train, validation, seed, epochs)
-    progress = _Progress(trainer, batches, recipe.patience, checkpoint, fingerprint)
-    progress.resume()
+    parts = [trainer.optimizer, network, *distortions]
+    about = [recipe.name, recipe.batch_size, recipe.steps, seed, epochs, [part.get_config() for part in parts]]
+    progress = _Progress(trainer, batches, recipe.patience, checkpoint, _fingerprint([train, validation], about))
+    progress.resume(epochs)
     if progress.epochs_done:
         print(f"resume     after epoch {progress.epochs_done}, from {checkpoint}", flush=True)
     if not progress.finished(epochs):
@@ -126,7 +131,7 @@ def fit(
         )
     else:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # averages, as `trainer.fit` does at its end
-    return Fit(network, progress.history, progress.seconds)
+    return Fit(network, progress.history, progress.seconds, progress.backend)
 
 
 def logits(network: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -149,6 +154,7 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self.fingerprint = fingerprint
         self.history: dict[str, list[float]] = {}
         self.seconds = 0.0
+        self.backend = keras.backend.backend()
 
     @property
     def epochs_done(self) -> int:
@@ -171,8 +177,8 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self._save()
         self.trainer.stop_training = self.finished(epoch + 2)
 
-    def resume(self) -> None:
-        """Takes up the state that the checkpoint holds, if it is of this run."""
+    def resume(self, epochs: int) -> None:
+        """Takes up the state that the checkpoint holds, if it is of this run of `epochs`."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
@@ -185,14 +191,20 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         if about["fingerprint"] != self.fingerprint:
             print(f"{self.checkpoint} is of other data, code or settings: starting anew", file=sys.stderr)
             return
+        history, backend = self.history, self.backend
+        self.history, self.seconds, self.backend = about["history"], about["seconds"], about["backend"]
+        if self.backend != backend and not self.finished(epochs):
+            print(f"{self.checkpoint} was begun on {self.backend}: starting anew", file=sys.stderr)
+            self.history, self.seconds, self.backend = history, 0.0, backend
+            return
         for variable, value in zip(self._state(), values, strict=True):
             variable.assign(value)
-        self.history, self.seconds = about["history"], about["seconds"]
 
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        about = json.dumps({"fingerprint": self.fingerprint, "history": self.history, "seconds": self.seconds})
+        names = ("fingerprint", "history", "seconds", "backend")
+        about = json.dumps({name: getattr(self, name) for name in names})
         arrays = {str(place): keras.ops.convert_to_numpy(value) for place, value in enumerate(self._state())}
         content = io.BytesIO()
         np.savez(content, about=np.array(about), **arrays)
@@ -205,14 +217,12 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         return [*self.trainer.variables, *self.trainer.optimizer.variables]
 
 
-def _fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
+def _fingerprint(data: list[Examples], about: list[Any]) -> str:
     """The same for two runs exactly when one can go on where the other stopped."""
     digest = hashlib.sha256()
-    for part in (train.images, train.labels, validation.images, validation.labels):
-        digest.update(np.ascontiguousarray(part).data)
-    for module in (architectures, augmentation, recipes):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
-    about = [recipe.name, recipe.batch_size, seed, epochs, keras.__version__, keras.backend.backend(), os.cpu_count()]
-    digest.update(json.dumps(about).encode())
+    for examples in data:
+        digest.update(np.ascontiguousarray(examples.images).data)
+        digest.update(np.ascontiguousarray(examples.labels).data)
+    versions = [keras.__version__, version("postal-digits")]
+    digest.update(json.dumps([*about, *versions], sort_keys=True, default=str).encode())
     return digest.hexdigest()

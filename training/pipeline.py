@@ -48,11 +48,11 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         The new version's directory.
 
     Raises:
-        ExportError: models can't be exported here; said before anything is trained.
-        OSError: `model_directory` can't be written to; likewise.
+        ExportError: models can't be exported where Keras runs on this backend. The checkpoint is left: the same run, where
+            they can, goes on from it with the export.
+        OSError: `model_directory` can't be written to; said before anything is trained.
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
-    require_exportable()
     model_directory.mkdir(parents=True, exist_ok=True)
     checkpoint = model_directory / f".{recipe.name}-seed{seed}-epochs{epochs}.npz"
     published = _publish(model_directory, lambda draft: _make(recipe, dataset, seed, epochs, draft, checkpoint, logs))
@@ -114,6 +114,7 @@ def _make(
     train, validation = split(recipe, dataset, seed)
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
+    require_exportable()
 
     judged = _judge(lambda images: logits(fitted.network, images), validation, dataset.test)
     record: dict[str, Any] = {
@@ -133,7 +134,7 @@ def _make(
         **judged,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
-        "backend": keras.backend.backend(),
+        "backend": fitted.backend,
         "precision": "fp32",
         "libraries": {name: installed(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
