@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.drawn_digits import draw_many
 from training import catalogue, pipeline
+from training.augmentation import RandomWarp
 from training.dataset import Dataset, Examples
-from training.fit import Batches, Fit, fit
+from training.fit import Batches, Fit, fingerprint, fit, logits
 from training.recipes import RECIPES, Recipe
 
 EPOCHS = 5
@@ -105,7 +107,46 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(
     checkpoint = tmp_path / "checkpoint.npz"
     fit(small(), drawn, drawn[:0], 1, 1, checkpoint)
     fit(small(), drawn[:290], drawn[:0], 1, 1, checkpoint)
-    assert "is of other data, code or settings: starting anew" in capsys.readouterr().err
+    assert "is of other data or settings: starting anew" in capsys.readouterr().err
+
+
+def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(drawn: Examples) -> None:
+    def identity(
+        recipe: Recipe, train: Examples = drawn, held: Examples = drawn[:50], seed: int = 1, epochs: int = 2
+    ) -> str:
+        return fingerprint(recipe, train, held, seed, epochs)
+
+    slower = small(optimiser=lambda updates: keras.optimizers.AdamW(1e-5))
+    straight = small(augmentation=lambda seed: [RandomWarp(12, 0.25, 0.12, 2, 0, seed)])
+    runs = [
+        *(identity(recipe) for recipe in (small(), slower, straight, small(batch_size=16), small(patience=1))),
+        *(identity(small(network=RECIPES["convnet"].network)), identity(small(), epochs=3), identity(small(), seed=2)),
+        *(identity(small(), drawn[:299]), identity(small(), held=drawn[:49])),
+    ]
+    assert len(set(runs)) == len(runs)
+    assert identity(small()) == runs[0]
+
+
+def test_what_is_watched_is_what_is_left_even_of_a_short_run(drawn: Examples) -> None:
+    """Weights are averaged: neither may the average lag behind, nor the figures be those of other weights."""
+    fitted = fit(small(), drawn, drawn, 1, 6)
+    read = logits(fitted.network, drawn.images).argmax(axis=1) == drawn.labels
+    assert read.mean() > 0.9
+    assert read.mean() == pytest.approx(fitted.history["val_accuracy"][-1], abs=0.005)
+
+
+def test_only_a_finished_run_of_another_backend_is_taken_up(
+    drawn: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "checkpoint.npz"
+    finished = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    elsewhere(checkpoint, epochs=2)
+    again = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    assert (again.backend, again.history) == ("jax", finished.history)
+    elsewhere(checkpoint, epochs=1)
+    anew = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    assert "was begun on jax: starting anew" in capsys.readouterr().err
+    assert (anew.backend, len(anew.history["loss"])) == ("tensorflow", 2)
 
 
 def test_patience_ends_a_run_when_the_validation_loss_no_longer_falls(drawn: Examples) -> None:
@@ -173,6 +214,15 @@ def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
     assert 0.5 < low <= float(dense["accuracy, mean"]) <= high <= 1
     assert (dense["claimed"], dense["expected"], dense["parameters"]) == ("0.9817", "0.9787 to 0.9847", "407,050")
     assert dense["in range"] == ("yes" if 0.9787 <= float(dense["accuracy, mean"]) <= 0.9847 else "no")
+
+
+def elsewhere(checkpoint: Path, epochs: int) -> None:
+    """Makes a checkpoint say that it comes from another backend, after so many epochs."""
+    with np.load(checkpoint) as saved:
+        arrays = dict(saved)
+    about = json.loads(str(arrays["about"]))
+    about |= {"backend": "jax", "history": {name: values[:epochs] for name, values in about["history"].items()}}
+    np.savez(checkpoint, **arrays | {"about": np.array(json.dumps(about))})
 
 
 def pixels(examples: Examples) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from training.evaluate import ERRORS, evaluate, risk_coverage
 from training.model_card import model_card
 from training.recipes import RECIPES
 from training.report import ReportError, page, report
+from training.versions import VersionError
 
 Images = NDArray[np.uint8]
 VOID = {"meta", "img", "br"}
@@ -256,10 +257,10 @@ def test_what_is_no_version_is_refused(
     assert main(["report", str(tmp_path / "none")]) == 1
     assert "none is no version that `digits-train run` made: run.json: No such file" in capsys.readouterr().err
     (version / "run.json").write_text("{")
-    with pytest.raises(ReportError, match=r"run.json: Expecting"):
+    with pytest.raises(VersionError, match=r"run.json: Expecting"):
         report(version, dataset)
     (version / "run.json").write_text("[]")
-    with pytest.raises(ReportError, match=r"run\.json is no object"):
+    with pytest.raises(VersionError, match=r"run\.json is no object"):
         report(version, dataset)
 
 

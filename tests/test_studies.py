@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from training.__main__ import main
 from training.dataset import Dataset, Examples
-from training.fit import logits
+from training.fit import fingerprint, logits
+from training.pipeline import split
 from training.recipes import RECIPES
 from training.studies import STUDIES
 from training.studies.comparisons import shift
@@ -209,7 +210,9 @@ def test_a_network_is_trained_once_for_all_studies(
 
 def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Dataset, tmp_path: Path) -> None:
     network = RECIPES["mlp128"].network()
-    record = {"recipe": "mlp128", "seed": 7, "epochs_asked": 1, "dataset_sha256": "drawn", "fit_seconds": 1234.5}
+    train, validation = split(RECIPES["mlp128"], drawn, 7)
+    identity = fingerprint(RECIPES["mlp128"], train, validation, 7, 1)
+    record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5}
     (version := tmp_path / "models" / "digits" / "1").mkdir(parents=True)
     network.save(version / "model.keras")
     (tmp_path / "run.json").write_text("another program's")

@@ -175,12 +175,6 @@ def test_a_version_that_is_not_what_it_says_of_itself_is_refused(
     assert "says of itself that its test accuracy is 0.9999" in capsys.readouterr().err
 
 
-def test_versions_always_grow(tmp_path: Path) -> None:
-    (tmp_path / "30000101000000").mkdir()
-    (tmp_path / "notes").mkdir()
-    assert pipeline._next_version(tmp_path) == 30000101000001
-
-
 def test_what_fails_verification_is_not_published(
     drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -12,11 +13,16 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is loaded, or it greets with a page of notes
     try:
         from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
+
+        return commands.carry_out(options)
     except ModuleNotFoundError as error:
         print(f"digits-train: {error}; training needs `pip install postal-digits[training]`", file=sys.stderr)
         return 1
-
-    return commands.carry_out(options)
+    except KeyboardInterrupt:
+        trains = options.action in ("run", "catalogue", "study")
+        goes_on = "; the same command goes on after the last whole epoch" if trains else ""
+        print(f"digits-train: interrupted{goes_on}", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         "run", parents=[data, writers], help="train a recipe, export and verify it, leave a new model version"
     )
     run.add_argument("recipe", help="a name from `digits-train list`")
-    run.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
-    run.add_argument("--epochs", type=_positive, help="passes over the training images (default: the recipe's own)")
+    run.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
+    run.add_argument("--epochs", type=_number(1, 10_000), help="passes over the training images (default: the recipe's own)")
     run.add_argument(
         "--models",
         type=Path,
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     catalogue = actions.add_parser(
         "catalogue", parents=[data, writers], help="run every recipe with several seeds, and write one table"
     )
-    catalogue.add_argument("--seeds", type=_positive, default=3, help="runs of each recipe (default: %(default)s)")
+    catalogue.add_argument("--seeds", type=_number(1, 10_000), default=3, help="runs of each recipe (default: %(default)s)")
     catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="only these")
     catalogue.add_argument(
         "--models",
@@ -100,8 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("studies"),
         help="directory for pictures, tables, and trained networks, which other studies use too (default: %(default)s)",
     )
-    study.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
-    study.add_argument("--epochs", type=_positive, help="passes over the training images (default: each recipe's own)")
+    study.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
+    study.add_argument(
+        "--epochs", type=_number(1, 10_000), help="passes over the training images (default: each recipe's own)"
+    )
     study.add_argument(
         "--recipes", nargs="+", default=(), metavar="RECIPE", help="only these (default: the study's own choice)"
     )
@@ -118,10 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not (text.removeprefix("-").isdecimal() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most:,}, not {text}")
+        return int(text)
+
     return number
 
 

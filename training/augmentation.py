@@ -26,11 +26,10 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
         bend: standard deviation of the displacements at the knots of a cubic B-spline, pixels (Simard et al. 2003
             smoothed a displacement of each pixel instead); 0 leaves lines straight.
         seed: makes the draws repeatable.
+        knots: a side; with six, a bend is about as long as a stroke.
     """
 
-    KNOTS = 6  # a side: a bend is about as long as a stroke
-
-    def __init__(self, rotation: float, shear: float, zoom: float, shift: float, bend: float, seed: int):
+    def __init__(self, rotation: float, shear: float, zoom: float, shift: float, bend: float, seed: int, knots: int = 6):
         super().__init__()
         self.rotation = rotation
         self.shear = shear
@@ -38,11 +37,12 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
         self.shift = shift
         self.bend = bend
         self.seed = seed
+        self.knots = knots
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras."""
-        names = ("rotation", "shear", "zoom", "shift", "bend", "seed")
+        names = ("rotation", "shear", "zoom", "shift", "bend", "seed", "knots")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
@@ -69,8 +69,8 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
         points = ops.reshape(ops.matmul(ops.reshape(matrices, (-1, 2, 2)), grid), (-1, 2, size, size))
         points = points + ops.stack([draw(self.shift), draw(self.shift)], axis=1)[:, :, None, None]
         if self.bend:
-            knots = keras.random.normal((count, 2, self.KNOTS, self.KNOTS), stddev=self.bend, seed=self.seed_generator)
-            spline = _cubic_spline(self.KNOTS, size)
+            knots = keras.random.normal((count, 2, self.knots, self.knots), stddev=self.bend, seed=self.seed_generator)
+            spline = _cubic_spline(self.knots, size)
             points = points + ops.matmul(ops.matmul(spline, knots), spline.T)
         return _sample(images, points + (size - 1) / 2)
 

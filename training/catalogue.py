@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from training import pipeline
+from training import pipeline, versions
 from training.dataset import Dataset
+from training.fit import fingerprint
 from training.recipes import Recipe
 from training.verify import Exported
 
@@ -86,7 +87,7 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path) -> Path:
     """The version directory of one run, which is made unless it is there."""
-    found = pipeline.find_version(directory, recipe, dataset, seed, recipe.epochs)
+    found = versions.find(directory, fingerprint(recipe, *pipeline.split(recipe, dataset, seed), seed, recipe.epochs))
     if found is None:
         return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
     print(f"found      {recipe.name}, seed {seed}: {found}", flush=True)

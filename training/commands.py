@@ -18,6 +18,7 @@ from training.studies import STUDIES, Study
 from training.studies.darknet import DetectionError
 from training.studies.workbench import Brought, Workbench
 from training.verify import Exported, VerificationError, verify
+from training.versions import VersionError
 
 
 class UsageError(Exception):
@@ -40,14 +41,9 @@ def carry_out(options: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2
-    except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, OSError) as error:
+    except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, VersionError, OSError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        trains = options.action in ("run", "catalogue", "study")
-        goes_on = "; the same command goes on after the last whole epoch" if trains else ""
-        print(f"digits-train: interrupted{goes_on}", file=sys.stderr)
-        return 130
 
 
 def list_recipes(options: argparse.Namespace) -> int:

@@ -31,6 +31,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def digest(self) -> str:
+        """The SHA-256 of images and labels, in hexadecimal."""
+        parts = (np.ascontiguousarray(part).data for part in (self.images, self.labels))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     def __getitem__(self, chosen: np.ndarray | slice) -> "Examples":
         return Examples(self.images[chosen], self.labels[chosen])
 

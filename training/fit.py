@@ -9,7 +9,6 @@ import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -27,12 +26,14 @@ class Fit:
         history: Keras' figures for each epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
         seconds: how long training took, without what an interruption lost.
         backend: what Keras ran on.
+        fingerprint: the same for runs that train alike.
     """
 
     network: keras.Model
     history: dict[str, list[float]]
     seconds: float
     backend: str
+    fingerprint: str
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
@@ -92,16 +93,15 @@ def fit(
     Raises:
         OSError: the checkpoint can't be written.
     """
-    keras.utils.clear_session()  # frees the last run's, and names this run's layers as if it were the first
+    identity = fingerprint(recipe, train, validation, seed, epochs)
     keras.utils.set_random_seed(seed)
     network = recipe.network()
-    distortions = recipe.augmentation(seed) if recipe.augmentation else []
     trainer = keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8"),
             keras.layers.Reshape((28, 28, 1)),
             keras.layers.Rescaling(1.0),  # to float32
-            *distortions,
+            *(recipe.augmentation(seed) if recipe.augmentation else []),
             network,
         ]
     )
@@ -112,13 +112,11 @@ def fit(
         metrics=["accuracy"],
     )
     trainer.optimizer.build(trainer.trainable_variables)
-    parts = [trainer.optimizer, network, *distortions]
-    about = [recipe.name, recipe.batch_size, recipe.steps, seed, epochs, [part.get_config() for part in parts]]
-    progress = _Progress(trainer, batches, recipe.patience, checkpoint, _fingerprint([train, validation], about))
-    progress.resume(epochs)
+    progress = _Progress(trainer, batches, epochs, recipe.patience, checkpoint, identity)
+    progress.resume()
     if progress.epochs_done:
         print(f"resume     after epoch {progress.epochs_done}, from {checkpoint}", flush=True)
-    if not progress.finished(epochs):
+    if not _finished(progress.history, epochs, recipe.patience):
         trainer.fit(
             batches,
             epochs=epochs,
@@ -126,12 +124,32 @@ def fit(
             validation_data=(validation.images, validation.labels) if len(validation) else None,
             validation_batch_size=500,
             shuffle=False,  # Keras would change the order of the batches, from a source that no checkpoint holds
-            callbacks=[progress, *([keras.callbacks.TensorBoard(str(logs))] if logs else [])],
+            callbacks=[
+                progress,
+                *([keras.callbacks.SwapEMAWeights()] if trainer.optimizer.use_ema else []),  # watch what is published
+                *([keras.callbacks.TensorBoard(str(logs))] if logs else []),
+            ],
             verbose=1 if sys.stdout.isatty() else 2,  # a bar that moves, or one line an epoch in a log
         )
     else:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # averages, as `trainer.fit` does at its end
-    return Fit(network, progress.history, progress.seconds, progress.backend)
+    return Fit(network, progress.history, progress.seconds, progress.backend, identity)
+
+
+def fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
+    """A hash that is the same for two runs exactly when one can go on where the other stopped.
+
+    It covers the data and every setting of network, distortions and optimiser, but not the code behind them.
+    """
+    keras.utils.clear_session()  # frees what earlier runs left, and layers are named as if this were the first
+    updates = epochs * len(Batches(train, recipe.batch_size, seed, recipe.steps))
+    parts = [recipe.network(), recipe.optimiser(updates), *(recipe.augmentation(seed) if recipe.augmentation else [])]
+    about = [
+        *(recipe.name, recipe.batch_size, recipe.steps, recipe.patience, seed, epochs),
+        *(part.get_config() for part in parts),
+        *(train.digest(), validation.digest(), keras.__version__, version("postal-digits")),
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def logits(network: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -144,11 +162,18 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
     """What a run has come to, kept in memory and, given a checkpoint, on disk."""
 
     def __init__(
-        self, trainer: keras.Model, batches: Batches, patience: int | None, checkpoint: Path | None, fingerprint: str
+        self,
+        trainer: keras.Model,
+        batches: Batches,
+        epochs: int,
+        patience: int | None,
+        checkpoint: Path | None,
+        fingerprint: str,
     ):
         super().__init__()
         self.trainer = trainer
         self.batches = batches
+        self.epochs = epochs
         self.patience = patience
         self.checkpoint = checkpoint
         self.fingerprint = fingerprint
@@ -160,12 +185,6 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
     def epochs_done(self) -> int:
         return len(self.history.get("loss", []))
 
-    def finished(self, epochs: int) -> bool:
-        """Whether all epochs are done, or `patience` of them have passed without a lower validation loss."""
-        losses = self.history.get("val_loss", [])
-        waited = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-        return self.epochs_done >= epochs or (self.patience is not None and waited >= self.patience)
-
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.batches.begin(epoch)
         self._began = time.monotonic()
@@ -175,10 +194,10 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
             self.history.setdefault(name, []).append(float(value))
         self.seconds += time.monotonic() - self._began
         self._save()
-        self.trainer.stop_training = self.finished(epoch + 2)
+        self.trainer.stop_training = _finished(self.history, self.epochs, self.patience)
 
-    def resume(self, epochs: int) -> None:
-        """Takes up the state that the checkpoint holds, if it is of this run of `epochs`."""
+    def resume(self) -> None:
+        """Takes up the state that the checkpoint holds, if it is of this run."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
@@ -189,14 +208,12 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
             print(f"{self.checkpoint} can't be read ({error}): starting anew", file=sys.stderr)
             return
         if about["fingerprint"] != self.fingerprint:
-            print(f"{self.checkpoint} is of other data, code or settings: starting anew", file=sys.stderr)
+            print(f"{self.checkpoint} is of other data or settings: starting anew", file=sys.stderr)
             return
-        history, backend = self.history, self.backend
+        if about["backend"] != self.backend and not _finished(about["history"], self.epochs, self.patience):
+            print(f"{self.checkpoint} was begun on {about['backend']}: starting anew", file=sys.stderr)
+            return
         self.history, self.seconds, self.backend = about["history"], about["seconds"], about["backend"]
-        if self.backend != backend and not self.finished(epochs):
-            print(f"{self.checkpoint} was begun on {self.backend}: starting anew", file=sys.stderr)
-            self.history, self.seconds, self.backend = history, 0.0, backend
-            return
         for variable, value in zip(self._state(), values, strict=True):
             variable.assign(value)
 
@@ -217,12 +234,8 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         return [*self.trainer.variables, *self.trainer.optimizer.variables]
 
 
-def _fingerprint(data: list[Examples], about: list[Any]) -> str:
-    """The same for two runs exactly when one can go on where the other stopped."""
-    digest = hashlib.sha256()
-    for examples in data:
-        digest.update(np.ascontiguousarray(examples.images).data)
-        digest.update(np.ascontiguousarray(examples.labels).data)
-    versions = [keras.__version__, version("postal-digits")]
-    digest.update(json.dumps([*about, *versions], sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+def _finished(history: dict[str, list[float]], epochs: int, patience: int | None) -> bool:
+    """Whether all epochs are done, or `patience` of them have passed without a lower validation loss."""
+    losses = history.get("val_loss", [])
+    waited = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
+    return len(history.get("loss", [])) >= epochs or (patience is not None and waited >= patience)

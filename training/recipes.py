@@ -62,7 +62,8 @@ def _adadelta(updates: int) -> keras.Optimizer:
 def _one_cycle(peak: float) -> Callable[[int], keras.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): rate up to `peak` for a tenth of the run, then down a cosine.
 
-    The weights are averaged over about a thousand updates (Polyak & Juditsky 1992), and the average is the result.
+    The weights are averaged over about a thousand updates, or the last tenth of a short run, and the average is the result
+    (Polyak & Juditsky 1992).
     """
 
     def optimiser(updates: int) -> keras.Optimizer:
@@ -70,7 +71,8 @@ def _one_cycle(peak: float) -> Callable[[int], keras.Optimizer]:
         rate = keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=peak / 25, decay_steps=updates - warmup, warmup_target=peak, warmup_steps=warmup
         )
-        return keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=True, ema_momentum=0.999)
+        momentum = min(0.999, 1 - 10 / max(updates, 20))
+        return keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=True, ema_momentum=momentum)
 
     return optimiser
 

@@ -21,6 +21,7 @@ from training.evaluate import Evaluation
 from training.model_card import TEMPLATES, model_card, summary
 from training.robustness import robustness, second_source
 from training.verify import Exported
+from training.versions import read_record
 
 SEED = 0  # of the damage, so that versions are measured by the same
 WORST = 30  # mistakes shown
@@ -51,10 +52,11 @@ def report(version: Path, dataset: Dataset) -> Path:
         The page, report.html in `version`.
 
     Raises:
-        ReportError: `version` is not a version's directory, was made by an older digits-train, or can't be written to.
+        VersionError: `version` is not a version's directory.
+        ReportError: it was made by an older digits-train, or can't be written to.
         VerificationError: its model can't be loaded.
     """
-    record, test = _read(version / "run.json"), dataset.test
+    record, test = _read(version), dataset.test
     exported = Exported(version / "model.onnx")
     logits, probabilities = exported.answers(test.images, 128)
     accuracy = evaluate.evaluate(probabilities, test.labels).accuracy
@@ -141,19 +143,15 @@ def _judged(second: Examples, predict: Callable[[np.ndarray], np.ndarray]) -> di
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(version: Path) -> dict[str, Any]:
     """The run record, once it is known to have all that a report tells of."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ReportError(f"{path.parent} is no version that `digits-train run` made: run.json: {reason}") from error
-    if not isinstance(record, dict):
-        raise ReportError(f"{path.parent} is no version that `digits-train run` made: run.json is no object")
+    record = read_record(version)
     missing = [name for name in RECORD if name not in record]
     missing += [f"test.{field.name}" for field in fields(Evaluation) if field.name not in (record.get("test") or {})]
     if missing:
-        raise ReportError(f"{path} lacks {', '.join(missing)}: an older digits-train made it; run the recipe again")
+        raise ReportError(
+            f"{version / 'run.json'} lacks {', '.join(missing)}: an older digits-train made it; run the recipe again"
+        )
     return record
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training import figures
+from training import figures, versions
 from training.dataset import Dataset
-from training.fit import fit, logits
-from training.pipeline import find_version, split
+from training.fit import fingerprint, fit, logits
+from training.pipeline import split
 from training.recipes import RECIPES
 
 
@@ -110,14 +109,16 @@ class Workbench:
         """
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
-        version = find_version(self.models, recipe, self.dataset, self.seed, epochs) if self.models else None
-        if version:
-            record = json.loads((version / "run.json").read_text())
+        train, validation = split(recipe, self.dataset, self.seed)
+        version = None
+        if self.models:
+            version = versions.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
+        if version and (version / "model.keras").exists():
+            record = versions.read_record(version)
             network = keras.models.load_model(version / "model.keras")
             history, seconds = record["history"], record["fit_seconds"]
             print(f"{name}: from {version}", flush=True)
         else:
-            train, validation = split(recipe, self.dataset, self.seed)
             print(f"{name}: {len(train):,} images, {epochs} epochs at most, seed {self.seed}", flush=True)
             fitted = fit(recipe, train, validation, self.seed, epochs, self.checkpoint(name, epochs))
             network, history, seconds = fitted.network, fitted.history, fitted.seconds
