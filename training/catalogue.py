@@ -1,20 +1,20 @@
 """All recipes, several seeds each, beside what their sources claim: one table."""
 
-import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from training import pipeline, versions
 from training.dataset import Dataset
+from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
-from training.verify import Exported
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Row:
     Attributes:
         recipe: the recipe.
         records: the run record of each seed.
-        latency: seconds that ONNX Runtime takes over one image, median.
+        latency: seconds of one core that ONNX Runtime takes over one image, median.
     """
 
     recipe: Recipe
@@ -43,22 +43,35 @@ class Row:
         return low <= statistics.mean(self.accuracies) <= high
 
 
-def catalogue(recipes: Iterable[Recipe], dataset: Dataset, seeds: int, models: Path) -> str:
-    """Runs every recipe with the seeds 0 to `seeds` - 1, and tells what came of it.
+def catalogue(recipes: Iterable[Recipe], asked: Collection[str], dataset: Dataset, seeds: int, models: Path) -> str:
+    """Runs the recipes asked for with the seeds 0 to `seeds` - 1, and tells what came of all that were ever run.
 
-    `models` becomes a model repository with one model a recipe, and holds the table as `catalogue.md`. A run whose
-    version is there already, of the same recipe, seed, epochs and data, is not made again; one that was cut off goes on.
+    `models` becomes a model repository with one model a recipe, and holds the table as `catalogue.md`. A run whose version
+    is there already is not made again; one that was cut off goes on.
+
+    Args:
+        recipes: all that the table may have, in its order.
+        asked: the names of those to run.
+        dataset: what they learn from and are judged by.
+        seeds: how many runs of each.
+        models: the model repository.
 
     Returns:
         The table, as Markdown.
     """
-    rows = []
-    for recipe in recipes:
-        versions = [_version(recipe, dataset, seed, models / recipe.name) for seed in range(seeds)]
-        records = [json.loads((version / "run.json").read_text()) for version in versions]
-        rows.append(Row(recipe, records, _latency(Exported(versions[0] / "model.onnx"), dataset.test.images[:1])))
-    text = table(rows)
-    (models / "catalogue.md").write_text(text)
+    rows: dict[str, Row] = {}
+    recipes = list(recipes)
+    for run in (False, True):  # first what is there, so that the table is never less than it was
+        for recipe in recipes:
+            if run and recipe.name not in asked:
+                continue
+            found = [_version(recipe, dataset, seed, models / recipe.name, run) for seed in range(seeds)]
+            versions_there = [version for version in found if version]
+            if versions_there:
+                records = [versions.read_record(version) for version in versions_there]
+                rows[recipe.name] = Row(recipe, records, _latency(versions_there[0], dataset.test.images[:1]))
+                text = table([rows[recipe.name] for recipe in recipes if recipe.name in rows])
+                write_whole(models / "catalogue.md", text.encode())
     return text
 
 
@@ -85,19 +98,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path) -> Path:
-    """The version directory of one run, which is made unless it is there."""
+def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
+    """The version directory of one run; unless it is there, it is made or, where nothing is to be run, None."""
     found = versions.find(directory, fingerprint(recipe, *pipeline.split(recipe, dataset, seed), seed, recipe.epochs))
-    if found is None:
-        return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
-    print(f"found      {recipe.name}, seed {seed}: {found}", flush=True)
-    return found
+    if found or not run:
+        return found
+    return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
 
 
-def _latency(exported: Exported, image: np.ndarray, runs: int = 300) -> float:
+def _latency(version: Path, image: np.ndarray, runs: int = 300) -> float:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # as the service runs it
+    session = onnxruntime.InferenceSession(version / "model.onnx", options, providers=["CPUExecutionProvider"])
     seconds = []
     for _ in range(runs):
-        start = time.perf_counter()
-        exported.answers(image, 1)
-        seconds.append(time.perf_counter() - start)
+        start = time.thread_time()
+        session.run(["probabilities"], {"images": image})
+        seconds.append(time.thread_time() - start)
     return statistics.median(seconds)

@@ -70,8 +70,10 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 def run_catalogue(options: argparse.Namespace) -> int:
     """Runs all recipes, or those asked for, and prints their table."""
-    recipes = _recipes(options.recipes or list(RECIPES))
-    print(catalogue(recipes, load_mnist(options.data, options.writers), options.seeds, options.models), end="")
+    asked = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
+    dataset = load_mnist(options.data, options.writers)
+    options.models.mkdir(parents=True, exist_ok=True)
+    print(catalogue(RECIPES.values(), asked, dataset, options.seeds, options.models), end="")
     return 0
 
 

@@ -21,10 +21,7 @@ class ExportError(Exception):
 def require_exportable() -> None:
     """Raises ExportError unless Keras runs on TensorFlow, which tf2onnx reads its graphs from."""
     if keras.backend.backend() != "tensorflow":
-        raise ExportError(
-            f"export needs KERAS_BACKEND=tensorflow, and this is {keras.backend.backend()}. What was trained is kept: give "
-            "the same command, with the same --models, where TensorFlow is"
-        )
+        raise ExportError(f"export needs KERAS_BACKEND=tensorflow, and this is {keras.backend.backend()}")
 
 
 def export(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:

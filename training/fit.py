@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from training.dataset import Examples
+from training.files import write_whole
 from training.recipes import Recipe
 
 
@@ -43,7 +44,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         examples: what to learn from.
         batch_size: images a batch; the last one of an epoch may be smaller.
         seed: of the shuffling.
-        steps: batches an epoch; None takes all.
+        steps: batches an epoch, at most; None takes all.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, steps: int | None = None):
@@ -51,7 +52,8 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
-        self.steps = steps or -(-len(examples) // batch_size)
+        batches = -(-len(examples) // batch_size)
+        self.steps = min(steps or batches, batches)
         self.begin(0)
 
     def __len__(self) -> int:
@@ -225,9 +227,7 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         arrays = {str(place): keras.ops.convert_to_numpy(value) for place, value in enumerate(self._state())}
         content = io.BytesIO()
         np.savez(content, about=np.array(about), **arrays)
-        aside = self.checkpoint.with_suffix(".part")
-        aside.write_bytes(content.getbuffer())
-        aside.replace(self.checkpoint)
+        write_whole(self.checkpoint, content.getvalue())
 
     def _state(self) -> list[keras.Variable]:
         """Weights, averages, the optimiser's memory and the state of every source of random numbers."""

@@ -19,7 +19,7 @@ import onnx
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, DatasetError, Examples, hold_out
 from training.evaluate import ERRORS, accept, evaluate, judge
-from training.export import export, require_exportable
+from training.export import ExportError, export, require_exportable
 from training.fit import fit
 from training.quantize import quantize
 from training.recipes import Recipe
@@ -59,7 +59,10 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     origin = _origin()
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
-    require_exportable()
+    try:
+        require_exportable()
+    except ExportError as error:
+        raise ExportError(f"{error}; {checkpoint} keeps what was trained: give the same command where it can be") from error
     record = {
         "recipe": recipe.name,
         "source": recipe.source,

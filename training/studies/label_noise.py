@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from training import architectures, figures
 from training.dataset import Dataset, Examples
 from training.evaluate import wilson_interval
+from training.files import write_whole
 from training.fit import logits
 from training.studies.workbench import Workbench
 
@@ -83,7 +84,7 @@ def label_noise(bench: Workbench, alphas: Sequence[int] = ALPHAS) -> str:
     for number, (alpha, name) in enumerate(asked, start=1):
         if (alpha, name) not in measured:
             measured[alpha, name] = measure(bench.dataset, name, alpha, epochs, bench.seed)
-            kept.write_text(json.dumps([fingerprint, *(asdict(point) for point in measured.values())]))
+            write_whole(kept, json.dumps([fingerprint, *(asdict(point) for point in measured.values())]).encode())
         point = measured[alpha, name]
         print(
             f"{number}/{len(asked)}: alpha {alpha}, {name}: {point.accuracy:.4f} after {point.updates:,} updates, "
@@ -130,13 +131,14 @@ def measure(dataset: Dataset, name: str, alpha: int, epochs: int, seed: int) -> 
 
 def _fingerprint(dataset: Dataset) -> str:
     """The same as long as points can be compared."""
-    code = b"".join(Path(str(file)).read_bytes() for file in (__file__, architectures.__file__))
-    about = f"{dataset.sha256} {keras.__version__} {keras.backend.backend()}"
-    return hashlib.sha256(code + about.encode()).hexdigest()
+    keras.utils.clear_session()  # layers are named as if these were the first
+    networks = [network().get_config() for network in NETWORKS.values()]
+    about = [networks, BATCH_SIZE, RATE, dataset.train.digest(), dataset.test.digest(), keras.__version__]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _read(kept: Path, fingerprint: str) -> dict[tuple[int, str], Point]:
-    """The points in the file `kept`, by alpha and network; none if it is not there or other code or data made it."""
+    """The points in the file `kept`, by alpha and network; none if it is not there or comes of other networks or data."""
     try:
         made_by, *points = json.loads(kept.read_text())
         read = [Point(**point) for point in points]
