@@ -246,7 +246,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_ctrl_c_ends_a_run_with_what_to_do_and_publishes_nothing(mnist_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "run", "cnn6k", "--epochs", "200", "--models", str(tmp_path)]
     command += ["--data", str(mnist_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+
+    def heed_interrupts() -> None:  # which a shell switches off for what runs in its background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as run:
         checkpoint = tmp_path / "digits" / ".cnn6k-seed0-epochs200.npz"
         wait_for(checkpoint.exists)
         run.send_signal(signal.SIGINT)
