@@ -30,6 +30,25 @@ ORDER = [
 ]
 
 
+# And of the training half: the road of a run, from left to right, then what looks at its results.
+TRAINING_ORDER = [
+    *[
+        "dataset",
+        "augmentation",
+        "architectures",
+        "recipes",
+        "files",
+        "fit",
+        "calibrate",
+        "evaluate",
+        "framing",
+        "robustness",
+    ],
+    *["export", "quantize", "verify", "model_card", "versions", "pipeline", "catalogue", "figures", "report", "studies"],
+    *["commands", "__main__"],
+]
+
+
 def imports(file: Path) -> set[str]:
     """Every module that a file imports, wherever in it."""
     found: set[str] = set()
@@ -47,12 +66,16 @@ def test_neither_half_imports_the_other(half: str, other: str) -> None:
         assert not {name for name in imports(file) if name.split(".")[0] == other}, file
 
 
-def test_imports_of_the_serving_half_point_one_way() -> None:
-    files = {file.stem: file for file in (ROOT / "serving").glob("*.py")}
-    assert set(files) - {"__init__"} == set(ORDER)
-    for place, name in enumerate(ORDER):
-        used = {module.split(".")[1] for module in imports(files[name]) if module.startswith("serving.")} - {"pb"}
-        assert used <= set(ORDER[:place]), f"{name} imports {used - set(ORDER[:place])}"
+@pytest.mark.parametrize(("half", "order"), [("serving", ORDER), ("training", TRAINING_ORDER)])
+def test_imports_within_a_half_point_one_way(half: str, order: list[str]) -> None:
+    parts: dict[str, list[Path]] = {}
+    for file in (ROOT / half).rglob("*.py"):
+        parts.setdefault(file.relative_to(ROOT / half).with_suffix("").parts[0], []).append(file)
+    assert set(parts) - {"__init__", "pb"} == set(order)
+    for place, name in enumerate(order):
+        names = set().union(*(imports(file) for file in parts[name]))
+        used = {module.split(".")[1] for module in names if module.startswith(f"{half}.")} - {"pb", name}
+        assert used <= set(order[:place]), f"{name} imports {used - set(order[:place])}"
 
 
 def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:

@@ -47,14 +47,18 @@ def _parser() -> argparse.ArgumentParser:
         "(default: $DIGITS_WRITERS, else at random)",
     )
 
+    drawn = argparse.ArgumentParser(add_help=False)
+    drawn.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
+    drawn.add_argument(
+        "--epochs", type=_number(1, 10_000), help="passes over the training images (default: the recipe's own)"
+    )
+
     actions.add_parser("list", help="the recipes: parameters, epochs, what is claimed and expected of them, source")
 
     run = actions.add_parser(
-        "run", parents=[data, writers], help="train a recipe, export and verify it, leave a new model version"
+        "run", parents=[data, writers, drawn], help="train a recipe, export and verify it, leave a new model version"
     )
     run.add_argument("recipe", help="a name from `digits-train list`")
-    run.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
-    run.add_argument("--epochs", type=_number(1, 10_000), help="passes over the training images (default: the recipe's own)")
     run.add_argument(
         "--models",
         type=Path,
@@ -97,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("version", type=Path, help="a version's directory, as `digits-train run` leaves it")
 
     study = actions.add_parser(
-        "study", parents=[data], help="look into a plot, question or claim of the seed notebooks; without a name, list them"
+        "study",
+        parents=[data, drawn],
+        help="look into a plot, question or claim of the seed notebooks; without a name, list them",
     )
     study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")
     study.add_argument(
@@ -105,10 +111,6 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("studies"),
         help="directory for pictures, tables, and trained networks, which other studies use too (default: %(default)s)",
-    )
-    study.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
-    study.add_argument(
-        "--epochs", type=_number(1, 10_000), help="passes over the training images (default: each recipe's own)"
     )
     study.add_argument(
         "--recipes", nargs="+", default=(), metavar="RECIPE", help="only these (default: the study's own choice)"
