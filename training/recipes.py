@@ -83,15 +83,18 @@ def _gentle(seed: int) -> list[keras.Layer]:
 
 
 def _handwriting(seed: int) -> list[keras.Layer]:
-    """Other hands, other pens, and what scanners do: each kind of damage to a share of the images only."""
+    """Other hands, other pens, and what scanners do: each kind of damage to a share of the images only.
+
+    Half as much again of each warp cost a small network a tenth of its held-out likelihood.
+    """
     grey = (0, 255)
     return [
-        RandomWarp(rotation=12, shear=0.25, zoom=0.12, shift=2, bend=1.6, seed=seed),
-        RandomStrokeWidth(broader=0.6, finer=0.4, seed=seed + 1),
-        layers.RandomErasing(factor=0.25, scale=(0.02, 0.12), fill_value=0, value_range=grey, seed=seed + 2),
-        layers.RandomGaussianBlur(factor=0.15, kernel_size=3, sigma=1.0, value_range=grey, seed=seed + 3),
-        layers.RandomInvert(factor=0.05, value_range=grey, seed=seed + 4),
-        RandomNoise(factor=0.2, limit=80, seed=seed + 5),
+        RandomWarp(rotation=8, shear=0.15, zoom=0.08, shift=1.5, bend=1.0, seed=seed),
+        RandomStrokeWidth(broader=0.3, finer=0.2, seed=seed + 1),
+        layers.RandomErasing(factor=0.1, scale=(0.02, 0.1), fill_value=0, value_range=grey, seed=seed + 2),
+        layers.RandomGaussianBlur(factor=0.1, kernel_size=3, sigma=1.0, value_range=grey, seed=seed + 3),
+        layers.RandomInvert(factor=0.02, value_range=grey, seed=seed + 4),
+        RandomNoise(factor=0.1, limit=60, seed=seed + 5),
     ]
 
 
