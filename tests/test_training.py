@@ -1,5 +1,7 @@
 import hashlib
+import json
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import keras
@@ -14,6 +16,7 @@ from training import dataset, pipeline
 from training.__main__ import main
 from training.augmentation import RandomNoise, RandomStrokeWidth, RandomWarp
 from training.dataset import Dataset, DatasetError, Examples, hold_out, load_mnist
+from training.export import ExportError
 from training.recipes import RECIPES
 from training.verify import VerificationError
 
@@ -188,6 +191,30 @@ def test_what_fails_verification_is_not_published(
     with pytest.raises(VerificationError):
         pipeline.run(RECIPES["convnet"], Dataset(drawn, drawn, "none"), 0, 1, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [".convnet-seed0-epochs1.npz"], "what was learnt is kept"
+
+
+def test_what_was_trained_where_nothing_can_be_exported_is_exported_by_the_same_command_elsewhere(
+    drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = Examples(*drawings)
+    dataset = Dataset(drawn, drawn, "none")
+
+    def without_tensorflow(name: str) -> str:
+        if name in ("tensorflow", "tf2onnx"):
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(keras.backend, "backend", lambda: "jax")
+        elsewhere.setattr("training.pipeline.installed", without_tensorflow)
+        with pytest.raises(ExportError, match=r"this is jax; .*\.convnet-seed0-epochs1\.npz keeps what was trained"):
+            pipeline.run(RECIPES["convnet"], dataset, 0, 1, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [".convnet-seed0-epochs1.npz"]
+    capsys.readouterr()
+    published = pipeline.run(RECIPES["convnet"], dataset, 0, 1, tmp_path)
+    assert "resume     after epoch 1" in capsys.readouterr().out
+    assert json.loads((published / "run.json").read_text())["backend"] == "jax"
+    assert [file.name for file in tmp_path.iterdir()] == [published.name]
 
 
 def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

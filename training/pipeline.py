@@ -35,7 +35,9 @@ LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "
 def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
     """Trains, calibrates, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
-    A run that was cut off left a checkpoint, `.RECIPE-SEED-EPOCHS.npz`, in `model_directory`: the same run goes on from it.
+    A run that was cut off left a checkpoint in `model_directory`, .RECIPE-seedSEED-epochsEPOCHS.npz: the same run goes on
+    from it.
+
     The version's directory appears only when verification has passed:
 
         model.onnx       what the service reads, and all it reads
@@ -149,6 +151,7 @@ def _make(
         onnx.save(convert(network, temperature, metadata), onnx_file)
         return Exported(onnx_file)
 
+    record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
     trial = leave(1.0, {})
     record = {**record, **_judge(lambda images: trial.answers(images, 128)[0], validation, test)}
     exported = leave(record["temperature"], _metadata(record))
@@ -160,9 +163,8 @@ def _make(
 
 
 def _origin() -> dict[str, Any]:
-    """With what, where and when a version is made."""
+    """By which code, where and when a version is made."""
     return {
-        "libraries": {name: installed(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

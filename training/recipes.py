@@ -85,7 +85,8 @@ def _gentle(seed: int) -> list[keras.Layer]:
 def _handwriting(seed: int) -> list[keras.Layer]:
     """Other hands, other pens, and what scanners do: each kind of damage to a share of the images only.
 
-    Half as much again of each warp cost a small network a tenth of its held-out likelihood.
+    Warps half as strong again made the negative log-likelihood of `flagship-small` a tenth higher on images of other
+    writers, after ten epochs.
     """
     grey = (0, 255)
     return [
