@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -19,6 +19,9 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
 from serving.settings import BUNDLED, Settings
 from tests.drawn_digits import draw_many
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
 
 TIMEOUT = 20  # seconds; of every call in a test that is not about deadlines
 
@@ -37,6 +40,15 @@ def model(bundled: versions.ModelVersion) -> Model:
 def drawings() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A thousand drawn digits, (1000, 28, 28) uint8, and what they are, (1000,) uint8."""
     return draw_many(1000, seed=1)
+
+
+@pytest.fixture(scope="session")
+def drawn(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> "Dataset":
+    """Those in MNIST's place: 800 to learn from, 200 to be judged on."""
+    from training.dataset import Dataset, Examples  # loads Keras, which tests of the serving half do without
+
+    examples = Examples(*drawings)
+    return Dataset(examples[:800], examples[800:], "drawn")
 
 
 @pytest.fixture(scope="session")

@@ -118,24 +118,24 @@ def test_of_ten_thousand_images_alike_so_many_may_be_wrong_and_no_more(target: f
     # one test at 0.001 / 14, by tables of the exact binomial bound
     confidence, right = np.full(10_000, 0.9), np.ones(10_000, bool)
     right[:most] = False
-    assert certify(confidence, right, target) == Threshold(0.9, 1)
+    assert certify(confidence, right, target, 0.001) == Threshold(0.9, 1)
     right[most] = False
-    assert certify(confidence, right, target) is None
+    assert certify(confidence, right, target, 0.001) is None
 
 
 def test_of_the_thresholds_the_lowest_that_passes_is_found() -> None:
     confidence, right = np.linspace(0.1, 1, 10_000), np.ones(10_000, bool)
     right[:500] = False  # at 1 %, 60 wrong of 9,560 pass (bound 0.00995), and 61 of 9,561 do not (0.01008)
-    assert certify(confidence, right, 0.01) == Threshold(confidence[440], 0.956)
+    assert certify(confidence, right, 0.01, 0.001) == Threshold(confidence[440], 0.956)
 
 
 def test_few_images_that_say_little_do_not_hide_many_that_say_enough() -> None:
     confidence, right = np.linspace(0.1, 1, 10_000), np.ones(10_000, bool)
     right[:300] = False
     # at 0.1 % it takes 9,543 images without an error; 5,000, where a search of them all would begin, are too few
-    assert certify(confidence, right, 0.001) == Threshold(confidence[300], 0.97)
+    assert certify(confidence, right, 0.001, 0.001) == Threshold(confidence[300], 0.97)
     right[:458] = False
-    assert certify(confidence, right, 0.001) is None
+    assert certify(confidence, right, 0.001, 0.001) is None
 
 
 def test_a_certified_threshold_keeps_its_promise_as_often_as_it_says_and_is_not_timid() -> None:

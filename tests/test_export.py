@@ -14,7 +14,7 @@ from serving.model import Model
 from tests.test_model import negate_logits
 from training import architectures, pipeline
 from training.__main__ import main
-from training.dataset import Dataset, DatasetError, Examples
+from training.dataset import Dataset, DatasetError
 from training.export import export
 from training.quantize import quantize
 from training.recipes import RECIPES
@@ -112,16 +112,10 @@ def test_verification_looks_at_the_logits_too(network: keras.Sequential, images:
 
 
 @pytest.fixture(scope="module")
-def data(drawings: tuple[Images, Images]) -> Dataset:
-    drawn = Examples(*drawings)
-    return Dataset(drawn[:800], drawn[800:], "drawn")
-
-
-@pytest.fixture(scope="module")
-def trained(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A version that reads drawn digits well."""
     recipe = replace(RECIPES["convnet"], validation_images=200, batch_size=16)
-    return pipeline.run(recipe, data, 0, 6, tmp_path_factory.mktemp("models"))
+    return pipeline.run(recipe, drawn, 0, 6, tmp_path_factory.mktemp("models"))
 
 
 def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
@@ -130,8 +124,8 @@ def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential,
     assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing between them goes back to floating point"
 
 
-def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, data: Dataset) -> None:
-    published = pipeline.run_int8(trained, data)
+def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, drawn: Dataset) -> None:
+    published = pipeline.run_int8(trained, drawn)
     assert (published.parent, int(published.name) > int(trained.name)) == (trained.parent, True)
     assert {file.name for file in published.iterdir()} == {"model.onnx", "model.keras", "run.json", "MODEL_CARD.md"}
     first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
@@ -141,30 +135,30 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
 
     served = Model(published / "model.onnx", published.name)
-    assert (served.predict(data.test.images).argmax(axis=1) == data.test.labels).mean() == second["test"]["accuracy"]
+    assert (served.predict(drawn.test.images).argmax(axis=1) == drawn.test.labels).mean() == second["test"]["accuracy"]
     metadata = Exported(published / "model.onnx").metadata
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
     assert "8-bit integers" in (published / "MODEL_CARD.md").read_text()
 
 
 def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
-    trained: Path, data: Dataset, tmp_path: Path, mnist_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, drawn: Dataset, tmp_path: Path, mnist_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = set(trained.parent.iterdir())
     with pytest.raises(DatasetError, match="was trained on other data"):
-        pipeline.run_int8(trained, replace(data, sha256="other"))
+        pipeline.run_int8(trained, replace(drawn, sha256="other"))
     with pytest.raises(DatasetError, match="or held out other images"):
-        pipeline.run_int8(trained, replace(data, writers=np.arange(800)))
+        pipeline.run_int8(trained, replace(drawn, writers=np.arange(800)))
     assert set(trained.parent.iterdir()) == before
     assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
     assert "is no version that `digits-train run` made" in capsys.readouterr().err
 
 
 def test_a_quantised_file_must_name_the_same_digits_at_its_own_temperature(
-    trained: Path, data: Dataset, images: Images, tmp_path: Path
+    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
 ) -> None:
     network = keras.models.load_model(trained / "model.keras")
-    onnx.save(quantize(export(network, 1.7, {"precision": "int8"}), data.train.images), tmp_path / "model.onnx")
+    onnx.save(quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images), tmp_path / "model.onnx")
     exported = Exported(tmp_path / "model.onnx")
     assert verify(exported, network, 1.7, images).agreement >= 0.9995
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):

@@ -14,12 +14,6 @@ from training.studies.workbench import Workbench
 Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-@pytest.fixture
-def drawn(drawings: Drawings) -> Dataset:
-    examples = Examples(*drawings)
-    return Dataset(examples[:800], examples[800:], sha256="drawn")
-
-
 def test_a_random_label_depends_on_nothing_but_seed_image_and_copy() -> None:
     images = np.arange(1000)
     labels = random_labels(7, images, copy=3)

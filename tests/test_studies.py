@@ -8,9 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from training.__main__ import main
-from training.dataset import Dataset, Examples
+from training.dataset import Dataset, Examples, hold_out
 from training.fit import fingerprint, logits
-from training.pipeline import split
 from training.recipes import RECIPES
 from training.studies import STUDIES
 from training.studies.comparisons import shift
@@ -19,13 +18,6 @@ from training.studies.networks import by_formula, first_rise
 from training.studies.workbench import Workbench
 
 Images = NDArray[np.uint8]
-
-
-@pytest.fixture(scope="module")
-def drawn(drawings: tuple[Images, Images]) -> Dataset:
-    """Drawn digits in MNIST's place: 800 to learn from, 200 to be judged on."""
-    examples = Examples(*drawings)
-    return Dataset(examples[:800], examples[800:], "drawn")
 
 
 @pytest.fixture
@@ -210,8 +202,7 @@ def test_a_network_is_trained_once_for_all_studies(
 
 def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Dataset, tmp_path: Path) -> None:
     network = RECIPES["mlp128"].network()
-    train, validation = split(RECIPES["mlp128"], drawn, 7)
-    identity = fingerprint(RECIPES["mlp128"], train, validation, 7, 1)
+    identity = fingerprint(RECIPES["mlp128"], *hold_out(drawn, 0, 7), 7, 1)
     record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5}
     (version := tmp_path / "models" / "digits" / "1").mkdir(parents=True)
     network.save(version / "model.keras")

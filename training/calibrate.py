@@ -60,7 +60,7 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
     return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)).mean())
 
 
-def certify(confidence: np.ndarray, right: np.ndarray, target: float, delta: float = 0.001) -> Threshold | None:
+def certify(confidence: np.ndarray, right: np.ndarray, target: float, delta: float) -> Threshold | None:
     """The threshold that accepts most, of those that can be shown to let through at most `target` errors.
 
     Over draws of these images, the threshold returned lets through more than that, of the images it accepts, in at most

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from training import pipeline, versions
-from training.dataset import Dataset
+from training.dataset import Dataset, hold_out
 from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
@@ -100,7 +100,8 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
     """The version directory of one run; unless it is there, it is made or, where nothing is to be run, None."""
-    found = versions.find(directory, fingerprint(recipe, *pipeline.split(recipe, dataset, seed), seed, recipe.epochs))
+    examples = hold_out(dataset, recipe.validation_images, seed, recipe.training_images)
+    found = versions.find(directory, fingerprint(recipe, *examples, seed, recipe.epochs))
     if found or not run:
         return found
     return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)

@@ -56,7 +56,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     """
     model_directory.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=model_directory).close()
-    train, validation = split(recipe, dataset, seed)
+    train, validation = hold_out(dataset, recipe.validation_images, seed, recipe.training_images)
     checkpoint = model_directory / f".{recipe.name}-seed{seed}-epochs{epochs}.npz"
     origin = _origin()
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
@@ -118,9 +118,8 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
         )
     try:
         network = keras.models.load_model(version / "model.keras")
-        train, validation = hold_out(dataset, record["validation_images"], record["seed"])
+        train, validation = hold_out(dataset, record["validation_images"], record["seed"], record["training_images"])
         same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
-        train = train[: record["training_images"]]
     except (OSError, ValueError, KeyError) as error:
         raise VersionError(f"{version} is no version that this `digits-train run` made: {error}") from error
     if not same:
@@ -218,12 +217,6 @@ def _tested(error: str, certified: Threshold | None, probabilities: np.ndarray, 
         f"{certified.coverage:.2%} of held-out images; of test {found.coverage:.2%}, {found.errors} of them wrong"
     )
     return asdict(certified) | {f"test_{name}": value for name, value in asdict(found).items()}
-
-
-def split(recipe: Recipe, dataset: Dataset, seed: int) -> tuple[Examples, Examples]:
-    """The images that `recipe` learns from, and those that it holds out."""
-    train, validation = hold_out(dataset, recipe.validation_images, seed)
-    return train[: recipe.training_images], validation
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:

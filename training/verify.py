@@ -8,6 +8,8 @@ import numpy as np
 import onnxruntime
 
 from training.calibrate import softmax
+from training.dataset import Examples
+from training.evaluate import Evaluation, evaluate
 from training.fit import logits
 
 BATCH_SIZES = (1, 7, 32, 128)
@@ -67,6 +69,30 @@ class Exported:
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         runs = [self._session.run(["logits", "probabilities"], {"images": batch}) for batch in batches]
         return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
+
+
+def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verification]:
+    """Judges a version's ONNX file on the test images, and holds it against what it says of itself and the Keras network.
+
+    Args:
+        version: a version's directory, as `pipeline.run` leaves it.
+        test: the images that it was judged on.
+
+    Raises:
+        VerificationError: it is no such directory, reads another share of `test` than it says, or differs from its network.
+    """
+    exported = Exported(version / "model.onnx")
+    try:
+        network = keras.models.load_model(version / "model.keras")
+        temperature, stated = (float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
+    except (KeyError, ValueError) as error:
+        raise VerificationError(f"{version} is no version that `digits-train run` made: {error}") from error
+    evaluation = evaluate(exported.answers(test.images, 100)[1], test.labels)
+    if evaluation.accuracy != stated:
+        raise VerificationError(
+            f"{exported.path} says of itself that its test accuracy is {stated}, and reads {evaluation.accuracy}"
+        )
+    return evaluation, verify(exported, network, temperature, test.images)
 
 
 def verify(exported: Exported, network: keras.Sequential, temperature: float, images: np.ndarray) -> Verification:

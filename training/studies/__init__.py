@@ -6,13 +6,15 @@
     networks     gallery, curves, confusion, parameters
     comparisons  batch-size, optimiser, local-vs-global
     label_noise  label-noise
-    detection    detection, with the network that darknet reads; yolov3 is the notebook's
+    detection    detection, with the network that darknet builds of what darknet_cfg reads; yolov3 is the notebook's
 
 A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from training.studies import comparisons, convolutions, detection, images, label_noise, networks
 from training.studies.workbench import Workbench
@@ -37,6 +39,10 @@ class Study:
     carry_out: Callable[[Workbench], str]
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+
+    def lacks(self, given: Mapping[str, Any]) -> str:
+        """The options that it can't do without and that are not `given`, as they are written; "" if there are all."""
+        return ", ".join(f"--{option}" for option in self.needs if given[option] is None)
 
 
 STUDIES = {
@@ -132,3 +138,41 @@ STUDIES = {
         ),
     )
 }
+
+OPTIONS = sorted({option for study in STUDIES.values() for option in study.options})
+
+
+class StudyError(Exception):
+    """A study was asked for wrongly; the message says what there is."""
+
+
+def choose(name: str, given: Mapping[str, Any]) -> list[Study]:
+    """The study called `name`, or `all`.
+
+    Args:
+        name: as on the command line.
+        given: the value of every option of `OPTIONS` by its name, false where it was not given.
+
+    Raises:
+        StudyError: there is no such study, it has no use for an option that was given, or it lacks one.
+    """
+    chosen = [study for study in STUDIES.values() if name in (study.name, "all")]
+    if not chosen:
+        raise StudyError(f"no study {name!r}; there are: {', '.join(STUDIES)}, and all")
+    for option in OPTIONS:
+        if given[option] and not any(option in study.options for study in chosen):
+            raise StudyError(f"study {name} has no use for --{option}")
+    if name != "all" and chosen[0].lacks(given):
+        raise StudyError(f"study {name} needs {chosen[0].lacks(given)}; see digits-train study --help")
+    return chosen
+
+
+def carry_out(chosen: list[Study], given: Mapping[str, Any], bench: Workbench) -> None:
+    """Carries the studies out on one workbench, and says what each shows; those that lack an option are left out."""
+    for study in chosen:
+        if study.lacks(given):
+            print(f"{study.name:16} left out: it needs {study.lacks(given)}", flush=True)
+            continue
+        bench.written, began = [], time.monotonic()
+        line = study.carry_out(bench)
+        print(f"{study.name:16} {line} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})", flush=True)

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from training import figures
 from training.studies import darknet, yolov3
-from training.studies.darknet import DetectionError, Detector, Head
+from training.studies.darknet import Detector, Head
+from training.studies.darknet_cfg import DetectionError
 from training.studies.workbench import Workbench
 
 THRESHOLD = 0.25  # least probability of what is reported: Darknet's own, as is the next

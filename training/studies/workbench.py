@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from training import figures, versions
-from training.dataset import Dataset
+from training.dataset import Dataset, hold_out
 from training.fit import fingerprint, fit, logits
-from training.pipeline import split
 from training.recipes import RECIPES
 
 
@@ -109,7 +108,7 @@ class Workbench:
         """
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
-        train, validation = split(recipe, self.dataset, self.seed)
+        train, validation = hold_out(self.dataset, recipe.validation_images, self.seed, recipe.training_images)
         version = None
         if self.models:
             version = versions.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
