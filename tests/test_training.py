@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from serving.model import Model
 from serving.versions import ModelVersion
 from training import dataset, pipeline
 from training.__main__ import main
-from training.augmentation import RandomNoise, RandomStrokeWidth, RandomWarp
+from training.augmentation import RandomBlur, RandomFading, RandomNoise, RandomStrokeWidth, RandomWarp
 from training.dataset import Dataset, DatasetError, Examples, hold_out, load_mnist
 from training.export import ExportError
 from training.recipes import RECIPES
@@ -161,6 +162,29 @@ def test_noise_falls_on_its_share_of_the_images_and_stays_grey() -> None:
     assert 60 < (strength > 0).sum() < 140
     assert 30 < strength.max() < 42
     assert (noisy.min() >= 0, noisy.max() <= 255) == (True, True)
+
+
+def test_blur_is_what_scipy_blurs_and_each_image_has_its_own(images: Images) -> None:
+    pixels = images[:4, ..., None].astype(np.float32)
+    deviations = np.array([0.01, 0.5, 1, 2], np.float32)
+    blurred = np.asarray(RandomBlur(1, 2, 1).damage(pixels, deviations.reshape(4, 1, 1, 1)))
+    for image, deviation, result in zip(pixels[..., 0], deviations, blurred[..., 0], strict=True):
+        expected = ndimage.gaussian_filter(image, deviation, mode="constant", truncate=12)
+        np.testing.assert_allclose(result, expected, atol=0.001)
+    same = np.repeat(pixels[:1], 400, axis=0)
+    drawn = np.asarray(RandomBlur(factor=0.25, limit=2, seed=1)(same, training=True))
+    whole = (drawn == same).all(axis=(1, 2, 3))
+    assert 260 < whole.sum() < 340
+    assert len(np.unique(drawn[~whole].max(axis=(1, 2, 3)))) > 40
+
+
+def test_faded_ink_keeps_its_shape(images: Images) -> None:
+    pixels = np.repeat(images[:1, ..., None], 400, axis=0).astype(np.float32)
+    faded = np.asarray(RandomFading(factor=0.5, limit=0.8, seed=1)(pixels, training=True))
+    share = faded.sum(axis=(1, 2, 3)) / pixels.sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(faded, pixels * share.reshape(-1, 1, 1, 1), atol=0.01)
+    assert 160 < (share < 1).sum() < 240
+    assert 0.2 < share.min() < 0.25
 
 
 def test_a_version_that_is_not_what_it_says_of_itself_is_refused(

@@ -1,7 +1,7 @@
 """Random distortions of training images: new handwriting at every epoch, and no part of an exported model.
 
 Each layer takes images (N, 28, 28, 1) float32, 0 paper to 255 ink, draws anew for every image, and works while training
-only: at inference it hands its input through. Blur, erasing and inversion are Keras' own layers (`recipes.py`).
+only: at inference it hands its input through. Erasing and inversion are Keras' own layers (`recipes.py`).
 """
 
 import math
@@ -107,12 +107,12 @@ class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ship
         return images + weight * change
 
 
-class RandomNoise(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Adds Gaussian noise to a share of the images, each with its own strength.
+class _RandomDamage(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """Damages a share of the images, each by an amount of its own.
 
     Args:
         factor: share of the images.
-        limit: largest standard deviation, grey levels.
+        limit: largest amount; amounts are drawn uniformly from 0 on.
         seed: makes the draws repeatable.
     """
 
@@ -128,14 +128,50 @@ class RandomNoise(keras.layers.Layer):  # type: ignore[misc]  # keras ships no t
         return {**super().get_config(), "factor": self.factor, "limit": self.limit, "seed": self.seed}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
-        """Adds noise while training."""
+        """Damages some of `images` while training."""
         if not training:
             return images
         each = (ops.shape(images)[0], 1, 1, 1)
         chosen = keras.random.uniform(each, seed=self.seed_generator) < self.factor
-        strength = keras.random.uniform(each, 0, self.limit, seed=self.seed_generator) * ops.cast(chosen, "float32")
-        noisy = images + strength * keras.random.normal(ops.shape(images), seed=self.seed_generator)
-        return ops.clip(noisy, 0.0, 255.0)
+        amount = keras.random.uniform(each, 0, self.limit, seed=self.seed_generator)
+        return ops.where(chosen, self.damage(images, amount), images)
+
+    def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
+        """`images`, each damaged by its `amount`, (N, 1, 1, 1)."""
+        raise NotImplementedError
+
+
+class RandomBlur(_RandomDamage):
+    """Gaussian blur; the amount is its standard deviation, pixels.
+
+    Keras' RandomGaussianBlur goes up to one pixel, and draws one deviation for a whole batch.
+    """
+
+    def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
+        """Multiplies from both sides by a matrix of the kernel at every pixel; beyond the edge is paper."""
+        size = images.shape[1]
+        distance = np.arange(-3 * size, 3 * size + 1, dtype=np.float32)
+        deviation = ops.maximum(amount[..., 0], 0.1)  # less leaves a pixel as it is
+        total = ops.sum(ops.exp(-((distance / deviation) ** 2) / 2), axis=-1, keepdims=True)
+        apart = np.subtract.outer(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
+        kernels = ops.exp(-((apart / deviation) ** 2) / 2) / total
+        return ops.matmul(ops.matmul(kernels, images[..., 0]), kernels)[..., None]
+
+
+class RandomFading(_RandomDamage):
+    """Fainter ink; the amount is the share of its grey that is lost."""
+
+    def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
+        """Fades the ink."""
+        return images * (1.0 - amount)
+
+
+class RandomNoise(_RandomDamage):
+    """Gaussian noise; the amount is its standard deviation, grey levels."""
+
+    def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
+        """Adds noise, apart for each pixel."""
+        return ops.clip(images + amount * keras.random.normal(ops.shape(images), seed=self.seed_generator), 0.0, 255.0)
 
 
 def _cubic_spline(knots: int, size: int) -> np.ndarray:
