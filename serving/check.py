@@ -16,11 +16,12 @@ from serving.versions import ModelVersion, OnDisk, RepositoryError, absent, scan
 
 @dataclass(frozen=True)
 class Version:
-    """What there is to say of one version of a model; `role` is empty where it has none."""
+    """What there is to say of one version of a model; what it does not say, or can't, is empty."""
 
     model: str
     number: int
     recipe: str
+    precision: str
     test_accuracy: float | None
     role: str
     state: str
@@ -42,10 +43,11 @@ class Findings:
 
     def table(self) -> str:
         """The versions, a line each."""
-        rows = [("MODEL", "VERSION", "RECIPE", "ACCURACY", "ROLE", "STATE")]
+        rows = [("MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE")]
         for found in self.versions:
             accuracy = "-" if found.test_accuracy is None else f"{found.test_accuracy:.4f}"
-            rows.append((found.model, str(found.number), found.recipe, accuracy, found.role or "-", found.state))
+            told = (found.recipe or "-", found.precision or "-", accuracy, found.role or "-", found.state)
+            rows.append((found.model, str(found.number), *told))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -103,9 +105,12 @@ def _check_model(settings: Settings, name: str, found: OnDisk, findings: Finding
     roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
     for number in sorted(versions, reverse=True):
         model = loaded.get(number)
-        recipe, accuracy = (model.recipe, model.test_accuracy) if model else ("-", None)
-        state = "loads" if model else "refused"
-        findings.versions.append(Version(name, number, recipe, accuracy, roles.get(number, "") if model else "", state))
+        if model:
+            role = roles.get(number, "")
+            row = Version(name, number, model.recipe, model.precision, model.test_accuracy, role, "loads")
+        else:
+            row = Version(name, number, "", "", None, "", "refused")
+        findings.versions.append(row)
 
 
 def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:

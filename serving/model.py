@@ -39,6 +39,7 @@ class Model:
         version: the version's number, as a decimal string.
         recipe: the training recipe that made it.
         test_accuracy: share of the MNIST test images it reads right, as its metadata states.
+        precision: of its arithmetic, fp32 or int8, as its metadata state; "" where they say nothing.
     """
 
     def __init__(self, path: Path, version: str, provider: Provider = "cpu"):
@@ -70,6 +71,7 @@ class Model:
                 f"where this server knows version {contract.VERSION!r} with labels {json.dumps(contract.LABELS)}"
             )
         self.recipe, self.test_accuracy = metadata["recipe"], _share(metadata["test_accuracy"])
+        self.precision = metadata.get("precision", "")
         self._self_check()
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -29,13 +29,14 @@ def test_what_is_well_is_shown_in_a_table() -> None:
     found = check(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     assert (found.returncode, found.stderr) == (0, "")
     head, *rows = (line.split() for line in found.stdout.splitlines())
-    assert head == ["MODEL", "VERSION", "RECIPE", "ACCURACY", "ROLE", "STATE"]
+    assert head == ["MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE"]
     expected = []
     for name, recipe in (("digits", "flagship"), ("digits-small", "flagship-small")):
         numbers = sorted((path.name for path in (BUNDLED / name).iterdir()), reverse=True)
-        expected += [[name, number, recipe, role, "loads"] for number, role in zip(numbers, ("stable", "-"), strict=True)]
-    assert [row[:3] + row[4:] for row in rows] == expected
-    assert all(float(row[3]) >= 0.995 for row in rows)
+        for number, precision, role in zip(numbers, ("int8", "fp32"), ("stable", "-"), strict=True):
+            expected.append([name, number, recipe, precision, role, "loads"])
+    assert [row[:4] + row[5:] for row in rows] == expected
+    assert all(float(row[4]) >= 0.995 for row in rows)
 
 
 def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
@@ -43,7 +44,7 @@ def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
     found = check("--models", str(models))
     assert found.returncode == 0
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    assert [(row[1], row[4]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
+    assert [(row[1], row[5]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
 
 
 def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
@@ -70,7 +71,7 @@ def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
         )
     ]
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    assert [(row[0], row[1], row[4], row[5]) for row in rows] == [
+    assert [(row[0], row[1], row[5], row[6]) for row in rows] == [
         ("digits", "3", "stable", "loads"),
         ("digits", "2", "-", "refused"),
         ("digits", "1", "-", "loads"),
