@@ -8,12 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from training import studies
 from training.__main__ import main
-from training.studies import STUDIES, darknet, yolov3
+from training.studies import darknet, study, yolov3
 from training.studies.darknet import Head
-from training.studies.darknet_cfg import DetectionError
 from training.studies.detection import decode, read_photo, suppress
+from training.studies.workbench import DetectionError
 
 HEAD = "[yolo]\nmask=0\nanchors=1,1\nclasses=1"  # takes six channels
 RANDOM = np.random.default_rng(1)
@@ -238,7 +237,7 @@ def test_what_is_missing_broken_or_does_not_fit_is_said(
 def test_all_studies_leave_detection_out_where_there_is_no_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(studies, "STUDIES", {"detection": STUDIES["detection"]})  # the others take long
+    monkeypatch.setattr(study, "STUDIES", {"detection": study.STUDIES["detection"]})  # the others take long
     assert main(["study", "all", f"--out={tmp_path}"]) == 0
     assert "left out: it needs --photo, --weights, --names" in capsys.readouterr().out
 

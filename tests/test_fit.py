@@ -25,7 +25,7 @@ Images = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Examples:
+def some() -> Examples:
     return Examples(*draw_many(300, seed=2))
 
 
@@ -38,20 +38,20 @@ def same(one: Fit, other: Fit) -> bool:
     return all(np.allclose(a, b, atol=1e-6) for a, b in zip(one.network.weights, other.network.weights, strict=True))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_others(drawn: Examples) -> None:
-    runs = [fit(small(), drawn, drawn[:0], seed, 2) for seed in (1, 1, 2)]
+def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_others(some: Examples) -> None:
+    runs = [fit(small(), some, some[:0], seed, 2) for seed in (1, 1, 2)]
     assert same(runs[0], runs[1])
     assert runs[0].history == runs[1].history
     assert not same(runs[0], runs[2])
 
 
-def test_a_run_killed_in_the_middle_goes_on_and_ends_as_an_unbroken_one(drawn: Examples, tmp_path: Path) -> None:
+def test_a_run_killed_in_the_middle_goes_on_and_ends_as_an_unbroken_one(some: Examples, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
     code = f"""
 from pathlib import Path
 from tests.test_fit import draw_many, fit, small, Examples
-drawn = Examples(*draw_many(300, seed=2))
-fit(small(), drawn, drawn[:50], 1, {EPOCHS}, Path({str(checkpoint)!r}))
+some = Examples(*draw_many(300, seed=2))
+fit(small(), some, some[:50], 1, {EPOCHS}, Path({str(checkpoint)!r}))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as killed:
         wait_for(lambda: checkpoint.exists() and epochs_in(checkpoint) >= 2)
@@ -59,8 +59,8 @@ fit(small(), drawn, drawn[:50], 1, {EPOCHS}, Path({str(checkpoint)!r}))
     done = epochs_in(checkpoint)
     assert 2 <= done < EPOCHS, "it was not killed in the middle"
 
-    resumed = fit(small(), drawn, drawn[:50], 1, EPOCHS, checkpoint)
-    unbroken = fit(small(), drawn, drawn[:50], 1, EPOCHS)
+    resumed = fit(small(), some, some[:50], 1, EPOCHS, checkpoint)
+    unbroken = fit(small(), some, some[:50], 1, EPOCHS)
     assert len(resumed.history["loss"]) == EPOCHS
     assert resumed.history["loss"] == pytest.approx(unbroken.history["loss"], rel=1e-5)
     assert resumed.history["val_loss"] == pytest.approx(unbroken.history["val_loss"], rel=1e-5)
@@ -68,17 +68,17 @@ fit(small(), drawn, drawn[:50], 1, {EPOCHS}, Path({str(checkpoint)!r}))
 
 
 def test_a_run_that_was_finished_is_not_trained_again(
-    drawn: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = fit(small(), drawn, drawn[:0], 1, 2, tmp_path / "checkpoint.npz")
+    first = fit(small(), some, some[:0], 1, 2, tmp_path / "checkpoint.npz")
     capsys.readouterr()
-    again = fit(small(), drawn, drawn[:0], 1, 2, tmp_path / "checkpoint.npz")
+    again = fit(small(), some, some[:0], 1, 2, tmp_path / "checkpoint.npz")
     said = capsys.readouterr().out
     assert "resume     after epoch 2" in said
     assert "Epoch" not in said
     assert (again.history, again.seconds) == (first.history, first.seconds)
     np.testing.assert_allclose(
-        again.network.predict(pixels(drawn), verbose=0), first.network.predict(pixels(drawn), verbose=0)
+        again.network.predict(pixels(some), verbose=0), first.network.predict(pixels(some), verbose=0)
     )
 
 
@@ -91,29 +91,27 @@ def test_a_run_that_was_finished_is_not_trained_again(
     ],
 )
 def test_a_spoilt_checkpoint_is_not_trusted(
-    drawn: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], reason: str
+    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], reason: str
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    whole = fit(small(), drawn, drawn[:0], 1, 1, checkpoint)
+    whole = fit(small(), some, some[:0], 1, 1, checkpoint)
     spoil(checkpoint)
-    again = fit(small(), drawn, drawn[:0], 1, 1, checkpoint)
+    again = fit(small(), some, some[:0], 1, 1, checkpoint)
     assert reason in capsys.readouterr().err
     assert same(whole, again)
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(
-    drawn: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), drawn, drawn[:0], 1, 1, checkpoint)
-    fit(small(), drawn[:290], drawn[:0], 1, 1, checkpoint)
+    fit(small(), some, some[:0], 1, 1, checkpoint)
+    fit(small(), some[:290], some[:0], 1, 1, checkpoint)
     assert "is of other data or settings: starting anew" in capsys.readouterr().err
 
 
-def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(drawn: Examples) -> None:
-    def identity(
-        recipe: Recipe, train: Examples = drawn, held: Examples = drawn[:50], seed: int = 1, epochs: int = 2
-    ) -> str:
+def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(some: Examples) -> None:
+    def identity(recipe: Recipe, train: Examples = some, held: Examples = some[:50], seed: int = 1, epochs: int = 2) -> str:
         return fingerprint(recipe, train, held, seed, epochs)
 
     slower = small(optimiser=lambda updates: keras.optimizers.AdamW(1e-5))
@@ -121,76 +119,74 @@ def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(drawn: Exampl
     runs = [
         *(identity(recipe) for recipe in (small(), slower, straight, small(batch_size=16), small(patience=1))),
         *(identity(small(network=RECIPES["convnet"].network)), identity(small(), epochs=3), identity(small(), seed=2)),
-        *(identity(small(), drawn[:299]), identity(small(), held=drawn[:49])),
+        *(identity(small(), some[:299]), identity(small(), held=some[:49])),
     ]
     assert len(set(runs)) == len(runs)
     assert identity(small()) == runs[0]
 
 
-def test_what_is_watched_is_what_is_left_even_of_a_short_run(drawn: Examples) -> None:
+def test_what_is_watched_is_what_is_left_even_of_a_short_run(some: Examples) -> None:
     """Weights are averaged: neither may the average lag behind, nor the figures be those of other weights."""
-    fitted = fit(small(), drawn, drawn, 1, 6)
-    read = logits(fitted.network, drawn.images).argmax(axis=1) == drawn.labels
+    fitted = fit(small(), some, some, 1, 6)
+    read = logits(fitted.network, some.images).argmax(axis=1) == some.labels
     assert read.mean() > 0.9
     assert read.mean() == pytest.approx(fitted.history["val_accuracy"][-1], abs=0.005)
 
 
 def test_only_a_finished_run_of_another_backend_is_taken_up(
-    drawn: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    finished = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    finished = fit(small(), some, some[:0], 1, 2, checkpoint)
     elsewhere(checkpoint, epochs=2)
-    again = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    again = fit(small(), some, some[:0], 1, 2, checkpoint)
     assert (again.backend, again.history) == ("jax", finished.history)
     elsewhere(checkpoint, epochs=1)
-    anew = fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+    anew = fit(small(), some, some[:0], 1, 2, checkpoint)
     assert "was begun on jax: starting anew" in capsys.readouterr().err
     assert (anew.backend, len(anew.history["loss"])) == ("tensorflow", 2)
 
 
-def test_patience_ends_a_run_when_the_validation_loss_no_longer_falls(drawn: Examples) -> None:
-    wrong = Examples(drawn.images[:50], (drawn.labels[:50] + 1) % 10)  # the better it reads, the worse it looks
-    stopped = fit(small("cnn8", patience=2), drawn, wrong, 1, 40)
+def test_patience_ends_a_run_when_the_validation_loss_no_longer_falls(some: Examples) -> None:
+    wrong = Examples(some.images[:50], (some.labels[:50] + 1) % 10)  # the better it reads, the worse it looks
+    stopped = fit(small("cnn8", patience=2), some, wrong, 1, 40)
     losses = stopped.history["val_loss"]
     best = int(np.argmin(losses))
     assert len(losses) == best + 3 < 40
-    assert len(fit(small("cnn8", patience=2), drawn, drawn[:50], 1, 4).history["loss"]) == 4
+    assert len(fit(small("cnn8", patience=2), some, some[:50], 1, 4).history["loss"]) == 4
 
 
-def test_an_epoch_is_a_shuffle_of_its_own_and_of_as_many_steps_as_asked_for(drawn: Examples) -> None:
-    batches = Batches(drawn, 64, seed=1)
+def test_an_epoch_is_a_shuffle_of_its_own_and_of_as_many_steps_as_asked_for(some: Examples) -> None:
+    batches = Batches(some, 64, seed=1)
     assert len(batches) == 5
     first = np.concatenate([batches[step][1] for step in range(5)])
-    np.testing.assert_array_equal(np.sort(first), np.sort(drawn.labels))
+    np.testing.assert_array_equal(np.sort(first), np.sort(some.labels))
     batches.begin(1)
     second = np.concatenate([batches[step][1] for step in range(5)])
     assert (first != second).any()
-    later = Batches(drawn, 64, seed=1)
+    later = Batches(some, 64, seed=1)
     later.begin(1)
     np.testing.assert_array_equal(later[4][0], batches[4][0])
-    assert [len(Batches(drawn, 64, seed=1, steps=steps)) for steps in (4, 6)] == [4, 5]
+    assert [len(Batches(some, 64, seed=1, steps=steps)) for steps in (4, 6)] == [4, 5]
 
 
-def test_a_disk_that_is_full_ends_a_run_with_a_message_and_keeps_the_last_checkpoint(
-    drawn: Examples, tmp_path: Path
-) -> None:
+def test_a_disk_that_is_full_ends_a_run_with_a_message_and_keeps_the_last_checkpoint(some: Examples, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), drawn, drawn[:0], 1, 1, checkpoint)
+    fit(small(), some, some[:0], 1, 1, checkpoint)
     before = checkpoint.read_bytes()
     (tmp_path / ".checkpoint.npz.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        fit(small(), drawn, drawn[:0], 1, 2, checkpoint)
+        fit(small(), some, some[:0], 1, 2, checkpoint)
     assert checkpoint.read_bytes() == before
 
 
-def test_tensorboard_gets_its_logs_when_asked_for(drawn: Examples, tmp_path: Path) -> None:
-    fit(small(), drawn, drawn[:50], 1, 1, logs=tmp_path)
+def test_tensorboard_gets_its_logs_when_asked_for(some: Examples, tmp_path: Path) -> None:
+    fit(small(), some, some[:50], 1, 1, logs=tmp_path)
     assert {file.parent.name for file in tmp_path.rglob("events.out.tfevents.*")} == {"train", "validation"}
 
 
 def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
-    drawn: Examples, drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    some: Examples, drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
     run = pipeline.run
@@ -200,7 +196,7 @@ def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
         return run(recipe, dataset, seed, epochs, models)
 
     monkeypatch.setattr(pipeline, "run", watched)
-    dataset = Dataset(drawn, Examples(*drawings), "none: drawn")
+    dataset = Dataset(some, Examples(*drawings), "none: drawn")
     recipes = [small("dense512", epochs=4), small("convnet", epochs=2)]
     catalogue.catalogue(recipes, ["convnet"], dataset, 1, tmp_path)
     text = catalogue.catalogue(recipes, ["dense512"], dataset, 1, tmp_path)

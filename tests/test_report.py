@@ -294,7 +294,7 @@ def test_figures_are_png_files_as_well() -> None:
     drawn = [
         figures.curves({"loss": [0.5], "accuracy": [1.0]}),
         figures.confusion(np.eye(10, dtype=int).tolist(), "nothing wrong"),
-        figures.image_grid([np.zeros((28, 28)), np.ones((3, 5))], ["one", "two\nlines"], columns=4, limits=None),
+        figures.image_grid([np.zeros((28, 28)), np.ones((3, 5))], ["one", "two\nlines"], columns=4),
         figures.risk_coverage(*risk_coverage(np.eye(10), np.arange(10)), {str(error): (1.0, 0.0) for error in ERRORS}),
     ]
     assert all(figures.png(figure).startswith(b"\x89PNG") for figure in drawn)

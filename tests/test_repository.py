@@ -404,7 +404,8 @@ async def test_a_file_that_breaks_in_a_way_nobody_thought_of_is_refused_and_the_
     publish(tmp_path, 1)
     server = await start_server(None, models=tmp_path, poll_seconds=0.02)
     whole = onnx.load(publish(tmp_path / "aside", 2))
-    broken = whole.SerializeToString().replace(b"flagship", b"flag\xff\xfe\xfdp")
+    (recipe,) = (entry.value.encode() for entry in whole.metadata_props if entry.key == "recipe")
+    broken = whole.SerializeToString().replace(recipe, b"\xff" * len(recipe))
     place(tmp_path, 2).write_bytes(broken)  # metadata that are no UTF-8
     await refuses(server, "unreadable")
     assert index(server)["digits", "2"][1].startswith("cannot be loaded: ")

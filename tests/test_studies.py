@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from training import commands
 from training.__main__ import main
-from training.dataset import Dataset, Examples, hold_out
+from training.dataset import Dataset, Examples
 from training.fit import fingerprint, logits
 from training.recipes import RECIPES
-from training.studies import STUDIES
 from training.studies.comparisons import shift
 from training.studies.convolutions import FILTERS, convolve, plus, pool
 from training.studies.networks import by_formula, first_rise
+from training.studies.study import STUDIES
 from training.studies.workbench import Workbench
 
 Images = NDArray[np.uint8]
@@ -202,7 +203,7 @@ def test_a_network_is_trained_once_for_all_studies(
 
 def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Dataset, tmp_path: Path) -> None:
     network = RECIPES["mlp128"].network()
-    identity = fingerprint(RECIPES["mlp128"], *hold_out(drawn, 0, 7), 7, 1)
+    identity = fingerprint(RECIPES["mlp128"], *RECIPES["mlp128"].split(drawn, 7), 7, 1)
     record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5}
     (version := tmp_path / "models" / "digits" / "1").mkdir(parents=True)
     network.save(version / "model.keras")
@@ -281,12 +282,26 @@ def test_a_study_that_was_asked_for_wrongly_is_refused_with_what_there_is(capsys
     assert "no directory nowhere to take versions from" in capsys.readouterr().err
 
 
+def test_images_are_held_out_by_writer_where_the_writers_are_known(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(*paths: Path) -> Dataset:
+        loaded.append(paths)
+        return drawn
+
+    monkeypatch.setattr(commands, "load_mnist", load)
+    assert main(["study", "balance", "--data=mnist.npz", "--writers=writers.npz", f"--out={tmp_path}"]) == 0
+    assert loaded == [(Path("mnist.npz"), Path("writers.npz"))]
+
+
 def test_results_that_cannot_be_written_are_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     assert main(["study", "parameters", "--out", str(tmp_path / "file" / "studies")]) == 1
-    assert "file/studies: Not a directory; name another directory with --out" in capsys.readouterr().err
+    assert f"cannot write to {tmp_path}/file/studies: Not a directory" in capsys.readouterr().err
 
 
 def test_all_studies_share_one_workbench_and_an_interrupt_ends_them(

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     study = actions.add_parser(
         "study",
-        parents=[data, drawn],
+        parents=[data, writers, drawn],
         help="look into a plot, question or claim of the seed notebooks; without a name, list them",
     )
     study.add_argument("study", metavar="NAME", nargs="?", help="a name from the list, or `all`")

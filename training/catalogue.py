@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 from training import pipeline, versions
-from training.dataset import Dataset, hold_out
+from training.dataset import Dataset
 from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
@@ -100,19 +100,18 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
     """The version directory of one run; unless it is there, it is made or, where nothing is to be run, None."""
-    examples = hold_out(dataset, recipe.validation_images, seed, recipe.training_images)
-    found = versions.find(directory, fingerprint(recipe, *examples, seed, recipe.epochs))
+    found = versions.find(directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs))
     if found or not run:
         return found
     return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)
 
 
-def _latency(version: Path, image: np.ndarray, runs: int = 300) -> float:
+def _latency(version: Path, image: np.ndarray) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # as the service runs it
     session = onnxruntime.InferenceSession(version / "model.onnx", options, providers=["CPUExecutionProvider"])
     seconds = []
-    for _ in range(runs):
+    for _ in range(300):
         start = time.thread_time()
         session.run(["probabilities"], {"images": image})
         seconds.append(time.thread_time() - start)

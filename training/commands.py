@@ -2,16 +2,16 @@
 
 import argparse
 import sys
-import tempfile
 
-from training import pipeline, studies
+from training import pipeline
 from training.catalogue import catalogue
 from training.dataset import DatasetError, load_mnist
 from training.export import ExportError
+from training.files import require_writable
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
-from training.studies.darknet_cfg import DetectionError
-from training.studies.workbench import Brought, Workbench
+from training.studies.study import STUDIES, StudyError, choose
+from training.studies.workbench import Brought, DetectionError, Workbench
 from training.verify import VerificationError, verify_version
 from training.versions import VersionError
 
@@ -33,7 +33,7 @@ def carry_out(options: argparse.Namespace) -> int:
     }
     try:
         return actions[options.action](options)
-    except (UsageError, studies.StudyError) as error:
+    except (UsageError, StudyError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2
     except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, VersionError, OSError) as error:
@@ -67,7 +67,7 @@ def run_catalogue(options: argparse.Namespace) -> int:
     """Runs all recipes, or those asked for, and prints their table."""
     asked = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
     dataset = load_mnist(options.data, options.writers)
-    options.models.mkdir(parents=True, exist_ok=True)
+    require_writable(options.models)
     print(catalogue(RECIPES.values(), asked, dataset, options.seeds, options.models), end="")
     return 0
 
@@ -101,29 +101,26 @@ def report_version(options: argparse.Namespace) -> int:
 def run_study(options: argparse.Namespace) -> int:
     """Carries out one study, or all of them, and says what each shows; without a name, lists them."""
     if options.study is None:
-        for study in studies.STUDIES.values():
+        for study in STUDIES.values():
             print(f"{study.name:16} {study.shows} ({study.source})")
         return 0
-    given = vars(options)
-    chosen = studies.choose(options.study, given)
+    chosen = choose(options.study, vars(options))
     _recipes(options.recipes)
     if options.models and not options.models.is_dir():
         raise UsageError(f"no directory {options.models} to take versions from")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.out).close()  # before hours are spent on what can't be written down
-    except OSError as error:
-        raise OSError(f"cannot write to {options.out}: {error.strerror}; name another directory with --out") from error
+    require_writable(options.out)  # before hours are spent on what can't be written down
+    brought = None
+    if options.photo and options.weights and options.names:
+        brought = Brought(options.photo, options.weights, options.names, options.cfg)
     bench = Workbench(
-        lambda: load_mnist(options.data),
+        lambda: load_mnist(options.data, options.writers),
         options.out,
         options.seed,
         options.epochs,
         options.recipes,
         options.models,
-        None
-        if studies.STUDIES["detection"].lacks(given)
-        else Brought(options.photo, options.weights, options.names, options.cfg),
+        brought,
     )
-    studies.carry_out(chosen, given, bench)
+    for study in chosen:
+        print(f"{study.name:16} {study.run(bench)}", flush=True)
     return 0

@@ -116,10 +116,8 @@ def _read_writers(path: Path) -> np.ndarray:
     return writers
 
 
-def hold_out(dataset: Dataset, count: int, seed: int, learnt: int | None = None) -> tuple[Examples, Examples]:
+def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Examples]:
     """Splits the training images into those to learn from and `count` that fitting never sees.
-
-    Of those to learn from, there are the first `learnt` only; None gives them all.
 
     Where the writers are known, the two share none: whole writers are drawn until `count` images are there, and what the
     last of them wrote beyond it is left out of both. Otherwise the split is random, and somebody who wrote an image in one
@@ -127,7 +125,7 @@ def hold_out(dataset: Dataset, count: int, seed: int, learnt: int | None = None)
     """
     examples, random = dataset.train, np.random.default_rng(seed)
     if count == 0:
-        return examples[:learnt], examples[:0]
+        return examples, examples[:0]
     if dataset.writers is None:
         kept, held = np.split(random.permutation(len(examples)), [len(examples) - count])
     else:
@@ -136,4 +134,4 @@ def hold_out(dataset: Dataset, count: int, seed: int, learnt: int | None = None)
         order = np.argsort(drawn, kind="stable")
         held = order[:count]
         kept = order[count:][drawn[order[count:]] > drawn[held[-1]]]
-    return examples[kept[:learnt]], examples[held]
+    return examples[kept], examples[held]

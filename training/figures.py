@@ -20,6 +20,7 @@ from training.evaluate import wilson_interval
 INK, GRID = "#22262b", "#b9c0c7"
 BLUE, ORANGE = "#3b82c4", "#d9722b"
 WIDTH = 4.8  # inches: text stays legible when a phone shows the whole width
+IMAGE = 0.9  # inches; width of one image in a grid
 
 styled = mpl.rc_context(
     {
@@ -77,7 +78,7 @@ def svg(figure: Figure, name: str) -> str:
 @styled
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Loss and accuracy by epoch, as Keras names them: loss, accuracy, and where there are any val_loss, val_accuracy."""
-    figure = _figure(WIDTH, 4.6)
+    figure = new(WIDTH, 4.6)
     above, below = figure.subplots(2, sharex=True)
     for axes, measure in ((above, "loss"), (below, "accuracy")):
         for name, label, colour, line in ((measure, "training", BLUE, "-"), (f"val_{measure}", "validation", ORANGE, "--")):
@@ -105,7 +106,7 @@ def confusion(counts: Sequence[Sequence[int]], title: str = "") -> Figure:
     table = np.asarray(counts)
     errors = table - np.diag(np.diag(table))
     shade = np.sqrt(errors / max(errors.max(), 1)) * 0.75
-    figure = _figure(WIDTH, 4.8 if title else 4.6)
+    figure = new(WIDTH, 4.8 if title else 4.6)
     axes = figure.subplots()
     for true, read in np.ndindex(table.shape):
         colour, alpha = (BLUE, 0.25) if true == read else (ORANGE, shade[true, read])
@@ -131,7 +132,7 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
         answers: by name, at most two; in equal bands of confidence from 0 to 1: count of images, their mean confidence,
             their accuracy, as `evaluate.reliability` gives them.
     """
-    figure = _figure(WIDTH, 4.6)
+    figure = new(WIDTH, 4.6)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="as right as it is sure")
     looks = ((ORANGE, "s", -0.006), (BLUE, "o", 0.006))  # side by side, where one would hide the other
@@ -163,7 +164,7 @@ def risk_coverage(coverages: np.ndarray, risks: np.ndarray, marks: Mapping[str, 
     wrong = risks > 0  # what has no error yet has no place on a log scale
     bottom = 10 ** np.floor(np.log10(min([1e-3, *risks[wrong]])))
     start = min([0.9, *(coverage - 0.02 for coverage, _ in marks.values())])
-    figure = _figure(WIDTH, 3.6)
+    figure = new(WIDTH, 3.6)
     axes = figure.subplots()
     axes.plot(coverages[wrong], risks[wrong], color=BLUE)
     for target, (coverage, error) in marks.items():
@@ -188,7 +189,7 @@ def robustness(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: damage, amount and accuracy of each.
     """
     whole, damaged = rows[0]["accuracy"], rows[1:]
-    figure = _figure(WIDTH, 0.9 + 0.2 * len(damaged))
+    figure = new(WIDTH, 0.9 + 0.2 * len(damaged))
     axes = figure.subplots()
     places = np.arange(len(damaged))
     accuracies = [row["accuracy"] for row in damaged]
@@ -209,32 +210,28 @@ def image_grid(
     images: Sequence[np.ndarray] | np.ndarray,
     titles: Sequence[str],
     columns: int,
-    limits: tuple[float, float] | None = (0, 255),
-    inches: float = 0.9,
 ) -> Figure:
     """Images in rows of `columns`, ink dark on light paper, each below its title.
 
     Args:
-        images: (height, width) each, of any size.
+        images: (height, width) each, of any size, 0 paper to 255 ink.
         titles: one an image; "" for none.
         columns: images a row.
-        limits: the values of paper and of ink; None takes each image's own least and greatest.
-        inches: width of one image.
     """
     rows = -(-len(images) // columns)
     lines = max((title.count("\n") + 1 for title in titles if title), default=0)
-    low, high = limits or (None, None)
-    figure = _figure(columns * inches, rows * (inches + 0.16 * lines))
+    figure = new(columns * IMAGE, rows * (IMAGE + 0.16 * lines))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, image, title in zip(grid, images, titles, strict=False):
-        axes.imshow(image, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=8, pad=2)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new(width: float, height: float) -> Figure:
+    """An empty figure, inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

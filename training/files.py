@@ -1,6 +1,16 @@
 """Files that are whole or not there."""
 
+import tempfile
 from pathlib import Path
+
+
+def require_writable(directory: Path) -> None:
+    """Makes `directory` where it is not there; OSError, with its name, where nothing can be written to it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise OSError(f"cannot write to {directory}: {error.strerror}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

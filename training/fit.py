@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import os
+import platform
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +29,7 @@ class Fit:
         history: Keras' figures for each epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
         seconds: how long training took, without what an interruption lost.
         backend: what Keras ran on.
+        machine: where that was.
         fingerprint: the same for runs that train alike.
     """
 
@@ -33,6 +37,7 @@ class Fit:
     history: dict[str, list[float]]
     seconds: float
     backend: str
+    machine: str
     fingerprint: str
 
 
@@ -97,15 +102,7 @@ def fit(
     identity = fingerprint(recipe, train, validation, seed, epochs)
     keras.utils.set_random_seed(seed)
     network = recipe.network()
-    trainer = keras.Sequential(
-        [
-            keras.Input((28, 28), dtype="uint8"),
-            keras.layers.Reshape((28, 28, 1)),
-            keras.layers.Rescaling(1.0),  # to float32
-            *(recipe.augmentation(seed) if recipe.augmentation else []),
-            network,
-        ]
-    )
+    trainer = fed_with_pixels(network, recipe.augmentation(seed) if recipe.augmentation else [])
     batches = Batches(train, recipe.batch_size, seed, recipe.steps)
     trainer.compile(
         recipe.optimiser(epochs * len(batches)),
@@ -134,7 +131,20 @@ def fit(
         )
     else:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # averages, as `trainer.fit` does at its end
-    return Fit(network, progress.history, progress.seconds, progress.backend, identity)
+    return Fit(network, progress.history, progress.seconds, progress.backend, progress.machine, identity)
+
+
+def fed_with_pixels(network: keras.Model, distortions: Sequence[keras.Layer] = ()) -> keras.Sequential:
+    """`network` behind `distortions`, on images as they are stored: (N, 28, 28) uint8."""
+    to_float32 = keras.layers.Rescaling(1.0)
+    return keras.Sequential(
+        [keras.Input((28, 28), dtype="uint8"), keras.layers.Reshape((28, 28, 1)), to_float32, *distortions, network]
+    )
+
+
+def checkpoint_name(name: str, seed: int, epochs: int) -> str:
+    """The name of the file that keeps the state of a run of recipe `name`."""
+    return f"{name}-seed{seed}-epochs{epochs}.npz"
 
 
 def fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
@@ -181,6 +191,7 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self.history: dict[str, list[float]] = {}
         self.seconds = 0.0
         self.backend = keras.backend.backend()
+        self.machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
     @property
     def epochs_done(self) -> int:
@@ -214,14 +225,15 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         if about["backend"] != self.backend and not _finished(about["history"], self.epochs, self.patience):
             print(f"{self.checkpoint} was begun on {about['backend']}: starting anew", file=sys.stderr)
             return
-        self.history, self.seconds, self.backend = about["history"], about["seconds"], about["backend"]
+        self.history, self.seconds = about["history"], about["seconds"]
+        self.backend, self.machine = about["backend"], about["machine"]
         for variable, value in zip(self._state(), values, strict=True):
             variable.assign(value)
 
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        names = ("fingerprint", "history", "seconds", "backend")
+        names = ("fingerprint", "history", "seconds", "backend", "machine")
         about = json.dumps({name: getattr(self, name) for name in names})
         arrays = {str(place): keras.ops.convert_to_numpy(value) for place, value in enumerate(self._state())}
         content = io.BytesIO()

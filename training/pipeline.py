@@ -1,10 +1,7 @@
 """The whole road: one recipe, from images to a verified model version on disk."""
 
 import json
-import os
-import platform
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,7 +17,8 @@ from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, DatasetError, Examples, hold_out
 from training.evaluate import ERRORS, accept, evaluate, judge
 from training.export import ExportError, export, require_exportable
-from training.fit import fit
+from training.files import require_writable
+from training.fit import checkpoint_name, fit
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.verify import Exported, verify
@@ -54,10 +52,9 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         OSError: `model_directory` can't be written to; said before anything is trained.
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
-    model_directory.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=model_directory).close()
-    train, validation = hold_out(dataset, recipe.validation_images, seed, recipe.training_images)
-    checkpoint = model_directory / f".{recipe.name}-seed{seed}-epochs{epochs}.npz"
+    require_writable(model_directory)
+    train, validation = recipe.split(dataset, seed)
+    checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
     origin = _origin()
     print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
@@ -83,6 +80,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
         "backend": fitted.backend,
+        "machine": fitted.machine,
         "precision": "fp32",
         **origin,
     }
@@ -118,13 +116,14 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
         )
     try:
         network = keras.models.load_model(version / "model.keras")
-        train, validation = hold_out(dataset, record["validation_images"], record["seed"], record["training_images"])
+        train, validation = hold_out(dataset, record["validation_images"], record["seed"])
         same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
     except (OSError, ValueError, KeyError) as error:
         raise VersionError(f"{version} is no version that this `digits-train run` made: {error}") from error
     if not same:
         raise DatasetError(f"{version} was trained on other data, or held out other images: give what `run` was given")
-    sample = train.images[:: max(1, len(train) // QUANTISATION_IMAGES)]  # spread out: writers may lie together
+    learnt = train.images[: record["training_images"]]
+    sample = learnt[:: max(1, len(learnt) // QUANTISATION_IMAGES)]  # spread out: writers may lie together
 
     def in_8_bits(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, metadata), sample)
@@ -152,7 +151,7 @@ def _make(
 
     record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
     trial = leave(1.0, {})
-    record = {**record, **_judge(lambda images: trial.answers(images, 128)[0], validation, test)}
+    record = {**record, **_judge(lambda images: trial.answers(images)[0], validation, test)}
     exported = leave(record["temperature"], _metadata(record))
     print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
     network.save(directory / "model.keras")
@@ -162,9 +161,8 @@ def _make(
 
 
 def _origin() -> dict[str, Any]:
-    """By which code, where and when a version is made."""
+    """By which code and when a version is made."""
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -8,6 +8,7 @@ from keras import layers
 
 from training import architectures
 from training.augmentation import RandomBlur, RandomFading, RandomNoise, RandomStrokeWidth, RandomWarp
+from training.dataset import Dataset, Examples, hold_out
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Recipe:
         epochs: passes over the training images, at most.
         expected: test accuracy, lowest and highest, that the recipe should give.
         claimed: test accuracy that its source prints or claims, in its own words; "" when it says nothing.
-        training_images: how many of the training images are used, from the first on; None uses all.
+        training_images: how many are learnt from, the first of those that are not held out; None takes all.
         validation_images: how many are held out of training, to watch the run, to fit the temperature and to certify
             thresholds.
         patience: epochs without a lower validation loss after which training stops; None never stops it early.
@@ -44,6 +45,11 @@ class Recipe:
     patience: int | None = None
     steps: int | None = None
     augmentation: Callable[[int], list[keras.Layer]] | None = None
+
+    def split(self, dataset: Dataset, seed: int) -> tuple[Examples, Examples]:
+        """The images that a run learns from, and those that it holds out."""
+        train, validation = hold_out(dataset, self.validation_images, seed)
+        return train[: self.training_images], validation
 
 
 def _adam(updates: int) -> keras.Optimizer:

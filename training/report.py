@@ -58,7 +58,7 @@ def report(version: Path, dataset: Dataset) -> Path:
     """
     record, test = _read(version), dataset.test
     exported = Exported(version / "model.onnx")
-    logits, probabilities = exported.answers(test.images, 128)
+    logits, probabilities = exported.answers(test.images)
     accuracy = evaluate.evaluate(probabilities, test.labels).accuracy
     if (dataset.sha256, accuracy) != (record["dataset_sha256"], record["test"]["accuracy"]):
         raise ReportError(
@@ -67,7 +67,7 @@ def report(version: Path, dataset: Dataset) -> Path:
         )
 
     def predict(images: np.ndarray) -> np.ndarray:
-        return exported.answers(images, 128)[1]
+        return exported.answers(images)[1]
 
     print(f"robustness damages the {len(test):,} test images", flush=True)
     record["robustness"] = robustness(predict, test, SEED)

@@ -64,7 +64,7 @@ class Exported:
             raise VerificationError(f"{path} can't be loaded: {error}") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
-    def answers(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def answers(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Logits and probabilities, (N, 10) float32 each, of `images`, (N, 28, 28) uint8, in runs of `batch_size`."""
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         runs = [self._session.run(["logits", "probabilities"], {"images": batch}) for batch in batches]
@@ -87,7 +87,7 @@ def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verificat
         temperature, stated = (float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
     except (KeyError, ValueError) as error:
         raise VerificationError(f"{version} is no version that `digits-train run` made: {error}") from error
-    evaluation = evaluate(exported.answers(test.images, 100)[1], test.labels)
+    evaluation = evaluate(exported.answers(test.images)[1], test.labels)
     if evaluation.accuracy != stated:
         raise VerificationError(
             f"{exported.path} says of itself that its test accuracy is {stated}, and reads {evaluation.accuracy}"
@@ -112,7 +112,7 @@ def verify(exported: Exported, network: keras.Sequential, temperature: float, im
     """
     expected_logits, agreement = logits(network, images), 1.0
     if exported.metadata.get("precision") == "int8":
-        digits, (expected_logits, _) = expected_logits.argmax(axis=1), exported.answers(images, 1)
+        digits, (expected_logits, _) = expected_logits.argmax(axis=1), exported.answers(images)
         agreement = float((expected_logits.argmax(axis=1) == digits).mean())
         if agreement < INT8_AGREEMENT:
             raise VerificationError(

@@ -95,7 +95,7 @@ def shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
 @figures.styled
 def _accuracy_and_time(rows: Sequence[tuple[str, float, float]]) -> Figure:
     """Bars of test accuracy, and of training time, for each batch size."""
-    figure = Figure(figsize=(figures.WIDTH, 2.6), layout="constrained")
+    figure = figures.new(figures.WIDTH, 2.6)
     left, right = figure.subplots(1, 2, sharey=True)
     names, seconds, accuracies = zip(*rows, strict=True)
     for axes, values, label, text in (
@@ -114,7 +114,7 @@ def _accuracy_and_time(rows: Sequence[tuple[str, float, float]]) -> Figure:
 @figures.styled
 def _by_epoch(runs: Sequence[Trained], used: Sequence[str]) -> Figure:
     """Training accuracy by epoch, the optimisers told apart by colour and mark, the networks by line."""
-    figure = Figure(figsize=(figures.WIDTH, 4.0), layout="constrained")
+    figure = figures.new(figures.WIDTH, 4.0)
     axes = figure.subplots()
     looks = [(figures.ORANGE, "s-"), (figures.BLUE, "o-"), (figures.ORANGE, "s:"), (figures.BLUE, "o:")]
     for run, name, (colour, line) in zip(runs, used, looks, strict=True):
@@ -130,7 +130,7 @@ def _by_epoch(runs: Sequence[Trained], used: Sequence[str]) -> Figure:
 @figures.styled
 def _by_shift(means: dict[str, list[float]]) -> Figure:
     """Mean accuracy by how far the images were moved."""
-    figure = Figure(figsize=(figures.WIDTH, 3.4), layout="constrained")
+    figure = figures.new(figures.WIDTH, 3.4)
     axes = figure.subplots()
     for (name, values), colour, line in zip(means.items(), (figures.ORANGE, figures.BLUE), ("s--", "o-"), strict=True):
         axes.plot(range(len(values)), values, line, color=colour, label=name)

@@ -145,7 +145,7 @@ def output_size(size: int, kernel: int, stride: int, padding: str) -> int:
 @figures.styled
 def _filtered(inputs: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> Figure:
     """Inputs in the first row; below, a row for each filter: the filter itself, and its answer to each input."""
-    figure = Figure(figsize=(0.9 * (len(inputs) + 1.5), 1.05 * (len(answers) + 1)), layout="constrained")
+    figure = figures.new(0.9 * (len(inputs) + 1.5), 1.05 * (len(answers) + 1))
     grid = figure.subplots(len(answers) + 1, len(inputs) + 1, width_ratios=[1.5] + [1] * len(inputs))
     for axes in grid.flat:
         axes.set_axis_off()
@@ -176,7 +176,7 @@ def _to_scale(panels: list[list[tuple[str, np.ndarray]]]) -> Figure:
     """Rows of titled images, a pixel as large in one as in the other, each in its own range of colours."""
     columns = max(len(row) for row in panels)
     side = max(len(image) for row in panels for _, image in row)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(panels)), layout="constrained")
+    figure = figures.new(1.5 * columns, 1.75 * len(panels))
     for axes in (grid := figure.subplots(len(panels), columns)).flat:
         axes.set_axis_off()
     for row, shown in zip(grid, panels, strict=True):

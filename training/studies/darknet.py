@@ -14,7 +14,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from training.studies.darknet_cfg import DetectionError, Section, parse
+from training.studies.darknet_cfg import Section, parse
+from training.studies.workbench import DetectionError
 
 Tensor = Any  # a symbolic tensor of Keras, which ships no types: (N, rows, columns, channels)
 

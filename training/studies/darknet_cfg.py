@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-class DetectionError(Exception):
-    """A detector's file, or the photo for it, is not what it should be; the message says what is wrong, and where."""
+from training.studies.workbench import DetectionError
 
 
 @dataclass(frozen=True)

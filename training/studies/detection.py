@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from training import figures
 from training.studies import darknet, yolov3
 from training.studies.darknet import Detector, Head
-from training.studies.darknet_cfg import DetectionError
-from training.studies.workbench import Workbench
+from training.studies.workbench import DetectionError, Workbench
 
 THRESHOLD = 0.25  # least probability of what is reported: Darknet's own, as is the next
 OVERLAP = 0.45  # of two boxes of one class that overlap by more, the less probable one is dropped

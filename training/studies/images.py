@@ -53,7 +53,7 @@ def one_of_each(examples: Examples) -> np.ndarray:
 @figures.styled
 def _numbers(image: np.ndarray) -> Figure:
     """An image as what it is: a number for each pixel."""
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = figures.new(8, 8)
     axes = figure.subplots()
     axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
     for (row, column), pixel in np.ndenumerate(image):
@@ -66,7 +66,7 @@ def _numbers(image: np.ndarray) -> Figure:
 @figures.styled
 def _bars(counts: np.ndarray) -> Figure:
     """Images of each digit, (2, 10): training above test."""
-    figure = Figure(figsize=(figures.WIDTH, 4.6), layout="constrained")
+    figure = figures.new(figures.WIDTH, 4.6)
     for axes, part, row in zip(figure.subplots(2, sharex=True), ("training", "test"), counts, strict=True):
         bars = axes.bar(range(10), row, color=figures.BLUE)
         axes.bar_label(bars, [f"{count:,}" for count in row], label_type="center", color="white", fontsize=7)

@@ -29,7 +29,7 @@ from training import architectures, figures
 from training.dataset import Dataset, Examples
 from training.evaluate import wilson_interval
 from training.files import write_whole
-from training.fit import logits
+from training.fit import fed_with_pixels, logits
 from training.studies.workbench import Workbench
 
 ALPHAS = (0, 1, 5, 10, 20, 50, 100)
@@ -115,9 +115,7 @@ def measure(dataset: Dataset, name: str, alpha: int, epochs: int, seed: int) -> 
     shares = label_shares(train, alpha, seed)
     keras.utils.set_random_seed(seed)
     network = NETWORKS[name]()
-    trainer = keras.Sequential(
-        [keras.Input((28, 28), dtype="uint8"), layers.Reshape((28, 28, 1)), layers.Rescaling(1.0), network]
-    )
+    trainer = fed_with_pixels(network)
     updates = epochs * -(-len(train) // BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(RATE, updates)
     trainer.compile(keras.optimizers.Adam(rate), keras.losses.CategoricalCrossentropy(from_logits=True))
@@ -201,7 +199,7 @@ def _answer(points: list[Point]) -> str:
 @figures.styled
 def _curves(points: list[Point]) -> Figure:
     """Accuracy by alpha, a curve a network; under each alpha the share of right labels."""
-    figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
+    figure = figures.new(figures.WIDTH, 3.6)
     axes = figure.subplots()
     for name, colour, style in zip(NETWORKS, (figures.INK, figures.BLUE, figures.ORANGE), ("s:", "^--", "o-"), strict=True):
         own = [point for point in points if point.network == name]

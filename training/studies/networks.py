@@ -166,7 +166,7 @@ def _called(layer: keras.Layer) -> str:
 def _shares(networks: dict[str, keras.Model]) -> Figure:
     """A bar for each network, cut where one layer's parameters end and the next one's begin; the largest is named."""
     colours = {layers.Conv2D: figures.ORANGE, layers.Dense: figures.BLUE, layers.BatchNormalization: figures.GRID}
-    figure = Figure(figsize=(1.5 * figures.WIDTH, 0.9 + 0.36 * len(networks)), layout="constrained")
+    figure = figures.new(1.5 * figures.WIDTH, 0.9 + 0.36 * len(networks))
     axes = figure.subplots()
     for place, network in enumerate(networks.values()):
         total, begin = network.count_params(), 0.0

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from training import figures, versions
-from training.dataset import Dataset, hold_out
-from training.fit import fingerprint, fit, logits
+from training.dataset import Dataset
+from training.fit import checkpoint_name, fingerprint, fit, logits
 from training.recipes import RECIPES
 
 
@@ -43,6 +43,10 @@ class Trained:
     def epochs(self) -> int:
         """How many were trained."""
         return len(self.history["loss"])
+
+
+class DetectionError(Exception):
+    """What the user brings for `detection` is not what it should be; the message says what is wrong, and where."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Workbench:
         """
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
-        train, validation = hold_out(self.dataset, recipe.validation_images, self.seed, recipe.training_images)
+        train, validation = recipe.split(self.dataset, self.seed)
         version = None
         if self.models:
             version = versions.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
@@ -129,7 +133,7 @@ class Workbench:
         """The file that keeps a training's state, so that it is never done twice."""
         directory = self.out / ".trained"
         directory.mkdir(exist_ok=True)
-        return directory / f"{name}-seed{self.seed}-epochs{epochs}.npz"
+        return directory / checkpoint_name(name, self.seed, epochs)
 
     def picture(self, name: str, figure: Figure) -> None:
         """Writes `figure` to NAME.png."""
