@@ -115,17 +115,26 @@ def gated(model: Model) -> GatedModel:
 StartServer = Callable[..., Awaitable[Server]]
 
 
+@pytest.fixture(scope="session")
+def one_model(bundled: versions.ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the bundled `digits` in its newest version and nothing else."""
+    directory = tmp_path_factory.mktemp("one-model")
+    (directory / "digits").mkdir()
+    (directory / "digits" / str(bundled.number)).symlink_to(bundled.path.parent)
+    return directory
+
+
 @pytest.fixture
-async def start_server(model: Model) -> AsyncIterator[StartServer]:
-    """Starts real servers on free ports, on the bundled model or another, with the settings given by name."""
+async def start_server(model: Model, one_model: Path) -> AsyncIterator[StartServer]:
+    """Starts real servers on free ports, on one model, with the settings given by name."""
     servers = []
 
     warm = WarmModel(model)
 
     async def start(served: Model | None = warm, **settings: Any) -> Server:
-        """With `served` None, what is in the repository that the settings name."""
+        """With `served` None, what is in the repository that the settings name; else that, loaded already."""
         open_model = Model if served is None else lambda *_: served
-        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, **settings}), open_model)
+        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, "models": one_model, **settings}), open_model)
         await server.start()
         servers.append(server)
         return server

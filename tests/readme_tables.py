@@ -16,7 +16,7 @@ def settings() -> list[str]:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "none" if field.default is None else f"`{str(field.default).lower()}`"
-        elsewhere = {"models": "the bundled model", "workers": "the CPU quota", "instances": "2, or 1 with one core"}
+        elsewhere = {"models": "the bundled models", "workers": "the CPU quota", "instances": "2, or 1 with one core"}
         shown = elsewhere.get(name, default)
         rows.append(f"| `--{name.replace('_', '-')}` | {shown} | {field.description} |")
     return rows
