@@ -85,6 +85,7 @@ def table(rows: list[Row]) -> str:
             "source": row.recipe.source,
             "claimed": row.recipe.claimed,
             "expected": f"{low:g} to {high:g}",
+            "seeds": f"{len(row.records)}",
             "accuracy, mean": f"**{statistics.mean(row.accuracies):.4f}**",
             "lowest to highest": f"{min(row.accuracies):.4f} to {max(row.accuracies):.4f}",
             "in range": "yes" if row.within else "no",
