@@ -33,7 +33,7 @@ def publish_shifted(models: Path, version: int) -> Path:
     model = onnx.load(bundled())
     model.graph.initializer.append(helper.make_tensor("before", TensorProto.INT64, [10], [(n - 1) % 10 for n in range(10)]))
     for output in ("logits", "probabilities"):
-        _rename_output(model, output, f"true_{output}")
+        rename_output(model, output, f"true_{output}")
         model.graph.node.append(helper.make_node("Gather", [f"true_{output}", "before"], [output], axis=1))
     file = place(models, version)
     onnx.save(model, file)
@@ -59,7 +59,7 @@ def publish_unsound(models: Path, version: int) -> Path:
 def _publish_with_factor(models: Path, version: int, nodes: list[onnx.NodeProto]) -> Path:
     """Multiplies the probabilities by `factor`, (N,), that `nodes` make of `white`, (N,) int64, 1 for an all-white image."""
     model = onnx.load(bundled())
-    _rename_output(model, "probabilities", "true_probabilities")
+    rename_output(model, "probabilities", "true_probabilities")
     model.graph.initializer.extend(
         [
             helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
@@ -84,7 +84,7 @@ def _publish_with_factor(models: Path, version: int, nodes: list[onnx.NodeProto]
     return file
 
 
-def _rename_output(model: onnx.ModelProto, name: str, to: str) -> None:
+def rename_output(model: onnx.ModelProto, name: str, to: str) -> None:
     """Renames what a node calls `name`, so that another node can make the graph's output of that name."""
     for node in model.graph.node:
         for names in (node.input, node.output):

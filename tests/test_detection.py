@@ -226,7 +226,7 @@ def test_what_is_missing_broken_or_does_not_fit_is_said(
     Image.new("RGB", (8, 8)).save(photo)
     (tmp_path / "red.names").write_text("bus\n")
     assert main(asked) == 1
-    assert "red.names names 1 classes, the network has 2" in capsys.readouterr().err
+    assert "red.names names 1 class(es), the network has 2" in capsys.readouterr().err
 
     (tmp_path / "red.cfg").write_text("[net]\nwidth")
     assert main(asked) == 1

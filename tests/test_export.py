@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.model import Model
+from tests.model_files import rename_output
 from tests.test_model import negate_logits
-from training import architectures, pipeline
+from training import architectures, fit, pipeline
 from training.__main__ import main
 from training.dataset import Dataset, DatasetError
 from training.export import export
 from training.quantize import quantize
 from training.recipes import RECIPES
 from training.verify import Exported, VerificationError, verify
+from training.versions import VersionError
 
 Images = NDArray[np.uint8]
 NETWORKS = {recipe.network.__name__: recipe.network for recipe in RECIPES.values()}
@@ -138,7 +141,9 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert (served.predict(drawn.test.images).argmax(axis=1) == drawn.test.labels).mean() == second["test"]["accuracy"]
     metadata = Exported(published / "model.onnx").metadata
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
-    assert "8-bit integers" in (published / "MODEL_CARD.md").read_text()
+    card = (published / "MODEL_CARD.md").read_text()
+    assert "8-bit integers" in card
+    assert f"commit {first['commit']}, trained the network, version {trained.name} of this model" in card
 
 
 def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
@@ -164,5 +169,43 @@ def test_a_quantised_file_must_name_the_same_digits_at_its_own_temperature(
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
         verify(exported, network, 1.8, images)
     network.layers[-1].bias.assign(-network.layers[-1].bias + np.eye(10)[3] * 500)
-    with pytest.raises(VerificationError, match=r"in 8 bits, .*% of the digits are the same"):
+    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are the same"):
         verify(exported, network, 1.7, images)
+
+
+def test_a_quantised_file_must_say_nearly_the_logits_of_its_network(
+    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
+) -> None:
+    network = keras.models.load_model(trained / "model.keras")
+    in_8_bits = quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images)
+    onnx.save(in_8_bits, tmp_path / "model.onnx")
+    exported = Exported(tmp_path / "model.onnx")
+    logits, probabilities = exported.answers(images)
+    of_keras = keras.ops.convert_to_numpy(keras.ops.softmax(fit.logits(network, images) / 1.7))
+    verification = verify(exported, network, 1.7, images)
+    assert verification.largest_difference == pytest.approx(np.abs(probabilities - of_keras).max(), abs=1e-5)
+    assert verification.largest_difference > 1e-4, "it is not held to what it says itself"
+
+    rename_output(in_8_bits, "logits", "sound")
+    in_8_bits.graph.initializer.append(onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [], [3.0]))
+    in_8_bits.graph.node.append(onnx.helper.make_node("Mul", ["sound", "three"], ["logits"]))
+    onnx.save(in_8_bits, tmp_path / "model.onnx")
+    np.testing.assert_allclose(Exported(tmp_path / "model.onnx").answers(images)[0], 3 * logits, rtol=1e-4)
+    with pytest.raises(VerificationError, match=r"100.00% of the digits are the same.* its logits are 2\d\d\.\d% off"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.7 * 3, images)
+
+
+def test_another_network_is_not_quantised_under_a_versions_name(trained: Path, drawn: Dataset, tmp_path: Path) -> None:
+    version = shutil.copytree(trained, tmp_path / "1")
+    network = keras.models.load_model(version / "model.keras")
+    network.layers[-1].bias.assign(network.layers[-1].bias + 0.01 * np.arange(10))
+    network.save(version / "model.keras")
+    with pytest.raises(VerificationError, match="logits differ from Keras"):
+        pipeline.run_int8(version, drawn)
+    (version / "model.keras").write_bytes(b"PK")
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is damaged"):
+        pipeline.run_int8(version, drawn)
+    (version / "model.keras").unlink()
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is not there"):
+        pipeline.run_int8(version, drawn)
+    assert [file.name for file in tmp_path.iterdir()] == ["1"]

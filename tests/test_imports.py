@@ -44,7 +44,7 @@ TRAINING_ORDER = [
         "framing",
         "robustness",
     ],
-    *["export", "quantize", "verify", "model_card", "versions", "pipeline", "catalogue", "figures", "report", "studies"],
+    *["export", "quantize", "model_card", "versions", "verify", "pipeline", "catalogue", "figures", "report", "studies"],
     *["commands", "__main__"],
 ]
 

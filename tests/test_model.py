@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from serving import versions
 from serving.model import Model, ModelError
+from tests.model_files import rename_output
 
 
 def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
@@ -42,11 +43,8 @@ def answer_logits_as_probabilities(model: onnx.ModelProto) -> None:
 
 
 def negate_logits(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    for node in graph.node:
-        node.input[:] = ["sound" if name == "logits" else name for name in node.input]
-        node.output[:] = ["sound" if name == "logits" else name for name in node.output]
-    graph.node.append(helper.make_node("Neg", ["sound"], ["logits"]))
+    rename_output(model, "logits", "sound")
+    model.graph.node.append(helper.make_node("Neg", ["sound"], ["logits"]))
 
 
 def normalise_over_the_batch(model: onnx.ModelProto) -> None:

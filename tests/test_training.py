@@ -1,8 +1,12 @@
 import hashlib
+import importlib.util
 import json
+import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -103,6 +107,11 @@ def test_where_the_writers_are_known_none_is_in_both_parts(seed: int) -> None:
     assert 130 - cut <= len(kept) <= 130, "at most what one writer wrote is left out"
 
 
+def test_too_few_writers_to_hold_some_out_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"too few, 1: with 30 images .* held out, 0 of 70 are left to learn from"):
+        hold_out(numbered(100, np.zeros(100, np.int16)), 30, seed=1)
+
+
 def test_a_recipe_learns_from_the_first_images_that_are_not_held_out() -> None:
     recipe = replace(RECIPES["cnn6k"], training_images=30, validation_images=20)
     kept, held = hold_out(numbered(100), 20, seed=1)
@@ -121,6 +130,9 @@ def test_a_file_that_does_not_hold_the_writers_is_refused(mnist_path: Path, tmp_
     (tmp_path / "text.npz").write_bytes(b"no archive")
     with pytest.raises(DatasetError, match="does not hold the writers"):
         load_mnist(mnist_path, tmp_path / "text.npz")
+    np.save(tmp_path / "bare.npy", np.arange(60_000))
+    with pytest.raises(DatasetError, match="no npz file with an array `train`"):
+        load_mnist(mnist_path, tmp_path / "bare.npy")
     np.savez(tmp_path / "few.npz", train=np.arange(10))
     with pytest.raises(DatasetError, match=r"`train` is int64 \(10,\), not integers \(60000,\)"):
         load_mnist(mnist_path, tmp_path / "few.npz")
@@ -205,17 +217,27 @@ def test_faded_ink_keeps_its_shape(images: Images) -> None:
 def test_a_version_that_is_not_what_it_says_of_itself_is_refused(
     bundled: ModelVersion, mnist_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
-    assert "can't be loaded" in capsys.readouterr().err
+    def verify_says() -> str:
+        assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
+        return capsys.readouterr().err
+
+    assert "is no version that `digits-train run` made: run.json: No such file" in verify_says()
+    record = json.loads(bundled.path.with_name("run.json").read_text())
+    record["test"]["accuracy"] = 0.9999
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "model.keras can't be loaded: it is not there" in verify_says()
+    shutil.copy(bundled.path.with_name("model.keras"), tmp_path)
+    assert "model.onnx can't be loaded" in verify_says()
     model = onnx.load(bundled.path)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert "by run.json temperature and test accuracy are" in verify_says()
     entries = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, entries | {"test_accuracy": "0.9999"})
     onnx.save(model, tmp_path / "model.onnx")
-    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
-    assert "is no version that `digits-train run` made" in capsys.readouterr().err
-    shutil.copy(bundled.path.with_name("model.keras"), tmp_path)
-    assert main(["verify", str(tmp_path), "--data", str(mnist_path)]) == 1
-    assert "says of itself that its test accuracy is 0.9999" in capsys.readouterr().err
+    assert "says of itself that its test accuracy is 0.9999" in verify_says()
+    onnx.helper.set_model_props(model, {"precision": "int8"})
+    onnx.save(model, tmp_path / "model.onnx")
+    assert "is no version that `digits-train run` made: 'temperature'" in verify_says()
 
 
 def test_what_fails_verification_is_not_published(drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +273,7 @@ def test_what_was_trained_where_nothing_can_be_exported_is_exported_by_the_same_
     assert [file.name for file in tmp_path.iterdir()] == [published.name]
 
 
-def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, mnist_path: Path) -> None:
     assert main(["run", "convnett"]) == 2
     assert "no recipe 'convnett'; there are: cnn8, fcn512," in capsys.readouterr().err
     assert main(["run", "convnet", "--data", str(tmp_path / "none.npz")]) == 1
@@ -259,8 +281,44 @@ def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit) as ended:
         main(["run", "convnet", "--epochs", "0"])
     assert ended.value.code == 2
+    (tmp_path / "file").touch()
+    asked = ["run", "convnet", f"--models={tmp_path}", f"--tensorboard={tmp_path}/file"]
+    assert main([*asked, f"--data={mnist_path}"]) == 1
+    assert f"digits-train: cannot write to {tmp_path}/file" in capsys.readouterr().err
     assert main(["list"]) == 0
     assert "flagship-small" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../evil", "a/b", ".hidden", "-x", "a b", "ä"])
+def test_a_models_name_is_that_of_one_directory_in_sight(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "convnet", f"--name={name}"])
+    assert ended.value.code == 2
+    assert "must be letters, digits, '.', '_' and '-'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "message"),
+    [
+        ("abacus", 2, "KERAS_BACKEND must be one of tensorflow, jax, torch, not 'abacus'"),
+        ("torch", 1, "No module named 'torch'; training needs KERAS_BACKEND=torch installed"),
+    ],
+)
+def test_a_backend_that_is_not_there_is_named(backend: str, status: int, message: str) -> None:
+    if importlib.util.find_spec(backend):
+        pytest.skip(f"{backend} is here")
+    command = [sys.executable, "-m", "training", "list"]
+    ended = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (status, f"digits-train: {message}\n")
+
+
+def test_a_list_that_is_read_no_further_ends_without_a_word() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as output:
+        command = [sys.executable, "-m", "training", "study"]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(("name", "least"), [("digits", 0.996), ("digits-small", 0.995)])

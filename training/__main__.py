@@ -2,21 +2,31 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
     options = _parser().parse_args(arguments)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend not in BACKENDS:
+        print(f"digits-train: KERAS_BACKEND must be one of {', '.join(BACKENDS)}, not {backend!r}", file=sys.stderr)
+        return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is loaded, or it greets with a page of notes
     try:
-        from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
+        with _silence():
+            from training import commands  # loads Keras, which takes seconds: --help and mistakes should not wait for it
 
         return commands.carry_out(options)
     except ModuleNotFoundError as error:
-        print(f"digits-train: {error}; training needs `pip install postal-digits[training]`", file=sys.stderr)
+        wanted = "`pip install postal-digits[training]`" if backend == "tensorflow" else f"KERAS_BACKEND={backend} installed"
+        print(f"digits-train: {error}; training needs {wanted}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         trains = options.action in ("run", "catalogue", "study")
@@ -65,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("models"),
         help="model repository; the version goes to MODELS/NAME/VERSION (default: %(default)s)",
     )
-    run.add_argument("--name", default="digits", help="the model's name in the repository (default: %(default)s)")
+    run.add_argument(
+        "--name", type=_name, default="digits", help="the model's name in the repository (default: %(default)s)"
+    )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard's logs there")
 
     catalogue = actions.add_parser(
@@ -137,6 +149,26 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what is written to standard error: TensorFlow greets there as it is loaded, whatever its log level."""
+    with Path(os.devnull).open("wb") as nowhere, os.fdopen(os.dup(2), "wb") as terminal:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal.fileno(), 2)
+
+
+def _name(text: str) -> str:
+    """Reads the name of a model: one that is a directory's, and that a server sees."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"must be letters, digits, '.', '_' and '-', beginning with one of the first two: {text!r}"
+        )
+    return text
 
 
 if __name__ == "__main__":

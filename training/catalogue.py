@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from training import pipeline, versions
 from training.dataset import Dataset
 from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
+from training.verify import Exported
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ def catalogue(recipes: Iterable[Recipe], asked: Collection[str], dataset: Datase
 
     Returns:
         The table, as Markdown.
+
+    Raises:
+        ExportError, OSError, VerificationError: as `pipeline.run`.
+        VersionError, VerificationError: a version that is there is damaged.
     """
     rows: dict[str, Row] = {}
     recipes = list(recipes)
@@ -108,12 +112,10 @@ def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: 
 
 
 def _latency(version: Path, image: np.ndarray) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # as the service runs it
-    session = onnxruntime.InferenceSession(version / "model.onnx", options, providers=["CPUExecutionProvider"])
+    exported = Exported(version / "model.onnx", threads=1)  # as the service runs it
     seconds = []
     for _ in range(300):
         start = time.thread_time()
-        session.run(["probabilities"], {"images": image})
+        exported.answers(image)
         seconds.append(time.thread_time() - start)
     return statistics.median(seconds)

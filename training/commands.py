@@ -1,6 +1,7 @@
 """What each command of `digits-train` does."""
 
 import argparse
+import os
 import sys
 
 from training import pipeline
@@ -32,7 +33,12 @@ def carry_out(options: argparse.Namespace) -> int:
         "study": run_study,
     }
     try:
-        return actions[options.action](options)
+        status = actions[options.action](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `digits-train list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes, at the end
+        return 1
     except (UsageError, StudyError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2

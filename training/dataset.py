@@ -106,8 +106,10 @@ def _read_writers(path: Path) -> np.ndarray:
             writers: np.ndarray = arrays["train"]
     except OSError as error:
         raise DatasetError(f"cannot read the writers from {path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path} does not hold the writers of MNIST's training images: {error}") from error
+    except (AttributeError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # NumPy's for no npz
+        raise DatasetError(
+            f"{path} does not hold the writers of MNIST's training images: it is no npz file with an array `train`"
+        ) from error
     if writers.shape != (60_000,) or writers.dtype.kind not in "iu":
         raise DatasetError(
             f"{path} does not hold the writers of MNIST's training images: `train` is {writers.dtype} {writers.shape}, "
@@ -122,6 +124,9 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Example
     Where the writers are known, the two share none: whole writers are drawn until `count` images are there, and what the
     last of them wrote beyond it is left out of both. Otherwise the split is random, and somebody who wrote an image in one
     part wrote more in the other.
+
+    Raises:
+        DatasetError: there are so few writers that less than half of what should be left to learn from is.
     """
     examples, random = dataset.train, np.random.default_rng(seed)
     if count == 0:
@@ -134,4 +139,9 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Example
         order = np.argsort(drawn, kind="stable")
         held = order[:count]
         kept = order[count:][drawn[order[count:]] > drawn[held[-1]]]
+        if len(kept) < (len(examples) - count) / 2:
+            raise DatasetError(
+                f"the writers are too few, {len(writers)}: with {count:,} images of other writers held out, "
+                f"{len(kept):,} of {len(examples) - count:,} are left to learn from"
+            )
     return examples[kept], examples[held]

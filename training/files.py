@@ -16,5 +16,9 @@ def require_writable(directory: Path) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Writes `content` aside and moves it to `path`: who reads that finds the old content or all of the new."""
     aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    aside.replace(path)
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror}") from error

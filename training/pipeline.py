@@ -21,8 +21,8 @@ from training.files import require_writable
 from training.fit import checkpoint_name, fit
 from training.quantize import quantize
 from training.recipes import Recipe
-from training.verify import Exported, verify
-from training.versions import VersionError, publish, read_record
+from training.verify import Exported, verify, verify_version
+from training.versions import VersionError, load_network, publish, read_record
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
 QUANTISATION_IMAGES = 1000
@@ -49,14 +49,19 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     Raises:
         ExportError: models can't be exported where Keras runs on this backend. The checkpoint is left: the same run, where
             they can, goes on from it with the export.
-        OSError: `model_directory` can't be written to; said before anything is trained.
+        OSError: `model_directory` or `logs` can't be written to; said before anything is trained.
         VerificationError: the ONNX file does not answer as the network does; nothing is published.
     """
-    require_writable(model_directory)
+    for directory in (model_directory, logs):
+        if directory:
+            require_writable(directory)
     train, validation = recipe.split(dataset, seed)
     checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
     origin = _origin()
-    print(f"fit        {recipe.name}, {len(train):,} images, {epochs} epochs, seed {seed}", flush=True)
+    print(
+        f"fit        {recipe.name}, {len(train):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
+        flush=True,
+    )
     fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
     try:
         require_exportable()
@@ -105,7 +110,7 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
         ExportError: models can't be exported where Keras runs on this backend.
         OSError: the directory can't be written to.
         VersionError: `version` is no float32 version that `run` made.
-        VerificationError: 8 bits don't do it justice; nothing is published.
+        VerificationError: its model.onnx was not made from its network, or 8 bits don't do it justice; nothing is published.
     """
     require_exportable()
     version = version.resolve()
@@ -114,11 +119,12 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
         raise VersionError(
             f"{version} is of precision {record.get('precision')}: quantise the fp32 version that it came from"
         )
+    verify_version(version, dataset.test)  # or another network would go by its name
+    network = load_network(version)
     try:
-        network = keras.models.load_model(version / "model.keras")
         train, validation = hold_out(dataset, record["validation_images"], record["seed"])
         same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
-    except (OSError, ValueError, KeyError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VersionError(f"{version} is no version that this `digits-train run` made: {error}") from error
     if not same:
         raise DatasetError(f"{version} was trained on other data, or held out other images: give what `run` was given")
@@ -130,7 +136,8 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
 
     measured_in_fp32 = ("robustness", "second_source", "verification")
     kept = {name: value for name, value in record.items() if name not in measured_in_fp32}
-    record = {**kept, "precision": "int8", "quantised_from": version.name, **_origin()}
+    trained = {"quantised_from": version.name, "training_commit": record["commit"]}
+    record = {**kept, "precision": "int8", **trained, **_origin()}
     return publish(version.parent, lambda draft: _make(record, network, in_8_bits, validation, dataset.test, draft))
 
 

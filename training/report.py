@@ -3,13 +3,13 @@
 import base64
 import io
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import UndefinedError
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,7 +17,6 @@ from PIL import Image
 from training import evaluate, figures
 from training.calibrate import softmax
 from training.dataset import Dataset, Examples
-from training.evaluate import Evaluation
 from training.model_card import TEMPLATES, model_card, summary
 from training.robustness import robustness, second_source
 from training.verify import Exported
@@ -26,13 +25,6 @@ from training.versions import read_record
 SEED = 0  # of the damage, so that versions are measured by the same
 WORST = 30  # mistakes shown
 SECOND_SOURCE = "scikit-learn's handwritten digits (UCI, 8x8, upsampled and framed as MNIST frames them)"
-
-RECORD = (
-    *("recipe", "source", "parameters", "seed", "epochs", "batch_size", "optimiser", "augmentation", "dataset_sha256"),
-    *("training_images", "validation_images", "validation_writers", "temperature", "validation", "test", "uncalibrated"),
-    *("thresholds", "delta", "history", "fit_seconds", "libraries", "backend", "machine", "commit", "created"),
-    *("verification", "precision"),
-)
 
 
 class ReportError(Exception):
@@ -56,14 +48,17 @@ def report(version: Path, dataset: Dataset) -> Path:
         ReportError: it was made by an older digits-train, or can't be written to.
         VerificationError: its model can't be loaded.
     """
-    record, test = _read(version), dataset.test
+    record, test = read_record(version), dataset.test
+    with _record_is_whole(version):
+        model_card(record)  # before minutes are spent
+        stated = (record["dataset_sha256"], record["test"]["accuracy"])
     exported = Exported(version / "model.onnx")
     logits, probabilities = exported.answers(test.images)
     accuracy = evaluate.evaluate(probabilities, test.labels).accuracy
-    if (dataset.sha256, accuracy) != (record["dataset_sha256"], record["test"]["accuracy"]):
+    if (dataset.sha256, accuracy) != stated:
         raise ReportError(
             f"{version}: model.onnx reads {accuracy:.4f} of the test images, and by run.json it is "
-            f"{record['test']['accuracy']:.4f}: they are not of one run"
+            f"{stated[1]:.4f}: they are not of one run"
         )
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -72,13 +67,11 @@ def report(version: Path, dataset: Dataset) -> Path:
     print(f"robustness damages the {len(test):,} test images", flush=True)
     record["robustness"] = robustness(predict, test, SEED)
     record["second_source"] = _judged(second_source(), predict)
+    with _record_is_whole(version):
+        shown = page(record, test, logits)
     _write(
         version,
-        {
-            "run.json": json.dumps(record, indent=2) + "\n",
-            "MODEL_CARD.md": model_card(record),
-            "report.html": page(record, test, logits),
-        },
+        {"run.json": json.dumps(record, indent=2) + "\n", "MODEL_CARD.md": model_card(record), "report.html": shown},
     )
     return version / "report.html"
 
@@ -143,16 +136,15 @@ def _judged(second: Examples, predict: Callable[[np.ndarray], np.ndarray]) -> di
     }
 
 
-def _read(version: Path) -> dict[str, Any]:
-    """The run record, once it is known to have all that a report tells of."""
-    record = read_record(version)
-    missing = [name for name in RECORD if name not in record]
-    missing += [f"test.{field.name}" for field in fields(Evaluation) if field.name not in (record.get("test") or {})]
-    if missing:
+@contextmanager
+def _record_is_whole(version: Path) -> Iterator[None]:
+    """Turns what a missing or strange entry of a run record leads to into a ReportError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, UndefinedError) as error:
         raise ReportError(
-            f"{version / 'run.json'} lacks {', '.join(missing)}: an older digits-train made it; run the recipe again"
-        )
-    return record
+            f"{version / 'run.json'} is not as this digits-train writes it ({error}): run the recipe again"
+        ) from error
 
 
 def _write(directory: Path, contents: dict[str, str]) -> None:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from training.model_card import model_card
 
 
@@ -19,15 +21,21 @@ def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Pa
 
     A version is the UTC time of its publication, YYYYMMDDhhmmss, or one more than the highest that there is: it always
     grows. Its directory appears whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
     """
-    with tempfile.TemporaryDirectory(dir=model_directory, prefix=".") as scratch:
-        draft = Path(scratch) / "version"
-        draft.mkdir()
-        record = make(draft)
-        (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-        (draft / "MODEL_CARD.md").write_text(model_card(record))
-        published = model_directory / str(_next(model_directory))
-        draft.rename(published)
+    try:
+        with tempfile.TemporaryDirectory(dir=model_directory, prefix=".draft-") as scratch:
+            draft = Path(scratch) / "version"
+            draft.mkdir()
+            record = make(draft)
+            (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+            (draft / "MODEL_CARD.md").write_text(model_card(record))
+            published = model_directory / str(_next(model_directory))
+            draft.rename(published)
+    except OSError as error:
+        raise OSError(f"cannot write a version into {model_directory}: {error.strerror or error}") from error
     return published
 
 
@@ -45,6 +53,21 @@ def read_record(version: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise VersionError(f"{version} is no version that `digits-train run` made: run.json is no object")
     return record
+
+
+def load_network(version: Path) -> keras.Model:
+    """The Keras network of a version: float32 pixels (N, 28, 28, 1) to logits (N, 10).
+
+    Raises:
+        VersionError: its model.keras is missing or damaged.
+    """
+    file = version / "model.keras"
+    try:
+        with file.open("rb"):  # Keras calls a damaged file missing
+            return keras.models.load_model(file)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = "it is damaged" if file.is_file() else "it is not there"
+        raise VersionError(f"{file} can't be loaded: {reason}") from error
 
 
 def find(directory: Path, fingerprint: str) -> Path | None:

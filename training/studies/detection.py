@@ -46,7 +46,7 @@ def detection(bench: Workbench) -> str:
         raise DetectionError(f"{brought.cfg}: {error}") from error
     classes = {head.classes for head in detector.heads}
     if classes != {len(names)}:
-        raise DetectionError(f"{brought.names} names {len(names)} classes, the network has {min(classes)}")
+        raise DetectionError(f"{brought.names} names {len(names)} class(es), the network has {min(classes)}")
     darknet.load_weights(detector, brought.weights)
     found = detect(detector, photo, names)
 

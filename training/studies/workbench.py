@@ -118,7 +118,7 @@ class Workbench:
             version = versions.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
         if version and (version / "model.keras").exists():
             record = versions.read_record(version)
-            network = keras.models.load_model(version / "model.keras")
+            network = versions.load_network(version)
             history, seconds = record["history"], record["fit_seconds"]
             print(f"{name}: from {version}", flush=True)
         else:
