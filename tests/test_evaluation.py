@@ -11,7 +11,7 @@ from tests.drawn_digits import draw_many
 from training import pipeline
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, Examples
-from training.evaluate import accept, evaluate, reliability, risk_coverage, wilson_interval
+from training.evaluate import accept, evaluate, judge, judge_fields, reliability, risk_coverage, wilson_interval
 from training.recipes import RECIPES
 from training.verify import Exported
 
@@ -107,10 +107,17 @@ def test_reliability_bands_compare_confidence_with_what_it_was_worth() -> None:
 
 def test_a_threshold_accepts_what_reaches_it() -> None:
     read, labels = answers((1, 0.9), (2, 0.75), (3, 0.75), (4, 0.6)), np.array([1, 2, 0, 4])
-    found = accept(read, labels, 0.75)
+    found = accept(*judge(read, labels), 0.75)
     assert (found.coverage, found.errors, found.error) == (0.75, 1, 1 / 3)
-    nothing = accept(read, labels, 0.95)
+    nothing = accept(*judge(read, labels), 0.95)
     assert (nothing.coverage, nothing.errors, nothing.error) == (0, 0, None)
+
+
+def test_a_field_is_right_when_all_its_digits_are_and_as_sure_as_all_of_them_together() -> None:
+    read = answers((1, 0.9), (2, 0.8), (3, 0.75), (4, 0.6), (5, 1.0))
+    confidence, right = judge_fields(read, np.array([1, 2, 0, 4, 5]), 2)
+    assert confidence == pytest.approx([0.9 * 0.8, 0.75 * 0.6])
+    assert right.tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("target", "most"), [(0.01, 63), (0.005, 25), (0.002, 5), (0.001, 0)])
@@ -168,8 +175,21 @@ def test_a_version_says_from_which_confidence_it_can_be_trusted_and_that_was_che
     threshold = thresholds["0.01"]["threshold"]
     stated = json.loads(exported.metadata["thresholds"])
     assert stated == {"0.01": {"threshold": threshold, "coverage": thresholds["0.01"]["coverage"]}}
-    found = accept(exported.answers(test.images, 100)[1], test.labels, threshold)
+    found = accept(*judge(exported.answers(test.images, 100)[1], test.labels), threshold)
     assert found.coverage == pytest.approx(thresholds["0.01"]["test_coverage"], abs=0.002)
     assert thresholds["0.01"]["coverage"] > 0.9
     assert found.errors == thresholds["0.01"]["test_errors"]
     assert record["uncalibrated"]["negative_log_likelihood"] != record["test"]["negative_log_likelihood"]
+
+    fields = record["fields"]
+    assert list(fields) == [str(length) for length in range(2, 11)]
+    assert (fields["5"]["test_fields"], list(fields["5"]["thresholds"])) == (100, ["0.05", "0.02", "0.01", "0.005"])
+    stated = json.loads(exported.metadata["field_thresholds"])
+    assert list(stated) == list(fields)
+    certified = fields["2"]["thresholds"]["0.05"]
+    assert stated["2"]["0.05"] == {"threshold": certified["threshold"], "coverage": certified["coverage"]}
+    confidence, right = judge_fields(exported.answers(test.images, 100)[1], test.labels, 2)
+    assert right.mean() == fields["2"]["test_accuracy"]
+    assert confidence.mean() == pytest.approx(fields["2"]["test_confidence"], abs=1e-5)
+    assert accept(confidence, right, certified["threshold"]).errors == certified["test_errors"]
+    assert "| 2 | 250 | " in (version / "MODEL_CARD.md").read_text()

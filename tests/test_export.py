@@ -128,7 +128,7 @@ def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential,
 
 
 def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, drawn: Dataset) -> None:
-    published = pipeline.run_int8(trained, drawn)
+    published = pipeline.remake(trained, drawn, "int8")
     assert (published.parent, int(published.name) > int(trained.name)) == (trained.parent, True)
     assert {file.name for file in published.iterdir()} == {"model.onnx", "model.keras", "run.json", "MODEL_CARD.md"}
     first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
@@ -143,7 +143,19 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
     card = (published / "MODEL_CARD.md").read_text()
     assert "8-bit integers" in card
-    assert f"commit {first['commit']}, trained the network, version {trained.name} of this model" in card
+    assert f"commit {first['commit']}, trained the network; " in card
+    assert f"from version {trained.name} of this model" in card
+
+
+def test_a_network_is_exported_again_as_it_was(trained: Path, drawn: Dataset) -> None:
+    published = pipeline.remake(trained, drawn, "fp32")
+    assert (published / "model.onnx").stat().st_size == pytest.approx((trained / "model.onnx").stat().st_size, abs=2000)
+    first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
+    new = {"made_from", "training_commit", "created", "commit", "verification"}
+    assert {name for name in second if second[name] != first.get(name)} <= new
+    assert second["made_from"] == trained.name
+    again = pipeline.remake(published, drawn, "int8")
+    assert json.loads((again / "run.json").read_text())["training_commit"] == first["commit"]
 
 
 def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
@@ -151,9 +163,9 @@ def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
 ) -> None:
     before = set(trained.parent.iterdir())
     with pytest.raises(DatasetError, match="was trained on other data"):
-        pipeline.run_int8(trained, replace(drawn, sha256="other"))
+        pipeline.remake(trained, replace(drawn, sha256="other"), "int8")
     with pytest.raises(DatasetError, match="or held out other images"):
-        pipeline.run_int8(trained, replace(drawn, writers=np.arange(800)))
+        pipeline.remake(trained, replace(drawn, writers=np.arange(800)), "int8")
     assert set(trained.parent.iterdir()) == before
     assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
     assert "is no version that `digits-train run` made" in capsys.readouterr().err
@@ -201,11 +213,11 @@ def test_another_network_is_not_quantised_under_a_versions_name(trained: Path, d
     network.layers[-1].bias.assign(network.layers[-1].bias + 0.01 * np.arange(10))
     network.save(version / "model.keras")
     with pytest.raises(VerificationError, match="logits differ from Keras"):
-        pipeline.run_int8(version, drawn)
+        pipeline.remake(version, drawn, "int8")
     (version / "model.keras").write_bytes(b"PK")
     with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is damaged"):
-        pipeline.run_int8(version, drawn)
+        pipeline.remake(version, drawn, "int8")
     (version / "model.keras").unlink()
     with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is not there"):
-        pipeline.run_int8(version, drawn)
+        pipeline.remake(version, drawn, "int8")
     assert [file.name for file in tmp_path.iterdir()] == ["1"]

@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
 
+    export = actions.add_parser(
+        "export",
+        parents=[data, writers],
+        help="export a version's network again, judge and certify it anew, leave it as a new version beside the first",
+    )
+    export.add_argument("version", type=Path, help="a version's directory, as `digits-train run` leaves it")
+
     quantize = actions.add_parser(
         "quantize",
         parents=[data, writers],

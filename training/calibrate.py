@@ -64,9 +64,9 @@ def certify(confidence: np.ndarray, right: np.ndarray, target: float, delta: flo
     """The threshold that accepts most, of those that can be shown to let through at most `target` errors.
 
     Over draws of these images, the threshold returned lets through more than that, of the images it accepts, in at most
-    `delta` of the draws. That holds for images drawn alike and for no others, and it takes for granted that errors get no
-    rarer where confidence falls. A temperature fitted on the same images is one more number chosen by them, which the
-    bound does not count.
+    `delta` of the draws. That holds for images drawn alike and for no others, and it takes for granted that each is drawn
+    by itself, although several are of one writer, and that errors get no rarer where confidence falls. A temperature fitted
+    on the same images is one more number chosen by them, which the bound does not count.
 
     The search halves the distinct confidences, images of equal confidence being accepted together: after a threshold that
     passes it tries a lower one, after one that fails a higher one. A threshold passes when the exact binomial upper bound
@@ -85,6 +85,8 @@ def certify(confidence: np.ndarray, right: np.ndarray, target: float, delta: flo
 
     Source: Geifman & El-Yaniv 2017, Selective Classification for Deep Neural Networks, arXiv 1705.08500, algorithm 1.
     """
+    if not len(confidence):
+        return None
     thresholds, accepted, errors = counts_above(confidence, right)
     tests = len(confidence).bit_length()  # the most steps that halving takes; the paper's ceil(log2 N), or one more
     enough = math.log(delta / tests) / math.log(1 - target)  # from here on no error at all would pass

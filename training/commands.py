@@ -28,7 +28,8 @@ def carry_out(options: argparse.Namespace) -> int:
         "run": run_recipe,
         "catalogue": run_catalogue,
         "verify": check_version,
-        "quantize": quantize_version,
+        "export": remake_version,
+        "quantize": remake_version,
         "report": report_version,
         "study": run_study,
     }
@@ -92,9 +93,10 @@ def check_version(options: argparse.Namespace) -> int:
     return 0
 
 
-def quantize_version(options: argparse.Namespace) -> int:
-    """Leaves a version in 8-bit integers beside the one in float32."""
-    print(f"published  {pipeline.run_int8(options.version, load_mnist(options.data, options.writers))}")
+def remake_version(options: argparse.Namespace) -> int:
+    """Leaves a version's network beside it as a new version, exported again or in 8-bit integers."""
+    precision = "int8" if options.action == "quantize" else "fp32"
+    print(f"published  {pipeline.remake(options.version, load_mnist(options.data, options.writers), precision)}")
     return 0
 
 

@@ -8,6 +8,8 @@ from training.calibrate import counts_above, negative_log_likelihood
 
 REJECTED = (0.005, 0.01, 0.02, 0.05, 0.1)  # shares of the images that a site may send to keying
 ERRORS = (0.01, 0.005, 0.002, 0.001)  # shares of wrong answers that it may let through
+FIELD_ERRORS = (0.05, 0.02, 0.01, 0.005)  # likewise, of fields
+FIELD_LENGTHS = range(2, 11)  # digits
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,32 @@ def judge(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     return probabilities.max(axis=1).astype(np.float32), probabilities.argmax(axis=1) == labels
 
 
-def accept(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> Accepted:
-    """Counts what is let through when answers with a confidence of `threshold` or more are accepted."""
-    confidence, right = judge(probabilities, labels)
+def accept(confidence: np.ndarray, right: np.ndarray, threshold: float) -> Accepted:
+    """Counts what is let through when answers with a confidence of `threshold` or more are accepted.
+
+    Args:
+        confidence: (N,) of each answer.
+        right: (N,) bool, whether it is.
+        threshold: the least that is accepted.
+    """
     accepted = confidence >= threshold
-    images, errors = int(accepted.sum()), int((accepted & ~right).sum())
-    return Accepted(images / len(labels), errors, errors / images if images else None)
+    answers, errors = int(accepted.sum()), int((accepted & ~right).sum())
+    return Accepted(answers / len(right), errors, errors / answers if answers else None)
+
+
+def judge_fields(probabilities: np.ndarray, labels: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Likewise for fields, each of so many images that follow one another; a rest is left out.
+
+    A field's confidence is the product of its digits', as if no image had a say in what another shows.
+
+    Returns:
+        Confidence in the field read, (N // length,) float64, and whether all of it is right, (N // length,) bool.
+    """
+    confidence, right = judge(probabilities, labels)
+    whole = len(right) // length * length
+    fields = (-1, length)
+    products = confidence[:whole].astype(np.float64).reshape(fields).prod(axis=1)
+    return products, np.logical_and.reduce(right[:whole].reshape(fields), axis=1)
 
 
 def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import onnx
 
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, DatasetError, Examples, hold_out
-from training.evaluate import ERRORS, accept, evaluate, judge
+from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, judge, judge_fields
 from training.export import ExportError, export, require_exportable
 from training.files import require_writable
 from training.fit import checkpoint_name, fit
@@ -26,6 +26,7 @@ from training.versions import VersionError, load_network, publish, read_record
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
 QUANTISATION_IMAGES = 1000
+POSTCODE = 5  # digits of the fields that are told of
 Convert = Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto]  # network, temperature, metadata
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
@@ -96,11 +97,16 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     return published
 
 
-def run_int8(version: Path, dataset: Dataset) -> Path:
-    """Quantises a version to 8 bits, judges and verifies the result, then publishes it as a new version beside the first.
+def remake(version: Path, dataset: Dataset, precision: str) -> Path:
+    """Exports a version's network again, judges, certifies and verifies it anew, and publishes it beside the first.
 
-    Rounding moves the confidences: temperature and thresholds are fitted anew, to what the quantised model says of the same
-    held-out images.
+    In 8 bits, rounding moves the confidences: temperature and thresholds are fitted to what the quantised model says of the
+    same held-out images.
+
+    Args:
+        version: a float32 version that `run` made.
+        dataset: what it was trained on.
+        precision: fp32 or int8.
 
     Returns:
         The new version's directory.
@@ -116,29 +122,28 @@ def run_int8(version: Path, dataset: Dataset) -> Path:
     version = version.resolve()
     record = read_record(version)
     if record.get("precision") != "fp32":
-        raise VersionError(
-            f"{version} is of precision {record.get('precision')}: quantise the fp32 version that it came from"
-        )
+        raise VersionError(f"{version} is of precision {record.get('precision')}: take the fp32 version that it came from")
     verify_version(version, dataset.test)  # or another network would go by its name
     network = load_network(version)
     try:
         train, validation = hold_out(dataset, record["validation_images"], record["seed"])
         same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
+        learnt = train.images[: record["training_images"]]
+        trained = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
     except (KeyError, TypeError, ValueError) as error:
         raise VersionError(f"{version} is no version that this `digits-train run` made: {error}") from error
     if not same:
         raise DatasetError(f"{version} was trained on other data, or held out other images: give what `run` was given")
-    learnt = train.images[: record["training_images"]]
     sample = learnt[:: max(1, len(learnt) // QUANTISATION_IMAGES)]  # spread out: writers may lie together
 
     def in_8_bits(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, metadata), sample)
 
-    measured_in_fp32 = ("robustness", "second_source", "verification")
-    kept = {name: value for name, value in record.items() if name not in measured_in_fp32}
-    trained = {"quantised_from": version.name, "training_commit": record["commit"]}
-    record = {**kept, "precision": "int8", **trained, **_origin()}
-    return publish(version.parent, lambda draft: _make(record, network, in_8_bits, validation, dataset.test, draft))
+    measured = ("robustness", "second_source", "verification")
+    kept = {name: value for name, value in record.items() if name not in measured}
+    record = {**kept, "precision": precision, **trained, **_origin()}
+    convert = in_8_bits if precision == "int8" else export
+    return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft))
 
 
 def _make(
@@ -185,6 +190,7 @@ def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, tes
     """
     temperature, validated = 1.0, None
     certified: dict[str, Threshold | None] = {}
+    certified_fields: dict[int, dict[float, Threshold | None]] = {}
     if len(validation):
         held_out = answer(validation.images)
         temperature = fit_temperature(held_out, validation.labels)
@@ -192,13 +198,20 @@ def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, tes
         validated = evaluate(calibrated, validation.labels)
         print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
         certified = {str(error): certify(*judge(calibrated, validation.labels), error, DELTA) for error in ERRORS}
+        # Held-out images lie in the order of their writers, where those are known: a field is in one hand, as on a letter.
+        certified_fields = {
+            length: {
+                error: certify(*judge_fields(calibrated, validation.labels, length), error, DELTA) for error in FIELD_ERRORS
+            }
+            for length in FIELD_LENGTHS
+        }
 
     test_logits = answer(test.images)
     probabilities = softmax(test_logits, temperature)
     tested = evaluate(probabilities, test.labels)
     uncalibrated = evaluate(softmax(test_logits, 1), test.labels)
     print(f"evaluate   test {tested}")
-    return {
+    record: dict[str, Any] = {
         "temperature": temperature,
         "validation": validated and asdict(validated),
         "test": asdict(tested),
@@ -206,34 +219,58 @@ def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, tes
             "negative_log_likelihood": uncalibrated.negative_log_likelihood,
             "calibration_error": uncalibrated.calibration_error,
         },
-        "thresholds": {error: _tested(error, found, probabilities, test.labels) for error, found in certified.items()},
+        "thresholds": {error: _tested(found, *judge(probabilities, test.labels)) for error, found in certified.items()},
+        "fields": {
+            str(length): _fields(found, *judge_fields(probabilities, test.labels, length))
+            for length, found in certified_fields.items()
+        },
         "delta": DELTA,
+    }
+    _tell(record["thresholds"], "digits")
+    if record["fields"]:
+        _tell(record["fields"][str(POSTCODE)]["thresholds"], f"fields of {POSTCODE}")
+    return record
+
+
+def _fields(certified: dict[float, Threshold | None], confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """The record of the fields of one length: how many of the test images' are right, and the certified thresholds."""
+    return {
+        "test_fields": len(right),
+        "test_accuracy": float(right.mean()),
+        "test_confidence": float(confidence.mean()),
+        "thresholds": {str(error): _tested(found, confidence, right) for error, found in certified.items()},
     }
 
 
-def _tested(error: str, certified: Threshold | None, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any] | None:
+def _tested(certified: Threshold | None, confidence: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
     """The record of a certified threshold beside what it does on the test images; None where there is none."""
     if certified is None:
-        print(f"certify    at most {float(error):.1%} errors: no threshold can be shown to do that")
         return None
-    found = accept(probabilities, labels, certified.threshold)
-    print(
-        f"certify    at most {float(error):.1%} errors: accept confidence {certified.threshold:.4f} and above, "
-        f"{certified.coverage:.2%} of held-out images; of test {found.coverage:.2%}, {found.errors} of them wrong"
-    )
+    found = accept(confidence, right, certified.threshold)
     return asdict(certified) | {f"test_{name}": value for name, value in asdict(found).items()}
+
+
+def _tell(certified: dict[str, Any], what: str) -> None:
+    """Says what came of certifying, from the record of the thresholds by error."""
+    for error, found in certified.items():
+        if found is None:
+            print(f"certify    {what}, at most {float(error):.1%} errors: no threshold can be shown to do that")
+            continue
+        print(
+            f"certify    {what}, at most {float(error):.1%} errors: accept confidence {found['threshold']:.4f} and above, "
+            f"{found['coverage']:.2%} of those held out; of test {found['test_coverage']:.2%}, {found['test_errors']} wrong"
+        )
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
     """What the model file says of itself: strings, lists and tables as JSON."""
     test = record["test"]
-    thresholds = {
-        error: {name: found[name] for name in ("threshold", "coverage")}
-        for error, found in record["thresholds"].items()
-        if found
+    certified = {
+        "thresholds": _stated(record["thresholds"]),
+        "field_thresholds": {length: _stated(fields["thresholds"]) for length, fields in record["fields"].items()},
     }
     return {
-        **({"thresholds": json.dumps(thresholds)} if record["validation_images"] else {}),
+        **({name: json.dumps(found) for name, found in certified.items()} if record["validation_images"] else {}),
         "labels": json.dumps([str(digit) for digit in range(10)]),
         "test_images": str(test["images"]),
         "test_accuracy": str(test["accuracy"]),
@@ -245,6 +282,11 @@ def _metadata(record: dict[str, Any]) -> dict[str, str]:
         },
         **{name: record[name] for name in ("commit", "created")},
     }
+
+
+def _stated(thresholds: dict[str, Any]) -> dict[str, Any]:
+    """Those that there are, with what the server needs of each, and what it may tell."""
+    return {error: {name: found[name] for name in ("threshold", "coverage")} for error, found in thresholds.items() if found}
 
 
 def _commit() -> str:
