@@ -4,12 +4,15 @@
                          | work(request, call)
                        digit_service      digits.v1: decoded requests to decoded answers
                        open_inference     inference, the Open Inference Protocol: likewise
-                         | read(pixels, call, model, version, key)
-                       recognizer         limits, the version that is to answer, its predictions counted, the shadow
+                         | read(pixels or crops, call, model, version, key); `decider` accepts or rejects what was read
+                       recognizer         limits, crops framed, the version that is to answer, its predictions counted
                          | submit(pixels, deadline)
                        batcher            one a version: a bounded queue; whatever waits when a thread is free is a batch
                          | infer(images)
                        model              one ONNX Runtime session, its contract checked when it was loaded
+
+`crops` decodes files, `ink` tells ink from paper, and `framing` makes of it what MNIST's makers would have; `decision` has
+the thresholds that a model's training has certified, and `lexicon` the codes that a field may say.
 
 `server` wires the path, binds the ports, and stops without losing a call; `repository` keeps the versions that serve, in the
 roles that `routing` gives them; `access` says who may call, `tls` encrypts, and `credentials` reads the files of both;

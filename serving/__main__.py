@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 IMAGES_PER_CALL = 100
 
+_SHADES = " .:-=+*#%@"  # of ink in a terminal, none to full
+
 _COMMANDS = """\
 commands:
   serve        answer gRPC calls until SIGTERM
   check        say what is wrong with a configuration and its models, without serving
   recognize    send image files to the service and print what they show
+  frame        show how an image file is framed, as the network sees it
 """
 
 _SERVE = "Answers gRPC calls until it is told to stop, then drains."
@@ -85,7 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
     from serving.merged_metrics import count_alone
 
     serve = partial(_serve, metrics_directory=count_alone())
-    commands: dict[str, Callable[[list[str]], int]] = {"serve": serve, "check": _check, "recognize": _recognize}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "serve": serve,
+        "check": _check,
+        "recognize": _recognize,
+        "frame": _frame,
+    }
     parser = argparse.ArgumentParser(
         prog="digits",
         description="Reads handwritten digits for postal sorting.",
@@ -190,7 +198,8 @@ def _recognize(arguments: list[str]) -> int:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a 28x28 PNG or JPEG, or 784 raw bytes; dark on light or light on dark",
+        help="a PNG or JPEG of one digit on paper, dark on light or light on dark; one of 28x28, or 784 raw bytes, is taken "
+        "to be framed already",
     )
     parser.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
@@ -200,7 +209,16 @@ def _recognize(arguments: list[str]) -> int:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="the token that the service asks for (default: $DIGITS_TOKEN)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: file, digit, confidence, version")
+    parser.add_argument(
+        "--target-error-rate",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of wrong answers to bear among those accepted, such as 0.005 (default: the server's own)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line: file, digit, confidence, decision, version"
+    )
     options = parser.parse_args(arguments)
     if (options.tls_certificate is None) != (options.tls_key is None) or (options.tls_certificate and not options.tls_ca):
         parser.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
@@ -213,7 +231,7 @@ def _recognize(arguments: list[str]) -> int:
         print(f"digits recognize: {error}", file=sys.stderr)
         return 1
     with client:
-        return _send(options.files, client, options.address, as_json=options.json)
+        return _send(options.files, client, options.address, options.target_error_rate, as_json=options.json)
 
 
 def _client(options: argparse.Namespace) -> "DigitClient":
@@ -233,7 +251,7 @@ def _client(options: argparse.Namespace) -> "DigitClient":
     return DigitClient(options.address, options.timeout, credentials, token.decode() or None)
 
 
-def _send(files: list[Path], client: "DigitClient", address: str, *, as_json: bool) -> int:
+def _send(files: list[Path], client: "DigitClient", address: str, target_error_rate: float, *, as_json: bool) -> int:
     """Sends what can be read of `files`, prints a line for each, and says on stderr what could not be."""
     import grpc
     import numpy as np
@@ -251,17 +269,42 @@ def _send(files: list[Path], client: "DigitClient", address: str, *, as_json: bo
     for start in range(0, len(readable), IMAGES_PER_CALL):
         part = readable[start : start + IMAGES_PER_CALL]
         try:
-            recognitions = client.recognize_batch(np.stack([image for _, image in part]))
+            images = np.stack([image for _, image in part])
+            recognitions = client.recognize_batch(images, target_error_rate=target_error_rate)
         except grpc.RpcError as error:
             print(f"digits recognize: {address}: {error.code().name}: {error.details()}", file=sys.stderr)
             return 1
         for (file, _), shown in zip(part, recognitions, strict=True):
             if as_json:
                 answer = {"file": str(file), "digit": shown.digit, "confidence": round(shown.confidence, 6)}
-                print(json.dumps({**answer, "version": shown.model_version}))
+                print(json.dumps({**answer, "decision": shown.decision.name.lower(), "version": shown.model_version}))
             else:
-                print(f"{file}  {shown.digit}  {shown.confidence:.4f}")
+                print(f"{file}  {shown.digit}  {shown.confidence:.4f}  {shown.decision.name.lower()}")
     return int(failed)
+
+
+def _frame(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="digits frame", description="Shows how the digit of an image file is framed, as the network sees it."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="as `digits recognize` takes it")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write it there too, 28x28, 0 paper, 255 ink")
+    options = parser.parse_args(arguments)
+
+    from PIL import Image
+
+    from serving.images import ImageError, read_image
+
+    try:
+        image = read_image(options.file)
+        if options.out:
+            Image.fromarray(image).save(options.out, "PNG")
+    except (ImageError, OSError) as error:
+        print(f"digits frame: {options.file}: {error}", file=sys.stderr)
+        return 1
+    for row in image:
+        print("".join(_SHADES[level * len(_SHADES) // 256] * 2 for level in row.tolist()).rstrip())
+    return 0
 
 
 if __name__ == "__main__":

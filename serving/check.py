@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from serving import sources, tracing
 from serving.access import Access
 from serving.credentials import CredentialsError
+from serving.lexicon import LexiconError, load_all
 from serving.metrics import Metrics
 from serving.model import Model, ModelError
 from serving.routing import Routing, RoutingError
@@ -59,6 +60,7 @@ def check(settings: Settings) -> Findings:
     findings = Findings()
     findings.warnings += [f"no such setting: {name}" for name in sources.unknown_variables()]
     _check_models(settings, findings)
+    _check_lexicons(settings, findings)
     _check_credentials(settings, findings)
     _check_traces(findings)
     return findings
@@ -119,6 +121,14 @@ def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
     if runs:
         model.warm_up(settings.max_batch_size)
     return model
+
+
+def _check_lexicons(settings: Settings, findings: Findings) -> None:
+    if settings.lexicons:
+        try:
+            load_all(settings.lexicons)
+        except LexiconError as error:
+            findings.mistakes.append(str(error))
 
 
 def _check_credentials(settings: Settings, findings: Findings) -> None:

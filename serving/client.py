@@ -1,6 +1,6 @@
 """The Python client: arrays in, what they show out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_SHAPE
+from serving.decision import Decision
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 
@@ -25,12 +26,47 @@ class Recognition:
         confidence: probability that `digit` is right.
         probabilities: (10,) float32, of each digit.
         model_version: the version of the model that answered.
+        decision: whether to accept it, or why not.
+        threshold: the least confidence that is accepted; None where the model has no certified one for what was asked.
+        target_error_rate: the share of wrong answers among those accepted that it is certified for; None likewise.
+        trouble: why the crop can't be read; "" where it can.
     """
 
     digit: int
     confidence: float
     probabilities: NDArray[np.float32]
     model_version: str
+    decision: Decision
+    threshold: float | None
+    target_error_rate: float | None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """What a field of n digits says.
+
+    Attributes:
+        value: its digits.
+        confidence: probability that all of them are right.
+        decision: whether to accept it, or why not.
+        candidates: (n, 3), the most probable digits of each image, the most probable first.
+        probabilities: (n, 3) float32, of each.
+        model_version: the version of the model that answered.
+        threshold: the least confidence that is accepted; None where the model has no certified one for what was asked.
+        target_error_rate: the share of wrong fields among those accepted that it is certified for; None likewise.
+        troubles: why crops can't be read, by their place.
+    """
+
+    value: str
+    confidence: float
+    decision: Decision
+    candidates: NDArray[np.intp]
+    probabilities: NDArray[np.float32]
+    model_version: str
+    threshold: float | None
+    target_error_rate: float | None
+    troubles: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -80,34 +116,99 @@ class DigitClient:
         # With each call rather than as grpc.CallCredentials, which gRPC refuses to send without TLS.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
-    def recognize(self, image: NDArray[np.uint8], *, model: str = "", key: str = "") -> Recognition:
-        """Reads one image, (28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else.
+    def recognize(
+        self, image: NDArray[np.uint8] | bytes, *, model: str = "", key: str = "", target_error_rate: float = 0.0
+    ) -> Recognition:
+        """Reads one image: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file of any size.
 
-        Here and below, `model` is the name of the model that is to read, the server's default one when empty; and while a
-        canary is tried, what has the same `key` is read by the same version.
+        Here and below, `model` is the name of the model that is to read, the server's default one when empty; while a
+        canary is tried, what has the same `key` is read by the same version; and `target_error_rate` is the share of wrong
+        answers to bear among those accepted, the server's own when 0.
+
+        Raises:
+            ValueError: it is an array of another shape or type.
         """
-        request = _request(image, model, key)
+        request = _request(image, model, key, target_error_rate)
         return _recognition(self._stub.Recognize(request, timeout=self._timeout, metadata=self._metadata))
 
-    def recognize_batch(self, images: NDArray[np.uint8], *, model: str = "", key: str = "") -> list[Recognition]:
-        """Reads n images in one call, (n, 28, 28) uint8, 0 paper, 255 ink. Raises ValueError for anything else."""
-        request = pb.RecognizeBatchRequest(images=_require(images, 3).tobytes(), model=model, key=key)
+    def recognize_batch(
+        self,
+        images: NDArray[np.uint8] | Sequence[bytes],
+        *,
+        model: str = "",
+        key: str = "",
+        target_error_rate: float = 0.0,
+    ) -> list[Recognition]:
+        """Reads n images in one call: (n, 28, 28) uint8, 0 paper, 255 ink; or crops, the contents of n PNG or JPEG files.
+
+        A crop that can't be read is answered with the decision REJECT_INVALID_IMAGE.
+
+        Raises:
+            ValueError: it is an array of another shape or type.
+        """
+        request = pb.RecognizeBatchRequest(model=model, key=key, target_error_rate=target_error_rate)
+        _put(images, request)
         answer = self._stub.RecognizeBatch(request, timeout=self._timeout, metadata=self._metadata)
         probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
+        same = _threshold(answer)
+        columns = (answer.digits, answer.confidences, probabilities, map(_decision, answer.decisions))
         return [
-            Recognition(digit, confidence, row, answer.model_version)
-            for digit, confidence, row in zip(answer.digits, answer.confidences, probabilities, strict=True)
+            Recognition(
+                digit, confidence, row, answer.model_version, decision, *same, trouble=answer.troubles.get(place, "")
+            )
+            for place, (digit, confidence, row, decision) in enumerate(zip(*columns, strict=True))
         ]
 
+    def read_field(
+        self,
+        images: NDArray[np.uint8] | Sequence[bytes],
+        *,
+        lexicon: str = "",
+        model: str = "",
+        key: str = "",
+        target_error_rate: float = 0.0,
+    ) -> Field:
+        """Reads one field, the images of its digits from left to right, as `recognize_batch` takes them.
+
+        Args:
+            images: up to 18 of them.
+            lexicon: name of one that the server has; then the answer is the most probable code in it.
+            model: as in `recognize`.
+            key: as in `recognize`.
+            target_error_rate: share of wrong fields to bear among those accepted, the server's own when 0.
+
+        Raises:
+            ValueError: it is an array of another shape or type.
+        """
+        request = pb.ReadFieldRequest(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
+        _put(images, request)
+        answer = self._stub.ReadField(request, timeout=self._timeout, metadata=self._metadata)
+        return Field(
+            answer.value,
+            answer.confidence,
+            _decision(answer.decision),
+            np.array([one.digits for one in answer.digits], np.intp),
+            np.array([one.probabilities for one in answer.digits], np.float32),
+            answer.model_version,
+            *_threshold(answer),
+            troubles=dict(answer.troubles),
+        )
+
     def recognize_stream(
-        self, images: Iterable[NDArray[np.uint8]], *, model: str = "", key: str = ""
+        self,
+        images: Iterable[NDArray[np.uint8] | bytes],
+        *,
+        model: str = "",
+        key: str = "",
+        target_error_rate: float = 0.0,
     ) -> Iterator[tuple[int, Recognition | Refusal]]:
-        """Reads images as they come, each (28, 28) uint8, 0 paper, 255 ink, on one stream with many on their way.
+        """Reads images or crops as they come, each as `recognize` takes it, on one stream with many on their way.
 
         Args:
             images: taken from another thread, no faster than the answers are.
             model: as in `recognize`.
             key: as in `recognize`.
+            target_error_rate: as in `recognize`.
 
         Yields:
             The place of an image among `images`, from 0, and what it shows or why it was not read; as they come to be ready,
@@ -124,7 +225,8 @@ class DigitClient:
             nonlocal mistake
             try:
                 for place, image in enumerate(images):
-                    yield pb.RecognizeStreamRequest(id=place, request=_request(image, model, key), timeout_ms=milliseconds)
+                    request = _request(image, model, key, target_error_rate)
+                    yield pb.RecognizeStreamRequest(id=place, request=request, timeout_ms=milliseconds)
             except Exception as error:  # gRPC would cancel the call, and keep the reason to itself
                 mistake = error
 
@@ -153,12 +255,42 @@ class DigitClient:
         self.close()
 
 
-def _request(image: NDArray[np.uint8], model: str, key: str) -> pb.RecognizeRequest:
-    return pb.RecognizeRequest(image=_require(image, 2).tobytes(), model=model, key=key)
+def _request(image: NDArray[np.uint8] | bytes, model: str, key: str, target_error_rate: float) -> pb.RecognizeRequest:
+    request = pb.RecognizeRequest(model=model, key=key, target_error_rate=target_error_rate)
+    if isinstance(image, bytes):
+        request.crop = image
+    else:
+        request.image = _require(image, 2).tobytes()
+    return request
+
+
+def _put(images: NDArray[np.uint8] | Sequence[bytes], request: pb.RecognizeBatchRequest | pb.ReadFieldRequest) -> None:
+    if isinstance(images, np.ndarray):
+        request.images = _require(images, 3).tobytes()
+    else:
+        request.crops.extend(images)
 
 
 def _recognition(answer: pb.RecognizeResponse) -> Recognition:
-    return Recognition(answer.digit, answer.confidence, np.array(answer.probabilities, np.float32), answer.model_version)
+    return Recognition(
+        answer.digit,
+        answer.confidence,
+        np.array(answer.probabilities, np.float32),
+        answer.model_version,
+        _decision(answer.decision),
+        *_threshold(answer),
+    )
+
+
+def _decision(number: int) -> Decision:
+    """UNSPECIFIED for one that only a newer server knows."""
+    return Decision(number) if number in set(Decision) else Decision.UNSPECIFIED
+
+
+def _threshold(
+    answer: pb.RecognizeResponse | pb.RecognizeBatchResponse | pb.ReadFieldResponse,
+) -> tuple[float | None, float | None]:
+    return (answer.threshold, answer.target_error_rate) if answer.HasField("threshold") else (None, None)
 
 
 def _require(images: NDArray[np.uint8], dimensions: int) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """The model contract, as the serving half knows it: what every ONNX file takes and gives. README.md has it in words.
 
-`training/export.py` is the other side. Neither half imports the other, so both state it, and the end-to-end test holds
-them together.
+`training/export.py` is the other side. Neither half imports the other for it, so both state it, and the end-to-end test
+holds them together.
 """
 
 VERSION = "1"

@@ -1,10 +1,13 @@
 """digits.v1.DigitService: from decoded requests to decoded answers."""
 
-from typing import Any
+from typing import Any, cast
 
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
+from serving.decider import Decider
+from serving.decision import Threshold
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
+from serving.lexicon import LONGEST
 from serving.method import Method
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognizer import Recognizer
@@ -15,14 +18,16 @@ NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 class DigitService:
     """The native API, as protos/digits/v1/digit_service.proto states it. Every method raises RequestError when it can't."""
 
-    def __init__(self, recognizer: Recognizer):
+    def __init__(self, recognizer: Recognizer, decider: Decider):
         self._recognizer = recognizer
+        self._decider = decider
 
     def methods(self) -> list[Method[Any]]:
         """What can be called."""
         return [
             Method("Recognize", pb.RecognizeRequest, self.recognize, "recognize"),
             Method("RecognizeBatch", pb.RecognizeBatchRequest, self.recognize_batch, "recognize"),
+            Method("ReadField", pb.ReadFieldRequest, self.read_field, "recognize"),
             Method(
                 "RecognizeStream",
                 pb.RecognizeStreamRequest,
@@ -39,28 +44,63 @@ class DigitService:
     async def _recognize(
         self, request: pb.RecognizeRequest, call: Call, timeout_seconds: float = 0.0
     ) -> pb.RecognizeResponse:
-        image = request.image  # protobuf copies the bytes each time it is asked for them
-        if len(image) != IMAGE_BYTES:
+        image, crop = request.image, request.crop  # protobuf copies the bytes each time it is asked for them
+        if len(image) != IMAGE_BYTES and not crop:
             raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
+        target = self._decider.target(request.target_error_rate)
+        crops = [crop] if crop else []
         model, key = request.model, request.key
-        reading = await self._recognizer.read(image, call, model=model, key=key, timeout_seconds=timeout_seconds)
+        reading = await self._recognizer.read(
+            image, call, crops=crops, model=model, key=key, timeout_seconds=timeout_seconds
+        )
+        decisions, threshold = self._decider.digits(reading, target)
         return pb.RecognizeResponse(
             digit=reading.digits.item(),
             confidence=reading.confidences.item(),
             probabilities=reading.probabilities[0].tolist(),
             model_version=reading.loaded.version,
+            decision=cast(pb.Decision, decisions.item()),
+            **_stated(threshold),
         )
 
     async def recognize_batch(self, request: pb.RecognizeBatchRequest, call: Call) -> pb.RecognizeBatchResponse:
         """Reads many images."""
-        images, model, key = request.images, request.model, request.key
+        images, crops = request.images, request.crops
+        model, key, target = request.model, request.key, self._decider.target(request.target_error_rate)
         del request  # the message holds a second copy of the images, which would wait with them
-        reading = await self._recognizer.read(images, call, model=model, key=key)
+        reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
+        decisions, threshold = self._decider.digits(reading, target)
         return pb.RecognizeBatchResponse(
             digits=reading.digits.tolist(),
             confidences=reading.confidences.tolist(),
             probabilities=reading.probabilities.ravel().tolist(),
             model_version=reading.loaded.version,
+            decisions=decisions.tolist(),
+            troubles=reading.troubles,
+            **_stated(threshold),
+        )
+
+    async def read_field(self, request: pb.ReadFieldRequest, call: Call) -> pb.ReadFieldResponse:
+        """Reads the digits of one field."""
+        images, crops, model, key = request.images, request.crops, request.model, request.key
+        length = len(crops) or len(images) // IMAGE_BYTES
+        if length > LONGEST:
+            raise InvalidRequest(f"the field has {length} digits, expected {LONGEST} at most")
+        target = self._decider.target(request.target_error_rate, of_field=True)
+        lexicon = self._decider.lexicon(request.lexicon)
+        reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
+        field = self._decider.field(reading, target, lexicon)
+        return pb.ReadFieldResponse(
+            value=field.value,
+            confidence=field.confidence,
+            digits=[
+                pb.DigitCandidates(digits=digits, probabilities=probabilities)
+                for digits, probabilities in zip(field.candidates.tolist(), field.probabilities.tolist(), strict=True)
+            ],
+            model_version=reading.loaded.version,
+            decision=cast(pb.Decision, int(field.decision)),
+            troubles=reading.troubles,
+            **_stated(field.threshold),
         )
 
     async def recognize_in_stream(self, request: pb.RecognizeStreamRequest, call: Call) -> pb.RecognizeStreamResponse:
@@ -75,3 +115,8 @@ class DigitService:
         retry_after_ms = retry_after_milliseconds(error)
         reason = pb.StreamError(code=code, message=str(error), retry_after_ms=retry_after_ms)
         return pb.RecognizeStreamResponse(id=request.id, error=reason)
+
+
+def _stated(threshold: Threshold | None) -> dict[str, float]:
+    """By what was decided, as answers say it."""
+    return {"threshold": threshold.confidence, "target_error_rate": threshold.target_error_rate} if threshold else {}

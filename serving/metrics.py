@@ -17,6 +17,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serving.decision import Decision
+
 _SECONDS = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
     *(0.1, 0.2, 0.5, 1, 2, 5),
@@ -111,6 +113,15 @@ class Metrics:
         self.batch_size = Histogram(
             "digits_batch_size_images", "Images in a run.", _VERSION, buckets=_BATCH, registry=registry
         )
+        self.crops_waiting = Gauge(
+            "digits_crops_waiting", "Crops waiting to be framed now.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.framing_seconds = Histogram(
+            "digits_framing_seconds",
+            "Time that it takes to decode and frame a crop.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.inference_seconds = Histogram(
             "digits_inference_seconds", "Time a run of the model takes.", _VERSION, buckets=_SECONDS, registry=registry
         )
@@ -128,10 +139,28 @@ class Metrics:
             multiprocess_mode="max",
         )
         self.predictions = Counter(
-            "digits_predictions", "Images answered, by digit.", [*_VERSION, "digit"], registry=registry
+            "digits_predictions", "Images with ink that were answered, by digit.", [*_VERSION, "digit"], registry=registry
+        )
+        self.decisions = Counter(
+            "digits_decisions",
+            "Digits answered by themselves, not as a field, by what is to become of them: accept, or the reason to reject: "
+            "low_confidence, invalid_image, not_certified.",
+            [*_VERSION, "decision"],
+            registry=registry,
+        )
+        self.fields = Counter(
+            "digits_fields",
+            "Fields answered, by what is to become of them: accept, or the reason to reject: low_confidence, invalid_image, "
+            "not_certified, not_in_lexicon.",
+            [*_VERSION, "decision"],
+            registry=registry,
         )
         self.confidence = BulkHistogram(
-            "digits_confidence", "Confidence of the images answered.", _VERSION, buckets=_CONFIDENCE, registry=registry
+            "digits_confidence",
+            "Confidence of the images with ink that were answered.",
+            _VERSION,
+            buckets=_CONFIDENCE,
+            registry=registry,
         )
         self.model_info = Gauge(
             "digits_model_info",
@@ -227,13 +256,27 @@ class VersionMetrics:
         self.last_request = metrics.last_request.labels(model, version)
         self._confidence = metrics.confidence.labels(model, version)
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
+        self._decisions, self._fields = (
+            {decision: counter.labels(model, version, decision.label) for decision in Decision if decision}
+            for counter in (metrics.decisions, metrics.fields)
+        )
 
     def count_predictions(self, digits: NDArray[np.intp], confidences: NDArray[np.float32]) -> None:
-        """Counts the answers of one request: `digits` and `confidences`, (N,) each."""
+        """Counts the images of one request: `digits` and `confidences`, (N,) each."""
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
             if count:
                 self._predictions[digit].inc(count)
         self._confidence.observe_all(confidences)
+
+    def count_decisions(self, decisions: NDArray[np.uint8]) -> None:
+        """Counts what becomes of single digits: `decisions`, (N,)."""
+        for decision, count in enumerate(np.bincount(decisions).tolist()):
+            if count:
+                self._decisions[Decision(decision)].inc(count)
+
+    def count_field(self, decision: Decision) -> None:
+        """Counts what becomes of a field."""
+        self._fields[decision].inc()
 
 
 class BulkHistogram(Histogram):

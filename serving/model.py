@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving import contract
+from serving.decision import field_thresholds, thresholds
 from serving.settings import Provider
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -40,6 +41,8 @@ class Model:
         recipe: the training recipe that made it.
         test_accuracy: share of the MNIST test images it reads right, as its metadata states.
         precision: of its arithmetic, fp32 or int8, as its metadata state; "" where they say nothing.
+        thresholds: of a digit's confidence, that its training has certified; none where its metadata state none.
+        field_thresholds: of a field's, by its length; likewise.
     """
 
     def __init__(self, path: Path, version: str, provider: Provider = "cpu"):
@@ -72,6 +75,11 @@ class Model:
             )
         self.recipe, self.test_accuracy = metadata["recipe"], _share(metadata["test_accuracy"])
         self.precision = metadata.get("precision", "")
+        try:
+            self.thresholds = thresholds(metadata.get("thresholds", "{}"))
+            self.field_thresholds = field_thresholds(metadata.get("field_thresholds", "{}"))
+        except ValueError as error:
+            raise _broken(f"its thresholds are {error}") from error
         self._self_check()
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from typing import Any
 from serving import tensors
 from serving.call import Call
 from serving.control import Models
+from serving.decider import Decider
 from serving.errors import (
     InvalidRequest,
     ModelNotReady,
@@ -45,6 +46,7 @@ class OpenInference:
         repository: Repository,
         control: Models,
         recognizer: Recognizer,
+        decider: Decider,
         metrics: Metrics,
         unready: Callable[[], str],
     ):
@@ -55,6 +57,7 @@ class OpenInference:
             repository: the models.
             control: what loads and unloads them.
             recognizer: what reads images.
+            decider: what accepts or rejects their digits.
             metrics: what counts the models' work.
             unready: says why the server wants no requests; nothing when it does.
         """
@@ -62,6 +65,7 @@ class OpenInference:
         self._repository = repository
         self._control = control
         self._recognizer = recognizer
+        self._decider = decider
         self._metrics = metrics
         self._unready = unready
         # Any client may ask for statistics: however many do, models are loaded and files are read meanwhile.
@@ -218,19 +222,31 @@ class OpenInference:
         """Fills in the answer to one request."""
         if "sequence_id" in request.parameters:
             raise Unsupported("there are no sequences here: every request stands for itself")
-        pixels = tensors.images(request)
+        pixels, crops = tensors.images(request)
         wanted = tensors.wanted(request)
         raw = bool(request.raw_input_contents)
         model, version, key = request.model_name, request.model_version, _key(request)
-        timeout_seconds = _timeout_seconds(request)
+        timeout_seconds, target = _timeout_seconds(request), self._decider.target(_target_error_rate(request))
         response.id = request.id
         del request  # the message holds a second copy of the images, which would wait with them
         reading = await self._recognizer.read(
-            pixels, call, model=model, version=version, key=key, timeout_seconds=timeout_seconds
+            pixels,
+            call,
+            crops=crops,
+            each_by_itself="decisions" in wanted,  # who does not ask for them would not see which could not be read
+            model=model,
+            version=version,
+            key=key,
+            timeout_seconds=timeout_seconds,
         )
         response.model_name = reading.loaded.name
         response.model_version = reading.loaded.version
-        outputs = {"logits": reading.logits, "probabilities": reading.probabilities}
+        outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
+        if "decisions" in wanted:
+            outputs["decisions"], threshold = self._decider.digits(reading, target)
+            if threshold:
+                response.parameters["threshold"].double_param = threshold.confidence
+                response.parameters["target_error_rate"].double_param = threshold.target_error_rate
         tensors.answer(response, ((name, outputs[name]) for name in wanted), raw=raw)
 
     def _answering(self, name: str, version: str) -> list[Loaded]:
@@ -305,6 +321,16 @@ def _key(request: pb.ModelInferRequest) -> str:
     if value.WhichOneof("parameter_choice") != "string_param":
         raise InvalidRequest("parameter key is no string, expected one, as string_param")
     return value.string_param
+
+
+def _target_error_rate(request: pb.ModelInferRequest) -> float:
+    """What the parameter `target_error_rate` says; 0 when there is none."""
+    if "target_error_rate" not in request.parameters:
+        return 0.0
+    value = request.parameters["target_error_rate"]
+    if value.WhichOneof("parameter_choice") != "double_param":
+        raise InvalidRequest("parameter target_error_rate is no number, expected a share below 1, as double_param")
+    return value.double_param
 
 
 def _nanoseconds(seconds: float) -> int:

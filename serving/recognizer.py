@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,12 @@ from numpy.typing import NDArray
 from serving.batcher import Answer
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
+from serving.crops import Framer
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
+from serving.metrics import Metrics
 from serving.repository import Loaded, Repository
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,8 @@ class Reading:
         probabilities: (n, 10) float32, calibrated.
         digits: (n,), the most probable of each.
         confidences: (n,) float32, its probability.
+        inked: (n,) bool, whether there is any ink on the image.
+        troubles: why crops can't be read, by their place.
         loaded: the version that answered.
     """
 
@@ -30,31 +38,38 @@ class Reading:
     probabilities: NDArray[np.float32]
     digits: NDArray[np.intp]
     confidences: NDArray[np.float32]
+    inked: NDArray[np.bool_]
+    troubles: dict[int, str]
     loaded: Loaded
 
 
 class Recognizer:
-    """Routes images to a version of a model, counts what it says, and lets the shadow have them too."""
+    """Frames crops, routes images to a version of a model, counts what it says, and lets the shadow have them too."""
 
-    def __init__(self, repository: Repository, max_images_per_request: int):
+    def __init__(self, repository: Repository, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
         self._repository = repository
         self._max_images_per_request = max_images_per_request
+        self._framer = Framer(max_queue_size, metrics)
 
     async def read(
         self,
         pixels: bytes,
         call: Call,
         *,
+        crops: Sequence[bytes] = (),
+        each_by_itself: bool = False,
         model: str = "",
         version: str = "",
         key: str = "",
         timeout_seconds: float = 0.0,
     ) -> Reading:
-        """Reads n images of 784 bytes, one after the other.
+        """Reads n images of 784 bytes, one after the other, or n crops.
 
         Args:
             pixels: the images.
             call: what brought them.
+            crops: PNG or JPEG files, in the place of `pixels`.
+            each_by_itself: a crop that can't be read is rejected, and the others answered; otherwise the request ends.
             model: its name; the default one when empty.
             version: of the model; by its routing when empty.
             key: with the same key, the same version answers as long as the routing stays.
@@ -63,46 +78,75 @@ class Recognizer:
         Raises:
             RequestError: they can't be read; errors.py has the reasons.
         """
-        count, rest = divmod(len(pixels), IMAGE_BYTES)
+        call.images = self._count(pixels, crops)
+        loaded = self._repository.route(model, version, key)
+        call.model, call.version = loaded.name, loaded.version
+        answering = self._answer(loaded, pixels, list(crops), each_by_itself, call)
+        pixels, troubles, answer = await _in_time(answering, call, timeout_seconds)
+        if call.span is not None:
+            times = (answer.arrived, answer.started, answer.ended)
+            call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
+        logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
+        digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        inked = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES).max(axis=1) > 0
+        if inked.all():
+            loaded.metrics.count_predictions(digits, confidences)
+        else:
+            loaded.metrics.count_predictions(digits[inked], confidences[inked])
+        if loaded.shadow and inked.all():
+            loaded.shadow.compare(pixels, digits)
+        return Reading(logits, probabilities, digits, confidences, inked, troubles, loaded)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Takes no more crops, and waits that long for those on their way."""
+        await self._framer.close(grace_seconds)
+
+    def _count(self, pixels: bytes, crops: Sequence[bytes]) -> int:
+        """How many images there are. Raises InvalidRequest when they are none, too many, or not whole."""
+        if pixels and crops:
+            raise InvalidRequest("there are images and crops: expected one of the two")
+        count, rest = (len(crops), 0) if crops else divmod(len(pixels), IMAGE_BYTES)
         if rest or not count:
             raise InvalidRequest(
                 f"images is {len(pixels)} bytes, expected a multiple of {IMAGE_BYTES} (28 rows of 28 pixels an "
                 "image), and at least one image"
             )
         if count > self._max_images_per_request:
-            raise InvalidRequest(f"images holds {count} images, this server takes {self._max_images_per_request} a call")
-        loaded = self._repository.route(model, version, key)
-        call.model, call.version, call.images = loaded.name, loaded.version, count
-        answer = await _submit(loaded, pixels, call, timeout_seconds)
-        if call.span is not None:
-            times = (answer.arrived, answer.started, answer.ended)
-            call.span.answered(*times, model=loaded.name, version=loaded.version, images=count)
-        logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
-        digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        loaded.metrics.count_predictions(digits, confidences)
-        if loaded.shadow:
-            loaded.shadow.compare(pixels, digits)
-        return Reading(logits, probabilities, digits, confidences, loaded)
+            what = "crops" if crops else "images"
+            raise InvalidRequest(f"{what} holds {count} images, this server takes {self._max_images_per_request} a call")
+        return count
+
+    async def _answer(
+        self, loaded: Loaded, pixels: bytes, crops: list[bytes], each_by_itself: bool, call: Call
+    ) -> tuple[bytes, dict[int, str], Answer]:
+        """Has images read at their client's expense, who pays for none that a queue doesn't take.
+
+        Returns:
+            The images as they were read, why crops could not be, and what the model said.
+        """
+        troubles: dict[int, str] = {}
+        if call.client:
+            call.client.spend(call.images)
+        try:
+            if crops:
+                pixels, troubles = await self._framer.frame(crops, call.deadline)
+                if troubles and not each_by_itself:
+                    place, trouble = next(iter(troubles.items()))
+                    raise InvalidRequest(f"crop {place} can't be read: {trouble}" if len(crops) > 1 else f"crop: {trouble}")
+            return pixels, troubles, await loaded.batcher.submit(pixels, call.deadline)
+        except (QueueFull, Stopping):
+            if call.client:
+                call.client.give_back(call.images)
+            raise
 
 
-async def _submit(loaded: Loaded, pixels: bytes, call: Call, timeout_seconds: float) -> Answer:
-    """Has images read in time and at their client's expense, who pays for none that the queue doesn't take."""
+async def _in_time(work: Awaitable[T], call: Call, timeout_seconds: float) -> T:
+    """Waits for `work` as long as the request itself allows."""
     if not timeout_seconds:  # gRPC itself ends a call whose deadline passes
-        return await _spend_and_submit(loaded, pixels, call)
+        return await work
     call.deadline = min(call.deadline, time.monotonic() + timeout_seconds)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _spend_and_submit(loaded, pixels, call)
+            return await work
     except TimeoutError:
         raise DeadlineExceeded("the request's timeout passed before its answer was ready") from None
-
-
-async def _spend_and_submit(loaded: Loaded, pixels: bytes, call: Call) -> Answer:
-    if call.client is None:
-        return await loaded.batcher.submit(pixels, call.deadline)
-    call.client.spend(call.images)
-    try:
-        return await loaded.batcher.submit(pixels, call.deadline)
-    except (QueueFull, Stopping):
-        call.client.give_back(call.images)
-        raise

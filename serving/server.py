@@ -16,10 +16,12 @@ from serving.access import Access
 from serving.announcement import Described, announce, log_stopped
 from serving.contract import IMAGE_BYTES
 from serving.control import Control, Models
+from serving.decider import Decider
 from serving.digit_service import DigitService
 from serving.edge import Edge, Handler
 from serving.health import Health
 from serving.http import HttpServer
+from serving.lexicon import load_all
 from serving.logs import log_event
 from serving.metrics import Metrics
 from serving.model import Model
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own limit
 
 # How long new calls are refused before the port is closed, so that callers who go on calling hear of it.
 _REFUSING_SECONDS = 0.2
@@ -77,6 +81,7 @@ class Server:
         Raises:
             CredentialsError: a file of tokens, certificates or keys can't be used.
             TracingError: traces are asked for that can't be had.
+            LexiconError: a lexicon can't be used.
         """
         self._tracing = tracing.start()
         self._settings = settings
@@ -98,13 +103,21 @@ class Server:
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
         models: Models = control or self.repository  # what carries out a Load or Unload: all workers, or this alone
-        recognizer = Recognizer(self.repository, settings.max_images_per_request)
-        digits = DigitService(recognizer)
-        tensors = OpenInference(settings, self.repository, models, recognizer, self.metrics, self.unready)
+        self._recognizer = Recognizer(
+            self.repository, self.metrics, settings.max_images_per_request, settings.max_queue_size
+        )
+        lexicons = load_all(settings.lexicons) if settings.lexicons else {}
+        decider = Decider(settings.target_error_rate, settings.field_target_error_rate, lexicons)
+        digits = DigitService(self._recognizer, decider)
+        tensors = OpenInference(settings, self.repository, models, self._recognizer, decider, self.metrics, self.unready)
         self._grpc = grpc.aio.server(
             options=[
-                # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two.
-                ("grpc.max_receive_message_length", settings.max_images_per_request * IMAGE_BYTES * 2 + 1024),
+                # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two. And there must
+                # be room for a crop.
+                (
+                    "grpc.max_receive_message_length",
+                    max(settings.max_images_per_request * IMAGE_BYTES * 2 + 1024, _LEAST_MESSAGE_BYTES),
+                ),
                 # Workers share their port; otherwise a second service on it would take half of the connections.
                 ("grpc.so_reuseport", int(control is not None)),
                 # When calls come faster than the event loop takes them, gRPC holds them; past these limits it ends them as
@@ -167,7 +180,8 @@ class Server:
         for task in self._background:
             task.cancel()
         self._edge.stop_streams()
-        stuck = await self.repository.close(grace_seconds)
+        await self._recognizer.close(grace_seconds / 2)  # what is framed then has the other half to be read in
+        stuck = await self.repository.close(max(0.0, end - time.monotonic()))
         # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
         self._edge.hold_refusals()
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))

@@ -22,6 +22,7 @@ GROUPS = {
     "models": "What is served",
     "tls_certificate": "Protection",
     "keepalive_seconds": "Connections",
+    "target_error_rate": "What is accepted",
     "provider": "Running a model",
     "max_images_per_request": "Limits",
     "drain_seconds": "Stopping",
@@ -96,6 +97,20 @@ class Settings(BaseSettings):
         ge=0,
         le=2_000_000,
         description="How long calls and streams on a connection past its age may go on; then they are cut off.",
+    )
+    target_error_rate: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="Share of wrong answers to bear among those accepted, where a call names none: by it the model's own "
+        "certified threshold is chosen. Less rejects more.",
+    )
+    field_target_error_rate: float = Field(
+        0.01, gt=0, lt=1, description="The same for fields, of which one is wrong when any of its digits is."
+    )
+    lexicons: Path | None = Field(
+        None,
+        description="Directory of lexicons, NAME.txt with a valid code a line, that calls for fields may name.",
     )
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."

@@ -112,3 +112,12 @@ def test_no_port_is_bound() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert check("--grpc-port", port, "--metrics-port", port).returncode == 0
+
+
+def test_a_lexicon_that_can_not_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "zip.txt").write_text("90210\n9O210\n")
+    found = check("--lexicons", str(tmp_path))
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"digits check: the lexicon {tmp_path}/zip.txt, line 2: '9O210' is no code, expected 1 to 18 digits\n"
+    )

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.__main__ import main
+from serving.crops import frame_crop
 from serving.images import ImageError, read_image
 from tests.drawn_digits import SAMPLES, draw
+from tests.photographs import photograph
 
 SEVEN = draw(7)
 
@@ -44,6 +46,21 @@ def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
     assert np.abs(read_image(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
 
 
+def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = photograph(SEVEN, np.random.default_rng(1))
+    photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
+    photo.write_bytes(content)
+    np.testing.assert_array_equal(read_image(photo), frame_crop(content))
+    assert main(["frame", str(photo), "--out", str(framed)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 28
+    assert max(map(len, shown)) <= 56
+    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_image(photo) > 25).any(axis=1))
+    np.testing.assert_array_equal(read_image(framed), read_image(photo))
+    assert main(["frame", str(tmp_path / "none.jpg")]) == 1
+    assert "none.jpg: No such file or directory" in capsys.readouterr().err
+
+
 def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
     image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
     np.testing.assert_allclose(read_image(save(image, tmp_path / "a.png")), SEVEN, atol=1)
@@ -59,10 +76,10 @@ def png(width: int, height: int) -> bytes:
     ("content", "reason"),
     [
         (b"", "but 0 bytes of something else"),
-        (bytes(2 << 20), "more than 1,048,576 bytes"),
+        (bytes(17 << 20), "more than 16,777,216 bytes"),
         (bytes(783), "but 783 bytes of something else"),
-        (png(28, 29), "the image is 28x29 pixels, expected 28x28"),
-        (png(20_000, 20_000), "far larger than 28x28"),
+        (png(28, 29), "no ink is seen on it"),
+        (png(20_000, 20_000), "more than 2,097,152 pixels"),
         (png(28, 28)[:-30], "."),
         (png(28, 28)[:40], "."),
         (b"GIF89a" + bytes(100), "something else"),

@@ -18,12 +18,16 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from serving import open_inference
+from serving.decision import Decision
 from serving.model import Model
+from serving.pb.digits.v1.digit_service_pb2 import RecognizeBatchRequest
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.server import Server
 from tests import model_files
 from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
+from tests.photographs import photograph
 
 Images = NDArray[np.uint8]
 Told = Any  # what JSON says
@@ -573,3 +577,33 @@ async def test_tritonclient_unloads_and_loads_where_that_is_allowed(
     for overriding in ("load with config", "load with file"):
         assert told[overriding][0] == "StatusCode.INVALID_ARGUMENT"
         assert "a model is loaded as it lies in the repository" in told[overriding][1]
+
+
+async def test_crops_are_read_and_decided_on_as_the_native_api_does(
+    server: Server, stub: GRPCInferenceServiceStub, model: Model, images: Images
+) -> None:
+    random = np.random.default_rng(1)
+    files = [photograph(image, random) for image in images[:5]] + [b"no picture"]
+    request = pb.ModelInferRequest(model_name="digits")
+    request.inputs.add(name="crops", datatype="BYTES", shape=[6]).contents.bytes_contents.extend(files)
+    refusal = await refused(infer(stub, request))
+    assert (refusal.code(), refusal.details()) == (
+        CODE.INVALID_ARGUMENT,
+        "crop 5 can't be read: neither a PNG nor a JPEG, but 10 bytes of something else",
+    )
+    for name in ("probabilities", "decisions"):
+        request.outputs.add(name=name)
+    request.parameters["target_error_rate"].double_param = 0.01
+    answer = await infer(stub, request)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        native = await DigitServiceStub(channel).RecognizeBatch(
+            RecognizeBatchRequest(crops=files, target_error_rate=0.01), timeout=TIMEOUT
+        )
+    assert list(answer.outputs[0].contents.fp32_contents) == pytest.approx(list(native.probabilities), abs=1e-6)
+    assert list(answer.outputs[1].contents.uint_contents) == list(native.decisions)
+    assert native.decisions[5] == Decision.REJECT_INVALID_IMAGE
+    stated = {name: value.double_param for name, value in answer.parameters.items()}
+    assert stated == {"threshold": native.threshold, "target_error_rate": 0.01}
+    request.parameters["target_error_rate"].string_param = "0.01"
+    refusal = await refused(infer(stub, request))
+    assert "target_error_rate is no number" in (refusal.details() or "")

@@ -26,7 +26,7 @@ from tests.model_files import place, publish, publish_shifted
 Images = NDArray[np.uint8]
 
 
-async def answers(server: Server, images: Images, **request: str) -> list[pb.RecognizeResponse]:
+async def answers(server: Server, images: Images, **request: Any) -> list[pb.RecognizeResponse]:
     """The answers to one call an image."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = DigitServiceStub(channel)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.framing import frame
 from serving.versions import ModelVersion
 from training.dataset import Examples, load_mnist
-from training.framing import frame
 from training.robustness import robustness, second_source
 from training.verify import Exported
 

@@ -43,7 +43,58 @@ def refusal(request: pb.ModelInferRequest) -> str:
 @given(stacks, st.booleans())
 def test_images_come_out_as_they_went_in_raw_or_typed(images: NDArray[np.uint8], raw: bool) -> None:
     sent = ask(images, raw=raw).SerializeToString()
-    assert tensors.images(pb.ModelInferRequest.FromString(sent)) == images.tobytes()
+    assert tensors.images(pb.ModelInferRequest.FromString(sent)) == (images.tobytes(), [])
+
+
+def ask_for_crops(files: list[bytes], *, raw: bool) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest()
+    tensor = request.inputs.add(name="crops", datatype="BYTES", shape=[len(files)])
+    if raw:
+        request.raw_input_contents.append(b"".join(len(file).to_bytes(4, "little") + file for file in files))
+    else:
+        tensor.contents.bytes_contents.extend(files)
+    return request
+
+
+@patiently
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.booleans())
+def test_crops_come_out_as_they_went_in_raw_or_typed(files: list[bytes], raw: bool) -> None:
+    sent = ask_for_crops(files, raw=raw).SerializeToString()
+    assert tensors.images(pb.ModelInferRequest.FromString(sent)) == (b"", files)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x03\0\0\0ab", "crops is cut off"),
+        (b"\x02\0\0\0ab\x01\0", "crops is cut off"),
+        (b"\xff\xff\xff\xff", "crops is cut off"),
+        (b"", "crops holds 0 elements, expected 1"),
+        (b"\0\0\0\0\0\0\0\0", "crops holds more elements, expected 1"),
+    ],
+)
+def test_raw_crops_that_are_not_what_they_say_are_refused(content: bytes, reason: str) -> None:
+    request = ask_for_crops([b""], raw=True)
+    request.raw_input_contents[0] = content
+    assert reason in refusal(request)
+
+
+def test_crops_are_bytes_in_one_row() -> None:
+    request = ask_for_crops([b"a"], raw=False)
+    request.inputs[0].shape.append(1)
+    assert refusal(request) == "crops has shape [1, 1], expected crops, BYTES [n], n at least 1"
+    request.inputs[0].datatype = "UINT8"
+    assert refusal(request) == "crops is of datatype 'UINT8', expected crops, BYTES [n]"
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_decisions_are_small_numbers_in_one_row(raw: bool) -> None:
+    response = pb.ModelInferResponse()
+    tensors.answer(response, [("decisions", np.array([1, 2, 4], np.uint8))], raw=raw)
+    [tensor] = response.outputs
+    assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("decisions", "UINT8", [3])
+    said = list(response.raw_output_contents[0]) if raw else list(tensor.contents.uint_contents)
+    assert said == [1, 2, 4]
 
 
 @patiently
@@ -71,9 +122,11 @@ def test_a_slice_of_the_model_s_rows_is_written_row_by_row() -> None:
     assert np.frombuffer(response.raw_output_contents[0], "<f4").tolist() == [*range(10, 20), *range(30, 40)]
 
 
-names = st.one_of(st.sampled_from(["images", "logits", "probabilities", ""]), st.text(max_size=200))
+names = st.one_of(st.sampled_from(["images", "crops", "logits", "probabilities", "decisions", ""]), st.text(max_size=200))
 sizes = st.one_of(st.sampled_from([-1, 0, 1, 2, 28, 784]), st.integers(-(2**63), 2**63 - 1))
-shapes = st.one_of(st.sampled_from([[1, 28, 28], [2, 28, 28], [0, 28, 28], [-1, 28, 28]]), st.lists(sizes, max_size=20))
+shapes = st.one_of(
+    st.sampled_from([[1, 28, 28], [2, 28, 28], [0, 28, 28], [-1, 28, 28], [1], [2]]), st.lists(sizes, max_size=20)
+)
 parameters = st.dictionaries(
     st.one_of(st.sampled_from(["shared_memory_region", "classification"]), st.text(max_size=20)),
     st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1)),
@@ -92,7 +145,7 @@ contents = st.one_of(
 inputs = st.builds(
     pb.ModelInferRequest.InferInputTensor,
     name=names,
-    datatype=st.one_of(st.sampled_from(["UINT8", "FP32"]), st.text(max_size=5)),
+    datatype=st.one_of(st.sampled_from(["UINT8", "FP32", "BYTES"]), st.text(max_size=5)),
     shape=shapes,
     parameters=parameters,
     contents=st.one_of(st.none(), contents),
@@ -115,11 +168,11 @@ def assert_short(error: InvalidRequest) -> None:
 def check(request: pb.ModelInferRequest) -> None:
     """What is read is what the request says that it holds, and what is not read is refused."""
     try:
-        pixels = tensors.images(request)
+        pixels, files = tensors.images(request)
     except InvalidRequest as error:
         assert_short(error)
     else:
-        assert list(request.inputs[0].shape) == [len(pixels) // IMAGE, 28, 28]
+        assert list(request.inputs[0].shape) == ([len(files)] if files else [len(pixels) // IMAGE, 28, 28])
         assert len(pixels) % IMAGE == 0
     try:
         wanted = tensors.wanted(request)
@@ -218,13 +271,13 @@ def test_other_than_one_input_is_refused(count: int) -> None:
     request = ask(np.zeros((1, 28, 28), np.uint8), raw=True)
     del request.inputs[:]
     request.inputs.extend([pb.ModelInferRequest.InferInputTensor(name="images")] * count)
-    assert refusal(request) == f"there are {count} inputs, expected one: images, UINT8 [n, 28, 28]"
+    assert refusal(request) == f"there are {count} inputs, expected one: images, UINT8 [n, 28, 28]; or crops, BYTES [n]"
 
 
 def test_a_long_name_is_shown_in_part() -> None:
     request = ask(np.zeros((1, 28, 28), np.uint8), raw=True)
     request.inputs[0].name = "x" * 1_000_000
-    assert refusal(request) == f"there is no input '{'x' * 64}'..., expected images, UINT8 [n, 28, 28]"
+    assert refusal(request) == f"there is no input '{'x' * 64}'..., expected images, UINT8 [n, 28, 28]; or crops, BYTES [n]"
 
 
 def test_tensors_in_shared_memory_are_refused() -> None:
@@ -240,7 +293,7 @@ def test_tensors_in_shared_memory_are_refused() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["digits"], "there is no output 'digits', expected any of logits, probabilities"),
+        (["digits"], "there is no output 'digits', expected any of logits, probabilities, decisions"),
         (["logits", "logits"], "output logits is asked for twice"),
     ],
 )

@@ -4,13 +4,14 @@
                [ ........ recipes ......... ]
     [ ...................................... pipeline ...................................... ]
 
-`robustness` reads the test images damaged, and a second source of digits that `framing` frames as MNIST's makers did.
+`robustness` reads the test images damaged, and a second source of digits, framed as MNIST's makers did.
 `report` shows a finished version on one page, with `figures` and `model_card`.
 
 A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
-from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are
-all that crosses to `serving`; neither package imports the other. `quantize` makes an 8-bit version of a version, which is
-judged and verified like the first. `studies` looks into plots, questions and claims of the seed notebooks.
+from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are all
+that crosses to `serving`; neither package imports the other, but for `serving.framing`, which both must do alike.
+`quantize` makes an 8-bit version of a version, which is judged and verified like the first. `studies` looks into plots,
+questions and claims of the seed notebooks.
 """
 
 import logging

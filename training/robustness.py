@@ -7,8 +7,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
+from serving.framing import frame
 from training.dataset import Examples
-from training.framing import frame
 
 # (N, 28, 28) float32, 0 paper to 255 ink, and a source of chance, to the same damaged; grey levels may leave the range
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -37,15 +37,27 @@ FOUND = Path("build/fuzz")
 class Blank:
     """A recognizer that finds nothing in any image, and makes sure that images are what it is given."""
 
-    async def read(self, pixels: bytes, call: Call, *, model: str, version: str, key: str, timeout_seconds: float) -> Any:
+    async def read(
+        self, pixels: bytes, call: Call, *, crops: list[bytes], model: str, version: str, key: str, **asked: float
+    ) -> Any:
         assert isinstance(pixels, bytes)
-        assert pixels
+        assert bool(pixels) != bool(crops)
         assert len(pixels) % IMAGE == 0
-        assert timeout_seconds >= 0
-        outputs = np.zeros((len(pixels) // IMAGE, 10), np.float32)
+        assert asked["timeout_seconds"] >= 0
+        outputs = np.zeros((len(crops) or len(pixels) // IMAGE, 10), np.float32)
         return SimpleNamespace(
             logits=outputs, probabilities=outputs, loaded=SimpleNamespace(name=model, version=version + key)
         )
+
+
+class Undecided:
+    """A decider that decides nothing."""
+
+    def target(self, asked: float) -> float:
+        return asked
+
+    def digits(self, reading: Any, target: float) -> tuple[Any, None]:
+        return np.zeros(len(reading.logits), np.uint8), None
 
 
 def seeds() -> list[pb.ModelInferRequest]:
@@ -63,11 +75,15 @@ def seeds() -> list[pb.ModelInferRequest]:
     hurried.parameters["timeout"].int64_param = 5_000_000
     hurried.parameters["key"].string_param = "a"
     hurried.parameters["priority"].uint64_param = 1
+    cropped = pb.ModelInferRequest(raw_input_contents=[b"\x02\0\0\0ab\0\0\0\0"])
+    cropped.inputs.add(name="crops", datatype="BYTES", shape=[2])
+    cropped.outputs.add(name="decisions")
+    cropped.parameters["target_error_rate"].double_param = 0.01
     shared = pb.ModelInferRequest()
     shared.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28]).parameters[
         "shared_memory_region"
     ].string_param = "a"
-    return [raw, typed, chosen, hurried, shared]
+    return [raw, typed, chosen, hurried, cropped, shared]
 
 
 def composed(given: Any) -> pb.ModelInferRequest:
@@ -109,7 +125,7 @@ def composed(given: Any) -> pb.ModelInferRequest:
 
 def main() -> None:
     """Runs for as many seconds as the first argument says."""
-    service: Any = OpenInference(None, None, None, Blank(), None, str)  # type: ignore[arg-type]
+    service: Any = OpenInference(None, None, None, Blank(), Undecided(), None, str)  # type: ignore[arg-type]
     loop = asyncio.Runner().get_loop()
 
     def one(data: bytes) -> None:

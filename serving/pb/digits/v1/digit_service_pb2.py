@@ -24,27 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serving/pb/digits/v1/digit_service.proto\x12\tdigits.v1\"=\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"d\n\x11RecognizeResponse\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"C\n\x15RecognizeBatchRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\"k\n\x16RecognizeBatchResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x02 \x03(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\"f\n\x16RecognizeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.digits.v1.RecognizeRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\x89\x01\n\x17RecognizeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1c.digits.v1.RecognizeResponseH\x00\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.digits.v1.StreamErrorH\x00\x42\t\n\x07outcome\"D\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r2\x8b\x02\n\x0c\x44igitService\x12\x46\n\tRecognize\x12\x1b.digits.v1.RecognizeRequest\x1a\x1c.digits.v1.RecognizeResponse\x12U\n\x0eRecognizeBatch\x12 .digits.v1.RecognizeBatchRequest\x1a!.digits.v1.RecognizeBatchResponse\x12\\\n\x0fRecognizeStream\x12!.digits.v1.RecognizeStreamRequest\x1a\".digits.v1.RecognizeStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(serving/pb/digits/v1/digit_service.proto\x12\tdigits.v1\"f\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63rop\x18\x04 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x19\n\x11target_error_rate\x18\x05 \x01(\x01\"\xe7\x01\n\x11RecognizeResponse\x12\r\n\x05\x64igit\x18\x01 \x01(\r\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12%\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32\x13.digits.v1.Decision\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11target_error_rate\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_thresholdB\x14\n\x12_target_error_rate\"m\n\x15RecognizeBatchRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\r\n\x05\x63rops\x18\x04 \x03(\x0c\x12\x19\n\x11target_error_rate\x18\x05 \x01(\x01\"\xe3\x02\n\x16RecognizeBatchResponse\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x02 \x03(\x02\x12\x15\n\rprobabilities\x18\x03 \x03(\x02\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12&\n\tdecisions\x18\x05 \x03(\x0e\x32\x13.digits.v1.Decision\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11target_error_rate\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x41\n\x08troubles\x18\x08 \x03(\x0b\x32/.digits.v1.RecognizeBatchResponse.TroublesEntry\x1a/\n\rTroublesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_thresholdB\x14\n\x12_target_error_rate\"y\n\x10ReadFieldRequest\x12\x0e\n\x06images\x18\x01 \x01(\x0c\x12\r\n\x05\x63rops\x18\x02 \x03(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x0f\n\x07lexicon\x18\x05 \x01(\t\x12\x19\n\x11target_error_rate\x18\x06 \x01(\x01\"\xeb\x02\n\x11ReadFieldResponse\x12\r\n\x05value\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12*\n\x06\x64igits\x18\x03 \x03(\x0b\x32\x1a.digits.v1.DigitCandidates\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12%\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32\x13.digits.v1.Decision\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11target_error_rate\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12<\n\x08troubles\x18\x08 \x03(\x0b\x32*.digits.v1.ReadFieldResponse.TroublesEntry\x1a/\n\rTroublesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_thresholdB\x14\n\x12_target_error_rate\"8\n\x0f\x44igitCandidates\x12\x0e\n\x06\x64igits\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"f\n\x16RecognizeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.digits.v1.RecognizeRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\x89\x01\n\x17RecognizeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1c.digits.v1.RecognizeResponseH\x00\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.digits.v1.StreamErrorH\x00\x42\t\n\x07outcome\"D\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*\xc7\x01\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45\x43ISION_ACCEPT\x10\x01\x12\"\n\x1e\x44\x45\x43ISION_REJECT_LOW_CONFIDENCE\x10\x02\x12!\n\x1d\x44\x45\x43ISION_REJECT_INVALID_IMAGE\x10\x03\x12!\n\x1d\x44\x45\x43ISION_REJECT_NOT_CERTIFIED\x10\x04\x12\"\n\x1e\x44\x45\x43ISION_REJECT_NOT_IN_LEXICON\x10\x05\x32\xd3\x02\n\x0c\x44igitService\x12\x46\n\tRecognize\x12\x1b.digits.v1.RecognizeRequest\x1a\x1c.digits.v1.RecognizeResponse\x12U\n\x0eRecognizeBatch\x12 .digits.v1.RecognizeBatchRequest\x1a!.digits.v1.RecognizeBatchResponse\x12\x46\n\tReadField\x12\x1b.digits.v1.ReadFieldRequest\x1a\x1c.digits.v1.ReadFieldResponse\x12\\\n\x0fRecognizeStream\x12!.digits.v1.RecognizeStreamRequest\x1a\".digits.v1.RecognizeStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serving.pb.digits.v1.digit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RECOGNIZEBATCHRESPONSE_TROUBLESENTRY']._loaded_options = None
+  _globals['_RECOGNIZEBATCHRESPONSE_TROUBLESENTRY']._serialized_options = b'8\001'
+  _globals['_READFIELDRESPONSE_TROUBLESENTRY']._loaded_options = None
+  _globals['_READFIELDRESPONSE_TROUBLESENTRY']._serialized_options = b'8\001'
+  _globals['_DECISION']._serialized_start=1724
+  _globals['_DECISION']._serialized_end=1923
   _globals['_RECOGNIZEREQUEST']._serialized_start=55
-  _globals['_RECOGNIZEREQUEST']._serialized_end=116
-  _globals['_RECOGNIZERESPONSE']._serialized_start=118
-  _globals['_RECOGNIZERESPONSE']._serialized_end=218
-  _globals['_RECOGNIZEBATCHREQUEST']._serialized_start=220
-  _globals['_RECOGNIZEBATCHREQUEST']._serialized_end=287
-  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_start=289
-  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_end=396
-  _globals['_RECOGNIZESTREAMREQUEST']._serialized_start=398
-  _globals['_RECOGNIZESTREAMREQUEST']._serialized_end=500
-  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_start=503
-  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_end=640
-  _globals['_STREAMERROR']._serialized_start=642
-  _globals['_STREAMERROR']._serialized_end=710
-  _globals['_DIGITSERVICE']._serialized_start=713
-  _globals['_DIGITSERVICE']._serialized_end=980
+  _globals['_RECOGNIZEREQUEST']._serialized_end=157
+  _globals['_RECOGNIZERESPONSE']._serialized_start=160
+  _globals['_RECOGNIZERESPONSE']._serialized_end=391
+  _globals['_RECOGNIZEBATCHREQUEST']._serialized_start=393
+  _globals['_RECOGNIZEBATCHREQUEST']._serialized_end=502
+  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_start=505
+  _globals['_RECOGNIZEBATCHRESPONSE']._serialized_end=860
+  _globals['_RECOGNIZEBATCHRESPONSE_TROUBLESENTRY']._serialized_start=777
+  _globals['_RECOGNIZEBATCHRESPONSE_TROUBLESENTRY']._serialized_end=824
+  _globals['_READFIELDREQUEST']._serialized_start=862
+  _globals['_READFIELDREQUEST']._serialized_end=983
+  _globals['_READFIELDRESPONSE']._serialized_start=986
+  _globals['_READFIELDRESPONSE']._serialized_end=1349
+  _globals['_READFIELDRESPONSE_TROUBLESENTRY']._serialized_start=777
+  _globals['_READFIELDRESPONSE_TROUBLESENTRY']._serialized_end=824
+  _globals['_DIGITCANDIDATES']._serialized_start=1351
+  _globals['_DIGITCANDIDATES']._serialized_end=1407
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_start=1409
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_end=1511
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_start=1514
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_end=1651
+  _globals['_STREAMERROR']._serialized_start=1653
+  _globals['_STREAMERROR']._serialized_end=1721
+  _globals['_DIGITSERVICE']._serialized_start=1926
+  _globals['_DIGITSERVICE']._serialized_end=2265
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -6,49 +7,144 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECISION_UNSPECIFIED: _ClassVar[Decision]
+    DECISION_ACCEPT: _ClassVar[Decision]
+    DECISION_REJECT_LOW_CONFIDENCE: _ClassVar[Decision]
+    DECISION_REJECT_INVALID_IMAGE: _ClassVar[Decision]
+    DECISION_REJECT_NOT_CERTIFIED: _ClassVar[Decision]
+    DECISION_REJECT_NOT_IN_LEXICON: _ClassVar[Decision]
+DECISION_UNSPECIFIED: Decision
+DECISION_ACCEPT: Decision
+DECISION_REJECT_LOW_CONFIDENCE: Decision
+DECISION_REJECT_INVALID_IMAGE: Decision
+DECISION_REJECT_NOT_CERTIFIED: Decision
+DECISION_REJECT_NOT_IN_LEXICON: Decision
+
 class RecognizeRequest(_message.Message):
-    __slots__ = ("image", "model", "key")
+    __slots__ = ("image", "crop", "model", "key", "target_error_rate")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
+    crop: bytes
     model: str
     key: str
-    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+    target_error_rate: float
+    def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("digit", "confidence", "probabilities", "model_version")
+    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate")
     DIGIT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     digit: int
     confidence: float
     probabilities: _containers.RepeatedScalarFieldContainer[float]
     model_version: str
-    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ...) -> None: ...
+    decision: Decision
+    threshold: float
+    target_error_rate: float
+    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
-    __slots__ = ("images", "model", "key")
+    __slots__ = ("images", "model", "key", "crops", "target_error_rate")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     images: bytes
     model: str
     key: str
-    def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+    crops: _containers.RepeatedScalarFieldContainer[bytes]
+    target_error_rate: float
+    def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchResponse(_message.Message):
-    __slots__ = ("digits", "confidences", "probabilities", "model_version")
+    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles")
+    class TroublesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     DIGITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
     model_version: str
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ...) -> None: ...
+    decisions: _containers.RepeatedScalarFieldContainer[Decision]
+    threshold: float
+    target_error_rate: float
+    troubles: _containers.ScalarMap[int, str]
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class ReadFieldRequest(_message.Message):
+    __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LEXICON_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    images: bytes
+    crops: _containers.RepeatedScalarFieldContainer[bytes]
+    model: str
+    key: str
+    lexicon: str
+    target_error_rate: float
+    def __init__(self, images: _Optional[bytes] = ..., crops: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., lexicon: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
+
+class ReadFieldResponse(_message.Message):
+    __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles")
+    class TroublesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    DIGITS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    value: str
+    confidence: float
+    digits: _containers.RepeatedCompositeFieldContainer[DigitCandidates]
+    model_version: str
+    decision: Decision
+    threshold: float
+    target_error_rate: float
+    troubles: _containers.ScalarMap[int, str]
+    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class DigitCandidates(_message.Message):
+    __slots__ = ("digits", "probabilities")
+    DIGITS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    digits: _containers.RepeatedScalarFieldContainer[int]
+    probabilities: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RecognizeStreamRequest(_message.Message):
     __slots__ = ("id", "request", "timeout_ms")

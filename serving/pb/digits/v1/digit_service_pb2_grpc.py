@@ -45,6 +45,11 @@ class DigitServiceStub:
                 request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
                 _registered_method=True)
+        self.ReadField = channel.unary_unary(
+                '/digits.v1.DigitService/ReadField',
+                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
+                _registered_method=True)
         self.RecognizeStream = channel.stream_stream(
                 '/digits.v1.DigitService/RecognizeStream',
                 request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
@@ -65,6 +70,13 @@ class DigitServiceServicer:
 
     def RecognizeBatch(self, request, context):
         """Reads many images in one call: the cheapest way where images come in groups. All are answered, or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadField(self, request, context):
+        """Reads one field, such as a postcode: the images of its digits, from left to right, in; one answer out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +104,11 @@ def add_DigitServiceServicer_to_server(servicer, server):
                     servicer.RecognizeBatch,
                     request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.FromString,
                     response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.SerializeToString,
+            ),
+            'ReadField': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadField,
+                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.SerializeToString,
             ),
             'RecognizeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RecognizeStream,
@@ -154,6 +171,33 @@ class DigitService:
             '/digits.v1.DigitService/RecognizeBatch',
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadField(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.DigitService/ReadField',
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,11 +1,14 @@
 """Frames ink as MNIST frames it, which is how a network trained on MNIST wants to see it."""
 
+from functools import lru_cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 SIDE = 20  # pixels that the longer side of the ink is scaled to, in an image of 28
 
 
-def frame(ink: np.ndarray) -> np.ndarray:
+def frame(ink: NDArray[np.float64]) -> NDArray[np.uint8]:
     """One digit scaled into 20x20 and put by its centre of mass into 28x28, as MNIST's makers did.
 
     They started from NIST's binary crops. Here grey is kept: a pixel of 0.4 counts as one that is two fifths full, and
@@ -36,7 +39,7 @@ def frame(ink: np.ndarray) -> np.ndarray:
     return framed
 
 
-def _square(ink: np.ndarray) -> np.ndarray:
+def _square(ink: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ink's bounding box in the middle of a square of at least 10 pixels, doubled until there are at least 20.
 
     MNIST's makers let the square slide along the edge of the crop rather than reach over it; their crops had room.
@@ -45,13 +48,15 @@ def _square(ink: np.ndarray) -> np.ndarray:
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     side = max(*box.shape, 10)
     before = [(side - length) // 2 for length in box.shape]
-    square = np.pad(box, [(first, side - length - first) for first, length in zip(before, box.shape, strict=True)])
+    square = np.zeros((side, side))
+    square[before[0] : before[0] + box.shape[0], before[1] : before[1] + box.shape[1]] = box
     while len(square) < SIDE:
         square = square.repeat(2, axis=0).repeat(2, axis=1)
     return square
 
 
-def _weights(side: int) -> np.ndarray:
+@lru_cache(256)
+def _weights(side: int) -> NDArray[np.float64]:
     """How much of each of `side` pixels falls on each of 20, (20, side): its area there, in pixels of the 20.
 
     A pixel is spread over 0.99 of its footprint only, and where that crosses no border all of it counts: MNIST shows the
@@ -63,5 +68,5 @@ def _weights(side: int) -> np.ndarray:
     place = np.arange(SIDE)[:, None]
     covered = np.clip(np.minimum(end, place + 1) - np.maximum(start, place), 0, None)
     first, last = np.floor(start + 1e-11), np.ceil(end - 1e-11) - 1
-    weights: np.ndarray = np.where(first == last, scale * (place == first), covered)
+    weights: NDArray[np.float64] = np.where(first == last, scale * (place == first), covered)
     return weights
