@@ -8,6 +8,7 @@ from serving.credentials import CredentialsError
 from serving.lexicon import LexiconError, load_all
 from serving.metrics import Metrics
 from serving.model import Model, ModelError
+from serving.recognition_id import RecognitionIds
 from serving.routing import Routing, RoutingError
 from serving.settings import Settings
 from serving.tls import TLS
@@ -136,6 +137,15 @@ def _check_credentials(settings: Settings, findings: Findings) -> None:
     if settings.tls_certificate and settings.tls_key:
         try:
             TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics)
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+    if settings.audit_rate and not settings.recognition_key:
+        findings.warnings.append(
+            "answers are marked for audit, but without --recognition-key anybody can report their truth"
+        )
+    if settings.recognition_key:
+        try:
+            RecognitionIds.from_file(settings.recognition_key)
         except CredentialsError as error:
             findings.mistakes.append(str(error))
     if settings.tokens:

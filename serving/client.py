@@ -30,6 +30,9 @@ class Recognition:
         threshold: the least confidence that is accepted; None where the model has no certified one for what was asked.
         target_error_rate: the share of wrong answers among those accepted that it is certified for; None likewise.
         trouble: why the crop can't be read; "" where it can.
+        recognition_id: by which, and `place`, truth about it is reported.
+        place: in the batch that it was read with.
+        audit: whether somebody is to look at the image although it is accepted.
     """
 
     digit: int
@@ -40,6 +43,9 @@ class Recognition:
     threshold: float | None
     target_error_rate: float | None
     trouble: str = ""
+    recognition_id: str = ""
+    place: int = 0
+    audit: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,8 @@ class Field:
         threshold: the least confidence that is accepted; None where the model has no certified one for what was asked.
         target_error_rate: the share of wrong fields among those accepted that it is certified for; None likewise.
         troubles: why crops can't be read, by their place.
+        recognition_id: by which truth about it is reported.
+        audit: whether somebody is to look at it although it is accepted.
     """
 
     value: str
@@ -67,6 +75,9 @@ class Field:
     threshold: float | None
     target_error_rate: float | None
     troubles: dict[int, str]
+    recognition_id: str
+    audit: bool
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class DigitClient:
                 or a network that encrypts by itself.
         """
         # No limit on answers: the server that is asked decides how many images it takes.
-        options = [("grpc.max_receive_message_length", -1)]
+        # And each client has a connection of its own, where gRPC would share one: connections are what workers share out.
+        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options)
         else:
@@ -150,11 +162,20 @@ class DigitClient:
         _put(images, request)
         answer = self._stub.RecognizeBatch(request, timeout=self._timeout, metadata=self._metadata)
         probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
-        same = _threshold(answer)
+        same, audits = _threshold(answer), set(answer.audits)
         columns = (answer.digits, answer.confidences, probabilities, map(_decision, answer.decisions))
         return [
             Recognition(
-                digit, confidence, row, answer.model_version, decision, *same, trouble=answer.troubles.get(place, "")
+                digit,
+                confidence,
+                row,
+                answer.model_version,
+                decision,
+                *same,
+                trouble=answer.troubles.get(place, ""),
+                recognition_id=answer.recognition_id,
+                place=place,
+                audit=place in audits,
             )
             for place, (digit, confidence, row, decision) in enumerate(zip(*columns, strict=True))
         ]
@@ -192,7 +213,32 @@ class DigitClient:
             answer.model_version,
             *_threshold(answer),
             troubles=dict(answer.troubles),
+            recognition_id=answer.recognition_id,
+            audit=answer.audit,
         )
+
+    def report_truth(self, truths: Iterable[tuple[Recognition | Field, str]], source: str) -> int:
+        """Tells the server what was really there.
+
+        Args:
+            truths: answers, each with the true digit, or all the digits of the field.
+            source: keying, audit or replay; audits are only of answers that were marked for audit.
+
+        Returns:
+            How many were counted now, and had not been before.
+
+        Raises:
+            ValueError: there is no such source.
+        """
+        known = {name.removeprefix("TRUTH_SOURCE_").lower(): name for name, number in pb.TruthSource.items() if number}
+        if source not in known:
+            raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
+        by_id: dict[str, pb.Truth] = {}
+        for answer, value in truths:
+            one = pb.Truth(recognition_id=answer.recognition_id, source=known[source])
+            by_id.setdefault(answer.recognition_id, one).values[answer.place] = value
+        request = pb.ReportTruthRequest(truths=by_id.values())
+        return int(self._stub.ReportTruth(request, timeout=self._timeout, metadata=self._metadata).counted)
 
     def recognize_stream(
         self,
@@ -279,6 +325,8 @@ def _recognition(answer: pb.RecognizeResponse) -> Recognition:
         answer.model_version,
         _decision(answer.decision),
         *_threshold(answer),
+        recognition_id=answer.recognition_id,
+        audit=answer.audit,
     )
 
 

@@ -9,12 +9,30 @@ from numpy.typing import NDArray
 from serving.decision import Decision, Threshold, choose, decide
 from serving.errors import InvalidRequest
 from serving.lexicon import Lexicon
+from serving.recognition_id import RecognitionIds
 from serving.recognizer import Reading
 
 CANDIDATES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class DigitAnswers:
+    """What becomes of n digits.
+
+    Attributes:
+        decisions: (n,) uint8, a Decision each.
+        threshold: by which they were taken; None where none is certified.
+        audited: (n,) bool, which of those accepted somebody is to look at.
+        recognition_id: by which truth about them is reported.
+    """
+
+    decisions: NDArray[np.uint8]
+    threshold: Threshold | None
+    audited: NDArray[np.bool_]
+    recognition_id: str
+
+
+@dataclass(frozen=True, eq=False)
 class FieldAnswer:
     """What a field of n digits says.
 
@@ -25,6 +43,8 @@ class FieldAnswer:
         threshold: by which that was decided; None where none is certified.
         candidates: (n, 3), the most probable digits of each image, the most probable first.
         probabilities: (n, 3), of each.
+        audited: whether somebody is to look at it although it is accepted.
+        recognition_id: by which truth about it is reported.
     """
 
     value: str
@@ -33,16 +53,36 @@ class FieldAnswer:
     threshold: Threshold | None
     candidates: NDArray[np.intp]
     probabilities: NDArray[np.float64]
+    audited: bool
+    recognition_id: str
 
 
 class Decider:
     """Accepts and rejects, and counts what it did."""
 
-    def __init__(self, target_error_rate: float, field_target_error_rate: float, lexicons: Mapping[str, Lexicon]):
-        """Goes by the error rates for digits and for fields where a call names none, and by lexicons that it may name."""
+    def __init__(
+        self,
+        target_error_rate: float,
+        field_target_error_rate: float,
+        lexicons: Mapping[str, Lexicon],
+        ids: RecognitionIds,
+        audit_rate: float,
+    ):
+        """Goes by what the operator has set.
+
+        Args:
+            target_error_rate: of digits, where a call names none.
+            field_target_error_rate: of fields, likewise.
+            lexicons: that a call may name.
+            ids: gives answers their ids.
+            audit_rate: share of the accepted answers to be audited.
+        """
         self._target_error_rate = target_error_rate
         self._field_target_error_rate = field_target_error_rate
         self._lexicons = lexicons
+        self._ids = ids
+        self._audit_rate = audit_rate
+        self._random = np.random.default_rng()
 
     def target(self, asked: float, *, of_field: bool = False) -> float:
         """The error rate to hold to, where `asked` is a call's own, or 0. Raises InvalidRequest."""
@@ -59,12 +99,16 @@ class Decider:
             raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {there}")
         return self._lexicons[name]
 
-    def digits(self, reading: Reading, target_error_rate: float) -> tuple[NDArray[np.uint8], Threshold | None]:
-        """A Decision for each digit, (n,) uint8, and the threshold by which they were taken, where one is certified."""
-        threshold = choose(reading.loaded.model.thresholds, target_error_rate)
+    def digits(self, reading: Reading, target_error_rate: float, *, audit: bool = True) -> DigitAnswers:
+        """What becomes of each digit by itself; some are marked for audit, if there is somebody to `audit` them."""
+        loaded = reading.loaded
+        threshold = choose(loaded.model.thresholds, target_error_rate)
         decisions = decide(reading.confidences, reading.inked, threshold)
-        reading.loaded.metrics.count_decisions(decisions)
-        return decisions, threshold
+        loaded.metrics.count_decisions(decisions)
+        audited = self._chosen(decisions) if audit else np.zeros(len(decisions), bool)
+        loaded.metrics.count_audits("digit", int(audited.sum()))
+        about = (loaded.name, loaded.version, reading.digits, decisions, audited, reading.confidences)
+        return DigitAnswers(decisions, threshold, audited, self._ids.issue(*about))
 
     def field(self, reading: Reading, target_error_rate: float, lexicon: Lexicon | None) -> FieldAnswer:
         """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
@@ -83,4 +127,24 @@ class Decider:
         reading.loaded.metrics.count_field(decision)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
         likely = np.take_along_axis(probabilities, order, axis=1)
-        return FieldAnswer("".join(map(str, digits.tolist())), confidence, decision, threshold, order, likely)
+        decisions = np.array([decision], np.uint8)
+        audited = self._chosen(decisions)
+        reading.loaded.metrics.count_audits("field", int(audited.sum()))
+        about = (reading.loaded.name, reading.loaded.version, digits, decisions, audited, np.array([confidence]))
+        return FieldAnswer(
+            "".join(map(str, digits.tolist())),
+            confidence,
+            decision,
+            threshold,
+            order,
+            likely,
+            bool(audited[0]),
+            self._ids.issue(*about, of_field=True),
+        )
+
+    def _chosen(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which answers are to be audited: of those accepted a share, at random, so that they stand for all of them."""
+        if not self._audit_rate:
+            return np.zeros(len(decisions), bool)
+        accepted: NDArray[np.bool_] = decisions == Decision.ACCEPT
+        return accepted & (self._random.random(len(decisions)) < self._audit_rate)

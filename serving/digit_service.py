@@ -2,6 +2,8 @@
 
 from typing import Any, cast
 
+import numpy as np
+
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.decider import Decider
@@ -11,6 +13,9 @@ from serving.lexicon import LONGEST
 from serving.method import Method
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognizer import Recognizer
+from serving.truths import Truth, Truths
+
+_SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number in pb.TruthSource.items() if number}
 
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 
@@ -18,9 +23,11 @@ NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 class DigitService:
     """The native API, as protos/digits/v1/digit_service.proto states it. Every method raises RequestError when it can't."""
 
-    def __init__(self, recognizer: Recognizer, decider: Decider):
+    def __init__(self, recognizer: Recognizer, decider: Decider, truths: Truths, max_truths_per_request: int):
         self._recognizer = recognizer
         self._decider = decider
+        self._truths = truths
+        self._max_truths_per_request = max_truths_per_request
 
     def methods(self) -> list[Method[Any]]:
         """What can be called."""
@@ -28,6 +35,7 @@ class DigitService:
             Method("Recognize", pb.RecognizeRequest, self.recognize, "recognize"),
             Method("RecognizeBatch", pb.RecognizeBatchRequest, self.recognize_batch, "recognize"),
             Method("ReadField", pb.ReadFieldRequest, self.read_field, "recognize"),
+            Method("ReportTruth", pb.ReportTruthRequest, self.report_truth, "truth"),
             Method(
                 "RecognizeStream",
                 pb.RecognizeStreamRequest,
@@ -53,14 +61,16 @@ class DigitService:
         reading = await self._recognizer.read(
             image, call, crops=crops, model=model, key=key, timeout_seconds=timeout_seconds
         )
-        decisions, threshold = self._decider.digits(reading, target)
+        decided = self._decider.digits(reading, target)
         return pb.RecognizeResponse(
             digit=reading.digits.item(),
             confidence=reading.confidences.item(),
             probabilities=reading.probabilities[0].tolist(),
             model_version=reading.loaded.version,
-            decision=cast(pb.Decision, decisions.item()),
-            **_stated(threshold),
+            decision=cast(pb.Decision, decided.decisions.item()),
+            recognition_id=decided.recognition_id,
+            audit=bool(decided.audited.any()),
+            **_stated(decided.threshold),
         )
 
     async def recognize_batch(self, request: pb.RecognizeBatchRequest, call: Call) -> pb.RecognizeBatchResponse:
@@ -69,15 +79,17 @@ class DigitService:
         model, key, target = request.model, request.key, self._decider.target(request.target_error_rate)
         del request  # the message holds a second copy of the images, which would wait with them
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        decisions, threshold = self._decider.digits(reading, target)
+        decided = self._decider.digits(reading, target)
         return pb.RecognizeBatchResponse(
             digits=reading.digits.tolist(),
             confidences=reading.confidences.tolist(),
             probabilities=reading.probabilities.ravel().tolist(),
             model_version=reading.loaded.version,
-            decisions=decisions.tolist(),
+            decisions=decided.decisions.tolist(),
             troubles=reading.troubles,
-            **_stated(threshold),
+            recognition_id=decided.recognition_id,
+            audits=np.flatnonzero(decided.audited).tolist(),
+            **_stated(decided.threshold),
         )
 
     async def read_field(self, request: pb.ReadFieldRequest, call: Call) -> pb.ReadFieldResponse:
@@ -100,8 +112,22 @@ class DigitService:
             model_version=reading.loaded.version,
             decision=cast(pb.Decision, int(field.decision)),
             troubles=reading.troubles,
+            recognition_id=field.recognition_id,
+            audit=field.audited,
             **_stated(field.threshold),
         )
+
+    async def report_truth(self, request: pb.ReportTruthRequest, call: Call) -> pb.ReportTruthResponse:
+        """Counts what was really there."""
+        count = sum(len(said.values) for said in request.truths)
+        if not 0 < count <= self._max_truths_per_request:
+            raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
+        truths = []
+        for number, said in enumerate(request.truths):
+            if said.source not in _SOURCES:
+                raise InvalidRequest(f"truth {number}: its source is {said.source}, expected one of TruthSource")
+            truths.append(Truth(said.recognition_id, _SOURCES[said.source], dict(said.values)))
+        return pb.ReportTruthResponse(counted=self._truths.report(truths))
 
     async def recognize_in_stream(self, request: pb.RecognizeStreamRequest, call: Call) -> pb.RecognizeStreamResponse:
         """Reads one image of a stream."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +163,32 @@ class Metrics:
             buckets=_CONFIDENCE,
             registry=registry,
         )
+        self.truth = Counter(
+            "digits_truth",
+            "Answers whose truth was reported: digits or fields (unit), by the truth's source (keying, audit, replay), the "
+            "answer's decision, and its outcome (right, wrong).",
+            [*_VERSION, "unit", "source", "decision", "outcome"],
+            registry=registry,
+        )
+        self.audits = Counter(
+            "digits_audits",
+            "Accepted answers that were marked for audit: as many truths should come of them.",
+            [*_VERSION, "unit"],
+            registry=registry,
+        )
+        self.truth_confidence = BulkHistogram(
+            "digits_truth_confidence",
+            "Confidence of the answers whose truth was reported, by its source and outcome: what confidence is worth.",
+            [*_VERSION, "unit", "source", "outcome"],
+            buckets=_CONFIDENCE,
+            registry=registry,
+        )
+        self.confusion = Counter(
+            "digits_confusion",
+            "Digits whose truth was reported, those of fields too, by its source, what they are and what they were read as.",
+            [*_VERSION, "source", "true", "predicted"],
+            registry=registry,
+        )
         self.model_info = Gauge(
             "digits_model_info",
             "1 for each version loaded, 0 once it is not; its recipe, and its accuracy on the MNIST test images.",
@@ -255,6 +282,7 @@ class VersionMetrics:
         self.failed_seconds = metrics.model_request_seconds.labels(model, version, "failed")
         self.last_request = metrics.last_request.labels(model, version)
         self._confidence = metrics.confidence.labels(model, version)
+        self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
         self._decisions, self._fields = (
             {decision: counter.labels(model, version, decision.label) for decision in Decision if decision}
@@ -273,6 +301,11 @@ class VersionMetrics:
         for decision, count in enumerate(np.bincount(decisions).tolist()):
             if count:
                 self._decisions[Decision(decision)].inc(count)
+
+    def count_audits(self, unit: Literal["digit", "field"], count: int) -> None:
+        """Counts answers that were marked for audit."""
+        if count:
+            self._audits[unit].inc(count)
 
     def count_field(self, decision: Decision) -> None:
         """Counts what becomes of a field."""

@@ -243,10 +243,12 @@ class OpenInference:
         response.model_version = reading.loaded.version
         outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
         if "decisions" in wanted:
-            outputs["decisions"], threshold = self._decider.digits(reading, target)
-            if threshold:
-                response.parameters["threshold"].double_param = threshold.confidence
-                response.parameters["target_error_rate"].double_param = threshold.target_error_rate
+            decided = self._decider.digits(reading, target, audit=False)  # this protocol has no word for it
+            outputs["decisions"] = decided.decisions
+            response.parameters["recognition_id"].string_param = decided.recognition_id
+            if decided.threshold:
+                response.parameters["threshold"].double_param = decided.threshold.confidence
+                response.parameters["target_error_rate"].double_param = decided.threshold.target_error_rate
         tensors.answer(response, ((name, outputs[name]) for name in wanted), raw=raw)
 
     def _answering(self, name: str, version: str) -> list[Loaded]:

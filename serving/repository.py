@@ -180,6 +180,13 @@ class Repository:
             raise UnknownModel(f"version {version!r} of model {served.name!r} doesn't answer here")
         return canary if canary and served.routing and served.routing.to_canary(served.name, key) else served.stable
 
+    def knows(self, name: str, version: str) -> bool:
+        """Whether a model has such a version, on disk or loaded."""
+        served = self._served.get(name)
+        if not served:
+            return False
+        return version in {str(number) for number in served.versions} | {one.version for one in served.roles().values()}
+
     def answering(self, name: str = "") -> list[Loaded]:
         """The loaded versions of a model that answer, stable first. Raises UnknownModel."""
         served = self._find(name)

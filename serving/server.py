@@ -27,11 +27,13 @@ from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
 from serving.ports import PortTaken, address
+from serving.recognition_id import RecognitionIds
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
 from serving.settings import Settings
 from serving.stopping import Stop, stops_by_signal
 from serving.tls import TLS
+from serving.truths import Truths
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +109,11 @@ class Server:
             self.repository, self.metrics, settings.max_images_per_request, settings.max_queue_size
         )
         lexicons = load_all(settings.lexicons) if settings.lexicons else {}
-        decider = Decider(settings.target_error_rate, settings.field_target_error_rate, lexicons)
-        digits = DigitService(self._recognizer, decider)
+        ids = RecognitionIds.from_file(settings.recognition_key) if settings.recognition_key else RecognitionIds()
+        targets = (settings.target_error_rate, settings.field_target_error_rate)
+        decider = Decider(*targets, lexicons, ids, settings.audit_rate)
+        truths = Truths(ids, self.repository.knows, self.metrics)
+        digits = DigitService(self._recognizer, decider, truths, settings.max_images_per_request)
         tensors = OpenInference(settings, self.repository, models, self._recognizer, decider, self.metrics, self.unready)
         self._grpc = grpc.aio.server(
             options=[

@@ -112,6 +112,18 @@ class Settings(BaseSettings):
         None,
         description="Directory of lexicons, NAME.txt with a valid code a line, that calls for fields may name.",
     )
+    audit_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of accepted answers that are marked for audit, at random: their truth tells the error among the "
+        "accepted.",
+    )
+    recognition_key: Path | None = Field(
+        None,
+        description="File of keys, one a line, that sign the ids of answers: the first signs, all are known; read at start. "
+        "Without it anybody can report truth about answers that were never given.",
+    )
     provider: Provider = Field(
         "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
     )

@@ -513,3 +513,28 @@ async def test_reflection_is_for_clients_and_can_be_switched_off(
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         error = await call(opened, "d3", path, request)
         assert (error.code() if error else None) is (None if reflection else grpc.StatusCode.UNIMPLEMENTED)
+
+
+async def test_truth_is_taken_from_those_who_may_report_it_and_images_from_those_who_may_not(
+    channel: tuple[grpc.aio.Channel, Server],
+) -> None:
+    opened, _ = channel
+    request = pb.RecognizeRequest(image=bytes(784))
+    answer = await DigitServiceStub(opened).Recognize(request, timeout=TIMEOUT, metadata=bearer(TOKEN))
+    report = pb.ReportTruthRequest()
+    report.truths.add(recognition_id=answer.recognition_id, values={0: "7"}, source=pb.TRUTH_SOURCE_KEYING)
+    path = f"/{digit_service.NAME}/ReportTruth"
+    error = await call(opened, TOKEN, path, report.SerializeToString())
+    assert error
+    assert error.details() == "client sorter-7 does not have the role truth"
+    assert await call(opened, "d3", path, report.SerializeToString()) is None
+    report.truths[0].source = pb.TRUTH_SOURCE_UNSPECIFIED
+    error = await call(opened, "d3", path, report.SerializeToString())
+    assert error
+    assert error.details() == "truth 0: its source is 0, expected one of TruthSource"
+    error = await call(opened, "d3", path, b"")
+    assert error
+    assert (error.code(), error.details()) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "there are 0 truths, expected 1 to 1000",
+    )

@@ -121,3 +121,13 @@ def test_a_lexicon_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     assert found.stderr == (
         f"digits check: the lexicon {tmp_path}/zip.txt, line 2: '9O210' is no code, expected 1 to 18 digits\n"
     )
+
+
+def test_a_file_of_keys_that_can_not_be_used_is_named_and_audits_without_keys_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("short")
+    found = check("--recognition-key", str(tmp_path / "keys"))
+    assert found.returncode == 1
+    assert f"digits check: {tmp_path}/keys should hold keys, one a line, of 16 characters or more" in found.stderr
+    found = check("--audit-rate", "0.1")
+    assert found.returncode == 0
+    assert "digits check: warning: answers are marked for audit, but without --recognition-key" in found.stderr

@@ -245,7 +245,7 @@ async def test_health_and_reflection_answer(server: Server) -> None:
 
     services, methods = await asyncio.to_thread(reflect)
     assert digit_service.NAME in services
-    assert methods == ["Recognize", "RecognizeBatch", "ReadField", "RecognizeStream"]
+    assert methods == ["Recognize", "RecognizeBatch", "ReadField", "ReportTruth", "RecognizeStream"]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", digit_service.NAME):

@@ -24,6 +24,7 @@ ORDER = [
         "stopping",
         "ports",
         "announcement",
+        "accuracy",
         "http",
     ],
     *[
@@ -36,6 +37,8 @@ ORDER = [
         "metrics",
         "crops",
         "credentials",
+        "recognition_id",
+        "truths",
         "access",
     ],
     *[

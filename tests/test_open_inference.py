@@ -24,6 +24,7 @@ from serving.pb.digits.v1.digit_service_pb2 import RecognizeBatchRequest
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.recognition_id import RecognitionIds
 from serving.server import Server
 from tests import model_files
 from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
@@ -603,7 +604,10 @@ async def test_crops_are_read_and_decided_on_as_the_native_api_does(
     assert list(answer.outputs[1].contents.uint_contents) == list(native.decisions)
     assert native.decisions[5] == Decision.REJECT_INVALID_IMAGE
     stated = {name: value.double_param for name, value in answer.parameters.items()}
-    assert stated == {"threshold": native.threshold, "target_error_rate": 0.01}
+    assert stated == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0}
+    held = RecognitionIds().read(answer.parameters["recognition_id"].string_param)
+    assert held.digits.tolist() == list(native.digits)
+    assert held.decisions.tolist() == list(native.decisions)
     request.parameters["target_error_rate"].string_param = "0.01"
     refusal = await refused(infer(stub, request))
     assert "target_error_rate is no number" in (refusal.details() or "")

@@ -56,8 +56,8 @@ class Undecided:
     def target(self, asked: float) -> float:
         return asked
 
-    def digits(self, reading: Any, target: float) -> tuple[Any, None]:
-        return np.zeros(len(reading.logits), np.uint8), None
+    def digits(self, reading: Any, target: float, *, audit: bool) -> Any:
+        return SimpleNamespace(decisions=np.zeros(len(reading.logits), np.uint8), threshold=None, recognition_id="")
 
 
 def seeds() -> list[pb.ModelInferRequest]:

@@ -15,12 +15,23 @@ class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REJECT_INVALID_IMAGE: _ClassVar[Decision]
     DECISION_REJECT_NOT_CERTIFIED: _ClassVar[Decision]
     DECISION_REJECT_NOT_IN_LEXICON: _ClassVar[Decision]
+
+class TruthSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRUTH_SOURCE_UNSPECIFIED: _ClassVar[TruthSource]
+    TRUTH_SOURCE_KEYING: _ClassVar[TruthSource]
+    TRUTH_SOURCE_AUDIT: _ClassVar[TruthSource]
+    TRUTH_SOURCE_REPLAY: _ClassVar[TruthSource]
 DECISION_UNSPECIFIED: Decision
 DECISION_ACCEPT: Decision
 DECISION_REJECT_LOW_CONFIDENCE: Decision
 DECISION_REJECT_INVALID_IMAGE: Decision
 DECISION_REJECT_NOT_CERTIFIED: Decision
 DECISION_REJECT_NOT_IN_LEXICON: Decision
+TRUTH_SOURCE_UNSPECIFIED: TruthSource
+TRUTH_SOURCE_KEYING: TruthSource
+TRUTH_SOURCE_AUDIT: TruthSource
+TRUTH_SOURCE_REPLAY: TruthSource
 
 class RecognizeRequest(_message.Message):
     __slots__ = ("image", "crop", "model", "key", "target_error_rate")
@@ -37,7 +48,7 @@ class RecognizeRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate")
+    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit")
     DIGIT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +56,8 @@ class RecognizeResponse(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     digit: int
     confidence: float
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -52,7 +65,9 @@ class RecognizeResponse(_message.Message):
     decision: Decision
     threshold: float
     target_error_rate: float
-    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
+    recognition_id: str
+    audit: bool
+    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
     __slots__ = ("images", "model", "key", "crops", "target_error_rate")
@@ -69,7 +84,7 @@ class RecognizeBatchRequest(_message.Message):
     def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchResponse(_message.Message):
-    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles")
+    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits")
     class TroublesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +100,8 @@ class RecognizeBatchResponse(_message.Message):
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDITS_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -93,7 +110,9 @@ class RecognizeBatchResponse(_message.Message):
     threshold: float
     target_error_rate: float
     troubles: _containers.ScalarMap[int, str]
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ...) -> None: ...
+    recognition_id: str
+    audits: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReadFieldRequest(_message.Message):
     __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
@@ -112,7 +131,7 @@ class ReadFieldRequest(_message.Message):
     def __init__(self, images: _Optional[bytes] = ..., crops: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., lexicon: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class ReadFieldResponse(_message.Message):
-    __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles")
+    __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles", "recognition_id", "audit")
     class TroublesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +147,8 @@ class ReadFieldResponse(_message.Message):
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     TROUBLES_FIELD_NUMBER: _ClassVar[int]
+    RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     value: str
     confidence: float
     digits: _containers.RepeatedCompositeFieldContainer[DigitCandidates]
@@ -136,7 +157,9 @@ class ReadFieldResponse(_message.Message):
     threshold: float
     target_error_rate: float
     troubles: _containers.ScalarMap[int, str]
-    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ...) -> None: ...
+    recognition_id: str
+    audit: bool
+    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ...) -> None: ...
 
 class DigitCandidates(_message.Message):
     __slots__ = ("digits", "probabilities")
@@ -175,3 +198,32 @@ class StreamError(_message.Message):
     message: str
     retry_after_ms: int
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class Truth(_message.Message):
+    __slots__ = ("recognition_id", "source", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
+    RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    recognition_id: str
+    source: TruthSource
+    values: _containers.ScalarMap[int, str]
+    def __init__(self, recognition_id: _Optional[str] = ..., source: _Optional[_Union[TruthSource, str]] = ..., values: _Optional[_Mapping[int, str]] = ...) -> None: ...
+
+class ReportTruthRequest(_message.Message):
+    __slots__ = ("truths",)
+    TRUTHS_FIELD_NUMBER: _ClassVar[int]
+    truths: _containers.RepeatedCompositeFieldContainer[Truth]
+    def __init__(self, truths: _Optional[_Iterable[_Union[Truth, _Mapping]]] = ...) -> None: ...
+
+class ReportTruthResponse(_message.Message):
+    __slots__ = ("counted",)
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    counted: int
+    def __init__(self, counted: _Optional[int] = ...) -> None: ...

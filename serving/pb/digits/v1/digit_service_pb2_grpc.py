@@ -50,6 +50,11 @@ class DigitServiceStub:
                 request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
                 _registered_method=True)
+        self.ReportTruth = channel.unary_unary(
+                '/digits.v1.DigitService/ReportTruth',
+                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
+                _registered_method=True)
         self.RecognizeStream = channel.stream_stream(
                 '/digits.v1.DigitService/RecognizeStream',
                 request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
@@ -82,6 +87,15 @@ class DigitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportTruth(self, request, context):
+        """Takes the truth about answers, whenever it comes to be known: from a keying desk, an audit, or a replay of known images. All
+        of a call is counted or nothing. What a worker has counted is not counted again from the same source, as long as it remembers:
+        until it is restarted, and a hundred thousand truths. Another worker or replica does not know of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecognizeStream(self, request_iterator, context):
         """Reads images as they come, for as long as the stream is open. Many may be on their way at once; each answer carries the
         id of its request, and they come in any order. An image that can't be read is answered with an error of its own, and the
@@ -109,6 +123,11 @@ def add_DigitServiceServicer_to_server(servicer, server):
                     servicer.ReadField,
                     request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.FromString,
                     response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.SerializeToString,
+            ),
+            'ReportTruth': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportTruth,
+                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.SerializeToString,
             ),
             'RecognizeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RecognizeStream,
@@ -198,6 +217,33 @@ class DigitService:
             '/digits.v1.DigitService/ReadField',
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
             serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportTruth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digits.v1.DigitService/ReportTruth',
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
+            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
             options,
             channel_credentials,
             insecure,
