@@ -103,7 +103,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=commands, metavar="COMMAND", help="see below; COMMAND --help says more")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what the command takes")
     options = parser.parse_args(arguments)
-    return commands[options.command](options.arguments)
+    try:
+        status = commands[options.command](options.arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `digits frame photo.jpg | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes, at the end
+        return 1
 
 
 def _serve(arguments: list[str], metrics_directory: str) -> int:

@@ -284,9 +284,13 @@ class VersionMetrics:
         self._confidence = metrics.confidence.labels(model, version)
         self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
+        of_field = {decision for decision in Decision if decision}
         self._decisions, self._fields = (
-            {decision: counter.labels(model, version, decision.label) for decision in Decision if decision}
-            for counter in (metrics.decisions, metrics.fields)
+            {decision: counter.labels(model, version, decision.label) for decision in of}
+            for counter, of in (
+                (metrics.decisions, of_field - {Decision.REJECT_NOT_IN_LEXICON}),
+                (metrics.fields, of_field),
+            )
         )
 
     def count_predictions(self, digits: NDArray[np.intp], confidences: NDArray[np.float32]) -> None:

@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,14 @@ def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not
 @pytest.mark.parametrize("digit", range(10))
 def test_the_shipped_samples_are_what_the_drawing_code_draws(digit: int) -> None:
     np.testing.assert_array_equal(read_image(SAMPLES / f"{digit}.png"), draw(digit))
+
+
+def test_a_picture_that_is_looked_at_no_further_ends_without_a_word(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(photograph(SEVEN, np.random.default_rng(1)))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as output:
+        command = [sys.executable, "-m", "serving", "frame", str(photo)]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
