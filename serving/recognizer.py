@@ -88,13 +88,12 @@ class Recognizer:
             call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
         logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
         digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        inked = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES).max(axis=1) > 0
-        if inked.all():
-            loaded.metrics.count_predictions(digits, confidences)
-        else:
-            loaded.metrics.count_predictions(digits[inked], confidences[inked])
-        if loaded.shadow and inked.all():
-            loaded.shadow.compare(pixels, digits)
+        images = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES)
+        inked = images.max(axis=1) > 0
+        seen, sure = digits[inked], confidences[inked]  # what is said of blank images means nothing
+        loaded.metrics.count_predictions(seen, sure)
+        if loaded.shadow and len(seen):
+            loaded.shadow.compare(pixels if inked.all() else images[inked].tobytes(), seen)
         return Reading(logits, probabilities, digits, confidences, inked, troubles, loaded)
 
     async def close(self, grace_seconds: float) -> None:

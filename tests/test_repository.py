@@ -223,6 +223,24 @@ async def test_a_shadow_that_disagrees_is_counted_and_never_answers(
         server.repository.route(version="2")
 
 
+async def test_a_shadow_is_compared_on_what_shows_ink(
+    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
+    server = await start_server(None, models=tmp_path)
+    some_blank = images[:50].copy()
+    some_blank[::5] = 0
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        request = pb.RecognizeBatchRequest(images=some_blank.tobytes())
+        answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
+    assert len(answer.digits) == 50
+    registry = server.metrics.registry
+    await until(registry, "digits_shadow_images_total", 40, outcome="agreed")
+    assert value(registry, "digits_shadow_images_total") == value(registry, "digits_predictions_total") == 40
+
+
 async def test_a_shadow_that_agrees_is_counted_as_that_and_one_that_falls_behind_skips(
     start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
