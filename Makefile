@@ -17,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test check bench bench-export overload faults soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test test-slow check bench bench-export overload faults soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --models models
 
-test: .venv/.everything ## run all the tests
-	$(BIN)/pytest
+test: .venv/.everything ## run the tests, but for those that train larger networks
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: .venv/.everything ## run the others
+	$(BIN)/pytest -m slow
 
 check: lint types test ## everything that CI asks of a change
 

@@ -22,9 +22,10 @@ from training.recipes import RECIPES
 
 # One recipe for each network; of two, the one with the optimiser that learns from a few hundred images.
 NAMES = {recipe.network: name for name, recipe in RECIPES.items()}.values()
+QUICK = ("cnn8", "mlp128", "convnet", "flagship-small")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
 async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_server_as_keras_did(
     start_server: StartServer, drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, name: str
 ) -> None:

@@ -185,6 +185,7 @@ def test_tensorboard_gets_its_logs_when_asked_for(some: Examples, tmp_path: Path
     assert {file.parent.name for file in tmp_path.rglob("events.out.tfevents.*")} == {"train", "validation"}
 
 
+@pytest.mark.slow
 def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
     some: Examples, drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,7 @@ def test_smaller_batches_make_more_updates(bench: Workbench) -> None:
     assert f"10,000: {accuracies[2]:.4f} in " in line
 
 
+@pytest.mark.slow
 def test_adam_learns_sooner_than_adadelta_at_a_thousandth_of_its_rate(bench: Workbench) -> None:
     line, table = study("optimiser", bench)
     assert [(row["recipe"], row["optimiser"]) for row in table] == [
@@ -247,6 +248,7 @@ def test_an_image_is_moved_with_paper_coming_in() -> None:
     assert shift(image, -1, 2)[0].tolist() == [[0, 0, 4], [0, 0, 7], [0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_a_dense_network_reads_moved_digits_worse_than_digits_in_their_place(bench: Workbench, drawn: Dataset) -> None:
     line, table = study("local-vs-global", bench)
     assert len(table) == 2 * (1 + 4 * 8)
