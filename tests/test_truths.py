@@ -21,6 +21,7 @@ from serving.recognition_id import RecognitionIds
 from serving.truths import Truth, Truths
 from tests.conftest import TIMEOUT, StartServer, value
 from tests.service import service as running
+from training import evaluate
 
 Images = NDArray[np.uint8]
 KEY, OTHER = b"a key of 32 characters, or so it is", b"another key of 32 characters or so"
@@ -214,6 +215,7 @@ def test_wilsons_interval_is_that_of_his_tables() -> None:
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson_interval(3, 60) == pytest.approx((0.0171, 0.1370), abs=1e-4)
     assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_interval(7, 300) == pytest.approx(evaluate.wilson_interval(7, 300)), "the halves say the same of the same"
 
 
 def derived(metrics: Metrics) -> dict[str, Metric]:
