@@ -78,8 +78,8 @@ protos: .venv/.everything ## generate the gRPC stubs from protos/
 
 lock: .venv/.everything ## choose the newest versions of all dependencies anew
 	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock
-	$(LOCK) --constraint tests/requirements.lock --extra tracing --output-file serving/requirements.lock
-	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra gpu --no-emit-package onnxruntime --output-file serving/requirements-gpu.lock
+	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --output-file serving/requirements.lock
+	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --extra gpu --no-emit-package onnxruntime --output-file serving/requirements-gpu.lock
 
 format: .venv/.everything ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only .
