@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from serving.accuracy import WithAccuracy
+from serving.drift import WithDrift
 from serving.ports import PortTaken, address
 
 log = logging.getLogger(__name__)
@@ -47,14 +48,15 @@ class HttpServer:
         Args:
             host: address to listen on.
             port: 0 takes any free one.
-            metrics: collected anew for every scrape, in a thread of this server; the accuracy that they tell of is added.
+            metrics: collected anew for every scrape, in a thread of this server; what they tell of accuracy and
+                drift is added.
             unready: says why the service wants no traffic, and nothing when it does; called in a thread of this server.
 
         Raises:
             PortTaken: the port can't be listened on.
         """
         try:
-            self._server = _Server(host, port, WithAccuracy(metrics), unready)
+            self._server = _Server(host, port, WithDrift(WithAccuracy(metrics)), unready)
         except OSError as error:
             raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]

@@ -31,13 +31,14 @@ _PREFIX = "digits-metrics-"
 
 # Every file that a worker writes, and its size. A disk or /dev/shm that is full would kill a worker (SIGBUS) when it first
 # touches a page without a block behind it, so all of them are given their blocks beforehand. A label set of a histogram
-# takes 5 KB: this is room for four hundred, where the methods take a dozen, and a model version four and, of truth from
-# every source, twelve more. One of a counter takes 0.2 KB, and truth from every source three hundred and more a version.
+# takes 5 KB: this is room for four hundred, where the methods take a dozen, and a model version seven and, of truth from
+# every source, twelve more. One of a counter takes 0.2 KB, and truth from every source three hundred and more a version; one
+# of a gauge as much, and what a version's training images were like sixty-six.
 _SIZES = {
     "counter": 1 << 20,
     "histogram": 2 << 20,
     "gauge_livesum": 64 << 10,
-    "gauge_livemax": 64 << 10,
+    "gauge_livemax": 512 << 10,
     "gauge_livemin": 64 << 10,
     "gauge_max": 64 << 10,
     "summary": 64 << 10,

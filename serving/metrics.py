@@ -18,7 +18,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serving import drift
 from serving.decision import Decision
+from serving.framing import measure
 
 _SECONDS = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -27,6 +29,7 @@ _SECONDS = (
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _CONFIDENCE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
 _VERSION = ["model", "version"]
+_MEASURED_TOGETHER = 64  # images
 
 
 disable_created_metrics()  # a second series for every first, that no query of ours wants
@@ -163,6 +166,27 @@ class Metrics:
             buckets=_CONFIDENCE,
             registry=registry,
         )
+        self.ink = BulkHistogram(
+            "digits_ink_ratio",
+            "Share of an image that is ink, of the images with any that were answered.",
+            _VERSION,
+            buckets=drift.INK,
+            registry=registry,
+        )
+        self.mass_offset = BulkHistogram(
+            "digits_mass_offset_pixels",
+            "How far their centre of mass lies from where framing puts it, by axis: row (down), column (to the right).",
+            [*_VERSION, "axis"],
+            buckets=drift.OFFSET,
+            registry=registry,
+        )
+        self.drift_reference = Gauge(
+            "digits_drift_reference_ratio",
+            "Share, by feature and bin, of the images held out from a version's training, for digits_drift_psi.",
+            [*_VERSION, "feature", "bin"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.truth = Counter(
             "digits_truth",
             "Answers whose truth was reported: digits or fields (unit), by the truth's source (keying, audit, replay), the "
@@ -282,6 +306,10 @@ class VersionMetrics:
         self.failed_seconds = metrics.model_request_seconds.labels(model, version, "failed")
         self.last_request = metrics.last_request.labels(model, version)
         self._confidence = metrics.confidence.labels(model, version)
+        self._ink = metrics.ink.labels(model, version)
+        self._offsets = [metrics.mass_offset.labels(model, version, axis) for axis in ("row", "column")]
+        self._unmeasured: list[NDArray[np.uint8]] = []
+        self._images_unmeasured = 0
         self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
         of_field = {decision for decision in Decision if decision}
@@ -299,6 +327,20 @@ class VersionMetrics:
             if count:
                 self._predictions[digit].inc(count)
         self._confidence.observe_all(confidences)
+
+    def measure(self, images: NDArray[np.uint8]) -> None:
+        """Counts how much ink there is on `images`, (N, 784) with some on each, and where.
+
+        A few dozen images wait to be measured together: one by one it would cost a small call some hundredths of its time.
+        """
+        self._unmeasured.append(images)
+        self._images_unmeasured += len(images)
+        if self._images_unmeasured >= _MEASURED_TOGETHER:
+            ink, offsets = measure(np.concatenate(self._unmeasured))
+            self._unmeasured, self._images_unmeasured = [], 0
+            self._ink.observe_all(ink)
+            for histogram, offset in zip(self._offsets, offsets.T, strict=True):
+                histogram.observe_all(offset)
 
     def count_decisions(self, decisions: NDArray[np.uint8]) -> None:
         """Counts what becomes of single digits: `decisions`, (N,)."""

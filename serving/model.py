@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving import contract
+from serving import contract, drift
 from serving.decision import field_thresholds, thresholds
 from serving.settings import Provider
 
@@ -43,6 +43,7 @@ class Model:
         precision: of its arithmetic, fp32 or int8, as its metadata state; "" where they say nothing.
         thresholds: of a digit's confidence, that its training has certified; none where its metadata state none.
         field_thresholds: of a field's, by its length; likewise.
+        drift_reference: shares of the images held out from its training, by feature and bin; likewise.
     """
 
     def __init__(self, path: Path, version: str, provider: Provider = "cpu"):
@@ -80,6 +81,10 @@ class Model:
             self.field_thresholds = field_thresholds(metadata.get("field_thresholds", "{}"))
         except ValueError as error:
             raise _broken(f"its thresholds are {error}") from error
+        try:
+            self.drift_reference = drift.reference(metadata["drift_reference"]) if "drift_reference" in metadata else {}
+        except ValueError as error:
+            raise _broken(f"its drift_reference is {error}") from error
         self._self_check()
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

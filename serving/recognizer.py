@@ -92,8 +92,10 @@ class Recognizer:
         inked = images.max(axis=1) > 0
         seen, sure = digits[inked], confidences[inked]  # what is said of blank images means nothing
         loaded.metrics.count_predictions(seen, sure)
+        shown = images if inked.all() else images[inked]
+        loaded.metrics.measure(shown)
         if loaded.shadow and len(seen):
-            loaded.shadow.compare(pixels if inked.all() else images[inked].tobytes(), seen)
+            loaded.shadow.compare(pixels if inked.all() else shown.tobytes(), seen)
         return Reading(logits, probabilities, digits, confidences, inked, troubles, loaded)
 
     async def close(self, grace_seconds: float) -> None:

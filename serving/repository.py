@@ -452,6 +452,9 @@ class Repository:
     def _count_info(self, loaded: Loaded, value: int) -> None:
         accuracy = f"{loaded.model.test_accuracy:.4f}"
         self._metrics.model_info.labels(loaded.name, loaded.version, loaded.model.recipe, accuracy).set(value)
+        for feature, shares in loaded.model.drift_reference.items():
+            for name, share in shares.items():
+                self._metrics.drift_reference.labels(loaded.name, loaded.version, feature, name).set(share)
 
     def _forget_refusal(self, served: _Served, number: int) -> None:
         del served.refused[number]

@@ -5,6 +5,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from serving.accuracy import WithAccuracy
+from serving.drift import WithDrift
 from serving.merged_metrics import SupervisorMetrics
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -27,7 +28,7 @@ def metrics() -> list[str]:
     """A row for each metric."""
     rows = []
     workers = SupervisorMetrics(CollectorRegistry(), list)
-    for metric in [*WithAccuracy(Metrics().registry).collect(), *workers.registry.collect()]:
+    for metric in [*WithDrift(WithAccuracy(Metrics().registry)).collect(), *workers.registry.collect()]:
         if metric.name.startswith("digits_"):
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             rows.append(f"| `{name}` | {metric.type} | {metric.documentation} |")

@@ -90,7 +90,7 @@ def test_a_worker_writes_in_no_file_but_those_that_were_reserved(directory: Metr
 def test_a_full_disk_is_found_out_before_a_worker_could_die_of_it(
     small_disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with pytest.raises(NoRoom, match=rf"2 workers, 7 MiB \({small_disk}: No space left on device\).* --workers 1"):
+    with pytest.raises(NoRoom, match=rf"2 workers, 8 MiB \({small_disk}: No space left on device\).* --workers 1"):
         MetricsDirectory(2, [small_disk])
     assert not [*small_disk.iterdir()], "what was begun should be gone"
     elsewhere = tmp_path_factory.mktemp("elsewhere")

@@ -15,6 +15,7 @@ import onnx
 
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, DatasetError, Examples, hold_out
+from training.drift import drift_reference
 from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, judge, judge_fields
 from training.export import ExportError, export, require_exportable
 from training.files import require_writable
@@ -191,11 +192,13 @@ def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, tes
     temperature, validated = 1.0, None
     certified: dict[str, Threshold | None] = {}
     certified_fields: dict[int, dict[float, Threshold | None]] = {}
+    reference = None
     if len(validation):
         held_out = answer(validation.images)
         temperature = fit_temperature(held_out, validation.labels)
         calibrated = softmax(held_out, temperature)
         validated = evaluate(calibrated, validation.labels)
+        reference = drift_reference(validation.images, calibrated)
         print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
         certified = {str(error): certify(*judge(calibrated, validation.labels), error, DELTA) for error in ERRORS}
         # Held-out images lie in the order of their writers, where those are known: a field is in one hand, as on a letter.
@@ -225,6 +228,7 @@ def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, tes
             for length, found in certified_fields.items()
         },
         "delta": DELTA,
+        "drift_reference": reference,
     }
     _tell(record["thresholds"], "digits")
     if record["fields"]:
@@ -265,12 +269,13 @@ def _tell(certified: dict[str, Any], what: str) -> None:
 def _metadata(record: dict[str, Any]) -> dict[str, str]:
     """What the model file says of itself: strings, lists and tables as JSON."""
     test = record["test"]
-    certified = {
+    of_held_out = {
         "thresholds": _stated(record["thresholds"]),
         "field_thresholds": {length: _stated(fields["thresholds"]) for length, fields in record["fields"].items()},
+        "drift_reference": record["drift_reference"],
     }
     return {
-        **({name: json.dumps(found) for name, found in certified.items()} if record["validation_images"] else {}),
+        **({name: json.dumps(found) for name, found in of_held_out.items()} if record["validation_images"] else {}),
         "labels": json.dumps([str(digit) for digit in range(10)]),
         "test_images": str(test["images"]),
         "test_accuracy": str(test["accuracy"]),

@@ -1,0 +1,149 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+
+from serving.drift import INK, OFFSET, WINDOW, WithDrift, reference, stability_index
+from serving.framing import frame, measure
+from serving.metrics import Metrics, VersionMetrics
+from tests.drawn_digits import draw
+from training.drift import drift_reference
+
+VERSION = ("digits", "20261121")
+counts = st.lists(st.integers(0, 1000), min_size=10, max_size=10).filter(any)
+
+
+def stated(**other: object) -> str:
+    even = np.linspace(-0.5, 0.5, 101).tolist()
+    whole = {"digit": [0.1] * 10, "ink": np.linspace(0.05, 0.25, 101).tolist(), "row": even, "column": even}
+    return json.dumps(whole | other)
+
+
+def test_what_is_measured_is_the_share_of_ink_and_how_far_it_lies_from_the_middle() -> None:
+    images = np.zeros((70, 28, 28), np.uint8)  # more than are measured at once
+    images[:, 14, 14] = 255
+    images[1, 10:12, 20] = (255, 51)
+    images[1, 14, 14] = 0
+    ink, offsets = measure(images)
+    assert ink == pytest.approx([1 / 784, 1.2 / 784, *[1 / 784] * 68])
+    assert offsets[1] == pytest.approx([(10 + 11 * 0.2) / 1.2 - 14, 6], abs=1e-5)
+    assert not np.delete(offsets, 1, axis=0).any()
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_what_is_framed_lies_within_half_a_pixel_of_the_middle(number: int) -> None:
+    _, offsets = measure(frame(draw(number) / 255)[None])
+    assert np.abs(offsets).max() <= 0.5
+
+
+def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
+    shares = reference(stated(digit=[0.05] * 5 + [0.15] * 5))
+    assert {feature: sum(parts.values()) for feature, parts in shares.items()} == pytest.approx(dict.fromkeys(shares, 1.0))
+    assert (shares["digit"]["4"], shares["digit"]["5"]) == (0.05, 0.15)
+    assert len(shares["ink"]) == len(INK) + 1
+    assert len(shares["row"]) == len(OFFSET) + 1
+    assert shares["ink"]["0.05"] == 0
+    assert shares["ink"]["0.08"] == pytest.approx(0.15)
+    assert shares["column"]["0.3"] == pytest.approx(0.1)
+    assert shares["column"]["1.0"] == shares["column"]["+Inf"] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        "no JSON",
+        stated(digit=[0.1] * 9),
+        stated(digit=[0.2] * 10),
+        stated(digit=[-0.1, 0.3] + [0.1] * 8),
+        stated(digit=None),
+        stated(ink=[0.2, 0.1]),
+        stated(row=[0.1]),
+        stated(column=[0.1, math.nan]),
+        stated(column=["x", "y"]),
+        stated(column=3),
+    ],
+)
+def test_a_reference_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^not |^Expecting|could not convert"):
+        reference(text)
+
+
+@given(counts, counts)
+def test_the_index_is_never_below_zero_the_same_both_ways_and_finite(one: list[int], other: list[int]) -> None:
+    index = stability_index(one, other)
+    assert index >= 0
+    assert math.isfinite(index)
+    assert index == pytest.approx(stability_index(other, one))
+    assert stability_index(one, [10.0 * count for count in one]) == pytest.approx(0)
+
+
+def test_the_index_of_a_worked_example() -> None:
+    expected = (0.5 - 0.2) * math.log(0.5 / 0.2) + (0.3 - 0.3) * 0 + (0.2 - 0.5) * math.log(0.2 / 0.5)
+    assert stability_index([50, 30, 20], [200, 300, 500]) == pytest.approx(expected)
+
+
+class Served:
+    """A version that answers, and what an operator sees of it."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(1)
+        for feature, shares in reference(stated()).items():
+            for name, share in shares.items():
+                self.metrics.drift_reference.labels(*VERSION, feature, name).set(share)
+        self._version = VersionMetrics(self.metrics, *VERSION)
+        self._seen = WithDrift(self.metrics.registry)
+
+    def answer(self, digits: list[int], confidence: float) -> None:
+        self._version.count_predictions(np.array(digits), np.full(len(digits), confidence, np.float32))
+
+    def look(self) -> dict[tuple[str, ...], float]:
+        page: list[Metric] = [*self._seen.collect()]
+        named = [metric for metric in page if metric.name in ("digits_drift_psi", "digits_estimated_accuracy_ratio")]
+        return {
+            (sample.name, sample.labels.get("feature", "")): sample.value for metric in named for sample in metric.samples
+        }
+
+
+PSI, ESTIMATE = ("digits_drift_psi", "digit"), ("digits_estimated_accuracy_ratio", "")
+
+
+def test_a_window_ends_when_somebody_looks_and_it_is_full_and_then_the_next_begins() -> None:
+    served = Served()
+    mixed = list(range(10)) * (WINDOW // 10)
+    served.answer(mixed[1:], 0.99)
+    assert served.look() == {}, "one image is missing"
+    served.answer([0], 0.99)
+    seen = served.look()
+    assert seen == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.99)}
+    served.answer([7] * (WINDOW - 1), 0.5)
+    assert served.look() == seen, "the window that began is not full"
+    served.answer([7] * 1000, 0.5)
+    assert served.look() == {PSI: pytest.approx(stability_index([0] * 7 + [1, 0, 0], [0.1] * 10)), ESTIMATE: 0.5}
+    served.answer(mixed, 0.98)
+    assert served.look() == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.98)}, "it is over when it is over"
+
+
+def test_a_version_that_is_no_longer_loaded_says_nothing() -> None:
+    served = Served()
+    served.answer([3] * WINDOW, 0.9)
+    assert len(served.look()) == 2
+    served.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(0)
+    assert served.look() == {}
+
+
+def test_a_reference_describes_the_inked_images_that_it_is_made_of() -> None:
+    images = np.stack([draw(number) for number in (1, 1, 1, 7)] + [np.zeros((28, 28), np.uint8)])
+    probabilities = np.eye(10)[[1, 1, 1, 7, 0]]
+    made = drift_reference(images, probabilities)
+    assert made["digit"] == [0, 0.75, 0, 0, 0, 0, 0, 0.25, 0, 0]
+    ink, _ = measure(images[:4])
+    assert made["ink"][0] == pytest.approx(ink.min(), abs=1e-4)
+    assert made["ink"][100] == pytest.approx(ink.max(), abs=1e-4)
+    assert reference(json.dumps(made))["digit"]["7"] == 0.25
