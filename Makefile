@@ -17,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test test-slow check bench bench-export overload faults soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test test-slow check bench bench-export bench-drift overload faults soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on th
 
 bench-export: .venv/.everything ## measure exported models beside one built by hand, and 8 bits beside 32
 	$(BIN)/python -m tests.benchmarks.export
+
+bench-drift: .venv/.everything ## measure what looking for drift costs of a call
+	$(BIN)/python -m tests.benchmarks.drift
 
 overload: .venv/.everything ## ask for three times what the service can do, and count what becomes of it
 	$(BIN)/python -m tests.benchmarks.overload

@@ -2,8 +2,8 @@
 
 Four features are counted in bins: the digit that was read, how much ink there is, and how far its centre of mass lies down
 and to the right of where framing puts it. Each of these counts is compared with the shares that a version's metadata give
-for the images held out from its training, by the population stability index, over windows of 2,000 images or more. And the mean
-confidence over such a window estimates the accuracy, as far as the confidence is still calibrated.
+for the images held out from its training, by the population stability index, over windows of 2,000 images or more. And the
+mean confidence over such a window estimates the accuracy, as far as the confidence is still calibrated.
 """
 
 import json
@@ -26,8 +26,9 @@ WINDOW = 2000
 INK = (*(0.02, 0.05, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.2), *(0.25, 0.3, 0.4, 0.6, 0.8))
 """Upper edges of the bins of ink, as a share of the image: about a tenth of MNIST's images each, and some beyond."""
 
-OFFSET = (*(-8, -4, -2, -1, -0.5, -0.4, -0.3, -0.2, -0.1, 0), *(0.1, 0.2, 0.3, 0.4, 0.5, 1, 2, 4, 8))
-"""Those of a centre of mass's offset, pixels: MNIST's images are evenly spread from minus a half to a half."""
+OFFSET = (-8, -4, -2, -1, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 1, 2, 4, 8)
+"""Those of a centre of mass's offset, pixels. MNIST's are evenly spread from minus a half to a half, and end there: with an
+edge at a half, a hair's breadth beyond it would make all the difference."""
 
 _EDGES = {"ink": INK, "row": OFFSET, "column": OFFSET}
 

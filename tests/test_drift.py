@@ -1,15 +1,24 @@
 import json
 import math
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from prometheus_client import Metric
 
 from serving.drift import INK, OFFSET, WINDOW, WithDrift, reference, stability_index
 from serving.framing import frame, measure
 from serving.metrics import Metrics, VersionMetrics
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from tests.conftest import TIMEOUT, StartServer
 from tests.drawn_digits import draw
 from training.drift import drift_reference
 
@@ -48,7 +57,7 @@ def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
     assert len(shares["row"]) == len(OFFSET) + 1
     assert shares["ink"]["0.05"] == 0
     assert shares["ink"]["0.08"] == pytest.approx(0.15)
-    assert shares["column"]["0.3"] == pytest.approx(0.1)
+    assert shares["column"]["0.4"] == pytest.approx(0.2)
     assert shares["column"]["1.0"] == shares["column"]["+Inf"] == 0
 
 
@@ -86,6 +95,46 @@ def test_the_index_is_never_below_zero_the_same_both_ways_and_finite(one: list[i
 def test_the_index_of_a_worked_example() -> None:
     expected = (0.5 - 0.2) * math.log(0.5 / 0.2) + (0.3 - 0.3) * 0 + (0.2 - 0.5) * math.log(0.2 / 0.5)
     assert stability_index([50, 30, 20], [200, 300, 500]) == pytest.approx(expected)
+
+
+# Run where frouros is, with two samples on standard input: its index of them, in so many bins of equal width.
+FROUROS = """
+import json, sys
+import numpy
+from frouros.detectors.data_drift import PSI
+for reference, sample, bins in json.load(sys.stdin):
+    detector = PSI(num_bins=bins)
+    detector.fit(X=numpy.array(reference))
+    print(detector.compare(X=numpy.array(sample))[0].distance)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_index_is_what_frouros_makes_of_the_same_samples(tmp_path: Path) -> None:
+    """In an environment of its own: it asks for an older NumPy than ours."""
+    python = tmp_path / "bin" / "python"
+    venv.create(tmp_path, with_pip=True)
+    installing = [str(python), "-m", "pip", "install", "--quiet", "frouros==0.9.0"]
+    installed = subprocess.run(installing, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"frouros can't be installed here: {installed.stderr.strip()[-200:]}")
+    random = np.random.default_rng(0)
+    other_mix = np.arange(1, 11) / 55
+    samples = [
+        (random.integers(0, 10, 10_000), random.integers(0, 10, 2000), 10),
+        (random.integers(0, 10, 10_000), random.choice(10, 2000, p=other_mix), 10),
+        (random.normal(0.13, 0.04, 10_000).clip(0.05, 0.25), random.normal(0.15, 0.04, 3000).clip(0.05, 0.25), 8),
+    ]  # no bin is empty, which each of the two fills by a rule of its own
+    ours = []
+    for expected, found, bins in samples:
+        both = np.concatenate([expected, found])
+        counts = [np.histogram(part, bins, (both.min(), both.max()))[0].tolist() for part in (found, expected)]
+        ours.append(stability_index(*counts))
+    given = json.dumps([(expected.tolist(), found.tolist(), bins) for expected, found, bins in samples])
+    theirs = subprocess.run([python, "-c", FROUROS], input=given, capture_output=True, text=True, check=True).stdout
+    assert ours == pytest.approx([float(line) for line in theirs.split()], rel=1e-9)
+    assert ours[0] < 0.1 < 0.2 < ours[1]
 
 
 class Served:
@@ -136,6 +185,52 @@ def test_a_version_that_is_no_longer_loaded_says_nothing() -> None:
     assert len(served.look()) == 2
     served.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(0)
     assert served.look() == {}
+
+
+def thickened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Strokes broader by a pixel on every side, which moves their centre of mass too: they are not framed anew."""
+    for axis in (1, 2):
+        images = np.maximum.reduce([np.roll(images, step, axis=axis) for step in (-1, 0, 1)])
+    return images
+
+
+SHIFTS: dict[str, tuple[Callable[[NDArray[np.uint8]], NDArray[np.uint8]], set[str]]] = {
+    "inverted": (lambda images: 255 - images, {"ink", "row", "column"}),
+    "moved down by two pixels": (lambda images: np.roll(images, 2, axis=1), {"row"}),
+    "moved to the right by three": (lambda images: np.roll(images, 3, axis=2), {"column"}),
+    "thickened": (thickened, {"ink", "row", "column"}),
+}
+
+
+async def test_the_test_images_raise_no_index_and_shifted_ones_do_and_lower_the_estimated_accuracy(
+    start_server: StartServer, mnist_path: Path
+) -> None:
+    with np.load(mnist_path) as arrays:
+        images = arrays["x_test"]
+    server = await start_server()
+    seen = WithDrift(server.metrics.registry)
+
+    async def look(shown: NDArray[np.uint8]) -> tuple[set[str], float]:
+        """Which indices are above 0.2 for these images, and the estimated accuracy."""
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            request = pb.RecognizeBatchRequest(images=shown.tobytes())
+            await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
+        page = {metric.name: metric.samples for metric in seen.collect()}
+        indices = {sample.labels["feature"]: sample.value for sample in page["digits_drift_psi"]}
+        assert set(indices) == {"digit", "ink", "row", "column"}
+        [estimate] = page["digits_estimated_accuracy_ratio"]
+        return {feature for feature, index in indices.items() if index > 0.2}, estimate.value
+
+    moved, unshifted = await look(images)
+    assert not moved
+    assert unshifted == pytest.approx(0.9961, abs=0.001), "the accuracy on them"
+    for name, (shift, expected) in SHIFTS.items():
+        moved, estimate = await look(shift(images))
+        assert moved == expected, name
+        assert estimate < unshifted - 0.001, name
+    moved, estimate = await look(images)
+    assert not moved, "once the mail is as it was, so are they"
+    assert estimate == pytest.approx(unshifted)
 
 
 def test_a_reference_describes_the_inked_images_that_it_is_made_of() -> None:
