@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from serving import sources, tracing
 from serving.access import Access
+from serving.capture import open_store
+from serving.captured import CaptureError, NotStored
 from serving.credentials import CredentialsError
 from serving.lexicon import LexiconError, load_all
 from serving.metrics import Metrics
@@ -62,6 +64,7 @@ def check(settings: Settings) -> Findings:
     findings.warnings += [f"no such setting: {name}" for name in sources.unknown_variables()]
     _check_models(settings, findings)
     _check_lexicons(settings, findings)
+    _check_capture(settings, findings)
     _check_credentials(settings, findings)
     _check_traces(findings)
     return findings
@@ -129,6 +132,19 @@ def _check_lexicons(settings: Settings, findings: Findings) -> None:
         try:
             load_all(settings.lexicons)
         except LexiconError as error:
+            findings.mistakes.append(str(error))
+
+
+def _check_capture(settings: Settings, findings: Findings) -> None:
+    if settings.capture:
+        try:
+            store = open_store(settings)
+            try:
+                store.prepare()
+            except NotStored as error:
+                findings.mistakes.append(f"--capture: nothing can be stored in {store}: {error}")
+            store.close()
+        except CaptureError as error:
             findings.mistakes.append(str(error))
 
 

@@ -33,6 +33,7 @@ class Recognition:
         recognition_id: by which, and `place`, truth about it is reported.
         place: in the batch that it was read with.
         audit: whether somebody is to look at the image although it is accepted.
+        captured: whether what was rejected or marked for audit, of all that was read with it, was kept to learn from.
     """
 
     digit: int
@@ -46,6 +47,7 @@ class Recognition:
     recognition_id: str = ""
     place: int = 0
     audit: bool = False
+    captured: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,7 @@ class Field:
         troubles: why crops can't be read, by their place.
         recognition_id: by which truth about it is reported.
         audit: whether somebody is to look at it although it is accepted.
+        captured: whether its images were kept to learn from.
     """
 
     value: str
@@ -77,6 +80,7 @@ class Field:
     troubles: dict[int, str]
     recognition_id: str
     audit: bool
+    captured: bool
     place: int = 0
 
 
@@ -176,6 +180,7 @@ class DigitClient:
                 recognition_id=answer.recognition_id,
                 place=place,
                 audit=place in audits,
+                captured=answer.captured,
             )
             for place, (digit, confidence, row, decision) in enumerate(zip(*columns, strict=True))
         ]
@@ -215,6 +220,7 @@ class DigitClient:
             troubles=dict(answer.troubles),
             recognition_id=answer.recognition_id,
             audit=answer.audit,
+            captured=answer.captured,
         )
 
     def report_truth(self, truths: Iterable[tuple[Recognition | Field, str]], source: str) -> int:
@@ -327,6 +333,7 @@ def _recognition(answer: pb.RecognizeResponse) -> Recognition:
         *_threshold(answer),
         recognition_id=answer.recognition_id,
         audit=answer.audit,
+        captured=answer.captured,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.capture import Capture
+from serving.captured import worth_learning
 from serving.decision import Decision, Threshold, choose, decide
 from serving.errors import InvalidRequest
 from serving.lexicon import Lexicon
@@ -24,12 +26,14 @@ class DigitAnswers:
         threshold: by which they were taken; None where none is certified.
         audited: (n,) bool, which of those accepted somebody is to look at.
         recognition_id: by which truth about them is reported.
+        captured: whether the images that were rejected or are to be audited are stored.
     """
 
     decisions: NDArray[np.uint8]
     threshold: Threshold | None
     audited: NDArray[np.bool_]
     recognition_id: str
+    captured: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,7 @@ class FieldAnswer:
         probabilities: (n, 3), of each.
         audited: whether somebody is to look at it although it is accepted.
         recognition_id: by which truth about it is reported.
+        captured: whether its images are stored, if it was rejected or is to be audited.
     """
 
     value: str
@@ -55,10 +60,11 @@ class FieldAnswer:
     probabilities: NDArray[np.float64]
     audited: bool
     recognition_id: str
+    captured: bool
 
 
 class Decider:
-    """Accepts and rejects, and counts what it did."""
+    """Accepts and rejects, counts what it did, and has images captured."""
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class Decider:
         lexicons: Mapping[str, Lexicon],
         ids: RecognitionIds,
         audit_rate: float,
+        capture: Capture | None,
     ):
         """Goes by what the operator has set.
 
@@ -76,12 +83,14 @@ class Decider:
             lexicons: that a call may name.
             ids: gives answers their ids.
             audit_rate: share of the accepted answers to be audited.
+            capture: keeps what is rejected or to be audited; None keeps nothing.
         """
         self._target_error_rate = target_error_rate
         self._field_target_error_rate = field_target_error_rate
         self._lexicons = lexicons
         self._ids = ids
         self._audit_rate = audit_rate
+        self._capture = capture
         self._random = np.random.default_rng()
 
     def target(self, asked: float, *, of_field: bool = False) -> float:
@@ -99,18 +108,20 @@ class Decider:
             raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {there}")
         return self._lexicons[name]
 
-    def digits(self, reading: Reading, target_error_rate: float, *, audit: bool = True) -> DigitAnswers:
-        """What becomes of each digit by itself; some are marked for audit, if there is somebody to `audit` them."""
+    async def digits(self, reading: Reading, target_error_rate: float, *, truth: bool = True) -> DigitAnswers:
+        """What becomes of each digit by itself; where `truth` may come of it, some are marked for audit, and captured."""
         loaded = reading.loaded
         threshold = choose(loaded.model.thresholds, target_error_rate)
         decisions = decide(reading.confidences, reading.inked, threshold)
         loaded.metrics.count_decisions(decisions)
-        audited = self._chosen(decisions) if audit else np.zeros(len(decisions), bool)
+        audited = self._chosen(decisions) if truth else np.zeros(len(decisions), bool)
         loaded.metrics.count_audits("digit", int(audited.sum()))
         about = (loaded.name, loaded.version, reading.digits, decisions, audited, reading.confidences)
-        return DigitAnswers(decisions, threshold, audited, self._ids.issue(*about))
+        recognition_id = self._ids.issue(*about)
+        captured = truth and await self._captured(recognition_id, decisions, audited, reading.images)
+        return DigitAnswers(decisions, threshold, audited, recognition_id, captured)
 
-    def field(self, reading: Reading, target_error_rate: float, lexicon: Lexicon | None) -> FieldAnswer:
+    async def field(self, reading: Reading, target_error_rate: float, lexicon: Lexicon | None) -> FieldAnswer:
         """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
@@ -131,6 +142,7 @@ class Decider:
         audited = self._chosen(decisions)
         reading.loaded.metrics.count_audits("field", int(audited.sum()))
         about = (reading.loaded.name, reading.loaded.version, digits, decisions, audited, np.array([confidence]))
+        recognition_id = self._ids.issue(*about, of_field=True)
         return FieldAnswer(
             "".join(map(str, digits.tolist())),
             confidence,
@@ -139,8 +151,17 @@ class Decider:
             order,
             likely,
             bool(audited[0]),
-            self._ids.issue(*about, of_field=True),
+            recognition_id,
+            await self._captured(recognition_id, decisions, audited, reading.images),
         )
+
+    async def _captured(
+        self, recognition_id: str, decisions: NDArray[np.uint8], audited: NDArray[np.bool_], images: NDArray[np.uint8]
+    ) -> bool:
+        """Whether images of an answer are worth to be captured, and are."""
+        if not self._capture or not worth_learning(decisions, audited).any():
+            return False
+        return await self._capture.keep(self._ids.read(recognition_id), images)
 
     def _chosen(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which answers are to be audited: of those accepted a share, at random, so that they stand for all of them."""

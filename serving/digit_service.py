@@ -61,7 +61,7 @@ class DigitService:
         reading = await self._recognizer.read(
             image, call, crops=crops, model=model, key=key, timeout_seconds=timeout_seconds
         )
-        decided = self._decider.digits(reading, target)
+        decided = await self._decider.digits(reading, target)
         return pb.RecognizeResponse(
             digit=reading.digits.item(),
             confidence=reading.confidences.item(),
@@ -70,6 +70,7 @@ class DigitService:
             decision=cast(pb.Decision, decided.decisions.item()),
             recognition_id=decided.recognition_id,
             audit=bool(decided.audited.any()),
+            captured=decided.captured,
             **_stated(decided.threshold),
         )
 
@@ -79,7 +80,7 @@ class DigitService:
         model, key, target = request.model, request.key, self._decider.target(request.target_error_rate)
         del request  # the message holds a second copy of the images, which would wait with them
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        decided = self._decider.digits(reading, target)
+        decided = await self._decider.digits(reading, target)
         return pb.RecognizeBatchResponse(
             digits=reading.digits.tolist(),
             confidences=reading.confidences.tolist(),
@@ -89,6 +90,7 @@ class DigitService:
             troubles=reading.troubles,
             recognition_id=decided.recognition_id,
             audits=np.flatnonzero(decided.audited).tolist(),
+            captured=decided.captured,
             **_stated(decided.threshold),
         )
 
@@ -101,7 +103,7 @@ class DigitService:
         target = self._decider.target(request.target_error_rate, of_field=True)
         lexicon = self._decider.lexicon(request.lexicon)
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        field = self._decider.field(reading, target, lexicon)
+        field = await self._decider.field(reading, target, lexicon)
         return pb.ReadFieldResponse(
             value=field.value,
             confidence=field.confidence,
@@ -114,6 +116,7 @@ class DigitService:
             troubles=reading.troubles,
             recognition_id=field.recognition_id,
             audit=field.audited,
+            captured=field.captured,
             **_stated(field.threshold),
         )
 
@@ -127,7 +130,7 @@ class DigitService:
             if said.source not in _SOURCES:
                 raise InvalidRequest(f"truth {number}: its source is {said.source}, expected one of TruthSource")
             truths.append(Truth(said.recognition_id, _SOURCES[said.source], dict(said.values)))
-        return pb.ReportTruthResponse(counted=self._truths.report(truths))
+        return pb.ReportTruthResponse(counted=await self._truths.report(truths))
 
     async def recognize_in_stream(self, request: pb.RecognizeStreamRequest, call: Call) -> pb.RecognizeStreamResponse:
         """Reads one image of a stream."""

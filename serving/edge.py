@@ -39,6 +39,7 @@ STATUS: dict[type[RequestError], grpc.StatusCode] = {
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TruthNotStored: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.InferenceFailed: grpc.StatusCode.INTERNAL,

@@ -14,6 +14,7 @@ RequestError          its message is for the caller: no path, no traceback
     QueueFull           too many images wait already
     TooBusy             too many calls, or streams, are open already
     RateLimited         this client asks for more than it may
+  TruthNotStored      capture is on, and can't store it; try again later
   DeadlineExceeded    the answer would come too late
   Stopping            this server is going away; another will answer
   InferenceFailed     the model failed; the log says how
@@ -102,6 +103,12 @@ class RateLimited(Refused):
     """The client asks for more images a second than it may."""
 
     reason = "rate_limited"
+
+
+class TruthNotStored(RequestError):
+    """Truth was reported that can't be stored now; nothing of it was counted."""
+
+    reason = "truth_not_stored"
 
 
 class DeadlineExceeded(RequestError):

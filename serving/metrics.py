@@ -95,8 +95,8 @@ class Metrics:
         self.rejected_requests = Counter(
             "digits_rejected_requests",
             "Requests not answered, by reason: invalid, unsupported, unauthenticated, permission_denied, unknown_model, "
-            "model_not_ready, load_failed, queue_full, too_busy, rate_limited, deadline, cancelled, stopping, model_error, "
-            "internal.",
+            "model_not_ready, load_failed, queue_full, too_busy, rate_limited, truth_not_stored, deadline, cancelled, "
+            "stopping, model_error, internal.",
             ["reason"],
             registry=registry,
         )
@@ -211,6 +211,13 @@ class Metrics:
             "digits_confusion",
             "Digits whose truth was reported, those of fields too, by its source, what they are and what they were read as.",
             [*_VERSION, "source", "true", "predicted"],
+            registry=registry,
+        )
+        self.captured = Counter(
+            "digits_captured",
+            "Images that were rejected or marked for audit, and truths about them (record), by what became of them: stored, "
+            "failed, skipped (too many waited).",
+            ["record", "outcome"],
             registry=registry,
         )
         self.model_info = Gauge(

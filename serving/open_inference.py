@@ -243,7 +243,7 @@ class OpenInference:
         response.model_version = reading.loaded.version
         outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
         if "decisions" in wanted:
-            decided = self._decider.digits(reading, target, audit=False)  # this protocol has no word for it
+            decided = await self._decider.digits(reading, target, truth=False)  # this protocol has no word for it
             outputs["decisions"] = decided.decisions
             response.parameters["recognition_id"].string_param = decided.recognition_id
             if decided.threshold:

@@ -30,6 +30,7 @@ class Reading:
         digits: (n,), the most probable of each.
         confidences: (n,) float32, its probability.
         inked: (n,) bool, whether there is any ink on the image.
+        images: (n, 784) uint8, as the network saw them.
         troubles: why crops can't be read, by their place.
         loaded: the version that answered.
     """
@@ -39,6 +40,7 @@ class Reading:
     digits: NDArray[np.intp]
     confidences: NDArray[np.float32]
     inked: NDArray[np.bool_]
+    images: NDArray[np.uint8]
     troubles: dict[int, str]
     loaded: Loaded
 
@@ -96,7 +98,7 @@ class Recognizer:
         loaded.metrics.measure(shown)
         if loaded.shadow and len(seen):
             loaded.shadow.compare(pixels if inked.all() else shown.tobytes(), seen)
-        return Reading(logits, probabilities, digits, confidences, inked, troubles, loaded)
+        return Reading(logits, probabilities, digits, confidences, inked, images, troubles, loaded)
 
     async def close(self, grace_seconds: float) -> None:
         """Takes no more crops, and waits that long for those on their way."""

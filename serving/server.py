@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from serving import digit_service, open_inference, tracing
 from serving.access import Access
 from serving.announcement import Described, announce, log_stopped
+from serving.capture import Capture, open_store
 from serving.contract import IMAGE_BYTES
 from serving.control import Control, Models
 from serving.decider import Decider
@@ -51,6 +52,9 @@ _CLOSING_SECONDS = 0.05
 # How long the last answers may take to be written; health watches, which never end, are cut off after it.
 _WRITING_SECONDS = 0.5
 
+# How long the last captured images may take to be stored, even where calls in flight have used up their time.
+_STORING_SECONDS = 1.0
+
 # How long the last spans may take to reach their collector.
 _FLUSHING_SECONDS = 1.0
 
@@ -84,6 +88,7 @@ class Server:
             CredentialsError: a file of tokens, certificates or keys can't be used.
             TracingError: traces are asked for that can't be had.
             LexiconError: a lexicon can't be used.
+            CaptureError: images can't be captured where they are to be.
         """
         self._tracing = tracing.start()
         self._settings = settings
@@ -108,11 +113,12 @@ class Server:
         self._recognizer = Recognizer(
             self.repository, self.metrics, settings.max_images_per_request, settings.max_queue_size
         )
+        self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
         lexicons = load_all(settings.lexicons) if settings.lexicons else {}
         ids = RecognitionIds.from_file(settings.recognition_key) if settings.recognition_key else RecognitionIds()
         targets = (settings.target_error_rate, settings.field_target_error_rate)
-        decider = Decider(*targets, lexicons, ids, settings.audit_rate)
-        truths = Truths(ids, self.repository.knows, self.metrics)
+        decider = Decider(*targets, lexicons, ids, settings.audit_rate, self._capture)
+        truths = Truths(ids, self.repository.knows, self.metrics, self._capture)
         digits = DigitService(self._recognizer, decider, truths, settings.max_images_per_request)
         tensors = OpenInference(settings, self.repository, models, self._recognizer, decider, self.metrics, self.unready)
         self._grpc = grpc.aio.server(
@@ -194,6 +200,8 @@ class Server:
         await asyncio.sleep(_CLOSING_SECONDS)
         self._edge.closed()
         await closing
+        if self._capture:
+            await self._capture.close(max(_STORING_SECONDS, end - time.monotonic()))
         if self._access:
             self._access.close()
         if self._http:

@@ -119,6 +119,17 @@ class Settings(BaseSettings):
         description="Share of accepted answers that are marked for audit, at random: their truth tells the error among the "
         "accepted.",
     )
+    capture: str | None = Field(
+        None,
+        description="Database to keep images in that were rejected or marked for audit, and their truth, to learn from: "
+        "sqlite:///FILE, or for several replicas postgresql://USER:PASSWORD@HOST/DATABASE. Without it, no image is kept.",
+    )
+    capture_days: float = Field(
+        30.0, gt=0, le=36_500, description="How long captured images are kept; then they are deleted."
+    )
+    capture_max_images: int = Field(
+        100_000, ge=1, description="Captured images that are kept, the newest; a thousand take about a megabyte."
+    )
     recognition_key: Path | None = Field(
         None,
         description="File of keys, one a line, that sign the ids of answers: the first signs, all are known; read at start. "

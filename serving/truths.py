@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.capture import Capture
 from serving.decision import Decision
 from serving.errors import InvalidRequest
 from serving.metrics import Metrics
@@ -32,28 +33,33 @@ class Truth:
 class Truths:
     """Counts truth, and knows what it has counted."""
 
-    def __init__(self, ids: RecognitionIds, knows: Callable[[str, str], bool], metrics: Metrics):
+    def __init__(
+        self, ids: RecognitionIds, knows: Callable[[str, str], bool], metrics: Metrics, capture: Capture | None = None
+    ):
         """Begins without a memory.
 
         Args:
             ids: reads the ids of answers.
             knows: whether there is such a version, by model and version; ids without a signature may name no others.
             metrics: where truth is counted.
+            capture: keeps the truth about images that it may have kept; None keeps nothing.
         """
         self._ids = ids
         self._knows = knows
         self._metrics = metrics
+        self._capture = capture
         self._seen: set[tuple[bytes, int, str]] = set()
         self._seen_before: set[tuple[bytes, int, str]] = set()
 
-    def report(self, truths: Sequence[Truth]) -> int:
-        """Counts all of them, or none; what was counted before, of the same source, is passed over.
+    async def report(self, truths: Sequence[Truth]) -> int:
+        """Stores and counts all of them, or none; what was counted before, of the same source, is passed over.
 
         Returns:
             How many answers were counted now.
 
         Raises:
             InvalidRequest: one is not about an answer that was given here, or not about a digit in it.
+            TruthNotStored: capture is on, and can't store them.
         """
         answers = []
         for number, truth in enumerate(truths):
@@ -62,6 +68,12 @@ class Truths:
                 self._check(truth, answers[-1])
             except InvalidRequest as error:
                 raise InvalidRequest(f"truth {number}: {error}") from None
+        if self._capture:
+            await self._capture.keep_truths(
+                (answer, place, truth.source, value)
+                for truth, answer in zip(truths, answers, strict=True)
+                for place, value in truth.values.items()
+            )
         tally = _Tally()
         for truth, answer in zip(truths, answers, strict=True):
             for place, value in truth.values.items():

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,18 @@ def mnist_path() -> Path:
     if named or path.is_file():
         return path  # a name that leads nowhere fails the tests: it was meant to be there
     pytest.skip("needs MNIST: set DIGITS_DATA to an mnist.npz, or run `make train` once where it can be downloaded")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", tmp_path], capture_output=True, check=False
+    )
+    if mounting.returncode:
+        pytest.skip(f"mounting a small file system takes root's rights: {mounting.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
 
 
 class WarmModel(Model):

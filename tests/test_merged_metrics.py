@@ -40,18 +40,6 @@ def directory(tmp_path: Path) -> Iterator[MetricsDirectory]:
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of half a megabyte."""
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", tmp_path], capture_output=True, check=False
-    )
-    if mounting.returncode:
-        pytest.skip(f"mounting a small file system takes root's rights: {mounting.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
-
-
 def count(directory: MetricsDirectory, number: int, calls: int) -> None:
     """A worker that counts its calls and is then killed; its certificate expires at as many seconds."""
     command = [sys.executable, "-c", COUNT, str(number), str(calls), str(directory.path)]

@@ -122,10 +122,12 @@ def truths(ids: RecognitionIds, metrics: Metrics) -> Truths:
     return Truths(ids, lambda *_: False, metrics)
 
 
-def test_truth_is_counted_by_source_decision_and_outcome_once(truths: Truths, ids: RecognitionIds, metrics: Metrics) -> None:
+async def test_truth_is_counted_by_source_decision_and_outcome_once(
+    truths: Truths, ids: RecognitionIds, metrics: Metrics
+) -> None:
     answer = issue(ids)
-    assert truths.report([Truth(answer, "keying", {0: "7", 1: "7"}), keyed(answer, 1, "1")]) == 2
-    assert truths.report([keyed(answer, 1, "7"), keyed(answer, 2, "4", "replay")]) == 1
+    assert await truths.report([Truth(answer, "keying", {0: "7", 1: "7"}), keyed(answer, 1, "1")]) == 2
+    assert await truths.report([keyed(answer, 1, "7"), keyed(answer, 2, "4", "replay")]) == 1
 
     def counted(**labels: str) -> float:
         return value(metrics.registry, "digits_truth_total", model="digits", version="20261121", unit="digit", **labels)
@@ -141,26 +143,26 @@ def test_truth_is_counted_by_source_decision_and_outcome_once(truths: Truths, id
     assert value(metrics.registry, "digits_truth_confidence_sum", outcome="right") == pytest.approx(1.4, abs=1e-4)
 
 
-def test_a_desk_that_keys_an_answer_marked_for_audit_does_not_silence_the_audit(
+async def test_a_desk_that_keys_an_answer_marked_for_audit_does_not_silence_the_audit(
     truths: Truths, ids: RecognitionIds, metrics: Metrics
 ) -> None:
     answer = issue(ids, audited=True)
-    assert truths.report([keyed(answer, 0, "1"), keyed(answer, 0, "1", "audit")]) == 2
+    assert await truths.report([keyed(answer, 0, "1"), keyed(answer, 0, "1", "audit")]) == 2
     assert value(metrics.registry, "digits_truth_total", source="audit", outcome="wrong") == 1
 
 
-def test_what_an_invalid_image_was_read_as_is_no_confusion(metrics: Metrics) -> None:
+async def test_what_an_invalid_image_was_read_as_is_no_confusion(metrics: Metrics) -> None:
     ids = RecognitionIds([KEY])
     invalid = np.array([Decision.REJECT_INVALID_IMAGE], np.uint8)
     answer = ids.issue("digits", "1", np.array([7], np.intp), invalid, np.zeros(1, bool), np.ones(1))
-    assert Truths(ids, lambda *_: True, metrics).report([keyed(answer, 0, "1")]) == 1
+    assert await Truths(ids, lambda *_: True, metrics).report([keyed(answer, 0, "1")]) == 1
     assert value(metrics.registry, "digits_truth_total", decision="invalid_image", outcome="wrong") == 1
     assert value(metrics.registry, "digits_confusion_total") == 0
     assert value(metrics.registry, "digits_truth_confidence_count") == 0
 
 
-def test_truth_of_a_field_is_all_its_digits(truths: Truths, ids: RecognitionIds, metrics: Metrics) -> None:
-    assert truths.report([keyed(issue(ids, of_field=True), 0, said) for said in ("714", "744", "714")]) == 3
+async def test_truth_of_a_field_is_all_its_digits(truths: Truths, ids: RecognitionIds, metrics: Metrics) -> None:
+    assert await truths.report([keyed(issue(ids, of_field=True), 0, said) for said in ("714", "744", "714")]) == 3
     assert value(metrics.registry, "digits_truth_total", unit="field", outcome="right") == 2
     assert value(metrics.registry, "digits_truth_total", unit="field", outcome="wrong") == 1
     assert value(metrics.registry, "digits_confusion_total", true="4", predicted="1") == 1
@@ -179,35 +181,35 @@ def test_truth_of_a_field_is_all_its_digits(truths: Truths, ids: RecognitionIds,
         (False, 0, "7", "audit", "the answer was not marked for audit"),
     ],
 )
-def test_a_report_with_a_truth_that_cannot_be_is_refused_whole(
+async def test_a_report_with_a_truth_that_cannot_be_is_refused_whole(
     of_field: bool, place: int, said: str, source: str, reason: str, truths: Truths, ids: RecognitionIds, metrics: Metrics
 ) -> None:
     good = keyed(issue(ids), 0, "7")
     with pytest.raises(InvalidRequest) as refusal:
-        truths.report([good, keyed(issue(ids, of_field=of_field), place, said, source)])
+        await truths.report([good, keyed(issue(ids, of_field=of_field), place, said, source)])
     assert str(refusal.value).startswith("truth 1: ")
     assert reason in str(refusal.value)
     assert value(metrics.registry, "digits_truth_total") == 0
-    assert truths.report([good]) == 1
+    assert await truths.report([good]) == 1
 
 
-def test_memory_of_truths_is_bounded_and_recent_ones_are_known(
+async def test_memory_of_truths_is_bounded_and_recent_ones_are_known(
     truths: Truths, ids: RecognitionIds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(truths_module, "_REMEMBERED", 20)
     reported = [keyed(issue(ids), 0, "7") for _ in range(100)]
     for truth in reported:
-        assert truths.report([truth]) == 1
+        assert await truths.report([truth]) == 1
         assert len(truths._seen) + len(truths._seen_before) <= 20
-    assert truths.report(reported[-10:]) == 0
+    assert await truths.report(reported[-10:]) == 0
 
 
-def test_an_id_without_a_signature_names_a_version_that_is_there_or_is_refused(metrics: Metrics) -> None:
+async def test_an_id_without_a_signature_names_a_version_that_is_there_or_is_refused(metrics: Metrics) -> None:
     unsigned = RecognitionIds()
     truths = Truths(unsigned, lambda model, version: (model, version) == ("digits", "20261121"), metrics)
-    assert truths.report([keyed(issue(unsigned), 0, "7")]) == 1
+    assert await truths.report([keyed(issue(unsigned), 0, "7")]) == 1
     with pytest.raises(InvalidRequest, match="truth 0: there is no such version here"):
-        truths.report([keyed(issue(unsigned, model="other"), 0, "7")])
+        await truths.report([keyed(issue(unsigned, model="other"), 0, "7")])
 
 
 def test_wilsons_interval_is_that_of_his_tables() -> None:
@@ -222,14 +224,14 @@ def derived(metrics: Metrics) -> dict[str, Metric]:
     return {metric.name: metric for metric in WithAccuracy(metrics.registry).collect()}
 
 
-def test_accuracy_and_the_audited_error_follow_from_the_counts(
+async def test_accuracy_and_the_audited_error_follow_from_the_counts(
     truths: Truths, ids: RecognitionIds, metrics: Metrics
 ) -> None:
     metrics.truth.labels("digits", "1", "digit", "audit", "accept", "right")  # made, and not yet counted
     assert not derived(metrics)["digits_accuracy_ratio"].samples, "nothing is said of nothing"
-    truths.report([keyed(issue(ids), 0, said) for said in "7772"])
+    await truths.report([keyed(issue(ids), 0, said) for said in "7772"])
     audited = [issue(ids, audited=True) for _ in range(20)]
-    truths.report([keyed(answer, 0, "1" if number < 3 else "7", "audit") for number, answer in enumerate(audited)])
+    await truths.report([keyed(answer, 0, "1" if number < 3 else "7", "audit") for number, answer in enumerate(audited)])
     found = derived(metrics)
     accuracy = {sample.labels["source"]: sample.value for sample in found["digits_accuracy_ratio"].samples}
     assert accuracy == {"keying": 0.75, "audit": 0.85}

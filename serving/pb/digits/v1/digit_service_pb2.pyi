@@ -48,7 +48,7 @@ class RecognizeRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit")
+    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit", "captured")
     DIGIT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class RecognizeResponse(_message.Message):
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
     RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
     digit: int
     confidence: float
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -67,7 +68,8 @@ class RecognizeResponse(_message.Message):
     target_error_rate: float
     recognition_id: str
     audit: bool
-    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ...) -> None: ...
+    captured: bool
+    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ..., captured: _Optional[bool] = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
     __slots__ = ("images", "model", "key", "crops", "target_error_rate")
@@ -84,7 +86,7 @@ class RecognizeBatchRequest(_message.Message):
     def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchResponse(_message.Message):
-    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits")
+    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits", "captured")
     class TroublesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +104,7 @@ class RecognizeBatchResponse(_message.Message):
     TROUBLES_FIELD_NUMBER: _ClassVar[int]
     RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
     AUDITS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -112,7 +115,8 @@ class RecognizeBatchResponse(_message.Message):
     troubles: _containers.ScalarMap[int, str]
     recognition_id: str
     audits: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ...) -> None: ...
+    captured: bool
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: _Optional[bool] = ...) -> None: ...
 
 class ReadFieldRequest(_message.Message):
     __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
@@ -131,7 +135,7 @@ class ReadFieldRequest(_message.Message):
     def __init__(self, images: _Optional[bytes] = ..., crops: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., lexicon: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class ReadFieldResponse(_message.Message):
-    __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles", "recognition_id", "audit")
+    __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles", "recognition_id", "audit", "captured")
     class TroublesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +153,7 @@ class ReadFieldResponse(_message.Message):
     TROUBLES_FIELD_NUMBER: _ClassVar[int]
     RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    CAPTURED_FIELD_NUMBER: _ClassVar[int]
     value: str
     confidence: float
     digits: _containers.RepeatedCompositeFieldContainer[DigitCandidates]
@@ -159,7 +164,8 @@ class ReadFieldResponse(_message.Message):
     troubles: _containers.ScalarMap[int, str]
     recognition_id: str
     audit: bool
-    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ...) -> None: ...
+    captured: bool
+    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ..., captured: _Optional[bool] = ...) -> None: ...
 
 class DigitCandidates(_message.Message):
     __slots__ = ("digits", "probabilities")

@@ -1,0 +1,435 @@
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sqlalchemy import create_engine, text
+
+from serving import capture as capture_module
+from serving.capture import Capture
+from serving.capture_store import Store
+from serving.captured import CapturedImage, CapturedTruth, CaptureError, NotStored
+from serving.client import DigitClient, Field, Recognition
+from serving.decision import Decision
+from serving.errors import TruthNotStored
+from serving.metrics import Metrics
+from serving.pb.inference import open_inference_pb2 as inference
+from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.recognition_id import RecognitionIds, Recognized
+from tests import postgres
+from tests.conftest import TIMEOUT, StartServer, until, value
+from tests.postgres import Postgres
+from tests.service import refused as refused_to_start
+from tests.service import service as running
+
+Images = NDArray[np.uint8]
+NOBODY_CERTIFIES = 1e-6  # an error rate for which every image with ink is rejected
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "captured.db"
+
+
+def rows(file: Path, query: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def nonce(answer: Recognition | Field) -> str:
+    return RecognitionIds().read(answer.recognition_id).nonce.hex()
+
+
+def image(answer: str = "0" * 16, **other: object) -> CapturedImage:
+    about = {"place": 0, "field_length": 0, "model": "digits", "version": "1", "digit": 7, "confidence": 0.5}
+    rest = {"decision": "low_confidence", "audited": False, "image": b"\x07" * 784}
+    return CapturedImage(answer, **(about | rest | other))  # type: ignore[arg-type]
+
+
+async def test_nothing_is_captured_unless_it_is_asked_for(start_server: StartServer, images: Images) -> None:
+    server = await start_server(audit_rate=1.0)
+    with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
+        assert not (await asyncio.to_thread(client.recognize, images[0])).captured
+    assert value(server.metrics.registry, "digits_captured_total") == 0
+
+
+async def test_what_is_rejected_is_captured_as_the_network_saw_it_and_what_is_accepted_is_not(
+    start_server: StartServer, images: Images, file: Path
+) -> None:
+    server = await start_server(capture=f"sqlite:///{file}")
+    blank = np.zeros((28, 28), np.uint8)
+    with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
+
+        def call(shown: Images, target: float) -> list[Recognition]:
+            return client.recognize_batch(shown, target_error_rate=target)
+
+        accepted = await asyncio.to_thread(call, images[:3], 0.0)
+        rejected = await asyncio.to_thread(call, np.stack([images[3], blank, images[4]]), NOBODY_CERTIFIES)
+    assert {answer.decision for answer in accepted} == {Decision.ACCEPT}
+    assert not accepted[0].captured
+    assert all(answer.captured for answer in rejected)
+    said = "SELECT answer, place, field_length, model, digit, decision, audited, image FROM captured_images ORDER BY place"
+    assert rows(file, said) == [
+        (nonce(rejected[0]), place, 0, "digits", rejected[place].digit, "not_certified", 0, shown.tobytes())
+        for place, shown in ((0, images[3]), (2, images[4]))
+    ]
+    [(confidence,)] = rows(file, "SELECT confidence FROM captured_images WHERE place = 0")
+    assert confidence == pytest.approx(rejected[0].confidence, abs=1e-4)
+    assert value(server.metrics.registry, "digits_captured_total", record="image", outcome="stored") == 2
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600, "nobody else may read it"
+    assert {stat.S_IMODE(other.stat().st_mode) for other in file.parent.glob("captured.db-*")} <= {0o600}
+
+
+async def test_audited_answers_and_whole_fields_are_captured_with_their_truth(
+    start_server: StartServer, images: Images, file: Path
+) -> None:
+    server = await start_server(capture=f"sqlite:///{file}", audit_rate=1.0)
+    with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
+        digit = await asyncio.to_thread(client.recognize, images[0])
+        field = await asyncio.to_thread(lambda: client.read_field(images[1:4], target_error_rate=NOBODY_CERTIFIES))
+        await asyncio.to_thread(client.report_truth, [(digit, "7")], "audit")
+        await asyncio.to_thread(client.report_truth, [(field, "123")], "keying")
+    assert digit.captured
+    assert field.captured
+    found = rows(file, "SELECT answer, place, field_length, decision, audited, image FROM captured_images ORDER BY number")
+    assert found == [
+        (nonce(digit), 0, 0, "accept", 1, images[0].tobytes()),
+        *((nonce(field), place, 3, "not_certified", 0, images[1 + place].tobytes()) for place in range(3)),
+    ]
+    truths = rows(file, "SELECT answer, place, source, value FROM captured_truths ORDER BY number")
+    assert truths == [(nonce(digit), 0, "audit", "7"), (nonce(field), 0, "keying", "123")]
+
+
+async def test_truth_about_what_was_never_captured_is_counted_and_not_kept(
+    start_server: StartServer, images: Images, file: Path
+) -> None:
+    server = await start_server(capture=f"sqlite:///{file}")
+    with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
+        answer = await asyncio.to_thread(client.recognize, images[0])
+        assert await asyncio.to_thread(client.report_truth, [(answer, "7")], "replay") == 1
+    await until(server.metrics.registry, "digits_truth_total", 1)
+    assert value(server.metrics.registry, "digits_captured_total") == 0
+
+
+async def test_the_tensor_api_which_has_no_truth_captures_nothing(
+    start_server: StartServer, images: Images, file: Path
+) -> None:
+    server = await start_server(capture=f"sqlite:///{file}")
+    request = inference.ModelInferRequest(model_name="digits", raw_input_contents=[images[:2].tobytes()])
+    request.inputs.add(name="images", datatype="UINT8", shape=[2, 28, 28])
+    request.outputs.add(name="decisions")
+    request.parameters["target_error_rate"].double_param = NOBODY_CERTIFIES
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        await GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT)
+    assert value(server.metrics.registry, "digits_captured_total") == 0
+
+
+def test_what_was_acknowledged_is_there_after_the_whole_service_was_killed(images: Images, file: Path) -> None:
+    acknowledged: list[tuple[str, int]] = []
+    keyed: list[str] = []
+    enough = threading.Event()
+
+    def call(address: str, number: int) -> None:
+        with DigitClient(address, TIMEOUT) as client:
+            while True:
+                try:
+                    shown = images[number : number + 1 + number % 3]
+                    answers = client.recognize_batch(shown, target_error_rate=NOBODY_CERTIFIES)
+                    if answers[0].captured:
+                        acknowledged.extend((nonce(answer), answer.place) for answer in answers)
+                    if client.report_truth([(answers[0], "7")], "keying"):
+                        keyed.append(nonce(answers[0]))
+                except grpc.RpcError:
+                    return
+                if len(keyed) > 300:
+                    enough.set()
+
+    with running("--workers", "2", "--capture", f"sqlite:///{file}") as server:
+        callers = [threading.Thread(target=call, args=(server.address, number)) for number in range(8)]
+        for caller in callers:
+            caller.start()
+        assert enough.wait(TIMEOUT)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        for caller in callers:
+            caller.join(TIMEOUT)
+    found = {*rows(file, "SELECT answer, place FROM captured_images")}
+    assert {*acknowledged} <= found
+    assert {(answer,) for answer in keyed} <= {*rows(file, "SELECT answer FROM captured_truths")}
+    assert len(acknowledged) > 300
+    assert rows(file, "PRAGMA integrity_check") == [("ok",)]
+
+
+def fill(ballast: Path) -> None:
+    """Leaves no room on a file system."""
+    with ballast.open("wb", buffering=0) as opened, contextlib.suppress(OSError):
+        while True:
+            opened.write(bytes(4096))
+
+
+def report_until_it_fails(client: DigitClient, answer: Recognition) -> None:
+    for _ in range(10_000):
+        client.report_truth([(answer, "7")], "replay")
+
+
+def test_a_full_disk_costs_no_answer_and_no_acknowledged_record_and_is_over_once_there_is_room(
+    small_disk: Path, images: Images
+) -> None:
+    file, ballast = small_disk / "captured.db", small_disk / "ballast"
+    with (
+        running("--workers", "1", "--capture", f"sqlite:///{file}", "--log-format", "text") as server,
+        DigitClient(server.address, TIMEOUT) as client,
+    ):
+
+        def rejected() -> Recognition:
+            return client.recognize_batch(images[:50], target_error_rate=NOBODY_CERTIFIES)[0]
+
+        first = rejected()
+        assert first.captured
+        fill(ballast)
+        while (last := rejected()).captured:  # what SQLite had taken of the disk before
+            first = last
+        with pytest.raises(grpc.RpcError) as refusal:
+            report_until_it_fails(client, first)
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "report it again later" in str(refusal.value.details())
+        assert server.scrape("digits_captured_total", record="image", outcome="failed") >= 50
+        counted = server.scrape("digits_truth_total")
+        ballast.unlink()
+        assert rejected().captured
+        assert client.report_truth([(first, "7")], "audit" if first.audit else "keying") == 1
+        assert server.scrape("digits_truth_total") == counted + 1
+        stored = server.scrape("digits_captured_total", record="image", outcome="stored")
+        os.killpg(server.process.pid, signal.SIGTERM)
+        _, log = server.end()
+    assert "nothing can be captured in sqlite:///" in log
+    assert "database or disk is full" in log
+    assert "again" in log
+    assert "INSERT" not in log, "it has no statements, and with them no images"
+    assert len(rows(file, "SELECT 1 FROM captured_images")) == stored
+    assert rows(file, "PRAGMA integrity_check") == [("ok",)]
+
+
+class Stuck(Store):
+    """A real store whose disk stands still until it is let go."""
+
+    def __init__(self, url: str):
+        super().__init__(url, 30, 1000)
+        self.adding, self.go = threading.Event(), threading.Event()
+
+    def add(self, images: object, truths: object) -> None:
+        self.adding.set()
+        assert self.go.wait(TIMEOUT)
+        super().add(images, truths)  # type: ignore[arg-type]
+
+
+def answered(*, audited: bool = False) -> Recognized:
+    ids = RecognitionIds()
+    decision = Decision.ACCEPT if audited else Decision.REJECT_LOW_CONFIDENCE
+    about = (np.array([7], np.intp), np.array([decision], np.uint8), np.array([audited]), np.array([0.5]))
+    return ids.read(ids.issue("digits", "1", *about))
+
+
+async def test_an_answer_does_not_wait_for_a_disk_that_stands_still(file: Path, images: Images) -> None:
+    metrics, store = Metrics(), Stuck(f"sqlite:///{file}")
+    capture = Capture(store, metrics, max_waiting=3)
+    shown = images[:1].reshape(1, 784)
+    assert not await capture.keep(answered(), shown), "nobody knows yet"
+    assert store.adding.is_set()
+    assert not await capture.keep(answered(), shown)
+    truth = asyncio.create_task(capture.keep_truths([(answered(), 0, "keying", "7")]))
+    await asyncio.sleep(0)
+    assert not await capture.keep(answered(), shown), "three wait"
+    with pytest.raises(TruthNotStored):
+        await capture.keep_truths([(answered(audited=True), 0, "audit", "7")])
+    assert value(metrics.registry, "digits_captured_total", record="image", outcome="skipped") == 1
+    assert value(metrics.registry, "digits_captured_total", record="truth", outcome="skipped") == 1
+    store.go.set()
+    await truth
+    await capture.close(TIMEOUT)
+    assert len(rows(file, "SELECT 1 FROM captured_images")) == 2, "late, and stored all the same"
+    assert value(metrics.registry, "digits_captured_total", outcome="stored") == 3
+
+
+async def test_what_waits_when_the_service_stops_is_stored(
+    file: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "_PATIENCE_SECONDS", 0)
+    metrics = Metrics()
+    capture = Capture(Store(f"sqlite:///{file}", 30, 1000), metrics, 1000)
+    for _ in range(100):
+        await capture.keep(answered(), images[:1].reshape(1, 784))
+    await capture.close(TIMEOUT)
+    assert len(rows(file, "SELECT 1 FROM captured_images")) == 100
+
+
+async def test_images_of_a_mistake_of_ours_cost_no_other_images(
+    file: Path, images: Images, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    capture = Capture(Store(f"sqlite:///{file}", 30, 1000), Metrics(), 1000)
+    shown = images[:1].reshape(1, 784)
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "add", lambda *_: 1 / 0)
+        assert not await capture.keep(answered(), shown)
+        assert not await capture.keep(answered(), shown)
+    assert await capture.keep(answered(), shown)
+    await capture.close(TIMEOUT)
+    assert [record.event for record in caplog.records if hasattr(record, "event")] == [
+        "capture_failing",
+        "capture_recovered",
+    ]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_images_that_are_too_old_or_too_many_are_deleted_with_their_truth_and_without_a_trace(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", days=1, max_images=3)
+    shown = {f"{number:016x}": bytes([64 + number]) * 784 for number in range(6)}
+    store.add([image(answer, image=pixels) for answer, pixels in shown.items()], [])
+    store.add([], [CapturedTruth(answer, 0, "keying", "7") for answer in shown])
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE captured_images SET captured_at = captured_at - 90000 WHERE answer = ?", (f"{5:016x}",))
+    store.delete_old()
+    kept = [f"{number:016x}" for number in (2, 3, 4)]
+    assert rows(file, "SELECT answer FROM captured_images") == rows(file, "SELECT answer FROM captured_truths")
+    assert rows(file, "SELECT answer FROM captured_images") == [(answer,) for answer in kept]
+    content = b"".join(part.read_bytes() for part in file.parent.glob("captured.db*"))
+    assert [answer for answer, pixels in shown.items() if pixels in content] == kept, (
+        "the others can't be read from the file"
+    )
+    store.add([image()], [])
+    assert rows(file, "SELECT max(number) FROM captured_images") == [(7,)], "numbers are not given again"
+    store.close()
+
+
+async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "_RETENTION_SECONDS", 0.05)
+    store = Store(f"sqlite:///{file}", days=1e-5, max_images=10)
+    store.add([image()], [])
+    capture = Capture(store, Metrics(), 1000)
+    async with asyncio.timeout(TIMEOUT):
+        while rows(file, "SELECT 1 FROM captured_images"):
+            await asyncio.sleep(0.05)
+    await capture.close(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("captured.db", "is no URL, expected such as sqlite:///captured.db"),
+        ("", "is no URL"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///{directory}", "is no file that can be written"),
+        ("sqlite:///{directory}/none/captured.db", "No such file or directory"),
+        ("mysql://digits:do-not-show-me@db/digits", "expected sqlite:///FILE or postgresql://"),
+        ("postgresql+nonsense://digits:do-not-show-me@db/digits", "whose driver is not there"),
+        ("postgresql+nonsense://db/digits?user=digits&password=do-not-show-me", "whose driver is not there"),
+        ("postgresql+asyncpg://digits:do-not-show-me@db/digits", "whose driver is not there"),
+        ("postgresql://digits:do-not-show-me@db:port/digits", "is no URL"),
+    ],
+)
+def test_a_database_that_cannot_be_is_refused_and_no_password_shown(url: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(CaptureError) as refusal:
+        Store(url.format(directory=tmp_path), 30, 1000)
+    assert reason in str(refusal.value)
+    assert "do-not-show-me" not in str(refusal.value)
+
+
+def test_a_server_does_not_start_on_a_database_that_cannot_be(tmp_path: Path) -> None:
+    status, log = refused_to_start("--capture", f"sqlite:///{tmp_path}/none/captured.db", "--workers", "1")
+    assert status == 1
+    assert "cannot make" in log
+    assert "Traceback" not in log
+
+
+@pytest.fixture
+def database() -> Iterator[Postgres]:
+    """A PostgreSQL that is not started yet."""
+    directory = postgres.programs()
+    if directory is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
+    with postgres.postgres(directory) as made:
+        yield made
+
+
+def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(database: Postgres, images: Images) -> None:
+    flags = ("--workers", "1", "--capture", database.url)
+    with (
+        running(*flags) as one,
+        running(*flags) as other,
+        DigitClient(one.address) as client,
+        DigitClient(other.address) as second,
+    ):
+
+        def rejected(by: DigitClient) -> Recognition:
+            return by.recognize(images[0], target_error_rate=NOBODY_CERTIFIES)
+
+        def captured(by: DigitClient) -> Recognition:
+            """The first that is known to be: connecting may take longer than an answer waits."""
+            end = time.monotonic() + TIMEOUT
+            while not (answer := rejected(by)).captured:
+                assert time.monotonic() < end
+            return answer
+
+        assert not rejected(client).captured, "the database is not there, and the image is read"
+        database.start()
+        answers = [captured(client), captured(second)]
+        assert client.report_truth([(answer, "7") for answer in answers], "keying") == 2
+        database.stop()
+        assert not rejected(second).captured
+        with pytest.raises(grpc.RpcError) as refusal:
+            second.report_truth([(answers[0], "7")], "replay")
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        database.start()
+        answers.append(captured(second))
+        for server in (one, other):
+            os.killpg(server.process.pid, signal.SIGTERM)
+        logs = one.end()[1] + other.end()[1]
+    assert "capture" in logs
+    assert "do-not-show-me" not in logs
+    engine = create_engine(database.url)
+    with engine.connect() as connection:
+        stored = connection.execute(text("SELECT answer, image FROM captured_images ORDER BY number")).all()
+        truths = connection.execute(text("SELECT answer, source, value FROM captured_truths ORDER BY number")).all()
+    engine.dispose()
+    assert {nonce(answer) for answer in answers} <= {answer for answer, _ in stored}
+    assert {bytes(kept) for _, kept in stored} == {images[0].tobytes()}
+    assert truths == [(nonce(answer), "keying", "7") for answer in answers[:2]]
+
+
+def test_postgresql_deletes_what_is_too_old_and_too_much(database: Postgres) -> None:
+    database.start()
+    store = Store(database.url, days=1, max_images=2)
+    store.add(
+        [image(f"{number:016x}") for number in range(5)],
+        [CapturedTruth(f"{number:016x}", 0, "keying", "7") for number in range(5)],
+    )
+    store.delete_old()
+    engine = create_engine(database.url)
+    with engine.connect() as connection:
+        left = connection.execute(text("SELECT answer FROM captured_images UNION ALL SELECT answer FROM captured_truths"))
+        assert sorted(left.scalars()) == [f"{number:016x}" for number in (3, 3, 4, 4)]
+    engine.dispose()
+    store.close()
+
+
+def test_a_store_says_what_its_database_says_and_no_more(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", 30, 1000)
+    store.prepare()
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DROP TABLE captured_images")
+    with pytest.raises(NotStored) as failure:
+        store.add([image()], [])
+    assert str(failure.value) == "no such table: captured_images"
+    store.close()
