@@ -79,6 +79,7 @@ ORDER = [
 TRAINING_ORDER = [
     *[
         "dataset",
+        "captured",
         "augmentation",
         "architectures",
         "recipes",
@@ -90,7 +91,7 @@ TRAINING_ORDER = [
         "robustness",
     ],
     *["export", "quantize", "model_card", "versions", "verify", "pipeline", "catalogue", "figures", "report", "studies"],
-    *["commands", "__main__"],
+    *["compare", "commands", "__main__"],
 ]
 
 

@@ -4,6 +4,7 @@
                [ ........ recipes ......... ]
     [ ...................................... pipeline ...................................... ]
 
+`captured` adds images from the service to those that are learnt from; `compare` says which of two versions reads better.
 `robustness` reads the test images damaged, and a second source of digits, framed as MNIST's makers did.
 `report` shows a finished version on one page, with `figures` and `model_card`.
 

@@ -12,7 +12,7 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
+    """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly, 3 worse."""
     options = _parser().parse_args(arguments)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend not in BACKENDS:
@@ -57,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
         "(default: $DIGITS_WRITERS, else at random)",
     )
 
+    captured = argparse.ArgumentParser(add_help=False)
+    captured.add_argument(
+        "--captured",
+        metavar="URL",
+        help="the database of `digits serve --capture`, as SQLAlchemy names it: of the images in it whose truth is known, "
+        "`run` learns from those of four answers in five as well, and `compare` judges by the others as well",
+    )
+
     drawn = argparse.ArgumentParser(add_help=False)
     drawn.add_argument("--seed", type=_number(0, 2**31), default=0, help="of every random choice (default: %(default)s)")
     drawn.add_argument(
@@ -66,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("list", help="the recipes: parameters, epochs, what is claimed and expected of them, source")
 
     run = actions.add_parser(
-        "run", parents=[data, writers, drawn], help="train a recipe, export and verify it, leave a new model version"
+        "run",
+        parents=[data, writers, drawn, captured],
+        help="train a recipe, export and verify it, leave a new model version",
     )
     run.add_argument("recipe", help="a name from `digits-train list`")
     run.add_argument(
@@ -96,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
         "verify", parents=[data], help="judge a version's ONNX file on the test images, and against its Keras network"
     )
     verify.add_argument("version", type=Path, help="a version's directory, with model.onnx and model.keras")
+
+    compare = actions.add_parser(
+        "compare",
+        parents=[data, captured],
+        help="say whether a version reads better than another, on the test images and on captured ones",
+        description="Says whether version NEW reads better or worse than OLD, by the 95 % interval of the difference of "
+        "their accuracies on the same images. The exit status is 3 when NEW is shown to be worse on any set of images.",
+    )
+    compare.add_argument("old", type=Path, metavar="OLD", help="a version's directory, with model.onnx")
+    compare.add_argument("new", type=Path, metavar="NEW", help="another one")
 
     export = actions.add_parser(
         "export",

@@ -5,7 +5,9 @@ import os
 import sys
 
 from training import pipeline
+from training.captured import load_captured
 from training.catalogue import catalogue
+from training.compare import certified_thresholds, compare, table
 from training.dataset import DatasetError, load_mnist
 from training.export import ExportError
 from training.files import require_writable
@@ -13,8 +15,10 @@ from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import Brought, DetectionError, Workbench
-from training.verify import VerificationError, verify_version
+from training.verify import Exported, VerificationError, verify_version
 from training.versions import VersionError
+
+WORSE = 3  # the exit status of `compare`
 
 
 class UsageError(Exception):
@@ -28,6 +32,7 @@ def carry_out(options: argparse.Namespace) -> int:
         "run": run_recipe,
         "catalogue": run_catalogue,
         "verify": check_version,
+        "compare": compare_versions,
         "export": remake_version,
         "quantize": remake_version,
         "report": report_version,
@@ -63,9 +68,10 @@ def list_recipes(options: argparse.Namespace) -> int:
 def run_recipe(options: argparse.Namespace) -> int:
     """Walks the whole road for one recipe and says where the new version lies."""
     [recipe] = _recipes([options.recipe])
+    captured = None if options.captured is None else load_captured(options.captured)
     dataset = load_mnist(options.data, options.writers)
     directory, epochs = options.models / options.name, options.epochs or recipe.epochs
-    published = pipeline.run(recipe, dataset, options.seed, epochs, directory, options.tensorboard)
+    published = pipeline.run(recipe, dataset, options.seed, epochs, directory, options.tensorboard, captured)
     print(f"published  {published}")
     return 0
 
@@ -91,6 +97,22 @@ def check_version(options: argparse.Namespace) -> int:
     evaluation, verification = verify_version(options.version, load_mnist(options.data).test)
     print(f"test {evaluation}\n{verification}")
     return 0
+
+
+def compare_versions(options: argparse.Namespace) -> int:
+    """Says which of two versions reads the test images better, and which the captured images that are held out."""
+    sets = {"MNIST's test images": load_mnist(options.data).test}
+    if options.captured is not None:
+        sets["captured images, held out"] = load_captured(options.captured).held_out
+    old, new = (Exported(version / "model.onnx") for version in (options.old, options.new))
+    thresholds = certified_thresholds(old), certified_thresholds(new)
+    status = 0
+    for name, examples in sets.items():
+        answers = old.answers(examples.images)[1], new.answers(examples.images)[1]
+        comparison = compare(answers, thresholds, examples.labels)
+        print(f"{name}: {comparison}\n\n{table(comparison)}", flush=True)
+        status = WORSE if comparison.worse else status
+    return status
 
 
 def remake_version(options: argparse.Namespace) -> int:

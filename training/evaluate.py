@@ -10,6 +10,7 @@ REJECTED = (0.005, 0.01, 0.02, 0.05, 0.1)  # shares of the images that a site ma
 ERRORS = (0.01, 0.005, 0.002, 0.001)  # shares of wrong answers that it may let through
 FIELD_ERRORS = (0.05, 0.02, 0.01, 0.005)  # likewise, of fields
 FIELD_LENGTHS = range(2, 11)  # digits
+Z = 1.959964  # 97.5 % point of the normal distribution, for intervals of 95 %
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,10 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bands: int = 15) 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a proportion, good near 0 and 1 too. Source: E. B. Wilson 1927, JASA 22, 209-212."""
-    z = 1.959964  # 97.5 % point of the normal distribution
     share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
-    scale = 1 + z * z / trials
+    centre = share + Z * Z / (2 * trials)
+    spread = Z * (share * (1 - share) / trials + Z * Z / (4 * trials * trials)) ** 0.5
+    scale = 1 + Z * Z / trials
     return (centre - spread) / scale, (centre + spread) / scale
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from training.calibrate import Threshold, certify, fit_temperature, softmax
+from training.captured import Captured
 from training.dataset import Dataset, DatasetError, Examples, hold_out
 from training.drift import drift_reference
 from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, judge, judge_fields
@@ -32,7 +33,15 @@ Convert = Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto]  
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
 
-def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_directory: Path, logs: Path | None = None) -> Path:
+def run(
+    recipe: Recipe,
+    dataset: Dataset,
+    seed: int,
+    epochs: int,
+    model_directory: Path,
+    logs: Path | None = None,
+    captured: Captured | None = None,
+) -> Path:
     """Trains, calibrates, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
     A run that was cut off left a checkpoint in `model_directory`, .RECIPE-seedSEED-epochsEPOCHS.npz: the same run goes on
@@ -44,6 +53,9 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         model.keras      the network behind it, to export again or to verify
         run.json         the run record
         MODEL_CARD.md    the record, for people
+
+    Captured images, where there are any, are learnt from besides those of `dataset`; what a version is calibrated, certified
+    and judged by stays the same.
 
     Returns:
         The new version's directory.
@@ -60,11 +72,18 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
     train, validation = recipe.split(dataset, seed)
     checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
     origin = _origin()
+    learnt, mixed = train, {}
+    if captured:
+        learnt, repeats = captured.mixed_into(train)
+        images, held_out, sha256 = len(captured.train), len(captured.held_out), captured.train.digest()
+        mixed = {"captured": {"images": images, "held_out": held_out, "repeats": repeats, "sha256": sha256}}
+        times = "once" if repeats == 1 else f"{repeats} times"
+        print(f"captured   {images:,} images with their truth, each taken {times}; {held_out:,} more held out for `compare`")
     print(
-        f"fit        {recipe.name}, {len(train):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
+        f"fit        {recipe.name}, {len(learnt):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
         flush=True,
     )
-    fitted = fit(recipe, train, validation, seed, epochs, checkpoint, logs)
+    fitted = fit(recipe, learnt, validation, seed, epochs, checkpoint, logs)
     try:
         require_exportable()
     except ExportError as error:
@@ -81,6 +100,7 @@ def run(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, model_director
         "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
+        **mixed,
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
