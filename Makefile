@@ -17,7 +17,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test test-slow check bench bench-export bench-drift overload faults soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test test-slow check bench bench-export bench-drift loop overload faults soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-export: .venv/.everything ## measure exported models beside one built by h
 
 bench-drift: .venv/.everything ## measure what looking for drift costs of a call
 	$(BIN)/python -m tests.benchmarks.drift
+
+loop: .venv/.everything ## learn from captured mail, compare, roll out: the whole loop once [DIGITS_DATA=mnist.npz]
+	$(BIN)/python -m tests.benchmarks.loop
 
 overload: .venv/.everything ## ask for three times what the service can do, and count what becomes of it
 	$(BIN)/python -m tests.benchmarks.overload

@@ -9,16 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = """
-CREATE TABLE captured_images (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, captured_at DOUBLE, answer VARCHAR(16), place INTEGER, field_length INTEGER,
-    model VARCHAR, version VARCHAR, digit INTEGER, confidence DOUBLE, decision VARCHAR, audited BOOLEAN, image BLOB
-);
-CREATE TABLE captured_truths (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, reported_at DOUBLE, answer VARCHAR(16), place INTEGER, source VARCHAR,
-    value VARCHAR
-);
-"""
+from serving import capture_store
+
 IMAGE = """
 INSERT INTO captured_images
     (captured_at, model, version, digit, confidence, decision, audited, answer, place, field_length, image)
@@ -38,8 +30,9 @@ class Store:
     def __init__(self, file: Path):
         self.file = file
         self.url = f"sqlite:///{file}"
-        with closing(sqlite3.connect(file)) as database:
-            database.executescript(SCHEMA)
+        service = capture_store.Store(self.url, days=30, max_images=100_000)
+        service.prepare()
+        service.close()
 
     def capture(self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0) -> None:
         """The images of an answer, in the places that follow `place`."""

@@ -20,6 +20,7 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.server import Server
 from serving.settings import BUNDLED, Settings
 from tests.drawn_digits import draw_many
+from tests.postgres import Postgres, programs, stopped
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
@@ -77,6 +78,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"mounting a small file system takes root's rights: {mounting.stderr.decode().strip()}")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that is not started yet."""
+    directory = programs()
+    if directory is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
+    with stopped(directory) as made:
+        yield made
 
 
 class WarmModel(Model):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.conftest import TIMEOUT
+STARTS_WITHIN_SECONDS = 20
 
 
 def programs() -> Path | None:
@@ -40,10 +40,10 @@ class Postgres:
     def start(self) -> None:
         """Returns once it takes connections."""
         self._process = subprocess.Popen(self._command, user=self._user, cwd="/", stderr=subprocess.DEVNULL)
-        end = time.monotonic() + TIMEOUT
+        end = time.monotonic() + STARTS_WITHIN_SECONDS
         while True:
             try:
-                psycopg.connect(self.url, connect_timeout=TIMEOUT).close()
+                psycopg.connect(self.url, connect_timeout=STARTS_WITHIN_SECONDS).close()
                 return
             except psycopg.OperationalError:  # it does not listen yet, or recovers from how it was stopped
                 assert time.monotonic() < end
@@ -54,11 +54,11 @@ class Postgres:
         """Breaks all connections, and loses nothing that was committed."""
         if self._process:
             self._process.send_signal(3)  # SIGQUIT: at once, as a crash would
-            self._process.wait(TIMEOUT)
+            self._process.wait(STARTS_WITHIN_SECONDS)
 
 
 @contextmanager
-def postgres(directory: Path) -> Iterator[Postgres]:
+def stopped(directory: Path) -> Iterator[Postgres]:
     """One whose programs are in `directory`; it is not started yet."""
     user = "nobody" if os.getuid() == 0 else None  # it refuses to run as root
     with tempfile.TemporaryDirectory() as place, socket.socket() as probe:

@@ -7,7 +7,6 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -27,7 +26,6 @@ from serving.metrics import Metrics
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.recognition_id import RecognitionIds, Recognized
-from tests import postgres
 from tests.conftest import TIMEOUT, StartServer, until, value
 from tests.postgres import Postgres
 from tests.service import refused as refused_to_start
@@ -353,18 +351,8 @@ def test_a_server_does_not_start_on_a_database_that_cannot_be(tmp_path: Path) ->
     assert "Traceback" not in log
 
 
-@pytest.fixture
-def database() -> Iterator[Postgres]:
-    """A PostgreSQL that is not started yet."""
-    directory = postgres.programs()
-    if directory is None:
-        pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
-    with postgres.postgres(directory) as made:
-        yield made
-
-
-def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(database: Postgres, images: Images) -> None:
-    flags = ("--workers", "1", "--capture", database.url)
+def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(postgres: Postgres, images: Images) -> None:
+    flags = ("--workers", "1", "--capture", postgres.url)
     with (
         running(*flags) as one,
         running(*flags) as other,
@@ -383,22 +371,22 @@ def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(data
             return answer
 
         assert not rejected(client).captured, "the database is not there, and the image is read"
-        database.start()
+        postgres.start()
         answers = [captured(client), captured(second)]
         assert client.report_truth([(answer, "7") for answer in answers], "keying") == 2
-        database.stop()
+        postgres.stop()
         assert not rejected(second).captured
         with pytest.raises(grpc.RpcError) as refusal:
             second.report_truth([(answers[0], "7")], "replay")
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
-        database.start()
+        postgres.start()
         answers.append(captured(second))
         for server in (one, other):
             os.killpg(server.process.pid, signal.SIGTERM)
         logs = one.end()[1] + other.end()[1]
     assert "capture" in logs
     assert "do-not-show-me" not in logs
-    engine = create_engine(database.url)
+    engine = create_engine(postgres.url)
     with engine.connect() as connection:
         stored = connection.execute(text("SELECT answer, image FROM captured_images ORDER BY number")).all()
         truths = connection.execute(text("SELECT answer, source, value FROM captured_truths ORDER BY number")).all()
@@ -408,15 +396,15 @@ def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(data
     assert truths == [(nonce(answer), "keying", "7") for answer in answers[:2]]
 
 
-def test_postgresql_deletes_what_is_too_old_and_too_much(database: Postgres) -> None:
-    database.start()
-    store = Store(database.url, days=1, max_images=2)
+def test_postgresql_deletes_what_is_too_old_and_too_much(postgres: Postgres) -> None:
+    postgres.start()
+    store = Store(postgres.url, days=1, max_images=2)
     store.add(
         [image(f"{number:016x}") for number in range(5)],
         [CapturedTruth(f"{number:016x}", 0, "keying", "7") for number in range(5)],
     )
     store.delete_old()
-    engine = create_engine(database.url)
+    engine = create_engine(postgres.url)
     with engine.connect() as connection:
         left = connection.execute(text("SELECT answer FROM captured_images UNION ALL SELECT answer FROM captured_truths"))
         assert sorted(left.scalars()) == [f"{number:016x}" for number in (3, 3, 4, 4)]

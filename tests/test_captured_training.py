@@ -1,3 +1,4 @@
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.client import DigitClient
+from serving.recognition_id import RecognitionIds
 from tests.captured_store import Store, answers
+from tests.conftest import TIMEOUT, StartServer
+from tests.postgres import Postgres
 from training import pipeline
 from training.__main__ import main
 from training.captured import Captured, load_captured
@@ -141,6 +146,42 @@ def test_a_run_learns_from_captured_images_but_from_none_that_is_held_out_and_sa
     again = pipeline.remake(version, drawn, "fp32")
     assert json.loads((again / "run.json").read_text())["captured"] == record["captured"]
     assert "captured in service" in (again / "MODEL_CARD.md").read_text()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty one."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/captured.db"
+    database: Postgres = request.getfixturevalue("postgres")
+    database.start()
+    return database.url
+
+
+async def test_what_a_service_captures_is_what_a_run_learns_from(
+    start_server: StartServer, images: Images, database: str
+) -> None:
+    server = await start_server(capture=database)
+    certified_by_none = 1e-6
+    expected: dict[bool, list[tuple[bytes, int]]] = {True: [], False: []}  # by whether the answer is held out
+
+    def read_and_report(shown: Images) -> None:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            digits = client.recognize_batch(shown[:3], target_error_rate=certified_by_none)
+            field = client.read_field(shown[3:], target_error_rate=certified_by_none)
+            client.report_truth([(digits[0], "1"), (digits[2], "3"), (field, "45")], "keying")
+        for answer, labels in ((digits[0], {0: 1, 2: 3}), (field, {3: 4, 4: 5})):
+            held_out = int(RecognitionIds().read(answer.recognition_id).nonce.hex(), 16) % 5 == 0
+            expected[held_out] += [(shown[place].tobytes(), label) for place, label in labels.items()]
+
+    for place in range(0, 1000, 5):
+        await asyncio.to_thread(read_and_report, images[place : place + 5])
+        if all(expected.values()):
+            break
+    captured = load_captured(database)
+    for held_out, examples in ((True, captured.held_out), (False, captured.train)):
+        found = [(image.tobytes(), label) for image, label in zip(examples.images, examples.labels.tolist(), strict=True)]
+        assert sorted(found) == sorted(expected[held_out])
 
 
 def test_a_database_is_left_as_it_is_even_where_a_service_was_killed(store: Store, tmp_path: Path) -> None:
