@@ -1,9 +1,9 @@
 """Drift: how far what is served now is from what a version was certified on, seen without anybody's truth.
 
-Four features are counted in bins: the digit that was read, how much ink there is, and how far its centre of mass lies down
-and to the right of where framing puts it. Each of these counts is compared with the shares that a version's metadata give
-for the images held out from its training, by the population stability index, over windows of 2,000 images or more. And the
-mean confidence over such a window estimates the accuracy, as far as the confidence is still calibrated.
+Four features are counted in bins: the digit that was read, how much ink there is, and the row and the column of its centre
+of mass. Each of these counts is compared with the shares that a version's metadata give for the images held out from its
+training, by the population stability index, over windows of 2,000 images or more. And the mean confidence over such a window
+estimates the accuracy, as far as the confidence is still calibrated.
 """
 
 import json
@@ -26,11 +26,11 @@ WINDOW = 2000
 INK = (*(0.02, 0.05, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.2), *(0.25, 0.3, 0.4, 0.6, 0.8))
 """Upper edges of the bins of ink, as a share of the image: about a tenth of MNIST's images each, and some beyond."""
 
-OFFSET = (-8, -4, -2, -1, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 1, 2, 4, 8)
-"""Those of a centre of mass's offset, pixels. MNIST's are evenly spread from minus a half to a half, and end there: with an
-edge at a half, a hair's breadth beyond it would make all the difference."""
+CENTRE = (6, 10, 12, 13, 13.4, 13.6, 13.8, 14, 14.2, 14.4, 14.6, 15, 16, 18, 22)
+"""Those of a centre of mass's row or column. MNIST's are evenly spread from 13.5 to 14.5, and end there: with edges there, a
+hair's breadth beyond them would make all the difference."""
 
-_EDGES = {"ink": INK, "row": OFFSET, "column": OFFSET}
+_EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
 
 _LEAST_SHARE = 0.0001  # what an empty bin counts for, or the index would be infinite; Evidently takes as much
 
@@ -117,8 +117,8 @@ class WithDrift(Collector):
         index = GaugeMetricFamily(
             "digits_drift_psi",
             "Population stability index of what is served against the images held out from the version's training, over the "
-            "latest 2,000 images or more, by feature: digit (that was read), ink (share of the image), row and column "
-            "(offset of the centre of mass). Below 0.1 nothing has moved, above 0.2 much has.",
+            "last whole window of 2,000 images or more, by feature: digit (that was read), ink (share of the image), row "
+            "and column (of the centre of mass). Below 0.1 nothing has moved, above 0.2 much has.",
             labels=["model", "version", "feature"],
         )
         for (version, feature), value in indices.items():
@@ -126,7 +126,7 @@ class WithDrift(Collector):
                 index.add_metric((*version, feature), value)
         accuracy = GaugeMetricFamily(
             "digits_estimated_accuracy_ratio",
-            "Mean confidence of the latest 2,000 images or more, by which the accuracy is estimated without any truth.",
+            "Mean confidence over the last whole window of 2,000 images or more: the accuracy, as far as it shows without truth.",
             labels=["model", "version"],
         )
         for version, value in accuracies.items():
@@ -146,8 +146,8 @@ class WithDrift(Collector):
                 shares = expected[key]
                 self._indices[key] = stability_index([window.get(name, 0.0) for name in shares], [*shares.values()])
         for version, counts in _confidences(samples).items():
-            if window := self._ended((version, "confidence"), counts, counts["count"]):
-                self._accuracies[version] = window["sum"] / window["count"]
+            if window := self._ended((version, "confidence"), counts, counts.get("count", 0.0)):
+                self._accuracies[version] = min(window["sum"] / window["count"], 1.0)  # an image may be in the sum only, yet
 
     def _ended(self, key: _Key, counts: _Counts, total: float) -> _Counts | None:
         """What was counted in the window that now ends, if it does: `counts` and their `total` are of all time."""
@@ -167,7 +167,7 @@ def _binned(samples: Mapping[str, Iterable[Sample]]) -> dict[_Key, _Counts]:
     counts: defaultdict[_Key, _Counts] = defaultdict(dict)
     for sample in samples.get("digits_predictions", ()):
         counts[_version(sample), "digit"][sample.labels["digit"]] = sample.value
-    for name in ("digits_ink_ratio", "digits_mass_offset_pixels"):
+    for name in ("digits_ink_ratio", "digits_mass_centre_pixels"):
         for sample in samples.get(name, ()):
             if sample.name == f"{name}_bucket":  # in ascending order, and each holds those before it
                 key, edge = (_version(sample), sample.labels.get("axis", "ink")), sample.labels["le"]

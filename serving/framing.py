@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 20  # pixels that the longer side of the ink is scaled to, in an image of 28
-MIDDLE = 14  # the pixel, of rows and columns, that the centre of mass is put on, to half a pixel
 
-_ROWS, _COLUMNS = np.indices((28, 28)) - MIDDLE
-_MOMENTS = np.stack([np.ones((28, 28)), _ROWS, _COLUMNS], axis=-1).reshape(-1, 3).astype(np.float32)  # (784, 3)
+_MOMENTS = np.stack([np.ones((28, 28)), *np.indices((28, 28))], axis=-1).reshape(-1, 3).astype(np.float32)  # (784, 3)
 _TOGETHER = 64  # images; multiplying more of them at once, BLAS would start threads
 
 
@@ -48,11 +46,11 @@ def measure(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     """How much ink there is on framed images, and where.
 
     Args:
-        images: (n, 28, 28) uint8, 0 paper to 255 ink, with some ink on each.
+        images: (n, 28, 28) or (n, 784) uint8, one at least, 0 paper to 255 ink, with some ink on each.
 
     Returns:
-        The share of an image that is ink, grey counting in part, (n,); and how far its centre of mass is from where framing
-        puts it, in pixels down and to the right, (n, 2): half a pixel at most, when it was framed as MNIST is.
+        The share of an image that is ink, grey counting in part, (n,); and the row and the column of its centre of mass,
+        (n, 2), from 0 to 27: 14 give or take a half, when it was framed as MNIST is.
     """
     pixels = images.reshape(-1, 784)
     parts = [pixels[start : start + _TOGETHER].astype(np.float32) @ _MOMENTS for start in range(0, len(pixels), _TOGETHER)]

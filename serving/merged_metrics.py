@@ -33,7 +33,7 @@ _PREFIX = "digits-metrics-"
 # touches a page without a block behind it, so all of them are given their blocks beforehand. A label set of a histogram
 # takes 5 KB: this is room for four hundred, where the methods take a dozen, and a model version seven and, of truth from
 # every source, twelve more. One of a counter takes 0.2 KB, and truth from every source three hundred and more a version; one
-# of a gauge as much, and what a version's training images were like sixty-six.
+# of a gauge as much, and what a version's training images were like sixty.
 _SIZES = {
     "counter": 1 << 20,
     "histogram": 2 << 20,

@@ -173,11 +173,11 @@ class Metrics:
             buckets=drift.INK,
             registry=registry,
         )
-        self.mass_offset = BulkHistogram(
-            "digits_mass_offset_pixels",
-            "How far their centre of mass lies from where framing puts it, by axis: row (down), column (to the right).",
+        self.mass_centre = BulkHistogram(
+            "digits_mass_centre_pixels",
+            "Where their centre of mass is, by axis (row, column), from 0 to 27: framed, at 14, give or take a half.",
             [*_VERSION, "axis"],
-            buckets=drift.OFFSET,
+            buckets=drift.CENTRE,
             registry=registry,
         )
         self.drift_reference = Gauge(
@@ -314,7 +314,7 @@ class VersionMetrics:
         self.last_request = metrics.last_request.labels(model, version)
         self._confidence = metrics.confidence.labels(model, version)
         self._ink = metrics.ink.labels(model, version)
-        self._offsets = [metrics.mass_offset.labels(model, version, axis) for axis in ("row", "column")]
+        self._centres = [metrics.mass_centre.labels(model, version, axis) for axis in ("row", "column")]
         self._unmeasured: list[NDArray[np.uint8]] = []
         self._images_unmeasured = 0
         self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
@@ -340,14 +340,16 @@ class VersionMetrics:
 
         A few dozen images wait to be measured together: one by one it would cost a small call some hundredths of its time.
         """
+        if not len(images):
+            return
         self._unmeasured.append(images)
         self._images_unmeasured += len(images)
         if self._images_unmeasured >= _MEASURED_TOGETHER:
-            ink, offsets = measure(np.concatenate(self._unmeasured))
+            ink, centres = measure(np.concatenate(self._unmeasured))
             self._unmeasured, self._images_unmeasured = [], 0
             self._ink.observe_all(ink)
-            for histogram, offset in zip(self._offsets, offsets.T, strict=True):
-                histogram.observe_all(offset)
+            for histogram, centre in zip(self._centres, centres.T, strict=True):
+                histogram.observe_all(centre)
 
     def count_decisions(self, decisions: NDArray[np.uint8]) -> None:
         """Counts what becomes of single digits: `decisions`, (N,)."""
@@ -373,8 +375,8 @@ class BulkHistogram(Histogram):
 
     def observe_all(self, values: NDArray[np.float32]) -> None:
         """Observes every one of `values`."""
+        self._sum.inc(float(values.sum(dtype=np.float64)))
         buckets = np.bincount(np.searchsorted(self._upper_bounds, values), minlength=len(self._buckets))
         for bucket, count in enumerate(buckets.tolist()):
             if count:
                 self._buckets[bucket].inc(count)
-        self._sum.inc(float(values.sum(dtype=np.float64)))

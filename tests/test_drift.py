@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import Metric
 
-from serving.drift import INK, OFFSET, WINDOW, WithDrift, reference, stability_index
+from serving.drift import CENTRE, INK, WINDOW, WithDrift, reference, stability_index
 from serving.framing import frame, measure
 from serving.metrics import Metrics, VersionMetrics
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -27,26 +27,26 @@ counts = st.lists(st.integers(0, 1000), min_size=10, max_size=10).filter(any)
 
 
 def stated(**other: object) -> str:
-    even = np.linspace(-0.5, 0.5, 101).tolist()
+    even = np.linspace(13.5, 14.5, 101).tolist()
     whole = {"digit": [0.1] * 10, "ink": np.linspace(0.05, 0.25, 101).tolist(), "row": even, "column": even}
     return json.dumps(whole | other)
 
 
-def test_what_is_measured_is_the_share_of_ink_and_how_far_it_lies_from_the_middle() -> None:
+def test_what_is_measured_is_the_share_of_ink_and_its_centre_of_mass() -> None:
     images = np.zeros((70, 28, 28), np.uint8)  # more than are measured at once
     images[:, 14, 14] = 255
     images[1, 10:12, 20] = (255, 51)
     images[1, 14, 14] = 0
-    ink, offsets = measure(images)
+    ink, centres = measure(images)
     assert ink == pytest.approx([1 / 784, 1.2 / 784, *[1 / 784] * 68])
-    assert offsets[1] == pytest.approx([(10 + 11 * 0.2) / 1.2 - 14, 6], abs=1e-5)
-    assert not np.delete(offsets, 1, axis=0).any()
+    assert centres[1] == pytest.approx([(10 + 11 * 0.2) / 1.2, 20])
+    assert (np.delete(centres, 1, axis=0) == 14).all()
 
 
 @pytest.mark.parametrize("number", range(10))
 def test_what_is_framed_lies_within_half_a_pixel_of_the_middle(number: int) -> None:
-    _, offsets = measure(frame(draw(number) / 255)[None])
-    assert np.abs(offsets).max() <= 0.5
+    _, centres = measure(frame(draw(number) / 255)[None])
+    assert np.abs(centres - 14).max() <= 0.5
 
 
 def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
@@ -54,11 +54,11 @@ def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
     assert {feature: sum(parts.values()) for feature, parts in shares.items()} == pytest.approx(dict.fromkeys(shares, 1.0))
     assert (shares["digit"]["4"], shares["digit"]["5"]) == (0.05, 0.15)
     assert len(shares["ink"]) == len(INK) + 1
-    assert len(shares["row"]) == len(OFFSET) + 1
+    assert len(shares["row"]) == len(CENTRE) + 1
     assert shares["ink"]["0.05"] == 0
     assert shares["ink"]["0.08"] == pytest.approx(0.15)
-    assert shares["column"]["0.4"] == pytest.approx(0.2)
-    assert shares["column"]["1.0"] == shares["column"]["+Inf"] == 0
+    assert shares["column"]["14.4"] == pytest.approx(0.2)
+    assert shares["column"]["15.0"] == shares["column"]["+Inf"] == 0
 
 
 @pytest.mark.parametrize(

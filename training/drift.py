@@ -14,11 +14,11 @@ def drift_reference(images: np.ndarray, probabilities: np.ndarray) -> dict[str, 
 
     Returns:
         "digit": the share of each digit in what was read; and the percentiles, 0 to 100, of "ink", the share of an image
-        that is ink, and "row" and "column", the offset of the centre of mass in pixels.
+        that is ink, and of "row" and "column", where its centre of mass is.
     """
     inked = images.any(axis=(1, 2))
-    ink, offsets = measure(images[inked])
+    ink, centres = measure(images[inked])
     digits = np.bincount(probabilities[inked].argmax(axis=1), minlength=10) / inked.sum()
-    measured = {"ink": ink, "row": offsets[:, 0], "column": offsets[:, 1]}
+    measured = {"ink": ink, "row": centres[:, 0], "column": centres[:, 1]}
     percentiles = {name: np.percentile(values, range(101)).round(4).tolist() for name, values in measured.items()}
     return {"digit": digits.round(6).tolist(), **percentiles}
