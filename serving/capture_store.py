@@ -7,8 +7,7 @@ they are too old or too many. `digits-train` reads them; README.md, "The learnin
 import contextlib
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Double,
     Index,
     Integer,
@@ -30,14 +30,16 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from serving.captured import CapturedImage, CapturedTruth, CaptureError, NotStored
 
 _DAY_SECONDS = 86_400
-_CONNECT_SECONDS = 3  # how long a database over the network may take to answer
+_LATE_SECONDS = 3600  # how long truth is kept whose images are not there: they may be on their way
+_CONNECT_SECONDS = 2  # how long a database over the network may take to answer
+_STATEMENT_SECONDS = 10  # and to do what it is told, or wait for a lock
 _BUSY_SECONDS = 5  # how long SQLite waits for the other workers of this machine
+_CHECKPOINT_SECONDS = 0.1  # and, while those wait, for others that read the file
 
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself in this type only
 _TABLES = MetaData()
@@ -78,11 +80,11 @@ class Store:
     """One connection to the database, for one thread; it comes back by itself after the database was away."""
 
     def __init__(self, url: str, days: float, max_images: int):
-        """Takes the URL for what it is; a database over the network need not be there yet.
+        """Takes the URL for what it is; nothing is made, and a database over the network need not be there yet.
 
         Args:
             url: such as sqlite:////var/lib/digits/captured.db or postgresql://digits:password@db/digits. SQLite's file is
-                made when it is not there, for its owner only.
+                made when the first row comes, for its owner only.
             days: how long rows are kept.
             max_images: how many images are kept, the newest.
 
@@ -92,6 +94,9 @@ class Store:
         self._days = days
         self._max_images = max_images
         self._prepared = False
+        self._log_has_deleted = False  # SQLite's, beside its file
+        self._file: Path | None = None
+        self._file_opened: tuple[int, int] | None = None  # device and inode
         try:
             parsed = make_url(url)
             self._name = parsed.set(query={}).render_as_string(hide_password=True)  # options may be passwords, too
@@ -99,86 +104,122 @@ class Store:
             if kind not in ("sqlite", "postgresql"):
                 raise CaptureError(f"--capture is {self._name}, expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
             if kind == "sqlite":
-                self._make_file(parsed.database)
-            options: dict[str, Any] = {"timeout": _BUSY_SECONDS} if kind == "sqlite" else _OVER_NETWORK
+                self._file = self._writable(parsed.database)
+            options: dict[str, Any] = {"timeout": _BUSY_SECONDS} if self._file else _OVER_NETWORK
             self._engine = create_engine(parsed, connect_args=options, pool_pre_ping=True, pool_size=1)
         except (NoSuchModuleError, ImportError) as error:
             raise CaptureError(f"--capture is {self._name}, whose driver is not there: {error}") from error
         except (ArgumentError, ValueError):  # their messages may hold the password
             raise CaptureError("--capture is no URL, expected such as sqlite:///captured.db") from None
-        if kind == "sqlite":
-            event.listen(self._engine, "connect", _make_safe)
+        event.listen(self._engine, "connect", _make_safe if self._file else _make_prompt)
 
     def __str__(self) -> str:
         return self._name
 
-    def prepare(self) -> None:
-        """Makes the tables where there are none. Raises NotStored."""
-        if self._prepared:
-            return
-        for attempt in (1, 2):  # PostgreSQL lets two replicas that make a table at once collide, IF NOT EXISTS or not
-            try:
-                with self._engine.begin() as connection:
-                    for table in _TABLES.sorted_tables:
-                        connection.execute(CreateTable(table, if_not_exists=True))
-                        for index in table.indexes:
-                            connection.execute(CreateIndex(index, if_not_exists=True))
-                self._prepared = True
-                return
-            except SQLAlchemyError as error:
-                if attempt == 2:
-                    raise _not_stored(error) from error
+    def reach(self) -> None:
+        """Raises NotStored when a database over the network does not answer."""
+        if not self._file:
+            with self._failing_as_not_stored():
+                self._engine.connect().close()
 
     def add(self, images: Sequence[CapturedImage], truths: Sequence[CapturedTruth]) -> None:
         """Adds all of them or nothing; once it returns, they are on the disk. Raises NotStored."""
-        self.prepare()
         now = time.time()
-        try:
-            with self._engine.begin() as connection:
-                if images:
-                    connection.execute(_IMAGES.insert(), [{"captured_at": now, **asdict(image)} for image in images])
-                if truths:
-                    connection.execute(_TRUTHS.insert(), [{"reported_at": now, **asdict(truth)} for truth in truths])
-        except SQLAlchemyError as error:
-            raise _not_stored(error) from error
+        with self._transaction() as connection:
+            if images:
+                connection.execute(_IMAGES.insert(), [{"captured_at": now, **vars(image)} for image in images])
+            if truths:
+                connection.execute(_TRUTHS.insert(), [{"reported_at": now, **vars(truth)} for truth in truths])
 
     def delete_old(self) -> None:
-        """Deletes what is too old, the oldest of what is too much, and truths without images. Raises NotStored."""
-        self.prepare()
-        oldest = time.time() - self._days * _DAY_SECONDS
+        """Deletes images that are too old, the oldest of too many, and truths that are of no use. Raises NotStored."""
+        now, later = time.time(), _TRUTHS.alias()
         newest = select(func.max(_IMAGES.c.number)).scalar_subquery()
-        try:
-            with self._engine.begin() as connection:
-                aged = connection.execute(delete(_IMAGES).where(_IMAGES.c.captured_at < oldest)).rowcount
-                excess = connection.execute(delete(_IMAGES).where(_IMAGES.c.number <= newest - self._max_images)).rowcount
-                unheld = ~select(_IMAGES.c.number).where(_IMAGES.c.answer == _TRUTHS.c.answer).exists()
-                orphaned = connection.execute(delete(_TRUTHS).where(unheld)).rowcount
-            if self._engine.dialect.name == "sqlite" and aged + excess + orphaned:
-                with self._engine.connect() as connection:  # or the log beside the file would still have them
-                    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        except SQLAlchemyError as error:
-            raise _not_stored(error) from error
+        imaged = select(_IMAGES.c.number).where(_IMAGES.c.answer == _TRUTHS.c.answer).exists()
+        said_again = [later.c[name] == _TRUTHS.c[name] for name in ("answer", "place", "source")]
+        superseded = select(later.c.number).where(later.c.number > _TRUTHS.c.number, *said_again).exists()
+        with self._transaction() as connection:
+            for statement in (
+                delete(_IMAGES).where(_IMAGES.c.captured_at < now - self._days * _DAY_SECONDS),
+                delete(_IMAGES).where(_IMAGES.c.number <= newest - self._max_images),
+                delete(_TRUTHS).where(_TRUTHS.c.reported_at < now - _LATE_SECONDS, ~imaged),
+                delete(_TRUTHS).where(superseded),
+            ):
+                self._log_has_deleted |= connection.execute(statement).rowcount > 0
+        if self._file and self._log_has_deleted:
+            self._empty_log()
 
     def close(self) -> None:
         """Lets go of the database."""
         self._engine.dispose()
 
-    def _make_file(self, database: str | None) -> None:
-        """Makes SQLite's file, for nobody else to read; SQLite itself would let everybody."""
+    def _empty_log(self) -> None:
+        """Has SQLite empty the log beside its file, where what was deleted can be read; if somebody reads now, later."""
+        with self._failing_as_not_stored(), self._engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={_CHECKPOINT_SECONDS * 1000:.0f}")
+            try:
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+            finally:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+            self._log_has_deleted = bool(busy)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A transaction on tables that are there. Raises NotStored."""
+        with self._failing_as_not_stored():
+            self._prepare()
+            with self._engine.begin() as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def _failing_as_not_stored(self) -> Iterator[None]:
+        """Turns what SQLAlchemy raises into NotStored, in the driver's words: it adds statements, and with them images."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            self._prepared = False  # who knows what is there, when it works again
+            raise NotStored(str(getattr(error, "orig", None) or error).strip()) from error
+
+    def _prepare(self) -> None:
+        """Makes SQLite's file, and the tables, where there are none."""
+        if self._file:
+            file = _made_for_owner(self._file)
+            if file != self._file_opened:  # the first time, or somebody has moved it away under our hands
+                self._engine.dispose()
+                self._file_opened, self._prepared = file, False
+        for last in (False, True):
+            try:
+                if not self._prepared:
+                    _TABLES.create_all(self._engine)
+                self._prepared = True
+            except SQLAlchemyError as error:
+                # Two replicas, or workers, that make a table at once collide, and then it is there.
+                if last or (isinstance(error, OperationalError) and not self._file):
+                    raise
+
+    def _writable(self, database: str | None) -> Path:
+        """SQLite's file, which can be written, or made."""
         if not database or database.startswith((":memory:", "file:")):
             raise CaptureError(f"--capture is {self._name}, which names no file, expected such as sqlite:///captured.db")
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.close(os.open(database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            except FileExistsError:
-                raise
-            except OSError as error:
-                raise CaptureError(f"--capture is {self._name}: cannot make {database}: {error.strerror}") from error
-        if not os.access(database, os.R_OK | os.W_OK) or not Path(database).is_file():
-            raise CaptureError(f"--capture is {self._name}: {database} is no file that can be written")
+        file = Path(database)
+        if not file.exists() and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+            raise CaptureError(f"--capture is {self._name}, but {file.parent} is no directory that can be written to")
+        if file.exists() and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
+            raise CaptureError(f"--capture is {self._name}, but {file} is no file that can be written to")
+        return file
 
 
 _OVER_NETWORK = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _CONNECT_SECONDS * 1000}
+
+
+def _made_for_owner(file: Path) -> tuple[int, int]:
+    """Makes a file where there is none, for nobody else to read; SQLite would let everybody. Its device and inode."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _make_safe(connection: Any, _: object) -> None:
@@ -187,6 +228,7 @@ def _make_safe(connection: Any, _: object) -> None:
         connection.execute(f"PRAGMA {setting}").close()
 
 
-def _not_stored(error: SQLAlchemyError) -> NotStored:
-    """The driver's own words: SQLAlchemy adds the statement, and with it images."""
-    return NotStored(str(getattr(error, "orig", None) or type(error).__name__).strip())
+def _make_prompt(connection: Any, _: object) -> None:
+    """Has PostgreSQL give up what takes too long, as on a lock, rather than have all that is captured wait."""
+    connection.execute(f"SET statement_timeout = {_STATEMENT_SECONDS * 1000}")
+    connection.commit()

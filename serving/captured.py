@@ -1,5 +1,6 @@
 """What is captured, row by row: images that were rejected or marked for audit, and truths about them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,44 +58,53 @@ class CapturedTruth:
     value: str
 
 
-def worth_learning(decisions: NDArray[np.uint8], audited: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where a person will look at an image and find a digit: it was rejected although there is ink, or marked for audit.
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """Those images of an answer that are worth to be learnt from.
 
-    Args:
-        decisions: (n,), a Decision each.
-        audited: (n,), whether it was marked.
+    Attributes:
+        answer: what was answered.
+        places: of the images in the answer, ascending; of a field all or none.
+        images: (len(places), 784) uint8, a copy, so that others of the same call are not kept with them.
     """
-    rejected = (decisions != Decision.ACCEPT) & (decisions != Decision.REJECT_INVALID_IMAGE)
-    worth: NDArray[np.bool_] = audited | rejected
+
+    answer: Recognized
+    places: NDArray[np.intp]
+    images: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, answer: Recognized, images: NDArray[np.uint8]) -> "Worth":
+        """Of all the `images`, (n, 784) uint8, of an answer."""
+        worth = np.broadcast_to(_worth_learning(answer), len(images))
+        return cls(answer, np.flatnonzero(worth), images[worth])
+
+    def rows(self) -> Iterable[CapturedImage]:
+        """Each of them by itself."""
+        answer, nonce = self.answer, self.answer.nonce.hex()
+        for place, image in zip(self.places.tolist(), self.images, strict=True):
+            decided = 0 if answer.of_field else place
+            yield CapturedImage(
+                answer=nonce,
+                place=place,
+                field_length=len(answer.digits) if answer.of_field else 0,
+                model=answer.model,
+                version=answer.version,
+                digit=int(answer.digits[place]),
+                confidence=float(answer.confidences[decided]),
+                decision=Decision(int(answer.decisions[decided])).label,
+                audited=bool(answer.audited[decided]),
+                image=image.tobytes(),
+            )
+
+
+def worth_telling(answer: Recognized, places: Iterable[int]) -> list[int]:
+    """Those places of an answer whose images are captured, and whose truth is then too."""
+    worth = _worth_learning(answer)
+    return [place for place in places if worth[place]]
+
+
+def _worth_learning(answer: Recognized) -> NDArray[np.bool_]:
+    """Where a person will look, and find a digit: rejected although there is ink, or marked for audit. (n,) or (1,)."""
+    rejected = (answer.decisions != Decision.ACCEPT) & (answer.decisions != Decision.REJECT_INVALID_IMAGE)
+    worth: NDArray[np.bool_] = answer.audited | rejected
     return worth
-
-
-def images_of(answer: Recognized, images: NDArray[np.uint8]) -> list[CapturedImage]:
-    """Those of an answer's `images`, (n, 784) uint8, that are worth it; of a field all or none."""
-    worth = worth_learning(answer.decisions, answer.audited)
-    every = range(len(images))
-    decided = [0] * len(images) if answer.of_field else every  # where the answer says what became of each
-    return [
-        CapturedImage(
-            answer=answer.nonce.hex(),
-            place=place,
-            field_length=len(images) if answer.of_field else 0,
-            model=answer.model,
-            version=answer.version,
-            digit=int(answer.digits[place]),
-            confidence=float(answer.confidences[decided[place]]),
-            decision=Decision(int(answer.decisions[decided[place]])).label,
-            audited=bool(answer.audited[decided[place]]),
-            image=images[place].tobytes(),
-        )
-        for place in every
-        if worth[decided[place]]
-    ]
-
-
-def truth_of(answer: Recognized, place: int, source: str, value: str) -> CapturedTruth | None:
-    """What was said of the digit at a place of an answer, or at 0 of a field; None where no image is captured."""
-    there = slice(place, place + 1)
-    if not worth_learning(answer.decisions[there], answer.audited[there]).any():
-        return None
-    return CapturedTruth(answer.nonce.hex(), place, source, value)

@@ -140,7 +140,7 @@ def _check_capture(settings: Settings, findings: Findings) -> None:
         try:
             store = open_store(settings)
             try:
-                store.prepare()
+                store.reach()
             except NotStored as error:
                 findings.mistakes.append(f"--capture: nothing can be stored in {store}: {error}")
             store.close()
@@ -159,6 +159,8 @@ def _check_credentials(settings: Settings, findings: Findings) -> None:
         findings.warnings.append(
             "answers are marked for audit, but without --recognition-key anybody can report their truth"
         )
+    if settings.capture and not settings.recognition_key:
+        findings.warnings.append("images are captured, but without --recognition-key anybody can report what they show")
     if settings.recognition_key:
         try:
             RecognitionIds.from_file(settings.recognition_key)

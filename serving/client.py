@@ -14,6 +14,7 @@ from serving.decision import Decision
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 
+_NEVER_CAPTURED = (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -33,7 +34,7 @@ class Recognition:
         recognition_id: by which, and `place`, truth about it is reported.
         place: in the batch that it was read with.
         audit: whether somebody is to look at the image although it is accepted.
-        captured: whether what was rejected or marked for audit, of all that was read with it, was kept to learn from.
+        captured: whether the image, rejected or marked for audit, was kept to learn from, and is on a disk.
     """
 
     digit: int
@@ -66,7 +67,7 @@ class Field:
         troubles: why crops can't be read, by their place.
         recognition_id: by which truth about it is reported.
         audit: whether somebody is to look at it although it is accepted.
-        captured: whether its images were kept to learn from.
+        captured: whether its images, rejected or marked for audit, were kept to learn from, and are on a disk.
     """
 
     value: str
@@ -180,7 +181,7 @@ class DigitClient:
                 recognition_id=answer.recognition_id,
                 place=place,
                 audit=place in audits,
-                captured=answer.captured,
+                captured=answer.captured and (place in audits or decision not in _NEVER_CAPTURED),
             )
             for place, (digit, confidence, row, decision) in enumerate(zip(*columns, strict=True))
         ]

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.capture import Capture
-from serving.captured import worth_learning
 from serving.decision import Decision, Threshold, choose, decide
 from serving.errors import InvalidRequest
 from serving.lexicon import Lexicon
-from serving.recognition_id import RecognitionIds
+from serving.recognition_id import RecognitionIds, Recognized
 from serving.recognizer import Reading
 
 CANDIDATES = 3
@@ -108,41 +107,52 @@ class Decider:
             raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {there}")
         return self._lexicons[name]
 
-    async def digits(self, reading: Reading, target_error_rate: float, *, truth: bool = True) -> DigitAnswers:
-        """What becomes of each digit by itself; where `truth` may come of it, some are marked for audit, and captured."""
+    async def digits(
+        self, reading: Reading, target_error_rate: float, deadline: float, *, audit: bool = True
+    ) -> DigitAnswers:
+        """What becomes of each digit by itself.
+
+        Args:
+            reading: what the images show.
+            target_error_rate: to hold to.
+            deadline: when the answer must be given, monotonic clock.
+            audit: whether some may be marked for audit: there is somebody to tell.
+        """
         loaded = reading.loaded
         threshold = choose(loaded.model.thresholds, target_error_rate)
         decisions = decide(reading.confidences, reading.inked, threshold)
         loaded.metrics.count_decisions(decisions)
-        audited = self._chosen(decisions) if truth else np.zeros(len(decisions), bool)
+        audited = self._chosen(decisions) if audit else np.zeros(len(decisions), bool)
         loaded.metrics.count_audits("digit", int(audited.sum()))
-        about = (loaded.name, loaded.version, reading.digits, decisions, audited, reading.confidences)
-        recognition_id = self._ids.issue(*about)
-        captured = truth and await self._captured(recognition_id, decisions, audited, reading.images)
-        return DigitAnswers(decisions, threshold, audited, recognition_id, captured)
+        answer = Recognized(loaded.name, loaded.version, False, reading.digits, decisions, audited, reading.confidences)
+        captured = await self._keep(answer, reading.images, deadline)
+        return DigitAnswers(decisions, threshold, audited, self._ids.issue(answer), captured)
 
-    async def field(self, reading: Reading, target_error_rate: float, lexicon: Lexicon | None) -> FieldAnswer:
+    async def field(
+        self, reading: Reading, target_error_rate: float, deadline: float, lexicon: Lexicon | None
+    ) -> FieldAnswer:
         """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
             digits, confidence, unlisted = lexicon.read(probabilities)
         else:
             digits, confidence, unlisted = reading.digits, float(probabilities.max(axis=1).prod()), 0.0
-        model = reading.loaded.model
+        loaded = reading.loaded
+        model = loaded.model
         certified = model.thresholds if len(digits) == 1 else model.field_thresholds.get(len(digits), ())
         threshold = choose(certified, target_error_rate)
         [number] = decide(np.array([confidence]), np.array([reading.inked.all()]), threshold).tolist()
         decision = Decision(number)
         if unlisted > 0.5 and decision is not Decision.REJECT_INVALID_IMAGE:
             decision = Decision.REJECT_NOT_IN_LEXICON
-        reading.loaded.metrics.count_field(decision)
+        loaded.metrics.count_field(decision)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
         likely = np.take_along_axis(probabilities, order, axis=1)
         decisions = np.array([decision], np.uint8)
         audited = self._chosen(decisions)
-        reading.loaded.metrics.count_audits("field", int(audited.sum()))
-        about = (reading.loaded.name, reading.loaded.version, digits, decisions, audited, np.array([confidence]))
-        recognition_id = self._ids.issue(*about, of_field=True)
+        loaded.metrics.count_audits("field", int(audited.sum()))
+        answer = Recognized(loaded.name, loaded.version, True, digits, decisions, audited, np.array([confidence]))
+        captured = await self._keep(answer, reading.images, deadline)
         return FieldAnswer(
             "".join(map(str, digits.tolist())),
             confidence,
@@ -151,17 +161,12 @@ class Decider:
             order,
             likely,
             bool(audited[0]),
-            recognition_id,
-            await self._captured(recognition_id, decisions, audited, reading.images),
+            self._ids.issue(answer),
+            captured,
         )
 
-    async def _captured(
-        self, recognition_id: str, decisions: NDArray[np.uint8], audited: NDArray[np.bool_], images: NDArray[np.uint8]
-    ) -> bool:
-        """Whether images of an answer are worth to be captured, and are."""
-        if not self._capture or not worth_learning(decisions, audited).any():
-            return False
-        return await self._capture.keep(self._ids.read(recognition_id), images)
+    async def _keep(self, answer: Recognized, images: NDArray[np.uint8], deadline: float) -> bool:
+        return self._capture is not None and await self._capture.keep(answer, images, deadline)
 
     def _chosen(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which answers are to be audited: of those accepted a share, at random, so that they stand for all of them."""

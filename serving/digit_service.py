@@ -61,7 +61,7 @@ class DigitService:
         reading = await self._recognizer.read(
             image, call, crops=crops, model=model, key=key, timeout_seconds=timeout_seconds
         )
-        decided = await self._decider.digits(reading, target)
+        decided = await self._decider.digits(reading, target, call.deadline)
         return pb.RecognizeResponse(
             digit=reading.digits.item(),
             confidence=reading.confidences.item(),
@@ -80,7 +80,7 @@ class DigitService:
         model, key, target = request.model, request.key, self._decider.target(request.target_error_rate)
         del request  # the message holds a second copy of the images, which would wait with them
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        decided = await self._decider.digits(reading, target)
+        decided = await self._decider.digits(reading, target, call.deadline)
         return pb.RecognizeBatchResponse(
             digits=reading.digits.tolist(),
             confidences=reading.confidences.tolist(),
@@ -103,7 +103,7 @@ class DigitService:
         target = self._decider.target(request.target_error_rate, of_field=True)
         lexicon = self._decider.lexicon(request.lexicon)
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        field = await self._decider.field(reading, target, lexicon)
+        field = await self._decider.field(reading, target, call.deadline, lexicon)
         return pb.ReadFieldResponse(
             value=field.value,
             confidence=field.confidence,

@@ -126,7 +126,7 @@ class WithDrift(Collector):
                 index.add_metric((*version, feature), value)
         accuracy = GaugeMetricFamily(
             "digits_estimated_accuracy_ratio",
-            "Mean confidence over the last whole window of 2,000 images or more: the accuracy, as far as it shows without truth.",
+            "Mean confidence over the last whole window of 2,000 images or more: the accuracy, as it seems without truth.",
             labels=["model", "version"],
         )
         for version, value in accuracies.items():

@@ -243,9 +243,12 @@ class OpenInference:
         response.model_version = reading.loaded.version
         outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
         if "decisions" in wanted:
-            decided = await self._decider.digits(reading, target, truth=False)  # this protocol has no word for it
+            decided = await self._decider.digits(
+                reading, target, call.deadline, audit=False
+            )  # this protocol has no word for it
             outputs["decisions"] = decided.decisions
             response.parameters["recognition_id"].string_param = decided.recognition_id
+            response.parameters["captured"].bool_param = decided.captured
             if decided.threshold:
                 response.parameters["threshold"].double_param = decided.threshold.confidence
                 response.parameters["target_error_rate"].double_param = decided.threshold.target_error_rate

@@ -7,7 +7,7 @@ import hmac
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +29,27 @@ _DECISIONS = [decision for decision in Decision if decision]
 
 @dataclass(frozen=True, eq=False)
 class Recognized:
-    """What an id holds.
+    """An answer, as its id holds it.
 
     Attributes:
         model: its name.
         version: that answered, a decimal integer.
         of_field: whether the digits are one field, with one decision and one confidence.
-        digits: (n,) uint8, as they were read.
+        digits: (n,) integers, as they were read.
         decisions: (n,) uint8, or (1,) of a field: a Decision each, never UNSPECIFIED.
         audited: likewise, bool, whether the answer was chosen to be audited.
-        confidences: likewise, float32, to a 65,535th.
-        nonce: 8 bytes that no other id has.
+        confidences: likewise, floats; read from an id, to a 65,535th.
+        nonce: 8 bytes that no other answer has.
     """
 
     model: str
     version: str
     of_field: bool
-    digits: NDArray[np.uint8]
+    digits: NDArray[np.integer]
     decisions: NDArray[np.uint8]
     audited: NDArray[np.bool_]
-    confidences: NDArray[np.float32]
-    nonce: bytes
+    confidences: NDArray[np.floating]
+    nonce: bytes = field(default_factory=lambda: os.urandom(8))
 
 
 class RecognitionIds:
@@ -72,26 +72,16 @@ class RecognitionIds:
         """Whether ids prove that they were issued here."""
         return bool(self._keys)
 
-    def issue(
-        self,
-        model: str,
-        version: str,
-        digits: NDArray[np.intp],
-        decisions: NDArray[np.uint8],
-        audited: NDArray[np.bool_],
-        confidences: NDArray[np.floating],
-        *,
-        of_field: bool = False,
-    ) -> str:
-        """The id of an answer; the arguments are as in Recognized."""
-        name, number = model.encode(), version.encode()
+    def issue(self, answer: Recognized) -> str:
+        """The id of an answer."""
+        name, number = answer.model.encode(), answer.version.encode()
         payload = b"".join(
             (
-                _HEADER.pack(_FORMAT, of_field, len(name), len(number), os.urandom(8), len(digits)),
+                _HEADER.pack(_FORMAT, answer.of_field, len(name), len(number), answer.nonce, len(answer.digits)),
                 name + number,
-                digits.astype(np.uint8).tobytes(),
-                (decisions | np.where(audited, np.uint8(_AUDITED), np.uint8(0))).tobytes(),
-                np.round(confidences * 65535).astype("<u2").tobytes(),
+                answer.digits.astype(np.uint8).tobytes(),
+                (answer.decisions | np.where(answer.audited, np.uint8(_AUDITED), np.uint8(0))).tobytes(),
+                np.round(answer.confidences * 65535).astype("<u2").tobytes(),
             )
         )
         tag = _tag(self._keys[0], payload) if self._keys else b""

@@ -166,6 +166,8 @@ class Server:
             raise PortTaken(f"cannot listen on {address(host, grpc_port)} for gRPC; is it taken?") from error
         self._http = HttpServer(host, metrics_port, self.metrics.registry, self.unready) if not self._control else None
         self.metrics_port = self._http.port if self._http else 0
+        if self._capture:
+            self._capture.start()
         await self._grpc.start()
         self._health.set("", SERVING)
         self._tell_readiness()

@@ -43,7 +43,7 @@ _LAST_BACKOFF_SECONDS = 10.0
 _LONG_LIFE_SECONDS = 60.0
 
 # What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed.
-_ENDING_SECONDS = 2.0
+_ENDING_SECONDS = 3.0
 
 
 class StartFailed(CannotStart):

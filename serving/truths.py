@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.capture import Capture
+from serving.captured import CapturedTruth, worth_telling
 from serving.decision import Decision
 from serving.errors import InvalidRequest
 from serving.metrics import Metrics
@@ -70,9 +71,11 @@ class Truths:
                 raise InvalidRequest(f"truth {number}: {error}") from None
         if self._capture:
             await self._capture.keep_truths(
-                (answer, place, truth.source, value)
-                for truth, answer in zip(truths, answers, strict=True)
-                for place, value in truth.values.items()
+                [
+                    CapturedTruth(answer.nonce.hex(), place, truth.source, truth.values[place])
+                    for truth, answer in zip(truths, answers, strict=True)
+                    for place in worth_telling(answer, truth.values)
+                ]
             )
         tally = _Tally()
         for truth, answer in zip(truths, answers, strict=True):

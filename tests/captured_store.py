@@ -31,7 +31,7 @@ class Store:
         self.file = file
         self.url = f"sqlite:///{file}"
         service = capture_store.Store(self.url, days=30, max_images=100_000)
-        service.prepare()
+        service.add([], [])
         service.close()
 
     def capture(self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0) -> None:

@@ -1,12 +1,14 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import sqlite3
 import stat
 import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy import create_engine, text
 
 from serving import capture as capture_module
+from serving import capture_store
 from serving.capture import Capture
 from serving.capture_store import Store
 from serving.captured import CapturedImage, CapturedTruth, CaptureError, NotStored
@@ -33,6 +36,13 @@ from tests.service import service as running
 
 Images = NDArray[np.uint8]
 NOBODY_CERTIFIES = 1e-6  # an error rate for which every image with ink is rejected
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has answers wait for the disk as long as it takes."""
+    monkeypatch.setattr(capture_module, "_PATIENCE_SECONDS", TIMEOUT)
+    monkeypatch.setattr(capture_module, "_TRUTH_PATIENCE_SECONDS", TIMEOUT)
 
 
 @pytest.fixture
@@ -76,7 +86,7 @@ async def test_what_is_rejected_is_captured_as_the_network_saw_it_and_what_is_ac
         rejected = await asyncio.to_thread(call, np.stack([images[3], blank, images[4]]), NOBODY_CERTIFIES)
     assert {answer.decision for answer in accepted} == {Decision.ACCEPT}
     assert not accepted[0].captured
-    assert all(answer.captured for answer in rejected)
+    assert [answer.captured for answer in rejected] == [True, False, True], "there is nothing to learn from a blank one"
     said = "SELECT answer, place, field_length, model, digit, decision, audited, image FROM captured_images ORDER BY place"
     assert rows(file, said) == [
         (nonce(rejected[0]), place, 0, "digits", rejected[place].digit, "not_certified", 0, shown.tobytes())
@@ -109,10 +119,10 @@ async def test_audited_answers_and_whole_fields_are_captured_with_their_truth(
     assert truths == [(nonce(digit), 0, "audit", "7"), (nonce(field), 0, "keying", "123")]
 
 
-async def test_truth_about_what_was_never_captured_is_counted_and_not_kept(
-    start_server: StartServer, images: Images, file: Path
+async def test_truth_about_what_was_never_captured_is_counted_whether_the_database_is_there_or_not(
+    start_server: StartServer, images: Images
 ) -> None:
-    server = await start_server(capture=f"sqlite:///{file}")
+    server = await start_server(capture="postgresql://digits@127.0.0.1:1/digits")
     with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
         answer = await asyncio.to_thread(client.recognize, images[0])
         assert await asyncio.to_thread(client.report_truth, [(answer, "7")], "replay") == 1
@@ -120,17 +130,29 @@ async def test_truth_about_what_was_never_captured_is_counted_and_not_kept(
     assert value(server.metrics.registry, "digits_captured_total") == 0
 
 
-async def test_the_tensor_api_which_has_no_truth_captures_nothing(
+async def test_the_tensor_api_captures_what_it_rejects_where_it_is_asked_for_decisions(
     start_server: StartServer, images: Images, file: Path
 ) -> None:
-    server = await start_server(capture=f"sqlite:///{file}")
-    request = inference.ModelInferRequest(model_name="digits", raw_input_contents=[images[:2].tobytes()])
-    request.inputs.add(name="images", datatype="UINT8", shape=[2, 28, 28])
-    request.outputs.add(name="decisions")
-    request.parameters["target_error_rate"].double_param = NOBODY_CERTIFIES
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        await GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT)
+    server = await start_server(capture=f"sqlite:///{file}", audit_rate=1.0)
+
+    async def infer(output: str, target: float) -> inference.ModelInferResponse:
+        request = inference.ModelInferRequest(model_name="digits", raw_input_contents=[images[:2].tobytes()])
+        request.inputs.add(name="images", datatype="UINT8", shape=[2, 28, 28])
+        request.outputs.add(name=output)
+        request.parameters["target_error_rate"].double_param = target
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            answer: inference.ModelInferResponse = await GRPCInferenceServiceStub(channel).ModelInfer(
+                request, timeout=TIMEOUT
+            )
+            return answer
+
+    await infer("probabilities", NOBODY_CERTIFIES)
+    assert not (await infer("decisions", 0.01)).parameters["captured"].bool_param, "it marks nothing for audit"
     assert value(server.metrics.registry, "digits_captured_total") == 0
+    answer = await infer("decisions", NOBODY_CERTIFIES)
+    assert answer.parameters["captured"].bool_param
+    told = RecognitionIds().read(answer.parameters["recognition_id"].string_param).nonce.hex()
+    assert rows(file, "SELECT answer, place FROM captured_images") == [(told, 0), (told, 1)]
 
 
 def test_what_was_acknowledged_is_there_after_the_whole_service_was_killed(images: Images, file: Path) -> None:
@@ -168,6 +190,14 @@ def test_what_was_acknowledged_is_there_after_the_whole_service_was_killed(image
     assert rows(file, "PRAGMA integrity_check") == [("ok",)]
 
 
+def until_captured(read: Callable[[], Recognition]) -> Recognition:
+    """The first answer that is known to be: a disk may take longer than answers wait, and connecting to a database too."""
+    end = time.monotonic() + TIMEOUT
+    while not (answer := read()).captured:
+        assert time.monotonic() < end
+    return answer
+
+
 def fill(ballast: Path) -> None:
     """Leaves no room on a file system."""
     with ballast.open("wb", buffering=0) as opened, contextlib.suppress(OSError):
@@ -192,8 +222,7 @@ def test_a_full_disk_costs_no_answer_and_no_acknowledged_record_and_is_over_once
         def rejected() -> Recognition:
             return client.recognize_batch(images[:50], target_error_rate=NOBODY_CERTIFIES)[0]
 
-        first = rejected()
-        assert first.captured
+        first = until_captured(rejected)
         fill(ballast)
         while (last := rejected()).captured:  # what SQLite had taken of the disk before
             first = last
@@ -204,15 +233,15 @@ def test_a_full_disk_costs_no_answer_and_no_acknowledged_record_and_is_over_once
         assert server.scrape("digits_captured_total", record="image", outcome="failed") >= 50
         counted = server.scrape("digits_truth_total")
         ballast.unlink()
-        assert rejected().captured
-        assert client.report_truth([(first, "7")], "audit" if first.audit else "keying") == 1
+        until_captured(rejected)
+        assert client.report_truth([(first, "7")], "keying") == 1
         assert server.scrape("digits_truth_total") == counted + 1
         stored = server.scrape("digits_captured_total", record="image", outcome="stored")
         os.killpg(server.process.pid, signal.SIGTERM)
         _, log = server.end()
-    assert "nothing can be captured in sqlite:///" in log
+    assert "capture fails in sqlite:///" in log
     assert "database or disk is full" in log
-    assert "again" in log
+    assert "capture goes on in sqlite:///" in log
     assert "INSERT" not in log, "it has no statements, and with them no images"
     assert len(rows(file, "SELECT 1 FROM captured_images")) == stored
     assert rows(file, "PRAGMA integrity_check") == [("ok",)]
@@ -231,58 +260,87 @@ class Stuck(Store):
         super().add(images, truths)  # type: ignore[arg-type]
 
 
-def answered(*, audited: bool = False) -> Recognized:
-    ids = RecognitionIds()
-    decision = Decision.ACCEPT if audited else Decision.REJECT_LOW_CONFIDENCE
-    about = (np.array([7], np.intp), np.array([decision], np.uint8), np.array([audited]), np.array([0.5]))
-    return ids.read(ids.issue("digits", "1", *about))
+REJECTED = np.array([Decision.REJECT_LOW_CONFIDENCE], np.uint8)
 
 
-async def test_an_answer_does_not_wait_for_a_disk_that_stands_still(file: Path, images: Images) -> None:
+def answered(count: int = 1) -> Recognized:
+    """An answer about so many images, all of them rejected."""
+    about = (np.full(count, 7), np.repeat(REJECTED, count), np.zeros(count, bool), np.full(count, 0.5))
+    return Recognized("digits", "1", False, *about)
+
+
+def truth(answer: str = "0" * 16) -> CapturedTruth:
+    return CapturedTruth(answer, 0, "keying", "7")
+
+
+@pytest.fixture
+async def capture(file: Path) -> AsyncIterator[Capture]:
+    made = Capture(Store(f"sqlite:///{file}", 30, 1000), Metrics(), 1000)
+    made.start()
+    yield made
+    await made.close(TIMEOUT)
+
+
+@pytest.fixture
+def shown(images: Images) -> Images:
+    return images[:1].reshape(1, 784)
+
+
+async def test_an_answer_does_not_wait_for_a_disk_that_stands_still(
+    file: Path, shown: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(capture_module, "_TRUTH_PATIENCE_SECONDS", 0.01)
     metrics, store = Metrics(), Stuck(f"sqlite:///{file}")
     capture = Capture(store, metrics, max_waiting=3)
-    shown = images[:1].reshape(1, 784)
-    assert not await capture.keep(answered(), shown), "nobody knows yet"
-    assert store.adding.is_set()
-    assert not await capture.keep(answered(), shown)
-    truth = asyncio.create_task(capture.keep_truths([(answered(), 0, "keying", "7")]))
-    await asyncio.sleep(0)
-    assert not await capture.keep(answered(), shown), "three wait"
+    capture.start()
+    assert not await capture.keep(answered(), shown, math.inf), "nobody knows yet"
+    assert await asyncio.to_thread(store.adding.wait, TIMEOUT)
+    assert not await capture.keep(answered(), shown, math.inf)
     with pytest.raises(TruthNotStored):
-        await capture.keep_truths([(answered(audited=True), 0, "audit", "7")])
+        await capture.keep_truths([truth()])
+    assert not await capture.keep(answered(), shown, math.inf), "three wait"
+    with pytest.raises(TruthNotStored):
+        await capture.keep_truths([truth()])
     assert value(metrics.registry, "digits_captured_total", record="image", outcome="skipped") == 1
     assert value(metrics.registry, "digits_captured_total", record="truth", outcome="skipped") == 1
     store.go.set()
-    await truth
     await capture.close(TIMEOUT)
     assert len(rows(file, "SELECT 1 FROM captured_images")) == 2, "late, and stored all the same"
     assert value(metrics.registry, "digits_captured_total", outcome="stored") == 3
 
 
+async def test_an_answer_whose_deadline_is_near_does_not_wait(file: Path, shown: Images) -> None:
+    store = Stuck(f"sqlite:///{file}")
+    capture = Capture(store, Metrics(), 1000)
+    capture.start()
+    async with asyncio.timeout(TIMEOUT / 2):  # it would wait twice as long otherwise
+        assert not await capture.keep(answered(), shown, time.monotonic() + 0.05)
+    store.go.set()
+    await capture.close(TIMEOUT)
+
+
 async def test_what_waits_when_the_service_stops_is_stored(
-    file: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+    file: Path, shown: Images, capture: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture_module, "_PATIENCE_SECONDS", 0)
-    metrics = Metrics()
-    capture = Capture(Store(f"sqlite:///{file}", 30, 1000), metrics, 1000)
+    monkeypatch.setattr(capture_module, "_TOGETHER", 7)
     for _ in range(100):
-        await capture.keep(answered(), images[:1].reshape(1, 784))
+        await capture.keep(answered(), shown, math.inf)
     await capture.close(TIMEOUT)
     assert len(rows(file, "SELECT 1 FROM captured_images")) == 100
 
 
-async def test_images_of_a_mistake_of_ours_cost_no_other_images(
-    file: Path, images: Images, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_mistake_of_ours_costs_what_it_meets_and_no_more(
+    shown: Images, capture: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    capture = Capture(Store(f"sqlite:///{file}", 30, 1000), Metrics(), 1000)
-    shown = images[:1].reshape(1, 784)
     with monkeypatch.context() as broken:
         broken.setattr(Store, "add", lambda *_: 1 / 0)
-        assert not await capture.keep(answered(), shown)
-        assert not await capture.keep(answered(), shown)
-    assert await capture.keep(answered(), shown)
-    await capture.close(TIMEOUT)
+        assert not await capture.keep(answered(), shown, math.inf)
+        assert not await capture.keep(answered(), shown, math.inf), "nobody waits for what is known to fail"
+    await capture.keep_truths([truth()])
+    assert await capture.keep(answered(), shown, math.inf)
     assert [record.event for record in caplog.records if hasattr(record, "event")] == [
         "capture_failing",
         "capture_recovered",
@@ -290,7 +348,18 @@ async def test_images_of_a_mistake_of_ours_cost_no_other_images(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_images_that_are_too_old_or_too_many_are_deleted_with_their_truth_and_without_a_trace(file: Path) -> None:
+async def test_an_answer_of_ten_thousand_is_captured_whole(file: Path, images: Images) -> None:
+    capture = Capture(Store(f"sqlite:///{file}", 30, 100_000), Metrics(), 10_000)
+    capture.start()
+    assert await capture.keep(answered(10_000), np.tile(images.reshape(-1, 784), (10, 1)), math.inf)
+    await capture.close(TIMEOUT)
+    assert rows(file, "SELECT count(*), max(place) FROM captured_images") == [(10_000, 9_999)]
+
+
+def test_images_that_are_too_old_or_too_many_are_deleted_with_their_truth_and_without_a_trace(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_store, "_LATE_SECONDS", -1)
     store = Store(f"sqlite:///{file}", days=1, max_images=3)
     shown = {f"{number:016x}": bytes([64 + number]) * 784 for number in range(6)}
     store.add([image(answer, image=pixels) for answer, pixels in shown.items()], [])
@@ -310,11 +379,49 @@ def test_images_that_are_too_old_or_too_many_are_deleted_with_their_truth_and_wi
     store.close()
 
 
+def test_truth_that_was_said_again_is_deleted_and_truth_whose_image_is_on_its_way_is_not(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", days=1, max_images=3)
+    said = [
+        ("0" * 16, 0, "keying", "7"),
+        ("0" * 16, 0, "audit", "7"),
+        ("0" * 16, 1, "keying", "7"),
+        ("f" * 16, 0, "keying", "7"),
+    ]
+    again = [("0" * 16, 0, "keying", "1"), ("f" * 16, 0, "keying", "1")]
+    store.add([], [CapturedTruth(*one) for one in (*said, *again)])
+    store.delete_old()
+    left = rows(file, "SELECT answer, place, source, value FROM captured_truths ORDER BY number")
+    assert left == [*said[1:3], *again]
+    store.close()
+
+
+def test_what_was_deleted_goes_from_the_log_as_soon_as_nobody_reads_it(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", days=1e-9, max_images=3)
+    store.add([image(image=b"\x55" * 784)], [])
+    with contextlib.closing(sqlite3.connect(file)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT 1 FROM captured_images").fetchall()
+        store.delete_old()
+    store.delete_old()
+    assert not any(b"\x55" * 784 in part.read_bytes() for part in file.parent.glob("captured.db*"))
+    store.close()
+
+
+def test_a_file_that_was_moved_away_is_made_again(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", 30, 1000)
+    store.add([image("1" * 16)], [])
+    file.rename(file.with_name("moved.db"))
+    store.add([image("2" * 16)], [])
+    assert rows(file, "SELECT answer FROM captured_images") == [("2" * 16,)]
+    store.close()
+
+
 async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture_module, "_RETENTION_SECONDS", 0.05)
     store = Store(f"sqlite:///{file}", days=1e-5, max_images=10)
     store.add([image()], [])
     capture = Capture(store, Metrics(), 1000)
+    capture.start()
     async with asyncio.timeout(TIMEOUT):
         while rows(file, "SELECT 1 FROM captured_images"):
             await asyncio.sleep(0.05)
@@ -329,7 +436,7 @@ async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: 
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:///{directory}", "is no file that can be written"),
-        ("sqlite:///{directory}/none/captured.db", "No such file or directory"),
+        ("sqlite:///{directory}/none/captured.db", "/none is no directory that can be written to"),
         ("mysql://digits:do-not-show-me@db/digits", "expected sqlite:///FILE or postgresql://"),
         ("postgresql+nonsense://digits:do-not-show-me@db/digits", "whose driver is not there"),
         ("postgresql+nonsense://db/digits?user=digits&password=do-not-show-me", "whose driver is not there"),
@@ -347,7 +454,7 @@ def test_a_database_that_cannot_be_is_refused_and_no_password_shown(url: str, re
 def test_a_server_does_not_start_on_a_database_that_cannot_be(tmp_path: Path) -> None:
     status, log = refused_to_start("--capture", f"sqlite:///{tmp_path}/none/captured.db", "--workers", "1")
     assert status == 1
-    assert "cannot make" in log
+    assert "/none is no directory that can be written to" in log
     assert "Traceback" not in log
 
 
@@ -364,11 +471,7 @@ def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(post
             return by.recognize(images[0], target_error_rate=NOBODY_CERTIFIES)
 
         def captured(by: DigitClient) -> Recognition:
-            """The first that is known to be: connecting may take longer than an answer waits."""
-            end = time.monotonic() + TIMEOUT
-            while not (answer := rejected(by)).captured:
-                assert time.monotonic() < end
-            return answer
+            return until_captured(lambda: rejected(by))
 
         assert not rejected(client).captured, "the database is not there, and the image is read"
         postgres.start()
@@ -384,7 +487,8 @@ def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(post
         for server in (one, other):
             os.killpg(server.process.pid, signal.SIGTERM)
         logs = one.end()[1] + other.end()[1]
-    assert "capture" in logs
+    assert "capture fails in postgresql://digits:***@127.0.0.1" in logs
+    assert "capture goes on in postgresql://digits:***@127.0.0.1" in logs
     assert "do-not-show-me" not in logs
     engine = create_engine(postgres.url)
     with engine.connect() as connection:
@@ -396,7 +500,8 @@ def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(post
     assert truths == [(nonce(answer), "keying", "7") for answer in answers[:2]]
 
 
-def test_postgresql_deletes_what_is_too_old_and_too_much(postgres: Postgres) -> None:
+def test_postgresql_deletes_what_is_too_old_and_too_much(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_store, "_LATE_SECONDS", -1)
     postgres.start()
     store = Store(postgres.url, days=1, max_images=2)
     store.add(
@@ -414,10 +519,11 @@ def test_postgresql_deletes_what_is_too_old_and_too_much(postgres: Postgres) -> 
 
 def test_a_store_says_what_its_database_says_and_no_more(file: Path) -> None:
     store = Store(f"sqlite:///{file}", 30, 1000)
-    store.prepare()
+    store.add([], [])
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("DROP TABLE captured_images")
     with pytest.raises(NotStored) as failure:
         store.add([image()], [])
     assert str(failure.value) == "no such table: captured_images"
+    store.add([image()], [])  # it looks again
     store.close()

@@ -131,3 +131,18 @@ def test_a_file_of_keys_that_can_not_be_used_is_named_and_audits_without_keys_ar
     found = check("--audit-rate", "0.1")
     assert found.returncode == 0
     assert "digits check: warning: answers are marked for audit, but without --recognition-key" in found.stderr
+
+
+def test_a_database_to_capture_in_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    file = tmp_path / "captured.db"
+    found = check("--capture", f"sqlite:///{file}")
+    assert found.returncode == 0
+    assert "warning: images are captured, but without --recognition-key anybody can report what they show" in found.stderr
+    assert not file.exists()
+    found = check("--capture", f"sqlite:///{tmp_path}/none/captured.db")
+    assert found.returncode == 1
+    assert "none is no directory that can be written to" in found.stderr
+    found = check("--capture", "postgresql://digits:do-not-show-me@127.0.0.1:1/digits")
+    assert found.returncode == 1
+    assert "digits check: --capture: nothing can be stored in postgresql://digits:***@127.0.0.1:1/digits: " in found.stderr
+    assert "do-not-show-me" not in found.stderr

@@ -3,6 +3,7 @@ import math
 import subprocess
 import venv
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import Metric
 
+from serving.client import DigitClient
 from serving.drift import CENTRE, INK, WINDOW, WithDrift, reference, stability_index
 from serving.framing import frame, measure
 from serving.metrics import Metrics, VersionMetrics
@@ -20,6 +22,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.conftest import TIMEOUT, StartServer
 from tests.drawn_digits import draw
+from tests.service import service
 from training.drift import drift_reference
 
 VERSION = ("digits", "20261121")
@@ -185,6 +188,32 @@ def test_a_version_that_is_no_longer_loaded_says_nothing() -> None:
     assert len(served.look()) == 2
     served.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(0)
     assert served.look() == {}
+
+
+def test_several_workers_tell_of_drift_together(images: NDArray[np.uint8]) -> None:
+    with service("--workers", "2") as server, ExitStack() as connections:
+        clients = [connections.enter_context(DigitClient(server.address, TIMEOUT)) for _ in range(4)]
+
+        def look(shown: NDArray[np.uint8]) -> dict[str, float]:
+            for client in clients:
+                client.recognize_batch(shown[:500])
+            features = ("digit", "ink", "row", "column")
+            return {feature: server.scrape("digits_drift_psi", model="digits", feature=feature) for feature in features}
+
+        before = look(images)
+        after = look(np.roll(images, 2, axis=1))
+        assert server.scrape("digits_mass_centre_pixels_count", axis="row") == 4000, "all of them, whoever read them"
+        assert 0 < server.scrape("digits_estimated_accuracy_ratio", model="digits") < 1
+    assert all(index > 0 for index in before.values()), "drawn digits are not MNIST's"
+    assert after["row"] > before["row"] + 5
+    assert after["column"] == pytest.approx(before["column"])
+
+
+def test_blank_images_leave_nothing_behind() -> None:
+    version = VersionMetrics(Metrics(), *VERSION)
+    for _ in range(100):
+        version.measure(np.zeros((0, 784), np.uint8))
+    assert not version._unmeasured
 
 
 def thickened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -604,7 +604,7 @@ async def test_crops_are_read_and_decided_on_as_the_native_api_does(
     assert list(answer.outputs[1].contents.uint_contents) == list(native.decisions)
     assert native.decisions[5] == Decision.REJECT_INVALID_IMAGE
     stated = {name: value.double_param for name, value in answer.parameters.items()}
-    assert stated == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0}
+    assert stated == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0, "captured": 0.0}
     held = RecognitionIds().read(answer.parameters["recognition_id"].string_param)
     assert held.digits.tolist() == list(native.digits)
     assert held.decisions.tolist() == list(native.decisions)

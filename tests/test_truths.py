@@ -17,7 +17,7 @@ from serving.decision import Decision
 from serving.errors import InvalidRequest
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.recognition_id import RecognitionIds
+from serving.recognition_id import RecognitionIds, Recognized
 from serving.truths import Truth, Truths
 from tests.conftest import TIMEOUT, StartServer, value
 from tests.service import service as running
@@ -34,7 +34,7 @@ def issue(ids: RecognitionIds, *, of_field: bool = False, audited: bool = False,
     confidences = np.linspace(0.9, 0.5, len(decisions))
     marked = np.full(len(decisions), audited) & (np.array(decisions) == ACCEPT)
     digits = np.array([7, 1, 4], np.intp)
-    return ids.issue(model, "20261121", digits, np.array(decisions, np.uint8), marked, confidences, of_field=of_field)
+    return ids.issue(Recognized(model, "20261121", of_field, digits, np.array(decisions, np.uint8), marked, confidences))
 
 
 def keyed(recognition_id: str, place: int, said: str, source: str = "keying") -> Truth:
@@ -85,7 +85,7 @@ def test_an_id_of_what_cannot_have_been_answered_is_refused(
     ids = RecognitionIds()
     about = (np.array(digits, np.intp), np.array(decisions, np.uint8), np.array(audited, bool), np.ones(len(decisions)))
     with pytest.raises(InvalidRequest, match="is no recognition id"):
-        ids.read(ids.issue("digits", "1", *about, of_field=of_field))
+        ids.read(ids.issue(Recognized("digits", "1", of_field, *about)))
 
 
 @pytest.mark.parametrize("text", ["", "x", "????", "AAAA", "A" * 200, "ä" * 40, "AQAA" * 1000])
@@ -154,7 +154,7 @@ async def test_a_desk_that_keys_an_answer_marked_for_audit_does_not_silence_the_
 async def test_what_an_invalid_image_was_read_as_is_no_confusion(metrics: Metrics) -> None:
     ids = RecognitionIds([KEY])
     invalid = np.array([Decision.REJECT_INVALID_IMAGE], np.uint8)
-    answer = ids.issue("digits", "1", np.array([7], np.intp), invalid, np.zeros(1, bool), np.ones(1))
+    answer = ids.issue(Recognized("digits", "1", False, np.array([7]), invalid, np.zeros(1, bool), np.ones(1)))
     assert await Truths(ids, lambda *_: True, metrics).report([keyed(answer, 0, "1")]) == 1
     assert value(metrics.registry, "digits_truth_total", decision="invalid_image", outcome="wrong") == 1
     assert value(metrics.registry, "digits_confusion_total") == 0

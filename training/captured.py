@@ -27,7 +27,7 @@ class Captured:
     held_out: Examples
 
     def mixed_into(self, examples: Examples) -> tuple[Examples, int]:
-        """`examples` and, behind them, the captured images to learn from, as often as makes them a twentieth of it all.
+        """`examples` and, behind them, the captured images to learn from, so often that they are a twentieth of all or more.
 
         Returns:
             All that is to be learnt from, and how often each captured image is in it: 1 to 10 times.
@@ -53,10 +53,11 @@ def load_captured(url: str) -> Captured:
             its truth yet, or they are too few to learn from some and hold out others.
     """
     database, images, truths = _read(url)
-    values = {(answer, place): value for answer, place, value in truths}  # in the order of their numbers: the last one stays
+    # In the order of their numbers: the last one stays. Without signatures, truth of another length may name an answer.
+    values = {(answer, place, len(str(value))): value for answer, place, value in truths}
     labelled: dict[tuple[str, int], tuple[np.ndarray, int]] = {}
     for number, answer, place, field_length, image in images:
-        about = answer, 0 if field_length else place
+        about = answer, 0 if field_length else place, field_length or 1
         if about in values:
             try:
                 labelled[answer, place] = _labelled(answer, place, field_length, image, values[about])
@@ -84,11 +85,10 @@ def _labelled(answer: Any, place: Any, field_length: Any, image: Any, value: Any
     """An image, (28, 28) uint8, and the digit that it shows; ValueError, with the reason, where no service wrote that."""
     if not (isinstance(answer, str) and len(answer) == 16 and set(answer) <= set("0123456789abcdef")):
         raise ValueError(f"its answer is {answer!r}, not 16 hexadecimal digits")
-    digits = field_length or 1
-    if not (isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) == digits):
-        raise ValueError(f"its truth is {value!r}, not {'a digit' if digits == 1 else f'{digits} digits'}")
+    if not (isinstance(value, str) and value.isascii() and value.isdecimal()):
+        raise ValueError(f"its truth is {value!r}, not {f'{field_length} digits' if field_length else 'a digit'}")
     if place not in range(field_length or 2**31):
-        raise ValueError(f"its place is {place!r}{f', in a field of {digits} digits' if field_length else ''}")
+        raise ValueError(f"its place is {place!r}{f', in a field of {field_length} digits' if field_length else ''}")
     if not (isinstance(image, bytes) and len(image) == PIXELS):
         size = f"{len(image):,} bytes" if isinstance(image, bytes) else f"of type {type(image).__name__}"
         raise ValueError(f"its image is {size}, not {PIXELS} bytes, 28 rows of 28")

@@ -78,7 +78,8 @@ def run(
         images, held_out, sha256 = len(captured.train), len(captured.held_out), captured.train.digest()
         mixed = {"captured": {"images": images, "held_out": held_out, "repeats": repeats, "sha256": sha256}}
         times = "once" if repeats == 1 else f"{repeats} times"
-        print(f"captured   {images:,} images with their truth, each taken {times}; {held_out:,} more held out for `compare`")
+        about = f"each taken {times}, {images * repeats / len(learnt):.1%} of all"
+        print(f"captured   {images:,} images with their truth, {about}; {held_out:,} more held out for `compare`")
     print(
         f"fit        {recipe.name}, {len(learnt):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
         flush=True,

@@ -75,7 +75,10 @@ def roll_out(server: Service, model: Path, old: str, new: str) -> None:
     draft = model / ".routing"
     draft.write_text(f"stable = {old}\n[canary]\nversion = {new}\npercent = 50\n")
     draft.rename(model / "routing.toml")
+    end = time.monotonic() + 60
     while not server.scrape("digits_model_role", version=new, role="canary"):
+        if time.monotonic() > end:
+            sys.exit(f"version {new} has not become the canary; is it refused?")
         time.sleep(0.1)
     print(f"canary     {new} answers half of the calls, {old} the others")
 
