@@ -155,6 +155,9 @@ class Served:
     def answer(self, digits: list[int], confidence: float) -> None:
         self._version.count_predictions(np.array(digits), np.full(len(digits), confidence, np.float32))
 
+    def show(self, images: NDArray[np.uint8]) -> None:
+        self._version.measure(images.reshape(-1, 784))
+
     def look(self) -> dict[tuple[str, ...], float]:
         page: list[Metric] = [*self._seen.collect()]
         named = [metric for metric in page if metric.name in ("digits_drift_psi", "digits_estimated_accuracy_ratio")]
@@ -180,6 +183,20 @@ def test_a_window_ends_when_somebody_looks_and_it_is_full_and_then_the_next_begi
     assert served.look() == {PSI: pytest.approx(stability_index([0] * 7 + [1, 0, 0], [0.1] * 10)), ESTIMATE: 0.5}
     served.answer(mixed, 0.98)
     assert served.look() == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.98)}, "it is over when it is over"
+
+
+def test_ink_and_its_place_are_compared_bin_by_bin() -> None:
+    served = Served()
+    images = np.zeros((WINDOW, 28, 28), np.uint8)
+    images[: WINDOW // 4, 14, 13:17] = 255  # a quarter lies half a pixel to the right
+    images[WINDOW // 4 :, 14, 14] = 255
+    served.show(images)
+    expected = reference(stated())
+    seen = served.look()
+    for feature, bins in (("ink", {"0.02": 1.0}), ("row", {"14.0": 1.0}), ("column", {"14.0": 0.75, "14.6": 0.25})):
+        counts = [bins.get(name, 0.0) for name in expected[feature]]
+        index = stability_index(counts, [*expected[feature].values()])
+        assert seen["digits_drift_psi", feature] == pytest.approx(index), feature
 
 
 def test_a_version_that_is_no_longer_loaded_says_nothing() -> None:
