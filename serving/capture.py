@@ -94,10 +94,21 @@ class Capture:
         self._failing: set[str] = set()  # what does, by the events of the log
         self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
 
-    def start(self) -> None:
-        """Begins to store, and to delete what is too old, on the running event loop."""
+    async def start(self) -> None:
+        """Begins to store, and to delete what is too old, on the running event loop.
+
+        Raises:
+            CaptureError: a database on this machine can't be used; one over the network may yet come.
+        """
+        if self._store.local:
+            try:
+                await asyncio.to_thread(self._store.reach)
+            except NotStored as error:
+                raise CaptureError(f"--capture: nothing can be stored in {self._store}: {error}") from error
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        message = f"what is rejected or marked for audit is captured in {self._store}"
+        log_event(log, logging.INFO, "capture_started", message)
 
     async def keep(self, answer: Recognized, images: NDArray[np.uint8], deadline: float) -> bool:
         """Has those of an answer's `images`, (n, 784) uint8, stored that are worth to be learnt from.
@@ -156,6 +167,7 @@ class Capture:
     def _work(self) -> None:
         """In the thread: stores whatever waits, again and again, and now and then deletes what is too old."""
         closing, delete_at = False, time.monotonic()
+        self._succeeds("capture", partial(self._store.add, (), ()))  # which makes the tables
         while not closing:
             entries, closing = self._take(max(0.0, delete_at - time.monotonic()))
             if entries:

@@ -5,6 +5,7 @@ they are too old or too many. `digits-train` reads them; README.md, "The learnin
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,15 +28,20 @@ from sqlalchemy import (
     delete,
     event,
     func,
+    inspect,
     select,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from serving.captured import CapturedImage, CapturedTruth, CaptureError, NotStored
+from serving.logs import log_event
+
+log = logging.getLogger(__name__)
 
 _DAY_SECONDS = 86_400
-_LATE_SECONDS = 3600  # how long truth is kept whose images are not there: they may be on their way
+_LATE_SECONDS = 600  # how long truth is kept whose image is not there: it may be on its way
+_LOCK = 0x646967697473  # for making tables, on PostgreSQL: "digits" in hexadecimal
 _CONNECT_SECONDS = 2  # how long a database over the network may take to answer
 _STATEMENT_SECONDS = 10  # and to do what it is told, or wait for a lock
 _BUSY_SECONDS = 5  # how long SQLite waits for the other workers of this machine
@@ -104,23 +110,31 @@ class Store:
             if kind not in ("sqlite", "postgresql"):
                 raise CaptureError(f"--capture is {self._name}, expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
             if kind == "sqlite":
-                self._file = self._writable(parsed.database)
+                self._file = _writable(parsed)
             options: dict[str, Any] = {"timeout": _BUSY_SECONDS} if self._file else _OVER_NETWORK
             self._engine = create_engine(parsed, connect_args=options, pool_pre_ping=True, pool_size=1)
         except (NoSuchModuleError, ImportError) as error:
             raise CaptureError(f"--capture is {self._name}, whose driver is not there: {error}") from error
         except (ArgumentError, ValueError):  # their messages may hold the password
-            raise CaptureError("--capture is no URL, expected such as sqlite:///captured.db") from None
+            raise CaptureError(
+                "--capture is no URL, expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; in a password, @ "
+                "is written %40, and / %2F"
+            ) from None
         event.listen(self._engine, "connect", _make_safe if self._file else _make_prompt)
 
     def __str__(self) -> str:
         return self._name
 
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this machine, and is to be there."""
+        return self._file is not None
+
     def reach(self) -> None:
-        """Raises NotStored when a database over the network does not answer."""
-        if not self._file:
-            with self._failing_as_not_stored():
-                self._engine.connect().close()
+        """Raises NotStored when the database does not answer, or holds something else; it makes none."""
+        if self._file is None or self._file.exists():
+            with self._failing_as_not_stored(), self._engine.connect() as connection:
+                _require_ours(connection)
 
     def add(self, images: Sequence[CapturedImage], truths: Sequence[CapturedTruth]) -> None:
         """Adds all of them or nothing; once it returns, they are on the disk. Raises NotStored."""
@@ -135,7 +149,8 @@ class Store:
         """Deletes images that are too old, the oldest of too many, and truths that are of no use. Raises NotStored."""
         now, later = time.time(), _TRUTHS.alias()
         newest = select(func.max(_IMAGES.c.number)).scalar_subquery()
-        imaged = select(_IMAGES.c.number).where(_IMAGES.c.answer == _TRUTHS.c.answer).exists()
+        about = (_IMAGES.c.answer == _TRUTHS.c.answer, (_IMAGES.c.place == _TRUTHS.c.place) | (_IMAGES.c.field_length > 0))
+        imaged = select(_IMAGES.c.number).where(*about).exists()
         said_again = [later.c[name] == _TRUTHS.c[name] for name in ("answer", "place", "source")]
         superseded = select(later.c.number).where(later.c.number > _TRUTHS.c.number, *said_again).exists()
         with self._transaction() as connection:
@@ -183,43 +198,58 @@ class Store:
     def _prepare(self) -> None:
         """Makes SQLite's file, and the tables, where there are none."""
         if self._file:
-            file = _made_for_owner(self._file)
-            if file != self._file_opened:  # the first time, or somebody has moved it away under our hands
+            _make_for_owner(self._file)
+            status = self._file.stat()
+            if (file := (status.st_dev, status.st_ino)) != self._file_opened:
                 self._engine.dispose()
+                if self._file_opened:
+                    message = f"{self._file} was moved or deleted, with what was captured in it; it begins anew"
+                    log_event(log, logging.WARNING, "capture_file_gone", message)
                 self._file_opened, self._prepared = file, False
-        for last in (False, True):
-            try:
-                if not self._prepared:
-                    _TABLES.create_all(self._engine)
-                self._prepared = True
-            except SQLAlchemyError as error:
-                # Two replicas, or workers, that make a table at once collide, and then it is there.
-                if last or (isinstance(error, OperationalError) and not self._file):
-                    raise
-
-    def _writable(self, database: str | None) -> Path:
-        """SQLite's file, which can be written, or made."""
-        if not database or database.startswith((":memory:", "file:")):
-            raise CaptureError(f"--capture is {self._name}, which names no file, expected such as sqlite:///captured.db")
-        file = Path(database)
-        if not file.exists() and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
-            raise CaptureError(f"--capture is {self._name}, but {file.parent} is no directory that can be written to")
-        if file.exists() and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
-            raise CaptureError(f"--capture is {self._name}, but {file} is no file that can be written to")
-        return file
+        if not self._prepared:
+            with self._engine.begin() as connection:
+                # One at a time: two workers, or replicas, that make a table at once would collide.
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if self._file else f"SELECT pg_advisory_xact_lock({_LOCK})")
+                _TABLES.create_all(connection)
+                _require_ours(connection)
+            self._prepared = True
 
 
 _OVER_NETWORK = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _CONNECT_SECONDS * 1000}
 
 
-def _made_for_owner(file: Path) -> tuple[int, int]:
-    """Makes a file where there is none, for nobody else to read; SQLite would let everybody. Its device and inode."""
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    return status.st_dev, status.st_ino
+def _writable(url: URL) -> Path:
+    """SQLite's file, which can be written, or made. Raises CaptureError."""
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise CaptureError("--capture names no file for SQLite, expected such as sqlite:///captured.db")
+    if url.query:
+        raise CaptureError(f"--capture has options, {', '.join(url.query)}, that SQLite's file does not take")
+    file = Path(url.database)
+    if not file.exists() and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        raise CaptureError(f"--capture names {file}, but {file.parent} is no directory that can be written to")
+    if file.exists() and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
+        raise CaptureError(f"--capture names {file}, which is no file that can be written to")
+    return file
+
+
+def _make_for_owner(file: Path) -> None:
+    """Makes a file where there is none, for nobody else to read; SQLite would let everybody.
+
+    A file that is there is not opened: closing it again would take away this process's locks on it, those of SQLite too, and
+    whoever reads it next would then, on leaving, tidy away the log that is being written.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _require_ours(connection: Connection) -> None:
+    """Raises NotStored where a table is there that somebody else has made."""
+    looked_at = inspect(connection)
+    for name, table in _TABLES.tables.items():
+        there = {column["name"] for column in looked_at.get_columns(name)} if looked_at.has_table(name) else None
+        missing = set(table.columns.keys()) - there if there is not None else set()
+        if missing:
+            raise NotStored(f"its table {name} is another's: it has no column {min(missing)}")
 
 
 def _make_safe(connection: Any, _: object) -> None:

@@ -109,6 +109,9 @@ def _check_model(settings: Settings, name: str, found: OnDisk, findings: Finding
         findings.mistakes.append(f"{settings.models / name}: no version can be stable, so the model would not answer")
     roles = {} if stable is None else {stable: "stable"}
     roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
+    for number in sorted(roles, reverse=True):
+        if number in loaded and (lack := loaded[number].lack_of_certificate(settings.target_error_rate)):
+            findings.warnings.append(f"{name} version {number} {lack}")
     for number in sorted(versions, reverse=True):
         model = loaded.get(number)
         if model:

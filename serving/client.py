@@ -224,11 +224,11 @@ class DigitClient:
             captured=answer.captured,
         )
 
-    def report_truth(self, truths: Iterable[tuple[Recognition | Field, str]], source: str) -> int:
+    def report_truth(self, truths: Iterable[tuple[Recognition | Field, str | int]], source: str) -> int:
         """Tells the server what was really there.
 
         Args:
-            truths: answers, each with the true digit, or all the digits of the field.
+            truths: answers, each with the true digit, or all the digits of the field, which may begin with zeros.
             source: keying, audit or replay; audits are only of answers that were marked for audit.
 
         Returns:
@@ -243,7 +243,7 @@ class DigitClient:
         by_id: dict[str, pb.Truth] = {}
         for answer, value in truths:
             one = pb.Truth(recognition_id=answer.recognition_id, source=known[source])
-            by_id.setdefault(answer.recognition_id, one).values[answer.place] = value
+            by_id.setdefault(answer.recognition_id, one).values[answer.place] = str(value)
         request = pb.ReportTruthRequest(truths=by_id.values())
         return int(self._stub.ReportTruth(request, timeout=self._timeout, metadata=self._metadata).counted)
 

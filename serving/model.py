@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from serving import contract, drift
-from serving.decision import field_thresholds, thresholds
+from serving.decision import choose, field_thresholds, thresholds
 from serving.settings import Provider
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -86,6 +86,12 @@ class Model:
         except ValueError as error:
             raise _broken(f"its drift_reference is {error}") from error
         self._self_check()
+
+    def lack_of_certificate(self, target_error_rate: float) -> str:
+        """What to say of it where it has no certified threshold for that error rate; "" where it has one."""
+        if choose(self.thresholds, target_error_rate):
+            return ""
+        return f"has no certified threshold for an error rate of {target_error_rate:g}: it accepts no digit"
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network says of `images`, (N, 28, 28) uint8, 0 paper, 255 ink.

@@ -388,6 +388,9 @@ class Repository:
             recipe=model.recipe,
             test_accuracy=model.test_accuracy,
         )
+        if lack := model.lack_of_certificate(self._settings.target_error_rate):
+            message = f"{served.name} version {model.version} {lack}"
+            log_event(log, logging.WARNING, "model_not_certified", message, model=served.name, version=model.version)
         return Loaded(served.name, model.version, found, model, batcher, metrics)
 
     def _open(self, version: ModelVersion) -> Model:

@@ -154,6 +154,7 @@ class Server:
         Raises:
             RepositoryError: the default model can't be served.
             PortTaken: a port can't be listened on. The server is of no further use then.
+            CaptureError: images can't be captured in a database on this machine; likewise.
         """
         await self.repository.start(self._control.unloaded if self._control else ())
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
@@ -167,7 +168,7 @@ class Server:
         self._http = HttpServer(host, metrics_port, self.metrics.registry, self.unready) if not self._control else None
         self.metrics_port = self._http.port if self._http else 0
         if self._capture:
-            self._capture.start()
+            await self._capture.start()
         await self._grpc.start()
         self._health.set("", SERVING)
         self._tell_readiness()

@@ -128,7 +128,10 @@ class Settings(BaseSettings):
         30.0, gt=0, le=36_500, description="How long captured images are kept; then they are deleted."
     )
     capture_max_images: int = Field(
-        100_000, ge=1, description="Captured images that are kept, the newest; a thousand take about a megabyte."
+        100_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Captured images that are kept, the newest; a thousand take about a megabyte.",
     )
     recognition_key: Path | None = Field(
         None,

@@ -6,6 +6,8 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -180,6 +182,8 @@ def test_what_was_acknowledged_is_there_after_the_whole_service_was_killed(image
         for caller in callers:
             caller.start()
         assert enough.wait(TIMEOUT)
+        assert read_elsewhere(file) > 0  # as operators do, at any time
+        time.sleep(0.5)
         os.killpg(server.process.pid, signal.SIGKILL)
         for caller in callers:
             caller.join(TIMEOUT)
@@ -276,7 +280,7 @@ def truth(answer: str = "0" * 16) -> CapturedTruth:
 @pytest.fixture
 async def capture(file: Path) -> AsyncIterator[Capture]:
     made = Capture(Store(f"sqlite:///{file}", 30, 1000), Metrics(), 1000)
-    made.start()
+    await made.start()
     yield made
     await made.close(TIMEOUT)
 
@@ -293,7 +297,7 @@ async def test_an_answer_does_not_wait_for_a_disk_that_stands_still(
     monkeypatch.setattr(capture_module, "_TRUTH_PATIENCE_SECONDS", 0.01)
     metrics, store = Metrics(), Stuck(f"sqlite:///{file}")
     capture = Capture(store, metrics, max_waiting=3)
-    capture.start()
+    await capture.start()
     assert not await capture.keep(answered(), shown, math.inf), "nobody knows yet"
     assert await asyncio.to_thread(store.adding.wait, TIMEOUT)
     assert not await capture.keep(answered(), shown, math.inf)
@@ -313,7 +317,7 @@ async def test_an_answer_does_not_wait_for_a_disk_that_stands_still(
 async def test_an_answer_whose_deadline_is_near_does_not_wait(file: Path, shown: Images) -> None:
     store = Stuck(f"sqlite:///{file}")
     capture = Capture(store, Metrics(), 1000)
-    capture.start()
+    await capture.start()
     async with asyncio.timeout(TIMEOUT / 2):  # it would wait twice as long otherwise
         assert not await capture.keep(answered(), shown, time.monotonic() + 0.05)
     store.go.set()
@@ -327,7 +331,7 @@ async def test_an_answer_does_not_wait_for_what_is_known_to_fail(
     capture = Capture(store, Metrics(), 1000)
     with monkeypatch.context() as broken:
         broken.setattr(store, "add", lambda *_: 1 / 0)
-        capture.start()
+        await capture.start()
         assert not await capture.keep(answered(), shown, math.inf)
     async with asyncio.timeout(TIMEOUT / 2):  # it would wait twice as long otherwise
         assert not await capture.keep(answered(), shown, math.inf)
@@ -367,7 +371,7 @@ async def test_a_mistake_of_ours_costs_what_it_meets_and_no_more(
 
 async def test_an_answer_of_ten_thousand_is_captured_whole(file: Path, images: Images) -> None:
     capture = Capture(Store(f"sqlite:///{file}", 30, 100_000), Metrics(), 10_000)
-    capture.start()
+    await capture.start()
     assert await capture.keep(answered(10_000), np.tile(images.reshape(-1, 784), (10, 1)), math.inf)
     await capture.close(TIMEOUT)
     assert rows(file, "SELECT count(*), max(place) FROM captured_images") == [(10_000, 9_999)]
@@ -380,7 +384,7 @@ def test_images_that_are_too_old_or_too_many_are_deleted_with_their_truth_and_wi
     store = Store(f"sqlite:///{file}", days=1, max_images=3)
     shown = {f"{number:016x}": bytes([64 + number]) * 784 for number in range(6)}
     store.add([image(answer, image=pixels) for answer, pixels in shown.items()], [])
-    store.add([], [CapturedTruth(answer, 0, "keying", "7") for answer in shown])
+    store.add([], [CapturedTruth(answer, place, "keying", "7") for answer in shown for place in (0, 1)])
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE captured_images SET captured_at = captured_at - 90000 WHERE answer = ?", (f"{5:016x}",))
     store.delete_old()
@@ -424,13 +428,32 @@ def test_what_was_deleted_goes_from_the_log_as_soon_as_nobody_reads_it(file: Pat
     store.close()
 
 
-def test_a_file_that_was_moved_away_is_made_again(file: Path) -> None:
+def test_a_file_that_was_moved_away_is_made_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(f"sqlite:///{file}", 30, 1000)
     store.add([image("1" * 16)], [])
     file.rename(file.with_name("moved.db"))
     store.add([image("2" * 16)], [])
     assert rows(file, "SELECT answer FROM captured_images") == [("2" * 16,)]
+    assert "was moved or deleted, with what was captured in it" in caplog.text
     store.close()
+
+
+def read_elsewhere(file: Path) -> int:
+    """How many images another process sees, which then lets go of the file."""
+    query = "SELECT count(*) FROM captured_images"
+    code = f"import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute({query!r}).fetchone())"
+    command = [sys.executable, "-c", code, str(file)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT).stdout)
+
+
+def test_others_may_read_while_it_writes(file: Path) -> None:
+    store = Store(f"sqlite:///{file}", 30, 1000)
+    for count in range(1, 4):
+        store.add([image(f"{count:016x}")], [])
+        store.delete_old()
+        assert read_elsewhere(file) == count, "a reader that goes must not take what is being written with it"
+    store.close()
+    assert read_elsewhere(file) == 3
 
 
 async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +461,7 @@ async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: 
     store = Store(f"sqlite:///{file}", days=1e-5, max_images=10)
     store.add([image()], [])
     capture = Capture(store, Metrics(), 1000)
-    capture.start()
+    await capture.start()
     async with asyncio.timeout(TIMEOUT):
         while rows(file, "SELECT 1 FROM captured_images"):
             await asyncio.sleep(0.05)
@@ -448,10 +471,11 @@ async def test_images_grow_old_also_where_no_more_come(file: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("captured.db", "is no URL, expected such as sqlite:///captured.db"),
+        ("captured.db", "is no URL, expected sqlite:///FILE or postgresql://"),
         ("", "is no URL"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///{directory}/captured.db?nolock=1", "has options, nolock, that SQLite's file does not take"),
         ("sqlite:///{directory}", "is no file that can be written"),
         ("sqlite:///{directory}/none/captured.db", "/none is no directory that can be written to"),
         ("mysql://digits:do-not-show-me@db/digits", "expected sqlite:///FILE or postgresql://"),
@@ -469,10 +493,18 @@ def test_a_database_that_cannot_be_is_refused_and_no_password_shown(url: str, re
 
 
 def test_a_server_does_not_start_on_a_database_that_cannot_be(tmp_path: Path) -> None:
-    status, log = refused_to_start("--capture", f"sqlite:///{tmp_path}/none/captured.db", "--workers", "1")
-    assert status == 1
-    assert "/none is no directory that can be written to" in log
-    assert "Traceback" not in log
+    (tmp_path / "text.db").write_text("no database, although it is long enough to be read as the header of one" * 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE captured_images (number INTEGER PRIMARY KEY, picture BLOB)")
+    for name, reason in (
+        ("none/captured.db", "/none is no directory that can be written to"),
+        ("text.db", "text.db: file is not a database"),
+        ("other.db", "other.db: its table captured_images is another's: it has no column answer"),
+    ):
+        status, log = refused_to_start("--capture", f"sqlite:///{tmp_path}/{name}", "--workers", "1")
+        assert status == 1
+        assert reason in log
+        assert "Traceback" not in log
 
 
 def test_several_replicas_capture_in_one_postgresql_and_outlive_its_absence(postgres: Postgres, images: Images) -> None:

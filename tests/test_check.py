@@ -142,7 +142,18 @@ def test_a_database_to_capture_in_is_looked_at_and_not_made(tmp_path: Path) -> N
     found = check("--capture", f"sqlite:///{tmp_path}/none/captured.db")
     assert found.returncode == 1
     assert "none is no directory that can be written to" in found.stderr
+    file.write_text("no database, although it is long enough to be read as the header of one" * 2)
+    found = check("--capture", f"sqlite:///{file}")
+    assert found.returncode == 1
+    assert f"nothing can be stored in sqlite:///{file}: file is not a database" in found.stderr
     found = check("--capture", "postgresql://digits:do-not-show-me@127.0.0.1:1/digits")
     assert found.returncode == 1
     assert "digits check: --capture: nothing can be stored in postgresql://digits:***@127.0.0.1:1/digits: " in found.stderr
     assert "do-not-show-me" not in found.stderr
+
+
+def test_a_model_that_accepts_nothing_is_warned_of() -> None:
+    found = check("--target-error-rate", "0.0001")
+    assert found.returncode == 0
+    warned = [line for line in found.stderr.splitlines() if "has no certified threshold for an error rate of 0.0001" in line]
+    assert len(warned) == 2, "the two that would serve"

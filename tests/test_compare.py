@@ -63,6 +63,7 @@ def test_two_versions_are_judged_on_the_same_images_each_by_its_own_thresholds()
         "| accuracy | 0.4000 | 0.6000 |\n"
         "| right by it alone | 1 | 2 |\n"
         f"| negative log-likelihood, nats | {of_old:.4f} | {of_new:.4f} |\n"
+        "| certified for | 1.0%, 0.2% | 1.0%, 0.5% |\n"
         "| accepted, at most 1.0% errors certified | 100.00%, 3 wrong | 60.00%, 1 wrong |\n"
     )
 
@@ -118,6 +119,17 @@ def test_captured_images_that_are_held_out_are_a_set_of_their_own(
     held = sum(int(answer, 16) % 5 == 0 for answer in answers(100))
     assert f"NEW is worse\n\n| {held} images | OLD | NEW |" in of_captured
     assert main(["compare", str(OLD), str(wrong), "--captured", store.url]) == 3, "on the other"
+
+
+@pytest.mark.usefixtures("judged_by_drawings")
+def test_captured_images_of_which_none_is_held_out_are_none_to_compare_by(
+    drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "captured.db")
+    store.capture("0000000000000001", drawings[0][0])
+    store.report("0000000000000001", "7")
+    assert main(["compare", str(OLD), str(OLD), "--captured", store.url]) == 1
+    assert "none of the 1 captured images is held out: capture more" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("judged_by_drawings")

@@ -31,7 +31,12 @@ class Captured:
 
         Returns:
             All that is to be learnt from, and how often each captured image is in it: 1 to 10 times.
+
+        Raises:
+            DatasetError: all of them are held out.
         """
+        if not len(self.train):
+            raise DatasetError(f"by their answers' ids all {len(self.held_out)} captured images are held out: capture more")
         wanted = SHARE / (1 - SHARE) * len(examples)
         repeats = min(max(round(wanted / len(self.train)), 1), MOST_REPEATS)
         images = np.concatenate([examples.images, *[self.train.images] * repeats])
@@ -50,7 +55,7 @@ def load_captured(url: str) -> Captured:
 
     Raises:
         DatasetError: there is no such database, it can't be read, or holds what no service captures; or no image in it has
-            its truth yet, or they are too few to learn from some and hold out others.
+            its truth yet.
     """
     database, images, truths = _read(url)
     # In the order of their numbers: the last one stays. Without signatures, truth of another length may name an answer.
@@ -72,12 +77,6 @@ def load_captured(url: str) -> Captured:
         np.stack([labelled[place][0] for place in places]), np.array([labelled[place][1] for place in places], np.uint8)
     )
     held = np.array([int(answer, 16) % HELD_OUT == 0 for answer, _ in places])
-    if held.all() or not held.any():
-        missing = "to learn from" if held.all() else "to compare versions by"
-        raise DatasetError(
-            f"{database} has {len(places):,} captured images with their truth, and by their answers' ids none of them is "
-            f"{missing}: capture more"
-        )
     return Captured(examples[~held], examples[held])
 
 

@@ -103,7 +103,12 @@ def compare_versions(options: argparse.Namespace) -> int:
     """Says which of two versions reads the test images better, and which the captured images that are held out."""
     sets = {"MNIST's test images": load_mnist(options.data).test}
     if options.captured is not None:
-        sets["captured images, held out"] = load_captured(options.captured).held_out
+        captured = load_captured(options.captured)
+        if not len(captured.held_out):
+            raise DatasetError(
+                f"by their answers' ids none of the {len(captured.train)} captured images is held out: capture more"
+            )
+        sets["captured images, held out"] = captured.held_out
     old, new = (Exported(version / "model.onnx") for version in (options.old, options.new))
     thresholds = certified_thresholds(old), certified_thresholds(new)
     status = 0

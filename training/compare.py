@@ -18,12 +18,14 @@ class Reading:
         accuracy: share read right.
         alone: how many it reads right, and the other does not.
         negative_log_likelihood: mean of -log p(true digit), nats.
+        certified: the error rates that it has a threshold for, the greatest first.
         accepted: what its own threshold lets through, by each error rate that both have certified.
     """
 
     accuracy: float
     alone: int
     negative_log_likelihood: float
+    certified: list[str]
     accepted: dict[str, Accepted]
 
 
@@ -79,6 +81,7 @@ def compare(
             float(right.mean()),
             alone,
             negative_log_likelihood(said, labels),
+            sorted(certified, key=float, reverse=True),
             {error: accept(confidence, right, certified[error]) for error in shared},
         )
         for said, (confidence, right), alone, certified in zip(probabilities, judged, only, thresholds, strict=True)
@@ -134,5 +137,6 @@ def _cells(reading: Reading) -> dict[str, str]:
         "accuracy": f"{reading.accuracy:.4f}",
         "right by it alone": f"{reading.alone:,}",
         "negative log-likelihood, nats": f"{reading.negative_log_likelihood:.4f}",
+        "certified for": ", ".join(f"{float(error):.1%}" for error in reading.certified) or "nothing: all is rejected",
         **accepted,
     }
