@@ -56,8 +56,9 @@ class Undecided:
     def target(self, asked: float) -> float:
         return asked
 
-    def digits(self, reading: Any, target: float, *, audit: bool) -> Any:
-        return SimpleNamespace(decisions=np.zeros(len(reading.logits), np.uint8), threshold=None, recognition_id="")
+    async def digits(self, reading: Any, target: float, deadline: float, *, audit: bool) -> Any:
+        decisions = np.zeros(len(reading.logits), np.uint8)
+        return SimpleNamespace(decisions=decisions, threshold=None, recognition_id="", captured=False)
 
 
 def seeds() -> list[pb.ModelInferRequest]:
