@@ -14,6 +14,9 @@
 `crops` decodes files, `ink` tells ink from paper, and `framing` makes of it what MNIST's makers would have; `decision` has
 the thresholds that a model's training has certified, and `lexicon` the codes that a field may say.
 
+What comes afterwards: `recognition_id` ties truth to its answer, `truths` counts it, and `accuracy` and `drift` say at each
+scrape what the counts mean; `capture` keeps in `capture_store` what was rejected or marked for audit, to learn from.
+
 `server` wires the path, binds the ports, and stops without losing a call; `repository` keeps the versions that serve, in the
 roles that `routing` gives them; `access` says who may call, `tls` encrypts, and `credentials` reads the files of both;
 `settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire. With several

@@ -108,7 +108,7 @@ async def test_audited_answers_and_whole_fields_are_captured_with_their_truth(
     with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
         digit = await asyncio.to_thread(client.recognize, images[0])
         field = await asyncio.to_thread(lambda: client.read_field(images[1:4], target_error_rate=NOBODY_CERTIFIES))
-        await asyncio.to_thread(client.report_truth, [(digit, "7")], "audit")
+        await asyncio.to_thread(client.report_truth, [(digit, 7)], "audit")
         await asyncio.to_thread(client.report_truth, [(field, "123")], "keying")
     assert digit.captured
     assert field.captured
@@ -183,7 +183,10 @@ def test_what_was_acknowledged_is_there_after_the_whole_service_was_killed(image
             caller.start()
         assert enough.wait(TIMEOUT)
         assert read_elsewhere(file) > 0  # as operators do, at any time
-        time.sleep(0.5)
+        before, end = len(acknowledged), time.monotonic() + TIMEOUT
+        while len(acknowledged) < before + 100 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(acknowledged) >= before + 100, "it goes on"
         os.killpg(server.process.pid, signal.SIGKILL)
         for caller in callers:
             caller.join(TIMEOUT)

@@ -168,3 +168,12 @@ def test_a_model_that_is_refused_is_an_event_with_its_reason(tmp_path: Path) -> 
     (directory / "99999999999999" / "model.onnx").write_bytes(b"no model")
     (refused,) = (line for line in serve_one_digit("--models", str(tmp_path)) if line["event"] == "model_refused")
     assert (refused["model"], refused["version"], refused["reason"]) == ("digits", "99999999999999", "unreadable")
+
+
+def test_a_model_that_accepts_nothing_is_an_event() -> None:
+    lines = serve_one_digit("--target-error-rate", "0.0001", "--workers", "1")
+    warned = [line for line in lines if line["event"] == "model_not_certified"]
+    assert {line["model"] for line in warned} == {"digits", "digits-small"}
+    assert all(
+        "has no certified threshold for an error rate of 0.0001: it accepts no digit" in line["message"] for line in warned
+    )
