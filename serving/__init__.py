@@ -5,9 +5,11 @@
                        digit_service      digits.v1: decoded requests to decoded answers
                        open_inference     inference, the Open Inference Protocol: likewise
                          | read(pixels or crops, call, model, version, key); `decider` accepts or rejects what was read
-                       recognizer         limits, crops framed, the version that is to answer, its predictions counted
+                       recognizer         limits, crops framed, the version that is to answer
                          | submit(pixels, deadline)
                        batcher            one a version: a bounded queue; whatever waits when a thread is free is a batch
+                         | infer(images)
+                       reader             what the model says, made out and counted, a run at a time
                          | infer(images)
                        model              one ONNX Runtime session, its contract checked when it was loaded
 
@@ -19,8 +21,8 @@ scrape what the counts mean; `capture` keeps in `capture_store` what was rejecte
 
 `server` wires the path, binds the ports, and stops without losing a call; `repository` keeps the versions that serve, in the
 roles that `routing` gives them; `access` says who may call, `tls` encrypts, and `credentials` reads the files of both;
-`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire. With several
-workers, each is a process with the whole path, and `supervisor` keeps them alive.
+`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire, and `loadtest`
+many of them. With several workers, each is a process with the whole path, and `supervisor` keeps them alive.
 """
 
 import os

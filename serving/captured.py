@@ -1,6 +1,6 @@
 """What is captured, row by row: images that were rejected or marked for audit, and truths about them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +69,20 @@ class Worth:
     """
 
     answer: Recognized
-    places: NDArray[np.intp]
+    places: Sequence[int]
     images: NDArray[np.uint8]
 
     @classmethod
     def of(cls, answer: Recognized, images: NDArray[np.uint8]) -> "Worth":
         """Of all the `images`, (n, 784) uint8, of an answer."""
-        worth = np.broadcast_to(_worth_learning(answer), len(images))
-        return cls(answer, np.flatnonzero(worth), images[worth])
+        worth = _worth_learning(answer)
+        places = [place for place in range(len(images)) if worth[0 if answer.of_field else place]]
+        return cls(answer, places, images[places])
 
     def rows(self) -> Iterable[CapturedImage]:
         """Each of them by itself."""
         answer, nonce = self.answer, self.answer.nonce.hex()
-        for place, image in zip(self.places.tolist(), self.images, strict=True):
+        for place, image in zip(self.places, self.images, strict=True):
             decided = 0 if answer.of_field else place
             yield CapturedImage(
                 answer=nonce,
@@ -89,10 +90,10 @@ class Worth:
                 field_length=len(answer.digits) if answer.of_field else 0,
                 model=answer.model,
                 version=answer.version,
-                digit=int(answer.digits[place]),
-                confidence=float(answer.confidences[decided]),
-                decision=Decision(int(answer.decisions[decided])).label,
-                audited=bool(answer.audited[decided]),
+                digit=answer.digits[place],
+                confidence=answer.confidences[decided],
+                decision=Decision(answer.decisions[decided]).label,
+                audited=answer.audited[decided],
                 image=image.tobytes(),
             )
 
@@ -103,8 +104,9 @@ def worth_telling(answer: Recognized, places: Iterable[int]) -> list[int]:
     return [place for place in places if worth[place]]
 
 
-def _worth_learning(answer: Recognized) -> NDArray[np.bool_]:
-    """Where a person will look, and find a digit: rejected although there is ink, or marked for audit. (n,) or (1,)."""
-    rejected = (answer.decisions != Decision.ACCEPT) & (answer.decisions != Decision.REJECT_INVALID_IMAGE)
-    worth: NDArray[np.bool_] = answer.audited | rejected
-    return worth
+def _worth_learning(answer: Recognized) -> list[bool]:
+    """Where a person will look, and find a digit: rejected although there is ink, or to be audited; n, or 1 of a field."""
+    return [
+        audited or decision not in (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
+        for decision, audited in zip(answer.decisions, answer.audited, strict=True)
+    ]

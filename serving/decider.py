@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,20 @@ from serving.recognizer import Reading
 CANDIDATES = 3
 
 
-@dataclass(frozen=True, eq=False)
-class DigitAnswers:
+class DigitAnswers(NamedTuple):
     """What becomes of n digits.
 
     Attributes:
-        decisions: (n,) uint8, a Decision each.
+        decisions: a Decision each.
         threshold: by which they were taken; None where none is certified.
-        audited: (n,) bool, which of those accepted somebody is to look at.
+        audited: which of those accepted somebody is to look at.
         recognition_id: by which truth about them is reported.
         captured: whether the images that were rejected or are to be audited are stored.
     """
 
-    decisions: NDArray[np.uint8]
+    decisions: bytes
     threshold: Threshold | None
-    audited: NDArray[np.bool_]
+    audited: list[bool]
     recognition_id: str
     captured: bool
 
@@ -122,10 +122,11 @@ class Decider:
         threshold = choose(loaded.model.thresholds, target_error_rate)
         decisions = decide(reading.confidences, reading.inked, threshold)
         loaded.metrics.count_decisions(decisions)
-        audited = self._chosen(decisions) if audit else np.zeros(len(decisions), bool)
-        loaded.metrics.count_audits("digit", int(audited.sum()))
-        answer = Recognized(loaded.name, loaded.version, False, reading.digits, decisions, audited, reading.confidences)
-        captured = await self._keep(answer, reading.images, deadline)
+        audited = self._chosen(decisions) if audit else [False] * len(decisions)
+        loaded.metrics.count_audits("digit", sum(audited))
+        digits = bytes(reading.digits)
+        answer = Recognized(loaded.name, loaded.version, False, digits, decisions, audited, reading.confidences)
+        captured = await self._keep(answer, reading, deadline)
         return DigitAnswers(decisions, threshold, audited, self._ids.issue(answer), captured)
 
     async def field(
@@ -134,43 +135,46 @@ class Decider:
         """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
-            digits, confidence, unlisted = lexicon.read(probabilities)
+            code, confidence, unlisted = lexicon.read(probabilities)
+            digits = code.tolist()
         else:
             digits, confidence, unlisted = reading.digits, float(probabilities.max(axis=1).prod()), 0.0
         loaded = reading.loaded
         model = loaded.model
         certified = model.thresholds if len(digits) == 1 else model.field_thresholds.get(len(digits), ())
         threshold = choose(certified, target_error_rate)
-        [number] = decide(np.array([confidence]), np.array([reading.inked.all()]), threshold).tolist()
-        decision = Decision(number)
+        decision = Decision(decide([confidence], [all(reading.inked)], threshold)[0])
         if unlisted > 0.5 and decision is not Decision.REJECT_INVALID_IMAGE:
             decision = Decision.REJECT_NOT_IN_LEXICON
         loaded.metrics.count_field(decision)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
         likely = np.take_along_axis(probabilities, order, axis=1)
-        decisions = np.array([decision], np.uint8)
+        decisions = bytes([decision])
         audited = self._chosen(decisions)
-        loaded.metrics.count_audits("field", int(audited.sum()))
-        answer = Recognized(loaded.name, loaded.version, True, digits, decisions, audited, np.array([confidence]))
-        captured = await self._keep(answer, reading.images, deadline)
+        loaded.metrics.count_audits("field", sum(audited))
+        answer = Recognized(loaded.name, loaded.version, True, bytes(digits), decisions, audited, [confidence])
+        captured = await self._keep(answer, reading, deadline)
         return FieldAnswer(
-            "".join(map(str, digits.tolist())),
+            "".join(map(str, digits)),
             confidence,
             decision,
             threshold,
             order,
             likely,
-            bool(audited[0]),
+            audited[0],
             self._ids.issue(answer),
             captured,
         )
 
-    async def _keep(self, answer: Recognized, images: NDArray[np.uint8], deadline: float) -> bool:
-        return self._capture is not None and await self._capture.keep(answer, images, deadline)
+    async def _keep(self, answer: Recognized, reading: Reading, deadline: float) -> bool:
+        return self._capture is not None and await self._capture.keep(answer, reading.images, deadline)
 
-    def _chosen(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def _chosen(self, decisions: bytes) -> list[bool]:
         """Which answers are to be audited: of those accepted a share, at random, so that they stand for all of them."""
         if not self._audit_rate:
-            return np.zeros(len(decisions), bool)
-        accepted: NDArray[np.bool_] = decisions == Decision.ACCEPT
-        return accepted & (self._random.random(len(decisions)) < self._audit_rate)
+            return [False] * len(decisions)
+        chances = self._random.random(len(decisions)).tolist()
+        return [
+            decision == Decision.ACCEPT and chance < self._audit_rate
+            for decision, chance in zip(decisions, chances, strict=True)
+        ]

@@ -1,8 +1,7 @@
 """digits.v1.DigitService: from decoded requests to decoded answers."""
 
+from collections.abc import Sequence
 from typing import Any, cast
-
-import numpy as np
 
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
@@ -63,13 +62,13 @@ class DigitService:
         )
         decided = await self._decider.digits(reading, target, call.deadline)
         return pb.RecognizeResponse(
-            digit=reading.digits.item(),
-            confidence=reading.confidences.item(),
+            digit=reading.digits[0],
+            confidence=reading.confidences[0],
             probabilities=reading.probabilities[0].tolist(),
             model_version=reading.loaded.version,
-            decision=cast(pb.Decision, decided.decisions.item()),
+            decision=cast(pb.Decision, decided.decisions[0]),
             recognition_id=decided.recognition_id,
-            audit=bool(decided.audited.any()),
+            audit=decided.audited[0],
             captured=decided.captured,
             **_stated(decided.threshold),
         )
@@ -82,14 +81,14 @@ class DigitService:
         reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
         decided = await self._decider.digits(reading, target, call.deadline)
         return pb.RecognizeBatchResponse(
-            digits=reading.digits.tolist(),
-            confidences=reading.confidences.tolist(),
+            digits=reading.digits,
+            confidences=reading.confidences,
             probabilities=reading.probabilities.ravel().tolist(),
             model_version=reading.loaded.version,
-            decisions=decided.decisions.tolist(),
+            decisions=cast(Sequence[pb.Decision], decided.decisions),
             troubles=reading.troubles,
             recognition_id=decided.recognition_id,
-            audits=np.flatnonzero(decided.audited).tolist(),
+            audits=[place for place, audited in enumerate(decided.audited) if audited],
             captured=decided.captured,
             **_stated(decided.threshold),
         )

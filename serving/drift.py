@@ -176,7 +176,7 @@ def _binned(samples: Mapping[str, Iterable[Sample]]) -> dict[_Key, _Counts]:
 
 
 def _confidences(samples: Mapping[str, Iterable[Sample]]) -> dict[_Version, _Counts]:
-    """How many images were answered so far, and the sum of their confidences, by version."""
+    """How many images were read so far, and the sum of their confidences, by version."""
     counts: defaultdict[_Version, _Counts] = defaultdict(dict)
     for sample in samples.get("digits_confidence", ()):
         for name in ("sum", "count"):

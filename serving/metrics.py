@@ -1,5 +1,6 @@
 """Every metric of the service, in one place. README.md has the same list, for operators."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Statistics:
         answered, answered_seconds: requests answered, and their time from arrival to answer.
         failed, failed_seconds: requests that ended otherwise, and their time.
         queued_seconds: the part of `answered_seconds` before the first run.
-        last_request_seconds: when the last one arrived, Unix time; 0 when none has.
+        last_request_seconds: when the last run began, Unix time; 0 when none has.
     """
 
     images: int
@@ -137,13 +138,13 @@ class Metrics:
         )
         self.last_request = Gauge(
             "digits_model_last_request_timestamp_seconds",
-            "When the last request for a version of a model arrived, Unix time.",
+            "When the last run of a version of a model began, Unix time.",
             _VERSION,
             registry=registry,
             multiprocess_mode="max",
         )
         self.predictions = Counter(
-            "digits_predictions", "Images with ink that were answered, by digit.", [*_VERSION, "digit"], registry=registry
+            "digits_predictions", "Images with ink that were read, by digit.", [*_VERSION, "digit"], registry=registry
         )
         self.decisions = Counter(
             "digits_decisions",
@@ -161,14 +162,14 @@ class Metrics:
         )
         self.confidence = BulkHistogram(
             "digits_confidence",
-            "Confidence of the images with ink that were answered.",
+            "Confidence of the images with ink that were read.",
             _VERSION,
             buckets=_CONFIDENCE,
             registry=registry,
         )
         self.ink = BulkHistogram(
             "digits_ink_ratio",
-            "Share of an image that is ink, of the images with any that were answered.",
+            "Share of an image that is ink, of the images with any that were read.",
             _VERSION,
             buckets=drift.INK,
             registry=registry,
@@ -315,13 +316,14 @@ class VersionMetrics:
         self._confidence = metrics.confidence.labels(model, version)
         self._ink = metrics.ink.labels(model, version)
         self._centres = [metrics.mass_centre.labels(model, version, axis) for axis in ("row", "column")]
+        self._measuring = threading.Lock()
         self._unmeasured: list[NDArray[np.uint8]] = []
         self._images_unmeasured = 0
         self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
         of_field = {decision for decision in Decision if decision}
         self._decisions, self._fields = (
-            {decision: counter.labels(model, version, decision.label) for decision in of}
+            {int(decision): counter.labels(model, version, decision.label) for decision in of}
             for counter, of in (
                 (metrics.decisions, of_field - {Decision.REJECT_NOT_IN_LEXICON}),
                 (metrics.fields, of_field),
@@ -329,33 +331,34 @@ class VersionMetrics:
         )
 
     def count_predictions(self, digits: NDArray[np.intp], confidences: NDArray[np.float32]) -> None:
-        """Counts the images of one request: `digits` and `confidences`, (N,) each."""
+        """Counts what was read in the images of a run: `digits` and `confidences`, (n,) each; from any thread."""
         for digit, count in enumerate(np.bincount(digits, minlength=10).tolist()):
             if count:
                 self._predictions[digit].inc(count)
         self._confidence.observe_all(confidences)
 
     def measure(self, images: NDArray[np.uint8]) -> None:
-        """Counts how much ink there is on `images`, (N, 784) with some on each, and where.
+        """Counts how much ink there is on `images`, (n, 784) with some on each, and where; from any thread.
 
-        A few dozen images wait to be measured together: one by one it would cost a small call some hundredths of its time.
+        A few dozen images wait to be measured together: one by one it would cost a small run some hundredths of its time.
         """
         if not len(images):
             return
-        self._unmeasured.append(images)
-        self._images_unmeasured += len(images)
-        if self._images_unmeasured >= _MEASURED_TOGETHER:
-            ink, centres = measure(np.concatenate(self._unmeasured))
-            self._unmeasured, self._images_unmeasured = [], 0
-            self._ink.observe_all(ink)
-            for histogram, centre in zip(self._centres, centres.T, strict=True):
-                histogram.observe_all(centre)
+        with self._measuring:
+            self._unmeasured.append(images)
+            self._images_unmeasured += len(images)
+            if self._images_unmeasured < _MEASURED_TOGETHER:
+                return
+            waiting, self._unmeasured, self._images_unmeasured = self._unmeasured, [], 0
+        ink, centres = measure(np.concatenate(waiting))
+        self._ink.observe_all(ink)
+        for histogram, centre in zip(self._centres, centres.T, strict=True):
+            histogram.observe_all(centre)
 
-    def count_decisions(self, decisions: NDArray[np.uint8]) -> None:
-        """Counts what becomes of single digits: `decisions`, (N,)."""
-        for decision, count in enumerate(np.bincount(decisions).tolist()):
-            if count:
-                self._decisions[Decision(decision)].inc(count)
+    def count_decisions(self, decisions: bytes) -> None:
+        """Counts what becomes of single digits: a Decision each."""
+        for decision in set(decisions):
+            self._decisions[decision].inc(decisions.count(decision))
 
     def count_audits(self, unit: Literal["digit", "field"], count: int) -> None:
         """Counts answers that were marked for audit."""

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from serving import tensors
 from serving.call import Call
 from serving.control import Models
@@ -246,7 +248,7 @@ class OpenInference:
             decided = await self._decider.digits(
                 reading, target, call.deadline, audit=False
             )  # this protocol has no word for it
-            outputs["decisions"] = decided.decisions
+            outputs["decisions"] = np.frombuffer(decided.decisions, np.uint8)
             response.parameters["recognition_id"].string_param = decided.recognition_id
             response.parameters["captured"].bool_param = decided.captured
             if decided.threshold:

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serving.credentials import CredentialsError, read
 from serving.decision import Decision
 from serving.errors import InvalidRequest
@@ -24,7 +21,7 @@ _FORMAT = 1
 _HEADER = struct.Struct("<BBBB8sI")  # format, of a field, bytes of the model's name and of its version, nonce, digits
 _TAG_BYTES = 16
 _AUDITED = 0x80  # beside the decision, in one byte
-_DECISIONS = [decision for decision in Decision if decision]
+_DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +32,20 @@ class Recognized:
         model: its name.
         version: that answered, a decimal integer.
         of_field: whether the digits are one field, with one decision and one confidence.
-        digits: (n,) integers, as they were read.
-        decisions: (n,) uint8, or (1,) of a field: a Decision each, never UNSPECIFIED.
-        audited: likewise, bool, whether the answer was chosen to be audited.
-        confidences: likewise, floats; read from an id, to a 65,535th.
+        digits: n of them, as they were read.
+        decisions: n, or 1 of a field: a Decision each, never UNSPECIFIED.
+        audited: likewise, whether the answer was chosen to be audited.
+        confidences: likewise; read from an id, to a 65,535th.
         nonce: 8 bytes that no other answer has.
     """
 
     model: str
     version: str
     of_field: bool
-    digits: NDArray[np.integer]
-    decisions: NDArray[np.uint8]
-    audited: NDArray[np.bool_]
-    confidences: NDArray[np.floating]
+    digits: bytes
+    decisions: bytes
+    audited: Sequence[bool]
+    confidences: Sequence[float]
     nonce: bytes = field(default_factory=lambda: os.urandom(8))
 
 
@@ -75,13 +72,15 @@ class RecognitionIds:
     def issue(self, answer: Recognized) -> str:
         """The id of an answer."""
         name, number = answer.model.encode(), answer.version.encode()
+        levels = [min(round(share * 65535), 65535) for share in answer.confidences]
+        marked = zip(answer.decisions, answer.audited, strict=True)
         payload = b"".join(
             (
                 _HEADER.pack(_FORMAT, answer.of_field, len(name), len(number), answer.nonce, len(answer.digits)),
                 name + number,
-                answer.digits.astype(np.uint8).tobytes(),
-                (answer.decisions | np.where(answer.audited, np.uint8(_AUDITED), np.uint8(0))).tobytes(),
-                np.round(answer.confidences * 65535).astype("<u2").tobytes(),
+                answer.digits,
+                bytes([decision | _AUDITED if audited else decision for decision, audited in marked]),
+                struct.pack(f"<{len(levels)}H", *levels),
             )
         )
         tag = _tag(self._keys[0], payload) if self._keys else b""
@@ -99,18 +98,21 @@ class RecognitionIds:
             if form != _FORMAT or of_field > 1 or not count or len(payload) != size or len(tag) not in (0, _TAG_BYTES):
                 raise ValueError
             name, number, digits, marked, levels = _split(payload[_HEADER.size :], *lengths)
-            model, version, digits_read = name.decode(), number.decode(), np.frombuffer(digits, np.uint8)
-            marks = np.frombuffer(marked, np.uint8)
-            decisions, audited = marks & ~np.uint8(_AUDITED), marks & _AUDITED > 0
-            known = np.isin(decisions, _DECISIONS) & ~(audited & (decisions != Decision.ACCEPT))
-            if digits_read.max() > 9 or not known.all() or (of_field and count > LONGEST):
+            decisions = bytes([mark & ~_AUDITED for mark in marked])
+            audited = [mark & _AUDITED > 0 for mark in marked]
+            for decision, of_audit in zip(decisions, audited, strict=True):
+                if decision not in _DECISIONS or (of_audit and decision != Decision.ACCEPT):
+                    raise ValueError
+            if max(digits) > 9 or (of_field and count > LONGEST):
                 raise ValueError
+            confidences = [level / 65535 for level in struct.unpack(f"<{decided}H", levels)]
+            named = (name.decode(), number.decode(), bool(of_field))
+            answer = Recognized(*named, digits, decisions, audited, confidences, nonce)
         except (binascii.Error, struct.error, ValueError):
             raise InvalidRequest(f"{text[:40]!r} is no recognition id") from None
         if self._keys and not any(hmac.compare_digest(_tag(key, payload), tag) for key in self._keys):
             raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
-        confidences = (np.frombuffer(levels, "<u2") / 65535).astype(np.float32)
-        return Recognized(model, version, bool(of_field), digits_read, decisions, audited, confidences, nonce)
+        return answer
 
 
 def _tag(key: bytes, payload: bytes) -> bytes:

@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,38 +14,51 @@ from serving.contract import IMAGE_BYTES
 from serving.crops import Framer
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
 from serving.metrics import Metrics
+from serving.reader import DIGIT, LOGITS, PROBABILITIES
 from serving.repository import Loaded, Repository
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What n images show.
 
     Attributes:
-        logits: (n, 10) float32.
-        probabilities: (n, 10) float32, calibrated.
-        digits: (n,), the most probable of each.
-        confidences: (n,) float32, its probability.
-        inked: (n,) bool, whether there is any ink on the image.
-        images: (n, 784) uint8, as the network saw them.
+        rows: (n, 23) float32, as Reader.infer gives them.
+        digits: the most probable of each.
+        confidences: its probability.
+        inked: whether there is any ink on the image.
+        pixels: the images, 784 bytes each, as the network saw them.
         troubles: why crops can't be read, by their place.
         loaded: the version that answered.
     """
 
-    logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
-    digits: NDArray[np.intp]
-    confidences: NDArray[np.float32]
-    inked: NDArray[np.bool_]
-    images: NDArray[np.uint8]
+    rows: NDArray[np.float32]
+    digits: list[int]
+    confidences: list[float]
+    inked: list[bool]
+    pixels: bytes
     troubles: dict[int, str]
     loaded: Loaded
 
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(n, 10)."""
+        return self.rows[:, LOGITS]
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """(n, 10), calibrated."""
+        return self.rows[:, PROBABILITIES]
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """(n, 784)."""
+        return np.frombuffer(self.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
+
 
 class Recognizer:
-    """Frames crops, routes images to a version of a model, counts what it says, and lets the shadow have them too."""
+    """Frames crops, routes images to a version of a model, and lets the shadow have them too."""
 
     def __init__(self, repository: Repository, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
         self._repository = repository
@@ -88,17 +100,15 @@ class Recognizer:
         if call.span is not None:
             times = (answer.arrived, answer.started, answer.ended)
             call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
-        logits, probabilities = answer.rows[:, :10], answer.rows[:, 10:]
-        digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        images = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES)
-        inked = images.max(axis=1) > 0
-        seen, sure = digits[inked], confidences[inked]  # what is said of blank images means nothing
-        loaded.metrics.count_predictions(seen, sure)
-        shown = images if inked.all() else images[inked]
-        loaded.metrics.measure(shown)
-        if loaded.shadow and len(seen):
-            loaded.shadow.compare(pixels if inked.all() else shown.tobytes(), seen)
-        return Reading(logits, probabilities, digits, confidences, inked, images, troubles, loaded)
+        # Lists: of a single image, as most are, an operation of NumPy's costs more than all that is in it.
+        digits, confidences, inked = answer.rows[:, DIGIT:].T.tolist()
+        reading = Reading(
+            answer.rows, [int(digit) for digit in digits], confidences, [ink > 0 for ink in inked], pixels, troubles, loaded
+        )
+        if loaded.shadow and any(reading.inked):
+            seen = np.array(reading.inked)  # what is said of blank images means nothing
+            loaded.shadow.compare(reading.images[seen].tobytes(), np.array(digits, np.intp)[seen])
+        return reading
 
     async def close(self, grace_seconds: float) -> None:
         """Takes no more crops, and waits that long for those on their way."""

@@ -18,6 +18,7 @@ from serving.errors import LoadFailed, ModelNotReady, UnknownModel
 from serving.logs import log_event
 from serving.metrics import Metrics, VersionMetrics
 from serving.model import REFUSALS, Model, ModelError
+from serving.reader import Reader
 from serving.routing import Routing, RoutingError
 from serving.settings import Provider, Settings
 from serving.shadow import Shadow
@@ -371,7 +372,7 @@ class Repository:
             served.loading = None
         metrics = VersionMetrics(self._metrics, served.name, model.version)
         batcher = Batcher(
-            model,
+            Reader(model, metrics),
             metrics,
             instances=self._settings.instances,
             max_batch_size=self._settings.max_batch_size,

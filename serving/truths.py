@@ -116,17 +116,15 @@ class _Tally:
 
     def add(self, answer: Recognized, place: int, value: str, source: str) -> None:
         said = answer.digits if answer.of_field else answer.digits[place : place + 1]
-        meant = np.frombuffer(value.encode(), np.uint8) - ord("0")
-        decision = Decision(int(answer.decisions[place]))
+        meant = bytes(map(int, value))
+        decision = Decision(answer.decisions[place])
         version = (answer.model, answer.version)
         kind = (*version, "field" if answer.of_field else "digit", source)
-        outcome = "right" if (said == meant).all() else "wrong"
+        outcome = "right" if said == meant else "wrong"
         self.truth[*kind, decision.label, outcome] += 1
         if decision is not Decision.REJECT_INVALID_IMAGE:  # there, digits and confidence mean nothing
-            self.confidences.setdefault((*kind, outcome), []).append(float(answer.confidences[place]))
-            self.confusion.update(
-                (*version, source, str(true), str(read)) for true, read in zip(meant.tolist(), said.tolist(), strict=True)
-            )
+            self.confidences.setdefault((*kind, outcome), []).append(answer.confidences[place])
+            self.confusion.update((*version, source, str(true), str(read)) for true, read in zip(meant, said, strict=True))
 
     def count(self, metrics: Metrics) -> None:
         for labels, times in self.truth.items():

@@ -267,13 +267,12 @@ class Stuck(Store):
         super().add(images, truths)  # type: ignore[arg-type]
 
 
-REJECTED = np.array([Decision.REJECT_LOW_CONFIDENCE], np.uint8)
+REJECTED = bytes([Decision.REJECT_LOW_CONFIDENCE])
 
 
 def answered(count: int = 1) -> Recognized:
     """An answer about so many images, all of them rejected."""
-    about = (np.full(count, 7), np.repeat(REJECTED, count), np.zeros(count, bool), np.full(count, 0.5))
-    return Recognized("digits", "1", False, *about)
+    return Recognized("digits", "1", False, bytes([7]) * count, REJECTED * count, [False] * count, [0.5] * count)
 
 
 def truth(answer: str = "0" * 16) -> CapturedTruth:

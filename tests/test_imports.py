@@ -50,6 +50,7 @@ ORDER = [
         "method",
         "model",
         "batcher",
+        "reader",
         "shadow",
         "versions",
         "routing",

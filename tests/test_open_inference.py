@@ -606,8 +606,8 @@ async def test_crops_are_read_and_decided_on_as_the_native_api_does(
     stated = {name: value.double_param for name, value in answer.parameters.items()}
     assert stated == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0, "captured": 0.0}
     held = RecognitionIds().read(answer.parameters["recognition_id"].string_param)
-    assert held.digits.tolist() == list(native.digits)
-    assert held.decisions.tolist() == list(native.decisions)
+    assert list(held.digits) == list(native.digits)
+    assert list(held.decisions) == list(native.decisions)
     request.parameters["target_error_rate"].string_param = "0.01"
     refusal = await refused(infer(stub, request))
     assert "target_error_rate is no number" in (refusal.details() or "")

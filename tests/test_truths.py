@@ -31,10 +31,9 @@ ACCEPT, LOW = Decision.ACCEPT, Decision.REJECT_LOW_CONFIDENCE
 def issue(ids: RecognitionIds, *, of_field: bool = False, audited: bool = False, model: str = "digits") -> str:
     """The id of 7, 1 and 4, of which the second was rejected; or of 714."""
     decisions = [ACCEPT] if of_field else [ACCEPT, LOW, ACCEPT]
-    confidences = np.linspace(0.9, 0.5, len(decisions))
-    marked = np.full(len(decisions), audited) & (np.array(decisions) == ACCEPT)
-    digits = np.array([7, 1, 4], np.intp)
-    return ids.issue(Recognized(model, "20261121", of_field, digits, np.array(decisions, np.uint8), marked, confidences))
+    confidences = np.linspace(0.9, 0.5, len(decisions)).tolist()
+    marked = [audited and decision is ACCEPT for decision in decisions]
+    return ids.issue(Recognized(model, "20261121", of_field, bytes([7, 1, 4]), bytes(decisions), marked, confidences))
 
 
 def keyed(recognition_id: str, place: int, said: str, source: str = "keying") -> Truth:
@@ -46,12 +45,12 @@ def test_an_id_holds_what_was_answered(keys: list[bytes]) -> None:
     ids = RecognitionIds(keys)
     read = ids.read(issue(ids, audited=True))
     assert (read.model, read.version, read.of_field) == ("digits", "20261121", False)
-    assert read.digits.tolist() == [7, 1, 4]
-    assert read.decisions.tolist() == [ACCEPT, LOW, ACCEPT]
-    assert read.audited.tolist() == [True, False, True]
+    assert list(read.digits) == [7, 1, 4]
+    assert list(read.decisions) == [ACCEPT, LOW, ACCEPT]
+    assert read.audited == [True, False, True]
     assert read.confidences == pytest.approx([0.9, 0.7, 0.5], abs=1e-5)
     field = ids.read(issue(ids, of_field=True))
-    assert (field.of_field, field.digits.tolist(), field.decisions.tolist()) == (True, [7, 1, 4], [ACCEPT])
+    assert (field.of_field, list(field.digits), list(field.decisions)) == (True, [7, 1, 4], [ACCEPT])
     assert field.nonce != read.nonce
 
 
@@ -83,7 +82,7 @@ def test_an_id_of_what_cannot_have_been_answered_is_refused(
     digits: list[int], decisions: list[int], audited: list[bool], of_field: bool
 ) -> None:
     ids = RecognitionIds()
-    about = (np.array(digits, np.intp), np.array(decisions, np.uint8), np.array(audited, bool), np.ones(len(decisions)))
+    about = (bytes(digits), bytes(decisions), audited, [1.0] * len(decisions))
     with pytest.raises(InvalidRequest, match="is no recognition id"):
         ids.read(ids.issue(Recognized("digits", "1", of_field, *about)))
 
@@ -153,8 +152,8 @@ async def test_a_desk_that_keys_an_answer_marked_for_audit_does_not_silence_the_
 
 async def test_what_an_invalid_image_was_read_as_is_no_confusion(metrics: Metrics) -> None:
     ids = RecognitionIds([KEY])
-    invalid = np.array([Decision.REJECT_INVALID_IMAGE], np.uint8)
-    answer = ids.issue(Recognized("digits", "1", False, np.array([7]), invalid, np.zeros(1, bool), np.ones(1)))
+    invalid = bytes([Decision.REJECT_INVALID_IMAGE])
+    answer = ids.issue(Recognized("digits", "1", False, bytes([7]), invalid, [False], [1.0]))
     assert await Truths(ids, lambda *_: True, metrics).report([keyed(answer, 0, "1")]) == 1
     assert value(metrics.registry, "digits_truth_total", decision="invalid_image", outcome="wrong") == 1
     assert value(metrics.registry, "digits_confusion_total") == 0
