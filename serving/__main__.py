@@ -28,6 +28,7 @@ commands:
   check        say what is wrong with a configuration and its models, without serving
   recognize    send image files to the service and print what they show
   frame        show how an image file is framed, as the network sees it
+  loadtest     measure how much a service carries, and how fast
 """
 
 _SERVE = "Answers gRPC calls until it is told to stop, then drains."
@@ -82,6 +83,31 @@ exit status:
   2  the settings can't be used
 """
 
+_LOADTEST_MANUAL = """\
+what is measured:
+  A closed loop (--callers) sends a caller's next call when the answer to the
+  last is there: how fast the service is when nobody is in a hurry. An open
+  loop (--rate) sends calls when they are due, as mail comes: how late they are
+  counts from then, also when the service stands still and nothing is sent.
+  --find-knee doubles the rate until an objective breaks, and then closes in
+  on the highest that keeps it: what one replica carries.
+
+objectives:
+  p50=5ms, p99=20ms, p99.9=0.1s: so many percent of the answers come within
+  that. errors=0.1%: at most so many calls end without a right answer. The
+  images are samples of all ten digits, and an answer is right that names them.
+
+Use a machine other than the service's, and as many --processes as it has
+cores: what the test takes, the service lacks. Do not use a service whose
+counts of digits, drift and captured images are those of real mail.
+
+exit status:
+  0  measured, and every objective kept
+  1  it could not be measured
+  2  the flags can't be used
+  3  an objective was missed
+"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
@@ -93,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         "check": _check,
         "recognize": _recognize,
         "frame": _frame,
+        "loadtest": _loadtest,
     }
     parser = argparse.ArgumentParser(
         prog="digits",
@@ -207,14 +234,7 @@ def _recognize(arguments: list[str]) -> int:
         help="a PNG or JPEG of one digit on paper, dark on light or light on dark; one of 28x28, or 784 raw bytes, is taken "
         "to be framed already",
     )
-    parser.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
-    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
-    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
-    parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="the token that the service asks for (default: $DIGITS_TOKEN)"
-    )
+    _add_connection(parser)
     parser.add_argument(
         "--target-error-rate",
         type=float,
@@ -225,9 +245,7 @@ def _recognize(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object a line: file, digit, confidence, decision, version"
     )
-    options = parser.parse_args(arguments)
-    if (options.tls_certificate is None) != (options.tls_key is None) or (options.tls_certificate and not options.tls_ca):
-        parser.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
+    options = _parsed(parser, arguments)
 
     from serving.credentials import CredentialsError
 
@@ -240,21 +258,47 @@ def _recognize(arguments: list[str]) -> int:
         return _send(options.files, client, options.address, options.target_error_rate, as_json=options.json)
 
 
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    """The flags by which a command reaches the service."""
+    parser.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the token that the service asks for (default: $DIGITS_TOKEN)"
+    )
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The flags, those of `_add_connection` among them; ends the program when they can't be used."""
+    options = parser.parse_args(arguments)
+    if (options.tls_certificate is None) != (options.tls_key is None) or (options.tls_certificate and not options.tls_ca):
+        parser.error("--tls-certificate and --tls-key are needed together, and with --tls-ca")
+    return options
+
+
 def _client(options: argparse.Namespace) -> "DigitClient":
     """A connection as the flags ask for it. Raises CredentialsError when a file can't be used."""
     from serving.client import DigitClient
-    from serving.credentials import CredentialsError, read
     from serving.tls import channel_credentials
 
     credentials = None
     if options.tls_ca:
         credentials = channel_credentials(options.tls_ca, options.tls_certificate, options.tls_key)
+    return DigitClient(options.address, options.timeout, credentials, _token(options))
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    """What the service is to know the caller by. Raises CredentialsError."""
+    from serving.credentials import CredentialsError, read
+
     token = (read(options.token_file) if options.token_file else os.environb.get(b"DIGITS_TOKEN", b"")).strip()
     if options.token_file and not token:
         raise CredentialsError(f"{options.token_file} is empty: it should hold a token")
     if not (token.isascii() and token.decode("ascii").isprintable()):
         raise CredentialsError(f"{options.token_file or 'DIGITS_TOKEN'} is no token: that is one line of ASCII")
-    return DigitClient(options.address, options.timeout, credentials, token.decode() or None)
+    return token.decode() or None
 
 
 def _send(files: list[Path], client: "DigitClient", address: str, target_error_rate: float, *, as_json: bool) -> int:
@@ -287,6 +331,37 @@ def _send(files: list[Path], client: "DigitClient", address: str, target_error_r
             else:
                 print(f"{file}  {shown.digit}  {shown.confidence:.4f}  {shown.decision.name.lower()}")
     return int(failed)
+
+
+def _loadtest(arguments: list[str]) -> int:
+    try:
+        from serving.loadtest import command
+    except ModuleNotFoundError as error:
+        print(f"digits loadtest: {error.name} is missing: pip install 'postal-digits[loadtest]'", file=sys.stderr)
+        return 1
+    from serving.credentials import CredentialsError
+    from serving.loadtest.calls import GrpcTarget
+    from serving.tls import channel_credentials
+
+    parser = argparse.ArgumentParser(
+        prog="digits loadtest",
+        description="Measures how much a service carries, and how fast, from outside.",
+        epilog=_LOADTEST_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_connection(parser)
+    command.add_arguments(parser)
+    options = _parsed(parser, arguments)
+    plan = command.read_plan(parser, options)
+    try:
+        token = _token(options)
+        if options.tls_ca:  # rather than to find out in each process of the test
+            channel_credentials(options.tls_ca, options.tls_certificate, options.tls_key)
+    except CredentialsError as error:
+        print(f"digits loadtest: {error}", file=sys.stderr)
+        return 1
+    target = GrpcTarget(options.address, options.tls_ca, options.tls_certificate, options.tls_key, token)
+    return command.run(plan, target, options)
 
 
 def _frame(arguments: list[str]) -> int:

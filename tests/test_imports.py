@@ -70,6 +70,7 @@ ORDER = [
         "worker",
         "client",
         "images",
+        "loadtest",
         "check",
         "__main__",
     ],

@@ -1,0 +1,139 @@
+"""One process of a load test: sends its share of the calls, and tells what became of them twice a second."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from serving.images import read_image
+from serving.loadtest.plan import Plan
+from serving.loadtest.tally import Tally
+from serving.loadtest.target import Caller, Digits, Images, Target
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+_TELL_SECONDS = 0.5
+_EARLY_SECONDS = 0.001  # to which asyncio rounds waiting up: a call is sent so much too early rather than too late
+_MOST_ON_THEIR_WAY = 5000  # calls of an open loop, beyond which a process would be measuring itself
+_FIRST_CALLS = 3  # as connecting may take longer than a call may
+_MOST_IMAGES_MADE = 4096  # of all requests together
+_MOST_REQUESTS_MADE = 64
+
+
+class Generator:
+    """Sends the calls of a plan, this process's share of them."""
+
+    def __init__(self, plan: Plan, callers: Sequence[Caller], requests: Sequence[tuple[bytes, Digits]]):
+        self._plan = plan
+        self._callers = callers
+        self._requests = cycle(requests)
+        self._tally = Tally()
+        self._counting_from = self._counting_until = 0.0
+        self._on_their_way = 0
+
+    def taken(self) -> Tally:
+        """What was counted since this was asked last."""
+        tally, self._tally = self._tally, Tally()
+        return tally
+
+    async def run(self, start: float) -> None:
+        """Sends until the plan's time is over, and waits for the answers. `start` is on the monotonic clock."""
+        plan = self._plan
+        self._counting_from = start + plan.warmup_seconds
+        end = self._counting_until = self._counting_from + plan.seconds
+        await asyncio.sleep(max(0.0, start - time.monotonic()))
+        if plan.rate is not None:
+            await self._open_loop(plan.rate, start, end)
+        else:
+            callers = [self._callers[number % len(self._callers)] for number in range(plan.callers or 0)]
+            await asyncio.gather(*(self._closed_loop(caller, end) for caller in callers))
+
+    async def _closed_loop(self, caller: Caller, end: float) -> None:
+        while (due := time.monotonic()) < end:
+            await self._send(caller, due)
+
+    async def _open_loop(self, rate: float, start: float, end: float) -> None:
+        callers = cycle(self._callers)
+        async with asyncio.TaskGroup() as calls:  # waits for the last answers
+            for due in _arrivals(rate, self._plan, start, end):
+                early = due - time.monotonic()
+                if early > _EARLY_SECONDS:
+                    await asyncio.sleep(early - _EARLY_SECONDS)
+                elif early < -_EARLY_SECONDS:
+                    await asyncio.sleep(0)  # late: but answers must be taken too
+                if self._on_their_way < _MOST_ON_THEIR_WAY:
+                    calls.create_task(self._send(next(callers), min(due, time.monotonic())))
+                else:
+                    self._count("UNSENT", due, due, right=False)
+
+    async def _send(self, caller: Caller, due: float) -> None:
+        request, shown = next(self._requests)
+        self._on_their_way += 1
+        outcome = await caller.call(request)
+        self._on_their_way -= 1
+        self._count(outcome.code, due, time.monotonic(), right=outcome.digits == shown)
+
+    def _count(self, code: str, due: float, end: float, *, right: bool) -> None:
+        if self._counting_from <= due:
+            self._tally.count(code, end - due, right=right)
+        if code != "UNSENT" and self._counting_from <= end < self._counting_until:
+            self._tally.ended += 1
+            self._tally.answered += code == "OK" and right
+
+
+def _arrivals(rate: float, plan: Plan, start: float, end: float) -> Iterator[float]:
+    """When the calls of an open loop are due."""
+    chance = np.random.default_rng(plan.seed)
+    due = start
+    while due < end:
+        yield due
+        due += 1 / rate if plan.arrivals == "fixed" else chance.exponential(1 / rate)
+
+
+def samples() -> Images:
+    """(10, 28, 28) uint8: the digits in their order."""
+    return np.stack([read_image(SAMPLES / f"{digit}.png") for digit in range(10)])
+
+
+def _requests(plan: Plan, target: Target) -> list[tuple[bytes, Digits]]:
+    """Different ones, of the plan's size, with samples that stand for all digits; and what they show."""
+    drawn = samples()
+    count = max(1, min(_MOST_REQUESTS_MADE, _MOST_IMAGES_MADE // plan.images))
+    shown = np.random.default_rng(plan.seed).integers(0, 10, (count, plan.images))
+    return [(target.request(plan, drawn[digits]), tuple(digits.tolist())) for digits in shown]
+
+
+async def _generate(plan: Plan, target: Target, pipe: Connection) -> None:
+    callers = target.callers(plan)
+    requests = _requests(plan, target)
+    try:
+        for caller in callers:  # every connection is open before the time begins to run
+            for _ in range(_FIRST_CALLS):
+                first = await caller.call(requests[0][0])
+                if first.code == "OK":
+                    break
+            else:
+                pipe.send(("failed", f"{first.code}: {first.details}" if first.details else first.code))
+                return
+        pipe.send(("ready", None))
+        start = await asyncio.to_thread(pipe.recv)
+        generator = Generator(plan, callers, requests)
+        running = asyncio.create_task(generator.run(start))
+        while not running.done():
+            await asyncio.wait([running], timeout=_TELL_SECONDS)
+            pipe.send(("tally", generator.taken().packed()))
+        running.result()
+        pipe.send(("done", None))
+    finally:
+        for caller in callers:
+            await caller.close()
+
+
+def generate(plan: Plan, target: Target, pipe: Connection) -> None:
+    """In a process of its own: says ready, waits for the time to start, then tells its tallies until it is done."""
+    with contextlib.suppress(KeyboardInterrupt, EOFError, ConnectionError):
+        asyncio.run(_generate(plan, target, pipe))

@@ -1,0 +1,58 @@
+"""Service level objectives: `p99=20ms,errors=0.1%`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serving.loadtest.tally import Tally
+
+_UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+
+
+class ObjectiveError(ValueError):
+    """It is no objective; the message says what one looks like."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One of them.
+
+    Attributes:
+        percentile: whose answers are to come within `limit` milliseconds; None: `limit` is the share of calls without a
+            right answer.
+        limit: what may be reached, and not passed.
+    """
+
+    percentile: float | None
+    limit: float
+
+    def __str__(self) -> str:
+        return f"errors={self.limit:g}" if self.percentile is None else f"p{self.percentile:g}={self.limit:g}ms"
+
+    def broken(self, tally: Tally) -> str | None:
+        """How, in words; None if it is kept."""
+        if not tally.codes["OK"]:
+            return f"{self}, and no call was answered"
+        found = tally.errors if self.percentile is None else tally.milliseconds(self.percentile)
+        unit = "" if self.percentile is None else "ms"
+        return None if found <= self.limit else f"{self}, is {found:g}{unit}"
+
+
+def broken(objectives: Sequence[Objective], tally: Tally) -> list[str]:
+    """Those that are, in words."""
+    return [words for one in objectives if (words := one.broken(tally))]
+
+
+def parse(text: str) -> list[Objective]:
+    """Reads objectives, separated by commas. Raises ObjectiveError."""
+    return [_parse(one.strip()) for one in text.split(",")]
+
+
+def _parse(text: str) -> Objective:
+    if found := re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)", text):
+        return Objective(float(found[1]), float(found[2]) * _UNITS[found[3]])
+    if found := re.fullmatch(r"errors=(\d+(?:\.\d+)?)(%?)", text):
+        limit = float(found[1]) / (100 if found[2] else 1)
+        if limit <= 1:
+            return Objective(None, limit)
+    raise ObjectiveError(f"{text!r} is no objective, expected such as p99=20ms or errors=0.1%")

@@ -1,0 +1,76 @@
+"""What a load test has found: a table, JSON, and a picture."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from serving.loadtest.knee import Step
+from serving.loadtest.plan import Plan
+from serving.loadtest.tally import Tally
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+
+
+def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
+    """Everything that there is to say of one measurement, in numbers."""
+    return {
+        **asdict(plan),
+        "calls": tally.calls,
+        "codes": dict(tally.codes),
+        "wrong": tally.wrong,
+        "errors": tally.errors,
+        "calls_per_second": tally.answered / plan.seconds,
+        "images_per_second": tally.answered * plan.images / plan.seconds,
+        "milliseconds": {f"p{percentile:g}": tally.milliseconds(percentile) for percentile in PERCENTILES}
+        | {"max": tally.milliseconds(100), "mean": tally.microseconds.get_mean_value() / 1000},
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Measurements side by side, as Markdown."""
+    lines = [
+        "| load | calls/s | images/s | p50 ms | p90 ms | p99 ms | p99.9 ms | max ms | not OK | wrong |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
+    ]
+    for row in rows:
+        load = f"{row['callers']} callers" if row["callers"] else f"{row['rate']:,.0f} a second"
+        times = (row["milliseconds"][name] for name in ("p50", "p90", "p99", "p99.9", "max"))
+        failed = ", ".join(f"{count:,} {code}" for code, count in sorted(row["codes"].items()) if code != "OK") or "-"
+        cells = (
+            load,
+            f"{row['calls_per_second']:,.0f}",
+            f"{row['images_per_second']:,.0f}",
+            *(f"{time:,.2f}" for time in times),
+        )
+        lines.append(f"| {' | '.join((*cells, failed, str(row['wrong'])))} |")
+    return "\n".join(lines)
+
+
+def draw(steps: Sequence[Step], images_per_call: int, file: Path) -> None:
+    """Latency against throughput, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    ordered = sorted(steps, key=lambda one: one.rate)
+    throughput = [one.answered * images_per_call for one in ordered]
+    for percentile in (50.0, 99.0):
+        times = [one.tally.milliseconds(percentile) for one in ordered]
+        axes.plot(throughput, times, marker="o", label=f"p{percentile:g}")
+    broken = [one for one in ordered if one.broken]
+    axes.plot(
+        [one.answered * images_per_call for one in broken],
+        [one.tally.milliseconds(99.0) for one in broken],
+        linestyle="none",
+        marker="x",
+        markersize=12,
+        label="an objective is broken",
+    )
+    axes.set(xlabel="images a second, answered", ylabel="milliseconds", yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(file)
+    pyplot.close(figure)
