@@ -10,6 +10,7 @@ SECONDS ?= 30
 MINUTES ?= 10
 RECIPE ?= flagship
 IMAGE ?= postal-digits
+MODEL ?= digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
 generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
@@ -17,7 +18,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test test-slow check bench bench-export bench-drift loop overload faults soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test test-slow check bench bench-peers bench-export bench-drift loop overload faults soak fuzz lint types protos lock format readme samples image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +55,11 @@ lint: .venv/.everything
 types: .venv/.everything
 	$(BIN)/mypy
 
-bench: .venv/.everything ## measure the service beside ONNX Runtime alone, on this machine
-	$(BIN)/python -m tests.benchmarks.throughput
+bench: .venv/.everything ## measure the service beside ONNX Runtime alone and gRPC alone, on this machine [MODEL=digits]
+	$(BIN)/python -m tests.benchmarks.throughput --model $(MODEL)
+
+bench-peers: .venv/.everything ## measure it beside other model servers, each installed into build/peers (2.5 GB)
+	$(BIN)/python -m tests.benchmarks.peers.comparison
 
 bench-export: .venv/.everything ## measure exported models beside one built by hand, and 8 bits beside 32
 	$(BIN)/python -m tests.benchmarks.export

@@ -1,117 +1,190 @@
-"""How fast the service answers, beside ONNX Runtime alone on the same model in the same run: `make bench`.
+"""How fast the service answers, beside ONNX Runtime alone on the same model and gRPC that does nothing: `make bench`.
 
-A closed loop: so many callers, each sending its next call when it has the answer to the last. All the callers are one
-Python process on the server's own machine, and cost about as much as it does: take the ratios between rows as telling, and
-the rates as a floor. Every row is measured once a round, rounds follow each other, and the median counts.
+Closed loops, so many callers on at most eight connections. Every row is measured once a round, rounds follow each other, and
+the median counts. The callers are on the server's own machine: take the ratios as telling, and the rates as a floor.
 """
 
 import argparse
-import asyncio
-import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 
-import grpc
 import numpy as np
+import psutil
 
 from serving import versions
+from serving.client import DigitClient
 from serving.cores import usable_cores
+from serving.loadtest.calls import GrpcTarget
+from serving.loadtest.generator import samples
+from serving.loadtest.plan import Plan, Rpc
+from serving.loadtest.target import Target
 from serving.model import Model
-from serving.pb.digits.v1 import digit_service_pb2 as pb
-from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.settings import BUNDLED
-from tests.drawn_digits import draw_many
+from tests.benchmarks.echo import echo
+from tests.benchmarks.generators import SETTLING_SECONDS, Figures, WrongAnswers, check, load
 from tests.service import Service, service
 
-CONNECTIONS = 4
-RUNS = ("digits_batch_size_images_count", "digits_batch_size_images_sum")
-WORKLOADS = ((1, 1), (8, 1), (64, 1), (8, 64), (4, 1024))  # callers, images a call
+# What is called, images a call, callers.
+WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (
+    *(("recognize", 1, callers) for callers in (1, 8, 32, 128, 512)),
+    ("stream", 1, 128),
+    ("field", 5, 32),
+    ("batch", 16, 8),
+    ("batch", 64, 8),
+    ("batch", 256, 4),
+    ("batch", 1024, 4),
+    ("infer", 1, 32),
+    ("infer", 64, 8),
+    ("infer", 1024, 4),
+)
+ECHOED = (1, 8, 32, 128, 512)  # callers
+BARE = tuple((threads, batch) for threads in (1, 2) for batch in (1, 32, 128))
+
+# What a worker needs whatever it does: how long that takes, and how much memory.
+_NEEDED = """
+import sys, time
+start = time.perf_counter()
+import grpc, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+session.run(None, {"images": numpy.zeros((1, 28, 28), numpy.uint8)})
+import psutil
+print(psutil.Process().memory_info().rss)
+"""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One workload, measured once; latencies in milliseconds."""
+def bare(model: Model, threads: int, batch: int, seconds: float) -> float:
+    """Images a second of the model alone, each thread running batches of its own."""
+    images = np.resize(samples(), (batch, 28, 28))
 
-    images_per_second: float
-    p50: float
-    p99: float
-    mean_batch: float
-
-
-async def measure(server: Service, callers: int, images_per_call: int, seconds: float) -> Row:
-    """Loads the server for `seconds` and reports; a call that fails ends the benchmark."""
-    images, _ = draw_many(images_per_call, seed=0)
-    request = pb.RecognizeBatchRequest(images=images.tobytes())
-    single = pb.RecognizeRequest(image=images[0].tobytes())
-    latencies = []
-    apart = [("grpc.use_local_subchannel_pool", 1)]  # else the channels would share one connection
-    channels = [grpc.aio.insecure_channel(server.address, options=apart) for _ in range(CONNECTIONS)]
-
-    async def call_in_turn(stub: DigitServiceStub, end: float) -> None:
-        while (start := time.perf_counter()) < end:
-            await (stub.Recognize(single, timeout=60) if images_per_call == 1 else stub.RecognizeBatch(request, timeout=60))
-            latencies.append(time.perf_counter() - start)
-
-    stubs = [DigitServiceStub(channel) for channel in channels]
-    before, start = [server.scrape(series) for series in RUNS], time.perf_counter()
-    await asyncio.gather(*(call_in_turn(stubs[n % CONNECTIONS], start + seconds) for n in range(callers)))
-    elapsed, after = time.perf_counter() - start, [server.scrape(series) for series in RUNS]
-    for channel in channels:
-        await channel.close()
-    runs, images_run = np.subtract(after, before)
-    p50, p99 = np.quantile(latencies, (0.5, 0.99)) * 1000
-    return Row(len(latencies) * images_per_call / elapsed, p50, p99, images_run / runs)
-
-
-def bare(model: Model, seconds: float) -> float:
-    """Images a second of the model alone, in batches of 128, on as many threads as the server uses."""
-    images = draw_many(128, seed=0)[0]
-    end = time.perf_counter() + seconds
-
-    def run() -> int:
+    def run(end: float) -> int:
         done = 0
         while time.perf_counter() < end:
             done += len(model.predict(images))
         return done
 
-    with ThreadPoolExecutor(usable_cores()) as threads:
+    with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
-        total = sum(future.result() for future in [threads.submit(run) for _ in range(usable_cores())])
-    return total / (time.perf_counter() - start)
+        done = sum(future.result() for future in [pool.submit(run, start + seconds) for _ in range(threads)])
+        return done / (time.perf_counter() - start)
+
+
+def costing(pids: list[int], target: Target, plan: Plan) -> tuple[Figures, float]:
+    """What came of a measurement, and the microseconds of CPU that a call took of those processes and their children."""
+
+    def spent() -> float:
+        return sum(sum(one.cpu_times()[:2]) for one in _tree(pids))
+
+    begun = spent()
+    figures = load(target, plan)
+    calls = figures.calls_per_second * (SETTLING_SECONDS + plan.seconds)
+    return figures, (spent() - begun) / calls * 1e6
+
+
+def _failed(server: Service) -> float:
+    """Calls that ended otherwise than with an answer, but for those that a generator hung up on when its time was over."""
+    of_code = (server.scrape("digits_requests_total", code=code) for code in ("OK", "CANCELLED"))
+    return server.scrape("digits_requests_total") - sum(of_code)
+
+
+def _tree(pids: list[int]) -> list[psutil.Process]:
+    started = [psutil.Process(pid) for pid in pids]
+    return started + [child for one in started for child in one.children(recursive=True)]
+
+
+def start_up(path: Path) -> tuple[float, float, float, float]:
+    """What a worker needs whatever it does, and what ours takes to its first right answer: seconds, bytes, of either."""
+    start = time.perf_counter()
+    needed = subprocess.run([sys.executable, "-c", _NEEDED, str(path)], capture_output=True, text=True, check=True)
+    alone = time.perf_counter() - start
+    start = time.perf_counter()
+    with service("--workers", "1") as server, DigitClient(server.address, timeout_seconds=10) as client:
+        if client.recognize(samples()[7]).digit != 7:
+            raise WrongAnswers("the first answer is wrong")
+        ours = time.perf_counter() - start
+        return alone, float(needed.stdout), ours, float(psutil.Process(server.process.pid).memory_info().rss)
 
 
 def main() -> None:
-    """Measures every workload and prints a Markdown table."""
+    """Measures everything in turn, and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--model", default="digits", help="one of the bundled ones (default: %(default)s)")
     options = parser.parse_args()
-    version = versions.latest(BUNDLED)
+    version = versions.latest(BUNDLED, options.model)
     model = Model(version.path, str(version.number))
-    alone: list[float] = []
-    rows: dict[tuple[int, int], list[Row]] = {workload: [] for workload in WORKLOADS}
-    with service() as server:
-        asyncio.run(measure(server, 8, 1, 1.0))  # warm-up
+    alone: dict[tuple[int, int], list[float]] = defaultdict(list)
+    echoed: dict[int, list[tuple[Figures, float]]] = defaultdict(list)
+    ours: dict[tuple[Rpc, int, int], list[tuple[Figures, float]]] = defaultdict(list)
+    starts, memory = [], []
+    with service("--default-model", options.model) as server, echo(1) as (echo_address, echo_pids):
+        pids = [server.process.pid]
         for _ in range(options.rounds):
-            alone.append(bare(model, options.seconds))
-            for callers, images_per_call in WORKLOADS:
-                row = asyncio.run(measure(server, callers, images_per_call, options.seconds))
-                rows[callers, images_per_call].append(row)
-    ceiling = statistics.median(alone)
-    print(f"Medians of {options.rounds} rounds, {os.cpu_count()} cores, model {model.recipe}.\n")
-    print("| callers | images a call | images/s | of bare ONNX Runtime | p50 ms | p99 ms | images a run |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    print(f"| bare ONNX Runtime, {usable_cores()} threads | 128 | {ceiling:,.0f} | 1.00 | | | 128 |")
-    for (callers, images_per_call), measured in rows.items():
-        rate, p50, p99, batch = (
-            statistics.median(getattr(row, name) for row in measured)
-            for name in ("images_per_second", "p50", "p99", "mean_batch")
-        )
-        print(
-            f"| {callers} | {images_per_call:,} | {rate:,.0f} | {rate / ceiling:.2f} | {p50:.1f} | {p99:.1f} | {batch:.1f} |"
-        )
+            for threads, batch in BARE:
+                alone[threads, batch].append(bare(model, threads, batch, options.seconds))
+            for callers in ECHOED:
+                plan = Plan(callers=callers, seconds=options.seconds)
+                echoed[callers].append(costing(echo_pids, GrpcTarget(echo_address), plan))
+            for rpc, images, callers in WORKLOADS:
+                name = options.model if rpc == "infer" else ""
+                plan = Plan(rpc=rpc, images=images, callers=callers, seconds=options.seconds, model=name)
+                check(GrpcTarget(server.address), plan)
+                failed = _failed(server)
+                ours[rpc, images, callers].append(costing(pids, GrpcTarget(server.address), plan))
+                if _failed(server) > failed:
+                    raise WrongAnswers(f"calls have failed with {plan}")
+        memory = [one.memory_info().rss for one in _tree(pids)[1:] or _tree(pids)]
+    starts = [start_up(version.path) for _ in range(options.rounds)]
+    _print(model, alone, echoed, ours)
+    needed, needed_bytes, taken, taken_bytes = (statistics.median(column) for column in zip(*starts, strict=True))
+    print(
+        f"\nOne worker, from nothing to its first right answer: {taken:.2f} s, {taken_bytes / 1e6:.0f} MB. Importing grpc,"
+    )
+    print(f"numpy and onnxruntime and running the model once: {needed:.2f} s, {needed_bytes / 1e6:.0f} MB. After all of the")
+    print(f"load above, each of {len(memory)} workers: {max(memory) / 1e6:.0f} MB at most.")
+
+
+def _print(
+    model: Model,
+    alone: Mapping[tuple[int, int], list[float]],
+    echoed: Mapping[int, list[tuple[Figures, float]]],
+    ours: Mapping[tuple[Rpc, int, int], list[tuple[Figures, float]]],
+) -> None:
+    ceiling = max(statistics.median(rates) for (threads, _), rates in alone.items() if threads == max(alone)[0])
+    print(f"Model {model.recipe} {model.version} ({model.precision}); {usable_cores()} cores, {platform.machine()};")
+    print(
+        f"calls sent by h2load where it can, else by digits loadtest; medians of {len(next(iter(alone.values())))} rounds.\n"
+    )
+    print("| | images a call | callers | calls/s | images/s | ratio | p50 ms | p99 ms | CPU a call, µs | sent by |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    for (threads, batch), rates in alone.items():
+        rate = statistics.median(rates)
+        print(f"| ONNX Runtime alone, {threads} thread(s) | {batch} | | | {rate:,.0f} | {rate / ceiling:.2f} | | | | |")
+    for callers, measured in echoed.items():
+        print(_row("an echo server, one process", 1, callers, measured, None))
+    for (rpc, images, callers), measured in ours.items():
+        by_calls = images <= 5
+        base = statistics.median(one.calls_per_second for one, _ in echoed[callers]) if by_calls else ceiling / images
+        print(_row(rpc, images, callers, measured, base))
+
+
+def _row(name: str, images: int, callers: int, measured: list[tuple[Figures, float]], base: float | None) -> str:
+    calls, p50, p99 = (
+        statistics.median(getattr(one, figure) for one, _ in measured) for figure in ("calls_per_second", "p50", "p99")
+    )
+    cpu = statistics.median(microseconds for _, microseconds in measured)
+    ratio = f"{calls / base:.2f}" if base else ""
+    cells = (name, f"{images:,}", callers, f"{calls:,.0f}", f"{calls * images:,.0f}", ratio)
+    return f"| {' | '.join(map(str, cells))} | {p50:.1f} | {p99:.1f} | {cpu:,.0f} | {measured[0][0].generator} |"
 
 
 if __name__ == "__main__":

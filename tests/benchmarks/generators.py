@@ -1,0 +1,102 @@
+"""What sends the load of a benchmark: h2load where it is installed, as it costs little beside a server, else our load test.
+
+h2load (Debian's nghttp2-client) does not read what is answered. So a second of the other goes before it, which does, and
+warms the server up; a call that fails then, or a wrong answer, ends the benchmark. Calls of h2load's own that gRPC ends with
+an error look like answers to it: `check` again afterwards, or ask the server.
+"""
+
+import math
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from serving.loadtest import processes
+from serving.loadtest.calls import KINDS, GrpcTarget
+from serving.loadtest.generator import samples
+from serving.loadtest.plan import Plan
+from serving.loadtest.tally import Tally
+from serving.loadtest.target import Target
+from tests.benchmarks.peers.targets import HttpTarget
+
+CONNECTIONS = 8  # of a client that speaks HTTP/2: workers get one by one, and all should have some
+SETTLING_SECONDS = 0.5
+
+
+class WrongAnswers(Exception):
+    """What is measured does not do its work; the message says what came."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One measurement: calls a second, and their times in milliseconds."""
+
+    calls_per_second: float
+    p50: float
+    p99: float
+    generator: str
+
+
+def check(target: Target, plan: Plan) -> None:
+    """Carries out a plan for a second. Raises WrongAnswers if the answers are, or calls fail; LoadTestError."""
+    _require_right(target, replace(_connected(plan), seconds=1.0, warmup_seconds=0.2))
+
+
+def load(target: Target, plan: Plan) -> Figures:
+    """Carries out a plan with callers, after SETTLING_SECONDS of the same. Raises WrongAnswers, LoadTestError."""
+    plan = replace(_connected(plan), warmup_seconds=SETTLING_SECONDS)
+    if plan.rpc != "stream" and shutil.which("h2load"):
+        return _h2load(target, plan)
+    tally = _require_right(target, plan)
+    return Figures(tally.answered / plan.seconds, tally.milliseconds(50), tally.milliseconds(99), "digits loadtest")
+
+
+def _connected(plan: Plan) -> Plan:
+    return replace(plan, connections=min(CONNECTIONS, plan.callers or CONNECTIONS))
+
+
+def _require_right(target: Target, plan: Plan) -> Tally:
+    tally = processes.measure(plan, target, 1)
+    if tally.errors:
+        raise WrongAnswers(f"{target.address}: {dict(tally.codes)}, {tally.wrong} wrong, with {plan}")
+    return tally
+
+
+def _h2load(target: Target, plan: Plan) -> Figures:
+    callers = plan.callers or 1
+    images = np.resize(samples(), (plan.images, 28, 28))
+    if isinstance(target, HttpTarget):
+        content, path, kind = target.body(images), target.path, target.content_type
+        shape = ["--h1", "-c", str(callers), "-m", "1"]
+    elif isinstance(target, GrpcTarget):
+        message = target.request(plan, images)
+        content, path, kind = b"\0" + struct.pack(">I", len(message)) + message, KINDS[plan.rpc].method, "application/grpc"
+        shape = ["-c", str(plan.connections), "-m", str(math.ceil(callers / plan.connections)), "-H", "te: trailers"]
+    else:
+        raise TypeError(f"h2load does not know how to call {target}")
+    with tempfile.TemporaryDirectory() as place:
+        body, log = Path(place) / "body", Path(place) / "log"
+        body.write_bytes(content)
+        command = ["h2load", "-t", "1", *shape, "-d", str(body), "-H", f"content-type: {kind}", f"--log-file={log}"]
+        command += ["-D", f"{plan.seconds:g}", f"--warm-up-time={plan.warmup_seconds * 1000:g}ms"]
+        command.append(f"http://{target.address}{path}")
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=plan.seconds + 60).stdout
+        except subprocess.SubprocessError as error:
+            raise WrongAnswers(f"{target.address}: {error}") from error
+        status, microseconds = np.loadtxt(log, dtype=np.int64, usecols=(1, 2), ndmin=2).T
+    found = re.search(r"([\d.]+) req/s", said)
+    if (
+        found is None
+        or not len(status)
+        or (status != 200).any()
+        or re.search(r" 0 failed, 0 errored, 0 timeout", said) is None
+    ):
+        raise WrongAnswers(f"{target.address}: {said}")
+    p50, p99 = np.quantile(microseconds, (0.5, 0.99)) / 1000
+    return Figures(float(found[1]), float(p50), float(p99), "h2load")

@@ -1,0 +1,97 @@
+"""Our service beside other model servers, with the same ONNX file and the same callers: `make bench-peers`.
+
+One server runs at a time; each is started, warmed up, measured and ended, once a round. Ours runs as `make serve` starts it,
+and is called as the others are, in the Open Inference Protocol. The median of the rounds counts.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving import versions
+from serving.cores import usable_cores
+from serving.loadtest.calls import GrpcTarget
+from serving.loadtest.plan import Plan
+from serving.loadtest.processes import LoadTestError
+from serving.loadtest.target import Target
+from serving.settings import BUNDLED
+from tests.benchmarks.generators import Figures, WrongAnswers, check, load
+from tests.benchmarks.peers.peer import MODEL, PEERS, Peer, PeerUnavailable
+from tests.benchmarks.peers.running import running
+from tests.service import service
+
+WORKLOADS = ((1, 1), (128, 1), (8, 64), (4, 1024))  # callers, images a call
+_REASON_CHARACTERS = 200
+
+
+@contextmanager
+def _target(peer: Peer | None) -> Iterator[Target]:
+    """A server that runs, ours for None. Raises PeerUnavailable."""
+    if peer is None:
+        with service() as started:
+            yield GrpcTarget(started.address)
+    else:
+        with running(peer, versions.latest(BUNDLED, MODEL).path) as address:
+            yield peer.target(address)
+
+
+def main() -> None:
+    """Measures everything in turn, and prints Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--only", nargs="*", metavar="PEER", help="beside ours (default: all)")
+    options = parser.parse_args()
+    peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
+    found: dict[str, dict[tuple[int, int], list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    trouble: dict[str, str] = {}
+    for _ in range(options.rounds):
+        for peer in (None, *peers):
+            name = peer.name if peer else "ours"
+            if name in trouble:
+                continue
+            try:
+                with _target(peer) as target:
+                    for callers, images in WORKLOADS:
+                        plan = Plan(rpc="infer", images=images, callers=callers, seconds=options.seconds, model=MODEL)
+                        check(target, plan)
+                        found[name][callers, images].append(load(target, plan))
+                        check(target, plan)
+            except (PeerUnavailable, WrongAnswers, LoadTestError) as why:
+                if peer is None:
+                    raise
+                trouble[name] = str(why).replace("\n", " ")[:_REASON_CHARACTERS]
+    _print(peers, found, trouble)
+
+
+def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figures]]], trouble: dict[str, str]) -> None:
+    model = versions.latest(BUNDLED, MODEL)
+    print(f"Model {MODEL} {model.number}, {usable_cores()} cores; images a second, and how many times as many ours reads.\n")
+    heads = [f"{callers} callers, {images:,} a call" for callers, images in WORKLOADS]
+    print("| | " + " | ".join(f"{head} | ours | p99 ms" for head in heads) + " |")
+    print("|---|" + "---:|---:|---:|" * len(heads))
+    rates = {
+        name: {
+            load: statistics.median(one.calls_per_second * load[1] for one in measured) for load, measured in rows.items()
+        }
+        for name, rows in found.items()
+    }
+    for name, rows in rates.items():
+        cells = []
+        for workload in WORKLOADS:
+            if workload in rows:
+                p99 = statistics.median(one.p99 for one in found[name][workload])
+                cells += [f"{rows[workload]:,.0f}", f"{rates['ours'][workload] / rows[workload]:.1f}", f"{p99:.1f}"]
+            else:
+                cells += ["-", "", ""]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print()
+    for peer in peers:
+        told = peer.settings + (f"; failed: {trouble[peer.name]}" if peer.name in trouble else "")
+        print(f"- {peer.name} {peer.version() if peer.name in found else ''}: {told}")
+
+
+if __name__ == "__main__":
+    main()
