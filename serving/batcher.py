@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Turns of the event loop without a new request after which no more is just coming in: a call takes several from its first
 # byte to the queue. With 64 callers, 0, 8 and 20 turns made runs of 4, 31 and 62 images and 1.00, 1.15 and 1.23 times the
-# calls a second (h2load, two cores). A lone caller, who would wait for nobody, goes at once: a third less CPU time a call.
+# calls a second (h2load, two cores). A lone caller, who would wait for nobody, goes at once: a quarter less CPU time a call.
 _QUIET_TURNS = 8
 
 # How much longer than at the pace of the last runs what waits is thought to take, where a request must be in time: so widely

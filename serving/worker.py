@@ -15,7 +15,7 @@ from pathlib import Path
 from serving import logs, merged_metrics
 from serving.control import Channel, Control
 from serving.errors import CannotStart
-from serving.server import Server, leave, run
+from serving.server import Server, collect_less, leave, run
 from serving.settings import Settings
 from serving.stopping import Stop
 
@@ -47,6 +47,7 @@ async def _work(line: socket.socket) -> int:
     control = Control(channel, directory, begin["unloaded"], orphaned)
     try:
         server = Server(settings, control=control)
+        collect_less()
         await server.start()
     except Exception as error:
         reason = str(error)

@@ -57,6 +57,28 @@ async def test_a_lone_request_is_run_at_once_and_answered_as_the_model_says(
     assert [len(batch) for batch in gated.batches] == [1]
 
 
+async def test_a_lone_caller_waits_for_nobody_and_several_for_those_who_are_just_coming(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+) -> None:
+    async def waiting_after(requests: int) -> float:
+        """Images that wait five turns of the event loop after so many requests came."""
+        tasks = [submit(batcher, images[:1]) for _ in range(requests)]
+        await asyncio.sleep(0)
+        assert value(metrics.registry, "digits_queue_length_images") == requests
+        for _ in range(5):
+            await asyncio.sleep(0)
+        found = value(metrics.registry, "digits_queue_length_images")
+        await asyncio.gather(*tasks)
+        return found
+
+    batcher = start()
+    gated.open()
+    assert await waiting_after(1) == 0
+    assert await waiting_after(3) == 3
+    assert await waiting_after(1) == 1  # the run before had several callers, who may call again
+    assert await waiting_after(1) == 0
+
+
 async def test_what_waits_while_a_run_goes_on_is_the_next_batch(
     start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
 ) -> None:

@@ -345,15 +345,17 @@ def test_certificate_and_token_are_shown(tmp_path: Path) -> None:
     assert "answers a first call with UNAUTHENTICATED: no valid token" in ran.stderr
 
 
-def test_no_process_is_left_when_one_of_them_dies(server_address: str) -> None:
-    plan = Plan(callers=2, seconds=30.0)
-    flags = ["--callers", "2", "--processes", "2", "--seconds", str(plan.seconds)]
-    command = [*DIGITS, "loadtest", "--address", server_address, *flags]
+@pytest.mark.parametrize("sending", [False, True], ids=["before it sends", "while it sends"])
+def test_no_process_is_left_when_one_of_them_dies(service_: Service, sending: bool) -> None:
+    flags = ["--callers", "2", "--processes", "2", "--seconds", "30"]
+    command = [*DIGITS, "loadtest", "--address", service_.address, *flags]
+    before = service_.scrape("digits_requests_total")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         deadline = time.monotonic() + TIMEOUT
         while len(children := senders(running.pid)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(1.0)  # by now, or not yet, they send
+        while sending and service_.scrape("digits_requests_total") < before + 100 and time.monotonic() < deadline:
+            time.sleep(0.05)
         subprocess.run(["kill", "-9", str(children[0])], check=True)
         _, told = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 1
