@@ -123,7 +123,7 @@ def _check_model(settings: Settings, name: str, found: OnDisk, findings: Finding
 
 
 def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
-    """Loads a version as the server would, and has it run every batch size where it is likely to; ModelError if not."""
+    """Loads a version as the server would, and warms it up where the server is likely to; ModelError if not."""
     model = Model(version.path, str(version.number), settings.provider)
     if runs:
         model.warm_up(settings.max_batch_size)

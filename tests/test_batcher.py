@@ -1,5 +1,6 @@
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -69,14 +70,40 @@ async def test_a_lone_caller_waits_for_nobody_and_several_for_those_who_are_just
             await asyncio.sleep(0)
         found = value(metrics.registry, "digits_queue_length_images")
         await asyncio.gather(*tasks)
+        await asyncio.sleep(pause)
         return found
 
+    pause = 0.2  # longer than a run
     batcher = start()
     gated.open()
     assert await waiting_after(1) == 0
     assert await waiting_after(3) == 3
     assert await waiting_after(1) == 1  # the run before had several callers, who may call again
+    pause = 0
     assert await waiting_after(1) == 0
+    assert await waiting_after(1) == 0  # and the last run knew of none but this one
+    assert await waiting_after(1) == 1  # so soon after its answer it may be another's
+
+
+@pytest.mark.parametrize(("brief", "on_the_event_loop"), [(TIMEOUT, True), (0.0, False)])
+async def test_a_run_that_is_brief_is_done_on_the_event_loop_and_others_in_a_thread(
+    metrics: Metrics, images: Images, monkeypatch: pytest.MonkeyPatch, brief: float, on_the_event_loop: bool
+) -> None:
+    monkeypatch.setattr("serving.batcher._BRIEF_SECONDS", brief)
+    threads = []
+
+    class Network:
+        def infer(self, images: Images) -> NDArray[np.float32]:
+            threads.append(threading.current_thread())
+            time.sleep(0.001)
+            return np.zeros((len(images), 1), np.float32)
+
+    batcher = Batcher(Network(), VersionMetrics(metrics, "digits", "1"), instances=1, max_batch_size=8, max_queue_size=8)
+    for _ in range(3):
+        await batcher.submit(images[:1].tobytes())
+    await batcher.close(TIMEOUT)
+    here = [thread is threading.current_thread() for thread in threads]
+    assert here == [False, on_the_event_loop, on_the_event_loop]  # nothing is known of the first
 
 
 async def test_what_waits_while_a_run_goes_on_is_the_next_batch(
@@ -267,8 +294,9 @@ async def test_a_request_that_would_be_late_behind_those_that_wait_is_refused_at
 
 
 async def test_time_without_work_is_not_taken_for_time_that_images_need(
-    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("serving.batcher._BRIEF_SECONDS", 0.0)  # the gate would hold up the event loop
     batcher = start()
     gated.open(30)
     for _ in range(30):  # it knows how quick it is
