@@ -13,8 +13,8 @@
                          | infer(images)
                        model              one ONNX Runtime session, its contract checked when it was loaded
 
-`crops` decodes files, `ink` tells ink from paper, and `framing` makes of it what MNIST's makers would have; `decision` has
-the thresholds that a model's training has certified, and `lexicon` the codes that a field may say.
+`pictures` decodes files, `ink` tells ink from paper, and `framing` makes of it what MNIST's makers would;
+`decision` has the thresholds that a model's training has certified, and `lexicon` the codes that a field may say.
 
 What comes afterwards: `recognition_id` ties truth to its answer, `truths` counts it, and `accuracy` and `drift` say at each
 scrape what the counts mean; `capture` keeps in `capture_store` what was rejected or marked for audit, to learn from.

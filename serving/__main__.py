@@ -74,8 +74,8 @@ _CHECK = "Says what `digits serve` would find wrong with a configuration and its
 
 _CHECK_MANUAL = """\
 It takes the settings of `digits serve`, from the same places; its --help is
-the manual. Every version of every model is loaded, those with a role on every
-batch size too. No port is bound.
+the manual. Every version of every model is loaded, those with a role warmed up
+as well. No port is bound.
 
 exit status:
   0  all is well

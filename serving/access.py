@@ -41,7 +41,8 @@ _SLOT = struct.Struct("=8sd")
 class _Entry(BaseModel):
     """What the file says of one client."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Not built before it is needed: most servers have no such file, and start sooner.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
 
     token_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
     roles: Annotated[frozenset[Role], Field(min_length=1, strict=False)]
@@ -51,7 +52,7 @@ class _Entry(BaseModel):
 class _Tokens(BaseModel):
     """The whole file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
 
     clients: Annotated[
         dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")], _Entry], Field(min_length=1)

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES, IMAGE_SHAPE
-from serving.crops import LONGEST, CropError, decode
 from serving.framing import frame
 from serving.ink import find_ink
+from serving.pictures import LONGEST, CropError, decode
 
 MAX_FILE_BYTES = 1 << 24
 

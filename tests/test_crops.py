@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving import crops
-from serving.crops import MAX_PIXELS, CropError, Framer, decode, frame_crop
+from serving.crops import Framer
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.framing import frame
 from serving.ink import find_ink
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.pictures import MAX_PIXELS, CropError, decode, frame_crop
 from tests.conftest import value
 from tests.photographs import cut_out, encode, photograph
 

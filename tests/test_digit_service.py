@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from serving import digit_service, edge
 from serving.client import DigitClient, Recognition, Refusal
-from serving.crops import frame_crop
 from serving.decision import Decision
 from serving.errors import Refused, RequestError
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.pictures import frame_crop
 from serving.server import Server
 from serving.versions import ModelVersion
 from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value

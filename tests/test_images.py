@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.__main__ import main
-from serving.crops import frame_crop
 from serving.images import ImageError, read_image
+from serving.pictures import frame_crop
 from tests.drawn_digits import SAMPLES, draw
 from tests.photographs import photograph
 

@@ -36,6 +36,7 @@ ORDER = [
         "spans",
         "tracing",
         "metrics",
+        "pictures",
         "crops",
         "credentials",
         "recognition_id",
