@@ -17,12 +17,14 @@ import trustme
 from serving.__main__ import main
 from serving.images import read_image
 from serving.loadtest.calls import KINDS, GrpcTarget
-from serving.loadtest.generator import SAMPLES
+from serving.loadtest.generator import SAMPLES, Generator
 from serving.loadtest.knee import find_knee, judge
 from serving.loadtest.objectives import ObjectiveError, broken, parse
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.processes import LoadTestError, Progress, measure, shares
+from serving.loadtest.report import sender_too_slow
 from serving.loadtest.tally import Tally
+from serving.loadtest.target import Outcome
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.server import Server
 from tests.conftest import until, value
@@ -199,7 +201,8 @@ def load(address: str, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_a_table_writes_json_and_exits_by_the_objectives(server_address: str, tmp_path: Path) -> None:
     written = tmp_path / "found.json"
     ran = load(server_address, "--rate", "40", "--slo", "p99=30s,errors=0", "--json", str(written))
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.returncode == 0, ran.stderr
+    assert not ran.stderr or "sent" in ran.stderr  # on a busy machine the sender itself may be slow
     assert re.search(r"^\| 40 a second \| .* \| - \| 0 \|$", ran.stdout, re.MULTILINE)
     found = json.loads(written.read_text())
     assert found["codes"] == {"OK": found["calls"]}
@@ -232,18 +235,53 @@ async def test_the_knee_is_found_where_a_server_can_take_no_more(tmp_path: Path)
 
 
 @pytest.mark.parametrize("capacity", [150.0, 1000.0, 31_234.0])
-def test_the_search_ends_within_five_percent_of_the_capacity(capacity: float) -> None:
+def test_the_search_ends_within_five_percent_of_the_capacity_though_now_and_then_a_rate_breaks_by_chance(
+    capacity: float,
+) -> None:
+    tries: set[float] = set()
+
     def carry_out(rate: float) -> Any:
+        by_chance = rate == 100.0 and rate not in tries
+        tries.add(rate)
         tally = Tally()
         for _ in range(1000):
-            tally.count("OK", 0.001 if rate <= capacity else 1.0, right=True)
+            tally.count("OK", 0.001 if rate <= capacity and not by_chance else 1.0, right=True)
         tally.ended = tally.answered = 1000
         return judge(rate, tally, 10.0, parse("p99=20ms"))
 
     best, steps = find_knee(carry_out, 100.0)
     assert best is not None
     assert capacity / 1.05 <= best.rate <= capacity
-    assert len(steps) < 20
+    assert len(steps) < 25
+
+
+async def test_a_sender_that_is_too_slow_says_so() -> None:
+    class Caller:
+        async def call(self, request: bytes) -> Outcome:
+            time.sleep(self.seconds)  # noqa: ASYNC251 # as when the sender's own work takes so long
+            await asyncio.sleep(0.1)
+            return Outcome("OK", (7,))
+
+        async def close(self) -> None:
+            pass
+
+        def __init__(self, seconds: float):
+            self.seconds = seconds
+
+    async def sent(seconds: float) -> Tally:
+        plan = Plan(rate=50.0, arrivals="fixed", seconds=1.0, warmup_seconds=0.0)
+        generator = Generator(plan, [Caller(seconds)], [(b"", (7,))])
+        await generator.run(time.monotonic())
+        return generator.taken()
+
+    slow = await sent(0.04)  # twice as long as there is
+    assert re.match(r"one call in a hundred was sent [\d.]+ ms late or more", sender_too_slow(slow))
+    assert slow.late_milliseconds(99) > 500
+    quick = await sent(0.0)
+    assert quick.late_milliseconds(50) < slow.late_milliseconds(50)
+    unsent = Tally()
+    unsent.count("UNSENT", 0.0, right=False)
+    assert sender_too_slow(unsent).startswith("1 calls were never sent")
 
 
 def test_a_rate_whose_answers_fall_behind_is_not_carried_though_each_came_in_the_end() -> None:

@@ -125,6 +125,7 @@ def _measure(
     """One rate: the exit status, what to print, and its numbers."""
     tally = measure(plan)
     found = report.figures(plan, tally)
+    _warn(tally)
     missed = objectives.broken(slo, tally)
     shown = "\n".join([report.table([found]), *(f"missed: {one}" for one in missed)])
     if not tally.codes["OK"]:
@@ -146,6 +147,7 @@ def _find_knee(
                 raise
             one = Step(rate, 0.0, Tally(), (str(error),))  # it has not got over the last rate
         print(f"{rate:10,.0f} calls a second: {'; '.join(one.broken) or 'kept'}", file=sys.stderr, flush=True)
+        _warn(one.tally)
         return one
 
     best, steps = find_knee(carry_out, first_rate)
@@ -160,6 +162,11 @@ def _find_knee(
         line = f"the first rate, {steps[0].rate:,.0f} calls a second, breaks: {'; '.join(steps[0].broken)}"
     numbers = {"slo": named, "knee": knee, "steps": rows}
     return 0 if best else MISSED, f"{report.table(rows)}\n{line}", numbers
+
+
+def _warn(tally: Tally) -> None:
+    if why := report.sender_too_slow(tally):
+        print(f"digits loadtest: {why}; more --processes, or a machine of its own, may help", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -66,13 +66,17 @@ class Generator:
                 elif early < -_EARLY_SECONDS:
                     await asyncio.sleep(0)  # late: but answers must be taken too
                 if self._on_their_way < _MOST_ON_THEIR_WAY:
-                    calls.create_task(self._send(next(callers), min(due, time.monotonic())))
+                    calls.create_task(self._send(next(callers), due))
                 else:
                     self._count("UNSENT", due, due, right=False)
 
     async def _send(self, caller: Caller, due: float) -> None:
         request, shown = next(self._requests)
         self._on_their_way += 1
+        sent = time.monotonic()
+        due = min(due, sent)
+        if self._counting_from <= due:
+            self._tally.sent(sent - due)
         outcome = await caller.call(request)
         self._on_their_way -= 1
         self._count(outcome.code, due, time.monotonic(), right=outcome.digits == shown)

@@ -38,7 +38,7 @@ def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Object
 
 
 def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[Step | None, list[Step]]:
-    """Doubles the rate until an objective breaks, then halves the gap, until it is small.
+    """Doubles the rate until an objective breaks, then halves the gap, until it is small; what breaks one is tried twice.
 
     Args:
         carry_out: what comes of a rate.
@@ -54,6 +54,9 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
     while lowest_broken is None or (best is not None and lowest_broken / best.rate > _CLOSE):
         one = carry_out(rate)
         steps.append(one)
+        if one.broken:  # a moment's noise would end the search at a rate that is kept otherwise
+            one = carry_out(rate)
+            steps.append(one)
         if one.broken:
             lowest_broken = rate
         else:

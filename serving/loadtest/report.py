@@ -11,6 +11,8 @@ from serving.loadtest.tally import Tally
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
+_MUCH = 0.2  # of a call's time
+
 
 def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
     """Everything that there is to say of one measurement, in numbers."""
@@ -24,7 +26,18 @@ def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
         "images_per_second": tally.answered * plan.images / plan.seconds,
         "milliseconds": {f"p{percentile:g}": tally.milliseconds(percentile) for percentile in PERCENTILES}
         | {"max": tally.milliseconds(100), "mean": tally.microseconds.get_mean_value() / 1000},
+        "sent_late_milliseconds": {f"p{percentile:g}": tally.late_milliseconds(percentile) for percentile in PERCENTILES},
     }
+
+
+def sender_too_slow(tally: Tally) -> str:
+    """What to say where the times are much of the sender's own making; "" elsewhere."""
+    late, whole = tally.late_milliseconds(99), tally.milliseconds(99)
+    if tally.codes["UNSENT"]:
+        return f"{tally.codes['UNSENT']:,} calls were never sent: too many were on their way in a process of this test"
+    if late < _MUCH * whole:
+        return ""
+    return f"one call in a hundred was sent {late:.1f} ms late or more, of its p99 of {whole:.1f} ms: the sender is too slow"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from hdrh.histogram import HdrHistogram
 
+Packed = tuple[dict[str, int], int, int, int, bytes, bytes]
+
 _LEAST_MICROSECONDS, _MOST_MICROSECONDS, _DIGITS = 1, 3_600_000_000, 3
 
 
@@ -22,6 +24,7 @@ class Tally:
         ended: calls that did while the measurement lasted, whenever they were due.
         answered: those of them with a right answer: its throughput.
         microseconds: of the calls with OK, from when they were due to their answer.
+        late_microseconds: of the calls sent, from when they were due until then: what the sender itself adds to that.
     """
 
     codes: Counter[str] = field(default_factory=Counter)
@@ -29,6 +32,11 @@ class Tally:
     ended: int = 0
     answered: int = 0
     microseconds: HdrHistogram = field(default_factory=_histogram)
+    late_microseconds: HdrHistogram = field(default_factory=_histogram)
+
+    def sent(self, seconds_late: float) -> None:
+        """A call that was sent so long after it was due."""
+        self.late_microseconds.record_value(max(1, round(seconds_late * 1e6)))
 
     def count(self, code: str, seconds: float, *, right: bool) -> None:
         """A call that ended with `code`, `seconds` after it was due."""
@@ -44,6 +52,7 @@ class Tally:
         self.ended += other.ended
         self.answered += other.answered
         self.microseconds.add(other.microseconds)
+        self.late_microseconds.add(other.late_microseconds)
 
     @property
     def calls(self) -> int:
@@ -59,12 +68,17 @@ class Tally:
         """The time within which so many of a hundred answers came."""
         return float(self.microseconds.get_value_at_percentile(percentile)) / 1000
 
-    def packed(self) -> tuple[dict[str, int], int, int, int, bytes]:
+    def late_milliseconds(self, percentile: float) -> float:
+        """The time within which so many of a hundred calls were sent, after they were due."""
+        return float(self.late_microseconds.get_value_at_percentile(percentile)) / 1000
+
+    def packed(self) -> Packed:
         """For another process to unpack."""
-        return dict(self.codes), self.wrong, self.ended, self.answered, self.microseconds.encode()
+        times = self.microseconds.encode(), self.late_microseconds.encode()
+        return dict(self.codes), self.wrong, self.ended, self.answered, *times
 
     @classmethod
-    def unpacked(cls, packed: tuple[dict[str, int], int, int, int, bytes]) -> "Tally":
+    def unpacked(cls, packed: Packed) -> "Tally":
         """What another process has packed."""
-        codes, wrong, ended, answered, microseconds = packed
-        return cls(Counter(codes), wrong, ended, answered, HdrHistogram.decode(microseconds))
+        codes, wrong, ended, answered, *times = packed
+        return cls(Counter(codes), wrong, ended, answered, *map(HdrHistogram.decode, times))
