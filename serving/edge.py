@@ -159,7 +159,9 @@ class Edge(grpc.GenericRpcHandler):
     def _unary(self, service: str, method: Method[Any], client: Client | None) -> "Handler[bytes, bytes]":
         async def call(encoded: bytes, context: Context) -> bytes:
             call = self._call(service, method, client, context)
-            return await self._end(call, context, self._answer(method, encoded, call, context))
+            work = self._answer(method, encoded, call, context)
+            del encoded  # gRPC keeps this frame, of a call that fails, until the collector comes
+            return await self._end(call, context, work)
 
         return grpc.unary_unary_rpc_method_handler(call)
 
@@ -179,6 +181,7 @@ class Edge(grpc.GenericRpcHandler):
             return result
         except RequestError as error:
             code = STATUS[type(error)]
+            error.__traceback__ = None  # and would keep those that raised it, and the images in them
             if self._holding and isinstance(error, Stopping):
                 await self._closed.wait()
             await _abort(context, error)

@@ -133,10 +133,10 @@ class Server:
                 ),
                 # Workers share their port; otherwise a second service on it would take half of the connections.
                 ("grpc.so_reuseport", int(control is not None)),
-                # When calls come faster than the event loop takes them, gRPC holds them; past these limits it ends them as
-                # CANCELLED, uncounted, by chance at first (from 1,000 by default) and then all (from 3,000).
-                ("grpc.server.max_pending_requests", settings.max_queue_size),
-                ("grpc.server.max_pending_requests_hard_limit", settings.max_queue_size),
+                # When calls come faster than the event loop takes them, gRPC holds them; past the first of these limits it
+                # ends some by chance, past the second all.
+                ("grpc.server.max_pending_requests", settings.max_pending_calls),
+                ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
                 *_connection_options(settings),
             ]
         )

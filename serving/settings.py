@@ -174,7 +174,14 @@ class Settings(BaseSettings):
         20_000,
         ge=1,
         le=100_000_000,
-        description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED; and calls that wait to be begun.",
+        description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED.",
+    )
+    max_pending_calls: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Calls that may wait in a worker to be begun, beyond which gRPC itself ends them, as CANCELLED and "
+        "uncounted: where more wait than can be begun before their deadlines, all work is in vain.",
     )
     max_streams: int = Field(
         100, ge=1, description="Streams that a worker keeps open at once; more are refused with RESOURCE_EXHAUSTED."

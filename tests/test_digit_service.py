@@ -1,8 +1,10 @@
 import asyncio
+import gc
 import json
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -91,6 +93,26 @@ async def test_a_message_with_too_many_images_is_refused_and_the_server_lives(
         error = await refused(recognize_batch(stub, bytes(5 << 20)))
         assert error.code() is CODE.RESOURCE_EXHAUSTED
         assert len((await recognize_batch(stub, images[:100].tobytes())).digits) == 100
+
+
+async def test_frames_of_refused_calls_that_wait_for_the_collector_hold_no_images(server: Server) -> None:
+    directory = str(Path(edge.__file__).parent)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            for _ in range(5):
+                await refused(recognize_batch(DigitServiceStub(channel), bytes(100 * 784 + 1)))
+        gc.collect()
+        frames = [one for one in gc.garbage if isinstance(one, FrameType) and one.f_code.co_filename.startswith(directory)]
+        parts = [part for one in frames for part in gc.get_referents(one)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert frames, "gRPC's own cycles hold them"
+    assert not [part for part in parts if isinstance(part, bytes) and len(part) > 784]
 
 
 async def test_bytes_that_are_no_message_are_refused_and_the_server_lives(server: Server, images: Images) -> None:

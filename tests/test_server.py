@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,18 @@ async def test_callers_who_go_on_calling_at_once_hear_unavailable_until_the_port
     assert ended == {grpc.StatusCode.UNAVAILABLE}
 
 
-async def test_a_burst_of_thousands_of_calls_is_answered_in_full(process: Service, images: Images) -> None:
-    async with grpc.aio.insecure_channel(process.address) as channel:
-        stub = DigitServiceStub(channel)
-        request = pb.RecognizeRequest(image=images[0].tobytes())
-        answers = await asyncio.gather(*(stub.Recognize(request, timeout=3 * TIMEOUT) for _ in range(5000)))
-    assert len(answers) == 5000
-    assert process.scrape("digits_requests_total", code="OK", method="Recognize") == 5000
+@pytest.mark.parametrize(("pending", "calls"), [(5000, 5000), (20, 2000)])
+async def test_a_burst_is_answered_but_for_calls_that_may_not_wait(images: Images, pending: int, calls: int) -> None:
+    with service("--max-pending-calls", str(pending)) as process:
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            stub = DigitServiceStub(channel)
+            request = pb.RecognizeRequest(image=images[0].tobytes())
+            burst = [stub.Recognize(request, timeout=3 * TIMEOUT) for _ in range(calls)]
+            answers = await asyncio.gather(*burst, return_exceptions=True)
+        codes = Counter(answer.code().name if isinstance(answer, grpc.aio.AioRpcError) else "OK" for answer in answers)
+        assert codes["OK"] + codes["CANCELLED"] == calls
+        assert bool(codes["CANCELLED"]) is (pending < calls)
+        assert process.scrape("digits_requests_total", code="OK", method="Recognize") == codes["OK"] >= min(pending, calls)
 
 
 async def test_callers_that_give_up_by_the_hundred_leave_no_traceback_in_the_log(process: Service, images: Images) -> None:

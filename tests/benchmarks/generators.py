@@ -21,11 +21,13 @@ from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
-from serving.loadtest.target import Target
+from serving.loadtest.target import Images, Target
 from tests.benchmarks.peers.targets import HttpTarget
 
 CONNECTIONS = 8  # of a client that speaks HTTP/2: workers get one by one, and all should have some
 SETTLING_SECONDS = 0.5
+
+_MANY = 10_000  # calls on their way on a connection, more than there will be
 
 
 class WrongAnswers(Exception):
@@ -67,6 +69,29 @@ def _require_right(target: Target, plan: Plan) -> Tally:
     return tally
 
 
+def flood(target: GrpcTarget, plan: Plan) -> None:
+    """Sends the calls of an open loop by h2load, evenly; what came of them, the server is to be asked."""
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(_message(target, plan, np.resize(samples(), (plan.images, 28, 28))))
+        body.flush()
+        command = ["h2load", "-t", "1", "-c", str(CONNECTIONS), "-m", str(_MANY), "-d", body.name]
+        command += ["--rps", f"{(plan.rate or 0) / CONNECTIONS:g}", "-D", f"{plan.seconds:g}"]
+        for header in (
+            "content-type: application/grpc",
+            "te: trailers",
+            f"grpc-timeout: {plan.timeout_seconds * 1000:.0f}m",
+        ):
+            command += ["-H", header]
+        url = f"http://{target.address}{KINDS[plan.rpc].method}"
+        subprocess.run([*command, url], capture_output=True, check=True, timeout=plan.seconds + 60)
+
+
+def _message(target: GrpcTarget, plan: Plan, images: Images) -> bytes:
+    """A request as gRPC frames it."""
+    message = target.request(plan, images)
+    return b"\0" + struct.pack(">I", len(message)) + message
+
+
 def _h2load(target: Target, plan: Plan) -> Figures:
     callers = plan.callers or 1
     images = np.resize(samples(), (plan.images, 28, 28))
@@ -74,8 +99,7 @@ def _h2load(target: Target, plan: Plan) -> Figures:
         content, path, kind = target.body(images), target.path, target.content_type
         shape = ["--h1", "-c", str(callers), "-m", "1"]
     elif isinstance(target, GrpcTarget):
-        message = target.request(plan, images)
-        content, path, kind = b"\0" + struct.pack(">I", len(message)) + message, KINDS[plan.rpc].method, "application/grpc"
+        content, path, kind = _message(target, plan, images), KINDS[plan.rpc].method, "application/grpc"
         shape = ["-c", str(plan.connections), "-m", str(math.ceil(callers / plan.connections)), "-H", "te: trailers"]
     else:
         raise TypeError(f"h2load does not know how to call {target}")

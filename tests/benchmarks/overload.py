@@ -2,12 +2,13 @@
 
 First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time,
 whether earlier ones were answered or not, and must be answered within the deadline to count. The service is one worker with
-one instance, so that on two cores the callers, one process of Python, have one of their own. Calls of few images say more of
-them than of it: to be refused costs gRPC in Python nearly what it costs to be answered.
+one instance, so that on two cores the callers, one process of Python, have one of their own. Calls of one image, of which
+they would send too few, are sent by h2load, where it is installed, to a service as it starts by default.
 """
 
 import argparse
 import asyncio
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -15,13 +16,18 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
+from serving.loadtest.calls import GrpcTarget
+from serving.loadtest.plan import Plan
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from tests.benchmarks.generators import check, flood, load
 from tests.drawn_digits import draw_many
 from tests.service import Service, service
 
 CONNECTIONS = 8
 CALLERS = 16
+
+_COUNTED = (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 @dataclass
@@ -110,6 +116,30 @@ async def run(server: Service, images_per_call: int, factor: float, seconds: flo
     print(f"memory     {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after")
 
 
+def run_single(factor: float, seconds: float, deadline: float) -> None:
+    """Likewise with calls of one image."""
+    with service() as server:
+        target = GrpcTarget(server.address)
+        many = Plan(callers=64, seconds=seconds)
+        check(target, many)
+        before = load(target, many).calls_per_second
+        outcomes = {code: -server.scrape("digits_requests_total", code=code.name) for code in _COUNTED}
+        asked = factor * before
+        flood(target, Plan(rate=asked, seconds=seconds, timeout_seconds=deadline))
+        time.sleep(deadline)
+        for code in outcomes:
+            outcomes[code] += server.scrape("digits_requests_total", code=code.name)
+        after = load(target, many).calls_per_second
+    goodput = outcomes.pop(grpc.StatusCode.OK) / seconds
+    print(f"1 image a call by h2load, deadline {deadline:g} s")
+    print(f"capacity   {before:,.0f} calls/s before, {after:,.0f} after")
+    print(f"asked      {asked:,.0f} calls/s for {seconds:g} s")
+    print(f"goodput    {goodput:,.0f} calls/s, {goodput / ((before + after) / 2):.2f} of capacity")
+    print(
+        f"refused    {', '.join(f'{count:,.0f} {code.name}' for code, count in outcomes.items())}; the rest by gRPC itself"
+    )
+
+
 def _tail(seconds: list[float]) -> str:
     if not seconds:
         return "-"
@@ -128,6 +158,10 @@ def main() -> None:
     for images in options.images:
         with service("--workers", "1", "--instances", "1") as server:
             asyncio.run(run(server, images, options.factor, options.seconds, options.deadline))
+    if shutil.which("h2load"):
+        run_single(options.factor, options.seconds, options.deadline)
+    else:
+        print("1 image a call: not tried, as h2load is not installed (apt-get install nghttp2-client)")
 
 
 if __name__ == "__main__":
