@@ -7,7 +7,7 @@
                          | read(pixels or crops, call, model, version, key); `decider` accepts or rejects what was read
                        recognizer         limits, crops framed, the version that is to answer
                          | submit(pixels, deadline)
-                       batcher            one a version: a bounded queue; whatever waits when a thread is free is a batch
+                       batcher            one a version: a bounded queue; whatever waits when a runner is free is a batch
                          | infer(images)
                        reader             what the model says, made out and counted, a run at a time
                          | infer(images)

@@ -90,7 +90,9 @@ what is measured:
   loop (--rate) sends calls when they are due, as mail comes: how late they are
   counts from then, also when the service stands still and nothing is sent.
   --find-knee doubles the rate until an objective breaks, and then closes in
-  on the highest that keeps it: what one replica carries.
+  on the highest that keeps it: what one replica carries. A rate that breaks
+  one is tried twice, and counts as it was then. Where calls of an open loop are
+  sent late, which adds to their times, stderr says so.
 
 objectives:
   p50=5ms, p99=20ms, p99.9=0.1s: so many percent of the answers come within

@@ -1,6 +1,6 @@
 """Gathers the images of many requests into runs of the model.
 
-No clock is involved by default: a thread that is free takes whatever waits once no more is just coming in, so a lone
+No clock is involved by default: a runner that is free takes whatever waits once no more is just coming in, so a lone
 request is run at once and batches grow with the load. A request lies in the queue together with its caller's future:
 when the caller gives up, both are gone, and when a run fails, only the requests in it do.
 """
@@ -29,11 +29,6 @@ log = logging.getLogger(__name__)
 # byte to the queue. With 64 callers, 0, 8 and 20 turns made runs of 4, 31 and 62 images and 1.00, 1.15 and 1.23 times the
 # calls a second (h2load, two cores). A lone caller, who would wait for nobody, goes at once: a quarter less CPU time a call.
 _QUIET_TURNS = 8
-
-# A run that is thought to be shorter is done on the event loop: to wake a thread, and the loop again, takes about as long
-# as the run of an image or two, and the interpreter does nothing else meanwhile. 1.4 times the calls a second of one caller,
-# 1.6 times those of two, and no fewer of many.
-_BRIEF_SECONDS = 0.001
 
 # How much longer than at the pace of the last runs what waits is thought to take, where a request must be in time: so widely
 # does the pace vary. A request that is taken in turns waits twice as long again, as those behind it have theirs in between.
@@ -106,6 +101,7 @@ class Batcher:
         max_batch_size: int,
         max_queue_size: int,
         max_queue_delay_seconds: float = 0.0,
+        brief_seconds: float = 0.0,
     ):
         """Starts `instances` runners on the running event loop, each with a thread to run the model in.
 
@@ -115,22 +111,25 @@ class Batcher:
             instances: runs of the model at the same time.
             max_batch_size: images in a run, at most.
             max_queue_size: images that may wait, at most.
-            max_queue_delay_seconds: how long a free thread waits for a batch to fill before it runs a smaller one.
+            max_queue_delay_seconds: how long a free runner waits for a batch to fill before it runs a smaller one.
+            brief_seconds: what is thought to run for less is run on the event loop, which nothing can cut off.
         """
         self._model = model
         self._metrics = metrics
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._delay = max_queue_delay_seconds
+        self._brief = brief_seconds
         # A large request gets this many images into a batch before the next request has its turn.
         self._turn = max(1, max_batch_size // 8)
         self._queue: OrderedDict[_Request, None] = OrderedDict()  # in order of turn; a dict, so that any can leave
         self._waiting = 0  # images in the queue
-        self._seconds_per_image = 0.0  # running average
+        self._seconds_per_image = 0.0  # that the queue takes, all runners together; running average
+        self._run_seconds_per_image = 0.0  # that a run takes; running average, 0 where nothing is known
         self._last_end = 0.0  # of a run
         self._was_behind = False  # whether images waited then
         self._crowded = False  # whether the last run had several requests, or one that came soon: there are several callers
-        self._soon = 0.0  # a caller who waited for the last run's answer does not come again before then
+        self._soon = 0.0  # who waited for the last run's answer, and comes over a network, does not come again before then
         self._running = 0  # runs of the model under way
         self._stopping = False
         self.idle = asyncio.Event()
@@ -228,7 +227,11 @@ class Batcher:
             batch = self._next_batch()
             if batch:
                 await self._run(batch)
-            elif self._stopping:
+                if self._waiting:
+                    await asyncio.sleep(0)  # others' turn, also after a run on the event loop
+                continue
+            self._queue_changed()
+            if self._stopping:
                 return
 
     async def _let_arrive(self) -> None:
@@ -278,29 +281,32 @@ class Batcher:
             else:
                 self._queue.move_to_end(request)
         self._was_behind = self._was_behind and bool(batch)  # what waited was late, and what comes next begins a new rush
-        self._queue_changed()
         return batch
 
     async def _run(self, batch: list[_Slice]) -> None:
         """Runs one batch, in a thread unless that is brief, and hands its answers out; an error reaches only its callers."""
         start = time.monotonic()
         self._running += 1
+        self._queue_changed()
         try:
             pixels = b"".join([part.request.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES] for part in batch])
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
-            self._crowded = len(batch) > 1 or batch[0].request.arrived < self._soon
+            self._crowded = len(batch) > 1 or (batch[0].start == 0 and batch[0].request.arrived < self._soon)
             self._metrics.last_request.set(time.time())
-            if 0 < self._seconds_per_image * len(images) < _BRIEF_SECONDS:
-                rows = self._model.infer(images)
+            here = 0 < self._run_seconds_per_image * len(images) < self._brief
+            if here:
+                rows, seconds = self._infer(images)
             else:
-                rows = await asyncio.get_running_loop().run_in_executor(self._threads, self._model.infer, images)
+                rows, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._infer, images)
             end = time.monotonic()
             self._metrics.batch_size.observe(len(images))
             self._metrics.inference_seconds.observe(end - start)
-            self._learn_pace(start, end, len(images))
-            self._soon = end + (end - start)
+            self._learn_pace(start, end, len(images), 1 if here else len(self._runners))
+            self._run_seconds_per_image = _average(self._run_seconds_per_image, seconds / len(images))
+            self._soon = end + min(seconds, self._brief)
             _hand_out(batch, rows, end)
         except Exception:
+            self._run_seconds_per_image = 0.0  # to fail may take any time
             message = f"a run of {len(batch)} slices of requests failed"
             log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
             for part in batch:
@@ -313,12 +319,16 @@ class Batcher:
             self._running -= 1
             self._queue_changed()
 
-    def _learn_pace(self, start: float, end: float, images: int) -> None:
+    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        """Runs the model, here: what it says, and how many seconds that took."""
+        start = time.monotonic()
+        return self._model.infer(images), time.monotonic() - start
+
+    def _learn_pace(self, start: float, end: float, images: int, at_a_time: int) -> None:
         """Keeps a running average of the time that an image takes off the queue, all runners together."""
         behind = self._last_end if self._was_behind else None
-        seconds = (end - start) / len(self._runners) if behind is None else end - behind
-        weight = 0.1 if self._seconds_per_image else 1.0
-        self._seconds_per_image += weight * (seconds / images - self._seconds_per_image)
+        seconds = (end - start) / at_a_time if behind is None else end - behind
+        self._seconds_per_image = _average(self._seconds_per_image, seconds / images)
         self._last_end, self._was_behind = end, self._waiting > 0
 
     def _remove(self, request: _Request) -> None:
@@ -330,6 +340,11 @@ class Batcher:
         _set(self.idle, not self._waiting and not self._running)
         _set(self._work, bool(self._queue) or self._stopping)
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
+
+
+def _average(so_far: float, new: float) -> float:
+    """A running average, 0 before the first."""
+    return so_far + 0.1 * (new - so_far) if so_far else new
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:

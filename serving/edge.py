@@ -181,7 +181,7 @@ class Edge(grpc.GenericRpcHandler):
             return result
         except RequestError as error:
             code = STATUS[type(error)]
-            error.__traceback__ = None  # and would keep those that raised it, and the images in them
+            _forget_frames(error)
             if self._holding and isinstance(error, Stopping):
                 await self._closed.wait()
             await _abort(context, error)
@@ -237,6 +237,7 @@ class Edge(grpc.GenericRpcHandler):
             self._metrics.rejected_requests.labels(error.reason).inc()
             if method.refuse is None or request is None or isinstance(error, (Stopping, Unauthenticated)):
                 raise  # the next request of the stream would end in the same way
+            _forget_frames(error)
             return method.refuse(request, error, code.value[0]).SerializeToString()
         except asyncio.CancelledError:
             code = _code_of_cancelled(call)
@@ -288,6 +289,11 @@ def _decode(request_type: type[Request], encoded: bytes) -> Request:
         return request_type.FromString(encoded)
     except DecodeError:
         raise InvalidRequest(f"the request is no {request_type.DESCRIPTOR.full_name} message") from None
+
+
+def _forget_frames(error: RequestError) -> None:
+    """Lets go of what raised it, and the images there: gRPC, and a future, keep an error until the collector comes."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def _code_of_cancelled(call: Call) -> grpc.StatusCode:

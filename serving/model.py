@@ -115,10 +115,10 @@ class Model:
             ModelError: one of them fails.
         """
         if self._session.get_providers()[0] == _PROVIDERS["cuda"]:
-            sizes = {*range(1, max_batch_size + 1)}
+            sizes = [*range(1, max_batch_size + 1)]
         else:
-            sizes = {*(2**power for power in range(max_batch_size.bit_length())), max_batch_size}
-        for size in sorted(sizes):
+            sizes = [*(2**power for power in range(max_batch_size.bit_length())), max_batch_size]
+        for size in sizes:
             try:
                 self.infer(np.zeros((size, 28, 28), np.uint8))
             except Exception as error:  # ONNX Runtime's own exceptions share no base class

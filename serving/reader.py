@@ -1,4 +1,4 @@
-"""What a model says of the images of a run, made out and counted in the thread that runs it, for all requests at once."""
+"""What a model says of the images of a run, made out and counted where it runs, for all requests at once."""
 
 import numpy as np
 from numpy.typing import NDArray

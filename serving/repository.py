@@ -26,6 +26,10 @@ from serving.versions import ModelVersion, OnDisk, RepositoryError, absent, scan
 
 log = logging.getLogger(__name__)
 
+# Shorter runs are done on the event loop, but for a GPU's, which run while the interpreter does other things: to wake a
+# thread, and the loop again, takes about as long as the run of an image or two.
+_BRIEF_SECONDS = 0.001
+
 State = Literal["READY", "LOADING", "UNAVAILABLE"]
 OpenModel = Callable[[Path, str, Provider], Model]
 
@@ -378,6 +382,7 @@ class Repository:
             max_batch_size=self._settings.max_batch_size,
             max_queue_size=self._settings.max_queue_size,
             max_queue_delay_seconds=self._settings.max_queue_delay_ms / 1000,
+            brief_seconds=_BRIEF_SECONDS if self._settings.provider == "cpu" else 0.0,
         )
         log_event(
             log,

@@ -133,8 +133,8 @@ class Server:
                 ),
                 # Workers share their port; otherwise a second service on it would take half of the connections.
                 ("grpc.so_reuseport", int(control is not None)),
-                # When calls come faster than the event loop takes them, gRPC holds them; past the first of these limits it
-                # ends some by chance, past the second all.
+                # When calls come faster than the event loop takes them, gRPC holds them, and ends those above the second of
+                # these limits as CANCELLED; above the first, some by chance: none where both are the same.
                 ("grpc.server.max_pending_requests", settings.max_pending_calls),
                 ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
                 *_connection_options(settings),

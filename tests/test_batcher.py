@@ -1,8 +1,10 @@
 import asyncio
+import contextlib
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,40 +72,86 @@ async def test_a_lone_caller_waits_for_nobody_and_several_for_those_who_are_just
             await asyncio.sleep(0)
         found = value(metrics.registry, "digits_queue_length_images")
         await asyncio.gather(*tasks)
-        await asyncio.sleep(pause)
         return found
 
-    pause = 0.2  # longer than a run
     batcher = start()
     gated.open()
     assert await waiting_after(1) == 0
     assert await waiting_after(3) == 3
     assert await waiting_after(1) == 1  # the run before had several callers, who may call again
-    pause = 0
     assert await waiting_after(1) == 0
-    assert await waiting_after(1) == 0  # and the last run knew of none but this one
-    assert await waiting_after(1) == 1  # so soon after its answer it may be another's
 
 
-@pytest.mark.parametrize(("brief", "on_the_event_loop"), [(TIMEOUT, True), (0.0, False)])
-async def test_a_run_that_is_brief_is_done_on_the_event_loop_and_others_in_a_thread(
-    metrics: Metrics, images: Images, monkeypatch: pytest.MonkeyPatch, brief: float, on_the_event_loop: bool
-) -> None:
-    monkeypatch.setattr("serving.batcher._BRIEF_SECONDS", brief)
-    threads = []
+class Sleeper:
+    """A network that sleeps so long for each image, and fails on any that is not white."""
 
-    class Network:
-        def infer(self, images: Images) -> NDArray[np.float32]:
-            threads.append(threading.current_thread())
-            time.sleep(0.001)
-            return np.zeros((len(images), 1), np.float32)
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.runs: list[tuple[int, threading.Thread]] = []
 
-    batcher = Batcher(Network(), VersionMetrics(metrics, "digits", "1"), instances=1, max_batch_size=8, max_queue_size=8)
-    for _ in range(3):
-        await batcher.submit(images[:1].tobytes())
+    def infer(self, images: Images) -> NDArray[np.float32]:
+        self.runs.append((len(images), threading.current_thread()))
+        time.sleep(self._seconds * len(images))
+        if images.any():
+            raise RuntimeError("no")
+        return np.zeros((len(images), 1), np.float32)
+
+
+@contextlib.asynccontextmanager
+async def asleep(sleeper: Sleeper, metrics: Metrics, **settings: Any) -> AsyncIterator[Batcher]:
+    """A batcher on it."""
+    one = VersionMetrics(metrics, "digits", "1")
+    batcher = Batcher(sleeper, one, **{"instances": 1, "max_batch_size": 2000, "max_queue_size": 2000, **settings})
+    yield batcher
     await batcher.close(TIMEOUT)
-    here = [thread is threading.current_thread() for thread in threads]
-    assert here == [False, on_the_event_loop, on_the_event_loop]  # nothing is known of the first
+
+
+async def test_a_run_that_is_thought_brief_is_done_on_the_event_loop_and_others_in_a_thread(metrics: Metrics) -> None:
+    sleeper = Sleeper(0.001)
+    async with asleep(sleeper, metrics, instances=4, brief_seconds=0.5) as batcher:
+        for images in (1, 1, 2000, 1):
+            await batcher.submit(bytes(images * 784))
+        with pytest.raises(InferenceFailed):
+            await batcher.submit(b"\1" * 784)
+        await batcher.submit(bytes(784))
+        await batcher.submit(bytes(784))
+    here = [thread is threading.current_thread() for _, thread in sleeper.runs]
+    assert here == [False, True, False, True, True, False, True]  # of the first, and after a failure, nothing is known
+
+
+async def test_while_runs_are_done_on_the_event_loop_others_have_their_turn(metrics: Metrics) -> None:
+    sleeper = Sleeper(0.0001)
+    async with asleep(sleeper, metrics, max_batch_size=10, brief_seconds=TIMEOUT) as batcher:
+        await batcher.submit(bytes(784))
+        bulk = asyncio.create_task(batcher.submit(bytes(500 * 784)))
+        await asyncio.sleep(0)
+        await batcher.submit(bytes(784))
+        assert len(sleeper.runs) < 10  # of the fifty that the bulk takes
+        await bulk
+
+
+async def test_a_caller_who_comes_as_soon_as_an_answer_is_out_is_not_taken_for_a_lone_one(metrics: Metrics) -> None:
+    async with asleep(Sleeper(0.05), metrics, brief_seconds=TIMEOUT) as batcher:
+        await batcher.submit(bytes(784))
+        await batcher.submit(bytes(784))
+        third = asyncio.create_task(batcher.submit(bytes(784)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert value(metrics.registry, "digits_queue_length_images") == 1
+        await third
+
+
+async def test_it_is_not_idle_between_the_queue_and_a_run(start: StartBatcher, gated: GatedModel, images: Images) -> None:
+    batcher = start()
+    running = submit(batcher, images[:1])
+    await asyncio.sleep(0)
+    idle = asyncio.create_task(batcher.idle.wait())
+    await gated.run_starts()
+    await asyncio.sleep(0.05)
+    assert not idle.done()
+    gated.open()
+    await running
+    await asyncio.wait_for(idle, TIMEOUT)
 
 
 async def test_what_waits_while_a_run_goes_on_is_the_next_batch(
@@ -294,9 +342,8 @@ async def test_a_request_that_would_be_late_behind_those_that_wait_is_refused_at
 
 
 async def test_time_without_work_is_not_taken_for_time_that_images_need(
-    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images, monkeypatch: pytest.MonkeyPatch
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, images: Images
 ) -> None:
-    monkeypatch.setattr("serving.batcher._BRIEF_SECONDS", 0.0)  # the gate would hold up the event loop
     batcher = start()
     gated.open(30)
     for _ in range(30):  # it knows how quick it is

@@ -133,6 +133,7 @@ def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -
     code = "import sys, serving.worker, serving.client, serving.check; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded
+    assert "PIL" not in loaded, "only crops need it, and whoever sends none starts sooner"
     assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)
 
 

@@ -275,13 +275,28 @@ async def test_a_sender_that_is_too_slow_says_so() -> None:
         return generator.taken()
 
     slow = await sent(0.04)  # twice as long as there is
-    assert re.match(r"one call in a hundred was sent [\d.]+ ms late or more", sender_too_slow(slow))
     assert slow.late_milliseconds(99) > 500
-    quick = await sent(0.0)
-    assert quick.late_milliseconds(50) < slow.late_milliseconds(50)
-    unsent = Tally()
-    unsent.count("UNSENT", 0.0, right=False)
-    assert sender_too_slow(unsent).startswith("1 calls were never sent")
+    assert re.match(r"one call in a hundred was sent [\d.]+ ms late or more", sender_too_slow(slow))
+
+
+@pytest.mark.parametrize(
+    ("codes", "late", "why"),
+    [
+        ({"OK": 100}, 0.001, ""),
+        ({"OK": 100}, 0.05, "one call in a hundred was sent 50.0 ms late or more"),
+        ({"RESOURCE_EXHAUSTED": 100}, 0.05, ""),
+        ({}, 0.0, ""),
+        ({"OK": 99, "UNSENT": 1}, 0.001, "1 of 100 calls were never sent"),
+    ],
+)
+def test_only_a_sender_that_is_too_slow_says_so(codes: dict[str, int], late: float, why: str) -> None:
+    tally = Tally()
+    for code, count in codes.items():
+        for _ in range(count):
+            tally.sent(late)
+            tally.count(code, 0.1, right=True)
+    assert sender_too_slow(tally).startswith(why)
+    assert bool(sender_too_slow(tally)) is bool(why)
 
 
 def test_a_rate_whose_answers_fall_behind_is_not_carried_though_each_came_in_the_end() -> None:

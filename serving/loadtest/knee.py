@@ -45,7 +45,7 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
         first_rate: calls a second.
 
     Returns:
-        The highest step without a broken objective, None where the first rate breaks one; and all steps.
+        The highest step without a broken objective, None where the first rate breaks one; and all, each by its last try.
     """
     steps: list[Step] = []
     best: Step | None = None
@@ -53,10 +53,9 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
     rate = first_rate
     while lowest_broken is None or (best is not None and lowest_broken / best.rate > _CLOSE):
         one = carry_out(rate)
-        steps.append(one)
         if one.broken:  # a moment's noise would end the search at a rate that is kept otherwise
             one = carry_out(rate)
-            steps.append(one)
+        steps.append(one)
         if one.broken:
             lowest_broken = rate
         else:

@@ -32,10 +32,10 @@ def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
 
 def sender_too_slow(tally: Tally) -> str:
     """What to say where the times are much of the sender's own making; "" elsewhere."""
+    if unsent := tally.codes["UNSENT"]:
+        return f"{unsent:,} of {tally.calls:,} calls were never sent: too many were on their way in a process of this test"
     late, whole = tally.late_milliseconds(99), tally.milliseconds(99)
-    if tally.codes["UNSENT"]:
-        return f"{tally.codes['UNSENT']:,} calls were never sent: too many were on their way in a process of this test"
-    if late < _MUCH * whole:
+    if not tally.codes["OK"] or late < _MUCH * whole:
         return ""
     return f"one call in a hundred was sent {late:.1f} ms late or more, of its p99 of {whole:.1f} ms: the sender is too slow"
 

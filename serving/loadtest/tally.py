@@ -24,7 +24,7 @@ class Tally:
         ended: calls that did while the measurement lasted, whenever they were due.
         answered: those of them with a right answer: its throughput.
         microseconds: of the calls with OK, from when they were due to their answer.
-        late_microseconds: of the calls sent, from when they were due until then: what the sender itself adds to that.
+        late_microseconds: of the calls sent, from when they were due until then: part of that, and the sender's own.
     """
 
     codes: Counter[str] = field(default_factory=Counter)

@@ -70,20 +70,20 @@ def _require_right(target: Target, plan: Plan) -> Tally:
 
 
 def flood(target: GrpcTarget, plan: Plan) -> None:
-    """Sends the calls of an open loop by h2load, evenly; what came of them, the server is to be asked."""
+    """Sends the calls of an open loop by h2load, evenly; the server knows what came of them. Raises WrongAnswers."""
+    assert plan.rate is not None
+    headers = "content-type: application/grpc", "te: trailers", f"grpc-timeout: {plan.timeout_seconds * 1000:.0f}m"
     with tempfile.NamedTemporaryFile() as body:
         body.write(_message(target, plan, np.resize(samples(), (plan.images, 28, 28))))
         body.flush()
         command = ["h2load", "-t", "1", "-c", str(CONNECTIONS), "-m", str(_MANY), "-d", body.name]
-        command += ["--rps", f"{(plan.rate or 0) / CONNECTIONS:g}", "-D", f"{plan.seconds:g}"]
-        for header in (
-            "content-type: application/grpc",
-            "te: trailers",
-            f"grpc-timeout: {plan.timeout_seconds * 1000:.0f}m",
-        ):
-            command += ["-H", header]
-        url = f"http://{target.address}{KINDS[plan.rpc].method}"
-        subprocess.run([*command, url], capture_output=True, check=True, timeout=plan.seconds + 60)
+        command += ["--rps", f"{plan.rate / CONNECTIONS:g}", "-D", f"{plan.seconds:g}"]
+        command += [flag for header in headers for flag in ("-H", header)]
+        command.append(f"http://{target.address}{KINDS[plan.rpc].method}")
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=plan.seconds + 60)
+        except subprocess.SubprocessError as error:
+            raise WrongAnswers(f"{target.address}: {error}") from error
 
 
 def _message(target: GrpcTarget, plan: Plan, images: Images) -> bytes:
