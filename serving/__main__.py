@@ -92,7 +92,8 @@ what is measured:
   --find-knee doubles the rate until an objective breaks, and then closes in
   on the highest that keeps it: what one replica carries. A rate that breaks
   one is tried twice, and counts as it was then. Where calls of an open loop are
-  sent late, which adds to their times, stderr says so.
+  sent late, which adds to their times, stderr says so. calls/s is of the right
+  answers that came while it was measured, whenever their calls were due.
 
 objectives:
   p50=5ms, p99=20ms, p99.9=0.1s: so many percent of the answers come within

@@ -34,6 +34,8 @@ _QUIET_TURNS = 8
 # does the pace vary. A request that is taken in turns waits twice as long again, as those behind it have theirs in between.
 _CAUTION = 2
 
+_FADING = 0.95  # of what earlier runs tell of the pace, with each run
+
 _STOPPED = "the server stopped before it could answer"
 _NO_ROWS = np.empty((0, 0), np.float32)
 
@@ -124,7 +126,8 @@ class Batcher:
         self._turn = max(1, max_batch_size // 8)
         self._queue: OrderedDict[_Request, None] = OrderedDict()  # in order of turn; a dict, so that any can leave
         self._waiting = 0  # images in the queue
-        self._seconds_per_image = 0.0  # that the queue takes, all runners together; running average
+        self._seconds_per_image = 0.0  # that the queue takes, all runners together, of the last runs
+        self._recent_seconds = self._recent_images = 0.0  # of the last runs, older ones counting less
         self._run_seconds_per_image = 0.0  # that a run takes; running average, 0 where nothing is known
         self._last_end = 0.0  # of a run
         self._was_behind = False  # whether images waited then
@@ -302,7 +305,8 @@ class Batcher:
             self._metrics.batch_size.observe(len(images))
             self._metrics.inference_seconds.observe(end - start)
             self._learn_pace(start, end, len(images), 1 if here else len(self._runners))
-            self._run_seconds_per_image = _average(self._run_seconds_per_image, seconds / len(images))
+            known = self._run_seconds_per_image
+            self._run_seconds_per_image += (seconds / len(images) - known) * (1 - _FADING if known else 1)
             self._soon = end + min(seconds, self._brief)
             _hand_out(batch, rows, end)
         except Exception:
@@ -328,7 +332,10 @@ class Batcher:
         """Keeps a running average of the time that an image takes off the queue, all runners together."""
         behind = self._last_end if self._was_behind else None
         seconds = (end - start) / at_a_time if behind is None else end - behind
-        self._seconds_per_image = _average(self._seconds_per_image, seconds / images)
+        # By images, so that a moment's standstill before a run of one does not count for as much as a run of a hundred.
+        self._recent_seconds = _FADING * self._recent_seconds + seconds
+        self._recent_images = _FADING * self._recent_images + images
+        self._seconds_per_image = self._recent_seconds / self._recent_images
         self._last_end, self._was_behind = end, self._waiting > 0
 
     def _remove(self, request: _Request) -> None:
@@ -340,11 +347,6 @@ class Batcher:
         _set(self.idle, not self._waiting and not self._running)
         _set(self._work, bool(self._queue) or self._stopping)
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
-
-
-def _average(so_far: float, new: float) -> float:
-    """A running average, 0 before the first."""
-    return so_far + 0.1 * (new - so_far) if so_far else new
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:

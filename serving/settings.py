@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Calls that may wait in a worker to be begun, beyond which gRPC itself ends them, as CANCELLED and "
-        "uncounted: where more wait than can be begun before their deadlines, all work is in vain.",
+        "uncounted; if more wait than can be begun before their deadlines, all work is in vain.",
     )
     max_streams: int = Field(
         100, ge=1, description="Streams that a worker keeps open at once; more are refused with RESOURCE_EXHAUSTED."

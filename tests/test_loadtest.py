@@ -234,6 +234,19 @@ async def test_the_knee_is_found_where_a_server_can_take_no_more(tmp_path: Path)
         assert (ran.returncode, "the first rate, 100 calls a second, breaks: p50=0.001ms" in ran.stdout) == (3, True)
 
 
+def test_the_search_for_the_knee_of_a_service_that_dies_ends_without_one() -> None:
+    with service("--workers", "1") as started:
+        flags = ["--find-knee", "--rate", "20", "--slo", "p99=20s"]
+        command = [*DIGITS, "loadtest", "--address", started.address, "--seconds", "1", "--warmup", "0.2", *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as testing:
+            assert testing.stderr is not None
+            assert "20 calls a second: kept" in testing.stderr.readline()
+            started.process.kill()
+            said, why = testing.communicate(timeout=TIMEOUT)
+    assert (testing.returncode, said) == (1, ""), why
+    assert "UNAVAILABLE" in why.splitlines()[-1]
+
+
 @pytest.mark.parametrize("capacity", [150.0, 1000.0, 31_234.0])
 def test_the_search_ends_within_five_percent_of_the_capacity_though_now_and_then_a_rate_breaks_by_chance(
     capacity: float,
@@ -269,12 +282,12 @@ async def test_a_sender_that_is_too_slow_says_so() -> None:
             self.seconds = seconds
 
     async def sent(seconds: float) -> Tally:
-        plan = Plan(rate=50.0, arrivals="fixed", seconds=1.0, warmup_seconds=0.0)
+        plan = Plan(rate=150.0, arrivals="fixed", seconds=1.0, warmup_seconds=0.0)
         generator = Generator(plan, [Caller(seconds)], [(b"", (7,))])
         await generator.run(time.monotonic())
         return generator.taken()
 
-    slow = await sent(0.04)  # twice as long as there is
+    slow = await sent(0.014)  # twice as long as there is
     assert slow.late_milliseconds(99) > 500
     assert re.match(r"one call in a hundred was sent [\d.]+ ms late or more", sender_too_slow(slow))
 
@@ -286,6 +299,7 @@ async def test_a_sender_that_is_too_slow_says_so() -> None:
         ({"OK": 100}, 0.05, "one call in a hundred was sent 50.0 ms late or more"),
         ({"RESOURCE_EXHAUSTED": 100}, 0.05, ""),
         ({}, 0.0, ""),
+        ({"OK": 99}, 0.05, ""),  # too few to tell
         ({"OK": 99, "UNSENT": 1}, 0.001, "1 of 100 calls were never sent"),
     ],
 )
@@ -320,7 +334,7 @@ def test_calls_that_fail_at_once_are_no_queue() -> None:
     [
         ("p99=20ms", ["p99=20ms, is 30.015ms"]),
         ("p50=20ms,errors=20%", []),
-        ("p99.9=0.02s, errors=0.1", ["p99.9=20ms, is 30.015ms", "errors=0.1, is 0.2"]),
+        ("p99.9=0.02s, errors=0.1", ["p99.9=20ms, is 30.015ms", "errors=10%, is 20%"]),
         ("p50=11000us", []),
     ],
 )
@@ -339,7 +353,8 @@ def test_objectives_are_not_kept_by_a_service_that_answers_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "p99", "p99=20", "p100=1ms", "errors=101%", "errors=-1", "p99=20ms;errors=1%", "p99=nan"]
+    "text",
+    ["", "p99", "p99=20", "p0=1ms", "p00.0=1ms", "p100=1ms", "errors=101%", "errors=-1", "p99=20ms;errors=1%", "p99=nan"],
 )
 def test_what_is_no_objective_is_refused(text: str) -> None:
     with pytest.raises(ObjectiveError, match=r"expected such as p99=20ms or errors=0\.1%"):
@@ -353,6 +368,9 @@ def test_what_is_no_objective_is_refused(text: str) -> None:
         (["--find-knee", "--slo", "errors=1%", "--callers", "3"], "takes no --callers"),
         (["--rate", "5", "--callers", "3"], "not allowed with"),
         (["--png", "x.png"], "--png needs --find-knee"),
+        (["--json", "."], "is a directory"),
+        (["--timeout", "0"], "--timeout must be a number above 0"),
+        (["--processes", "1001"], "--processes must be 1,000 at most"),
         (["--images", "3"], "--rpc recognize takes one image a call"),
         (["--slo", "fast"], "'fast' is no objective"),
         (["--rate", "0"], "must be a number above 0"),

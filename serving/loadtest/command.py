@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,9 @@ from serving.loadtest.target import Target
 MISSED = 3  # the exit status where an objective is
 FIRST_RATE = 100.0  # calls a second, of a search for the knee
 IMAGES = 64  # in a call that takes several
+
+_MOST_PROCESSES = 1000
+_RECOVERY_SECONDS = 2.0  # that a service may need after a rate that was far too high
 
 Measure = Callable[[Plan], Tally]
 
@@ -79,9 +84,15 @@ def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> P
         parser.error(f"--rpc {options.rpc} takes one image a call, and no --images")
     if options.seed < 0:
         parser.error("--seed must not be negative")
-    for file in (options.json, options.png):
-        if file and not file.parent.is_dir():  # rather than to find it out when all is measured
+    if options.processes > _MOST_PROCESSES:
+        parser.error(f"--processes must be {_MOST_PROCESSES:,} at most")
+    if not 0 < options.timeout < math.inf:
+        parser.error("--timeout must be a number above 0")
+    for file in (options.json, options.png):  # rather than to find it out when all is measured
+        if file and not file.parent.is_dir():
             parser.error(f"{file.parent} is no directory")
+        if file and file.is_dir():
+            parser.error(f"{file} is a directory")
     return Plan(
         rpc=options.rpc,
         images=options.images or {"recognize": 1, "stream": 1, "field": 5}.get(options.rpc, IMAGES),
@@ -109,7 +120,8 @@ def run(plan: Plan, target: Target, options: argparse.Namespace) -> int:
             status, shown, numbers = carry_out(plan, options.slo, measure, options.png)
         print(shown)
         if options.json:
-            options.json.write_text(json.dumps({"address": target.address, **numbers}, indent=2) + "\n")
+            setting = {"address": target.address, "processes": options.processes}
+            options.json.write_text(json.dumps({**setting, **numbers}, indent=2) + "\n")
         return status
     except (processes.LoadTestError, OSError) as error:
         print(f"digits loadtest: {error}", file=sys.stderr)
@@ -140,12 +152,15 @@ def _find_knee(
     first_rate = plan.rate or FIRST_RATE
 
     def carry_out(rate: float) -> Step:
+        at_rate = replace(plan, rate=rate)
         try:
-            one = judge(rate, measure(replace(plan, rate=rate)), plan.seconds, slo)
-        except processes.LoadTestError as error:
+            tally = measure(at_rate)
+        except processes.LoadTestError:
             if rate == first_rate:
                 raise
-            one = Step(rate, 0.0, Tally(), (str(error),))  # it has not got over the last rate
+            time.sleep(_RECOVERY_SECONDS)
+            tally = measure(at_rate)
+        one = judge(rate, tally, plan.seconds, slo)
         print(f"{rate:10,.0f} calls a second: {'; '.join(one.broken) or 'kept'}", file=sys.stderr, flush=True)
         _warn(one.tally)
         return one
@@ -153,7 +168,10 @@ def _find_knee(
     best, steps = find_knee(carry_out, first_rate)
     if png:
         report.draw(steps, plan.images, png)
-    rows = [report.figures(replace(plan, rate=one.rate), one.tally) for one in sorted(steps, key=lambda one: one.rate)]
+    rows = [
+        {**report.figures(replace(plan, rate=one.rate), one.tally), "missed": list(one.broken)}
+        for one in sorted(steps, key=lambda one: one.rate)
+    ]
     knee = {"calls_per_second": best.rate, "images_per_second": best.rate * plan.images} if best else None
     named = ", ".join(map(str, slo))
     if best:
@@ -205,7 +223,7 @@ def _duration(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e9:
-        raise argparse.ArgumentTypeError(f"must be a number, 0 or more, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1,000,000,000, not {text}")
     return number
 
 

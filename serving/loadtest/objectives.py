@@ -27,15 +27,16 @@ class Objective:
     limit: float
 
     def __str__(self) -> str:
-        return f"errors={self.limit:g}" if self.percentile is None else f"p{self.percentile:g}={self.limit:g}ms"
+        return f"errors={self.limit * 100:g}%" if self.percentile is None else f"p{self.percentile:g}={self.limit:g}ms"
 
     def broken(self, tally: Tally) -> str | None:
         """How, in words; None if it is kept."""
         if not tally.codes["OK"]:
             return f"{self}, and no call was answered"
         found = tally.errors if self.percentile is None else tally.milliseconds(self.percentile)
-        unit = "" if self.percentile is None else "ms"
-        return None if found <= self.limit else f"{self}, is {found:g}{unit}"
+        if found <= self.limit:
+            return None
+        return f"{self}, is {found * 100:.3g}%" if self.percentile is None else f"{self}, is {found:g}ms"
 
 
 def broken(objectives: Sequence[Objective], tally: Tally) -> list[str]:
@@ -49,7 +50,7 @@ def parse(text: str) -> list[Objective]:
 
 
 def _parse(text: str) -> Objective:
-    if found := re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)", text):
+    if found := re.fullmatch(r"p(?!0+(?:\.0*)?=)(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(us|ms|s)", text):
         return Objective(float(found[1]), float(found[2]) * _UNITS[found[3]])
     if found := re.fullmatch(r"errors=(\d+(?:\.\d+)?)(%?)", text):
         limit = float(found[1]) / (100 if found[2] else 1)

@@ -73,7 +73,7 @@ def measure(plan: Plan, target: Target, processes: int, tell: Callable[[Progress
             since = time.monotonic() - told
             if since >= _TELL_SECONDS or not open_pipes:
                 total.add(counted)
-                tell(Progress(time.monotonic() - start, counted, counted.answered / since))
+                tell(Progress(time.monotonic() - start, counted, counted.answered / max(since, _TELL_SECONDS)))
                 counted, told = Tally(), told + since
         return total
 

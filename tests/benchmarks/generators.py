@@ -77,19 +77,27 @@ def flood(target: GrpcTarget, plan: Plan) -> None:
         body.write(_message(target, plan, np.resize(samples(), (plan.images, 28, 28))))
         body.flush()
         command = ["h2load", "-t", "1", "-c", str(CONNECTIONS), "-m", str(_MANY), "-d", body.name]
-        command += ["--rps", f"{plan.rate / CONNECTIONS:g}", "-D", f"{plan.seconds:g}"]
+        command += ["--rps", f"{plan.rate / CONNECTIONS:g}", "-D", f"{plan.seconds * 1000:.0f}ms"]
         command += [flag for header in headers for flag in ("-H", header)]
         command.append(f"http://{target.address}{KINDS[plan.rpc].method}")
-        try:
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=plan.seconds + 60)
-        except subprocess.SubprocessError as error:
-            raise WrongAnswers(f"{target.address}: {error}") from error
+        _run(command, target, plan.seconds)
 
 
 def _message(target: GrpcTarget, plan: Plan, images: Images) -> bytes:
     """A request as gRPC frames it."""
     message = target.request(plan, images)
     return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def _run(command: list[str], target: Target, seconds: float) -> str:
+    """What h2load says. Raises WrongAnswers."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise WrongAnswers(f"{target.address}: {error}") from error
+    if ran.returncode:
+        raise WrongAnswers(f"{target.address}: h2load ended with {ran.returncode}: {ran.stdout}{ran.stderr}")
+    return ran.stdout
 
 
 def _h2load(target: Target, plan: Plan) -> Figures:
@@ -107,12 +115,9 @@ def _h2load(target: Target, plan: Plan) -> Figures:
         body, log = Path(place) / "body", Path(place) / "log"
         body.write_bytes(content)
         command = ["h2load", "-t", "1", *shape, "-d", str(body), "-H", f"content-type: {kind}", f"--log-file={log}"]
-        command += ["-D", f"{plan.seconds:g}", f"--warm-up-time={plan.warmup_seconds * 1000:g}ms"]
+        command += ["-D", f"{plan.seconds * 1000:.0f}ms", f"--warm-up-time={plan.warmup_seconds * 1000:g}ms"]
         command.append(f"http://{target.address}{path}")
-        try:
-            said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=plan.seconds + 60).stdout
-        except subprocess.SubprocessError as error:
-            raise WrongAnswers(f"{target.address}: {error}") from error
+        said = _run(command, target, plan.seconds)
         status, microseconds = np.loadtxt(log, dtype=np.int64, usecols=(1, 2), ndmin=2).T
     found = re.search(r"([\d.]+) req/s", said)
     if (

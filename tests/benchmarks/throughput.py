@@ -21,7 +21,7 @@ import psutil
 from serving import versions
 from serving.client import DigitClient
 from serving.cores import usable_cores
-from serving.loadtest.calls import GrpcTarget
+from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Target
@@ -168,13 +168,15 @@ def _print(
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for (threads, batch), rates in alone.items():
         rate = statistics.median(rates)
-        print(f"| ONNX Runtime alone, {threads} thread(s) | {batch} | | | {rate:,.0f} | {rate / ceiling:.2f} | | | | |")
+        name = f"ONNX Runtime alone, {threads} thread{'s' * (threads > 1)}"
+        print(f"| {name} | {batch} | | | {rate:,.0f} | {rate / ceiling:.2f} | | | | |")
     for callers, measured in echoed.items():
         print(_row("an echo server, one process", 1, callers, measured, None))
     for (rpc, images, callers), measured in ours.items():
         by_calls = images <= 5
         base = statistics.median(one.calls_per_second for one, _ in echoed[callers]) if by_calls else ceiling / images
-        print(_row(rpc, images, callers, measured, base))
+        name = "RecognizeStream" if rpc == "stream" else KINDS[rpc].method.rpartition("/")[2]
+        print(_row(f"`{name}`", images, callers, measured, base))
 
 
 def _row(name: str, images: int, callers: int, measured: list[tuple[Figures, float]], base: float | None) -> str:
