@@ -57,7 +57,8 @@ def main() -> None:
                     for callers, images in WORKLOADS:
                         plan = Plan(rpc="infer", images=images, callers=callers, seconds=options.seconds, model=MODEL)
                         check(target, plan)
-                        found[name][callers, images].append(load(target, plan))
+                        figures = load(target, plan)
+                        found[name][callers, images].append(figures)
                         check(target, plan)
             except (PeerUnavailable, WrongAnswers, LoadTestError) as why:
                 if peer is None:
