@@ -142,7 +142,7 @@ async def test_a_caller_who_comes_as_soon_as_an_answer_is_out_is_not_taken_for_a
 
 
 async def test_it_is_not_idle_between_the_queue_and_a_run(start: StartBatcher, gated: GatedModel, images: Images) -> None:
-    batcher = start()
+    batcher = start(max_queue_delay_seconds=0.1)  # for somebody to begin to wait before the run begins
     running = submit(batcher, images[:1])
     await asyncio.sleep(0)
     idle = asyncio.create_task(batcher.idle.wait())

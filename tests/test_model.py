@@ -95,6 +95,44 @@ def test_the_bundled_model_says_what_it_is(model: Model, bundled: versions.Model
     assert model.version == str(bundled.number)
 
 
+class _Session:
+    """Stands for ONNX Runtime's, on a GPU that is not here; fails on batches above `limit`."""
+
+    def __init__(self, provider: str, limit: int):
+        self._provider, self._limit = provider, limit
+        self.sizes: list[int] = []
+
+    def get_providers(self) -> list[str]:
+        return [self._provider]
+
+    def run(self, _: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.sizes.append(len(inputs["images"]))
+        if self.sizes[-1] > self._limit:
+            raise RuntimeError("out of memory")
+        return [np.zeros((self.sizes[-1], 10), np.float32)] * 2
+
+
+@pytest.mark.parametrize(
+    ("provider", "most", "sizes"),
+    [
+        ("CPUExecutionProvider", 1, {1}),
+        ("CPUExecutionProvider", 64, {1, 2, 4, 8, 16, 32, 64}),
+        ("CPUExecutionProvider", 100, {1, 2, 4, 8, 16, 32, 64, 100}),
+        ("CUDAExecutionProvider", 100, {*range(1, 101)}),
+    ],
+)
+def test_warming_up_runs_enough_sizes_and_tells_of_one_that_fails(
+    bundled: versions.ModelVersion, provider: str, most: int, sizes: set[int]
+) -> None:
+    model = Model(bundled.path, "1")
+    session = model._session = _Session(provider, most)
+    model.warm_up(most)
+    assert set(session.sizes) == sizes
+    model._session = _Session(provider, most - 1)
+    with pytest.raises(ModelError, match=f"fails on a batch of {most}: out of memory"):
+        model.warm_up(most)
+
+
 def test_an_answer_does_not_depend_on_the_batch_around_it(model: Model, images: np.ndarray) -> None:
     batch = model.predict(images[:200])
     singles = np.concatenate([model.predict(images[n : n + 1]) for n in range(200)])

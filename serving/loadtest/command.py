@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--find-knee",
         action="store_true",
-        help="raise the rate, from --rate on, until an objective of --slo breaks twice, or answers fall behind",
+        help="raise the rate, from --rate on, until an objective of --slo breaks, or answers fall behind, twice",
     )
     parser.add_argument(
         "--slo",

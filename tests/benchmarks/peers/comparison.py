@@ -70,7 +70,7 @@ def main() -> None:
 def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figures]]], trouble: dict[str, str]) -> None:
     model = versions.latest(BUNDLED, MODEL)
     print(f"Model {MODEL} {model.number}, {usable_cores()} cores; images a second, and how many times as many ours reads.\n")
-    heads = [f"{callers} callers, {images:,} a call" for callers, images in WORKLOADS]
+    heads = [f"{callers} caller{'s' * (callers > 1)}, {images:,} a call" for callers, images in WORKLOADS]
     print("| | " + " | ".join(f"{head} | ours | p99 ms" for head in heads) + " |")
     print("|---|" + "---:|---:|---:|" * len(heads))
     rates = {
