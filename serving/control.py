@@ -6,6 +6,7 @@
       do       id, verb, model                               ready    unready: why it wants no traffic, if so
       told     id, error                                     done     id, error
                                                              ask      id, verb, model
+                                                             alive    now and then, while its event loop turns
 
 A Load or Unload reaches one worker, which asks; the supervisor has every worker do it, and tells the one that asked once all
 have. The end of the line is the end of the other: a worker whose supervisor is gone drains and leaves, rather than live on
@@ -104,6 +105,12 @@ class Control:
     def tell_readiness(self, unready: str) -> None:
         """Tells the supervisor why this worker wants no traffic; nothing when it does."""
         self._channel.send("ready", unready=unready)
+
+    async def beat(self, seconds: float) -> None:
+        """Tells the supervisor that the event loop turns, that often."""
+        while True:
+            await asyncio.sleep(seconds)
+            self._channel.send("alive")
 
     async def load(self, name: str) -> None:
         """Has the model answer in every worker; raises UnknownModel or LoadFailed, of whichever worker."""

@@ -36,13 +36,13 @@ _LOOK_SECONDS = 0.1
 class HttpServer:
     """Answers on a port of its own, in threads of its own, from when it is made until it is closed.
 
-    /healthz says 200 while the process lives, /readyz 200 or 503 with the reason, /metrics whatever is collected then.
+    /healthz says 200 or 503 with the reason, and so does /readyz; /metrics whatever is collected then.
 
     Attributes:
         port: the port it listens on, also when the choice was left to the system.
     """
 
-    def __init__(self, host: str, port: int, metrics: Collector, unready: Callable[[], str]):
+    def __init__(self, host: str, port: int, metrics: Collector, *, lost: Callable[[], str], unready: Callable[[], str]):
         """Listens, and answers.
 
         Args:
@@ -50,13 +50,14 @@ class HttpServer:
             port: 0 takes any free one.
             metrics: collected anew for every scrape, in a thread of this server; what they tell of accuracy and
                 drift is added.
-            unready: says why the service wants no traffic, and nothing when it does; called in a thread of this server.
+            lost: says why the process is to be restarted, and nothing when it lives; called in a thread of this server.
+            unready: likewise, why the service wants no traffic.
 
         Raises:
             PortTaken: the port can't be listened on.
         """
         try:
-            self._server = _Server(host, port, WithDrift(WithAccuracy(metrics)), unready)
+            self._server = _Server(host, port, WithDrift(WithAccuracy(metrics)), lost, unready)
         except OSError as error:
             raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]
@@ -73,8 +74,9 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, metrics: Collector, unready: Callable[[], str]):
+    def __init__(self, host: str, port: int, metrics: Collector, lost: Callable[[], str], unready: Callable[[], str]):
         self.metrics = metrics
+        self.lost = lost
         self.unready = unready
         self._places = threading.Semaphore(_MAX_CLIENTS)
         self._ends: dict[Any, float] = {}  # when each client is to be cut off, by its socket
@@ -129,10 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "/metrics":
                 self._send_metrics()
             case "/healthz":
-                self._send(HTTPStatus.OK, "alive\n")
+                self._send_state(self.server.lost(), "alive")
             case "/readyz":
-                why = self.server.unready()
-                self._send(HTTPStatus.SERVICE_UNAVAILABLE if why else HTTPStatus.OK, f"{why or 'ready'}\n")
+                self._send_state(self.server.unready(), "ready")
             case _:
                 self._send(HTTPStatus.NOT_FOUND, "there is /metrics, /healthz and /readyz\n")
 
@@ -140,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *values: object) -> None:  # noqa: A002 - the name is http.server's
         log.debug(format, *values)
+
+    def _send_state(self, why_not: str, good: str) -> None:
+        self._send(HTTPStatus.SERVICE_UNAVAILABLE if why_not else HTTPStatus.OK, f"{why_not or good}\n")
 
     def _send_metrics(self) -> None:
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))

@@ -29,6 +29,7 @@ from serving.metrics import Metrics
 from serving.model import Model
 from serving.open_inference import OpenInference
 from serving.ports import PortTaken, address
+from serving.pulse import Pulse
 from serving.recognition_id import RecognitionIds
 from serving.recognizer import Recognizer
 from serving.repository import OpenModel, Repository
@@ -167,7 +168,9 @@ class Server:
                 self.grpc_port = self._grpc.add_insecure_port(address(host, grpc_port))
         except RuntimeError as error:
             raise PortTaken(f"cannot listen on {address(host, grpc_port)} for gRPC; is it taken?") from error
-        self._http = HttpServer(host, metrics_port, self.metrics.registry, self.unready) if not self._control else None
+        self._http = None
+        if not self._control:
+            self._http = HttpServer(host, metrics_port, self.metrics.registry, lost=Pulse().lost, unready=self.unready)
         self.metrics_port = self._http.port if self._http else 0
         if self._capture:
             await self._capture.start()

@@ -148,6 +148,12 @@ class Settings(BaseSettings):
         description="Processes that share the port, each new connection going to one of them. Each loads every model; with "
         "more than 1, a supervisor restarts those that die.",
     )
+    watchdog_seconds: float = Field(
+        30.0,
+        ge=0.1,
+        le=86_400,
+        description="How long one of several workers may stand still; then it is killed, and another takes its place.",
+    )
     instances: int = Field(
         default_factory=lambda: min(_CORES_OF_A_CONNECTION, usable_cores()),
         ge=1,

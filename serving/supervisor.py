@@ -32,6 +32,7 @@ from serving.logs import log_event
 from serving.merged_metrics import MetricsDirectory, SupervisorMetrics, places
 from serving.model_changes import ModelChanges
 from serving.ports import reserve
+from serving.pulse import Pulse
 from serving.settings import Settings
 from serving.stopping import Stop, stops_by_signal
 
@@ -44,6 +45,9 @@ _LONG_LIFE_SECONDS = 60.0
 
 # What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed.
 _ENDING_SECONDS = 3.0
+
+# How often a worker is looked after while it may stand still.
+_LOOKS = 3
 
 
 class StartFailed(CannotStart):
@@ -58,6 +62,7 @@ class _Worker:
         number: its place, from 0, which its successor inherits.
         answers: whether it has started.
         unready: why it wants no traffic; nothing when it does.
+        silent: how many looks at it ago it was heard last.
     """
 
     number: int
@@ -66,6 +71,7 @@ class _Worker:
     answers: bool = False
     unready: str = "starting"
     born: float = field(default_factory=time.monotonic)
+    silent: int = 0
 
     def __str__(self) -> str:
         return f"worker {self.number} (pid {self.process.pid})"
@@ -95,7 +101,13 @@ async def supervise(settings: Settings, metrics_directory: str) -> int:
         directory = MetricsDirectory(settings.workers, places(metrics_directory))
         try:
             supervisor = Supervisor(settings.model_copy(update={"grpc_port": port}), directory)
-            http = HttpServer(settings.host, settings.metrics_port, supervisor.metrics.registry, supervisor.unready)
+            http = HttpServer(
+                settings.host,
+                settings.metrics_port,
+                supervisor.metrics.registry,
+                lost=Pulse().lost,
+                unready=supervisor.unready,
+            )
             try:
                 return await supervisor.run(stops, http.port)
             finally:
@@ -146,6 +158,7 @@ class Supervisor:
         """
         keeping = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
         stopping = asyncio.create_task(stops.get())
+        watching = asyncio.create_task(self._watch())
         try:
             await asyncio.wait((self._started, stopping), return_when=asyncio.FIRST_COMPLETED)
             if self._started.done():
@@ -156,12 +169,26 @@ class Supervisor:
             await self._end(await stopping, stops, keeping)
         finally:
             stopping.cancel()
+            watching.cancel()
             self._stopping.set()
             for worker in self._workers.values():
                 worker.kill()
             await asyncio.gather(*keeping, return_exceptions=True)
         log_stopped(self._directory)
         return int(self._failed)
+
+    async def _watch(self) -> None:
+        """Kills workers whose event loop stands still, as their callers wait in vain.
+
+        Silence is counted in looks rather than in seconds, so that none is killed because this machine stood still itself.
+        """
+        while True:
+            await asyncio.sleep(self._settings.watchdog_seconds / _LOOKS)
+            for worker in [*self._workers.values()]:
+                worker.silent += worker.answers
+                if worker.silent > _LOOKS:
+                    _log(logging.ERROR, "worker_stuck", f"{worker} stands still; killing it", worker)
+                    worker.kill()
 
     async def _end(self, stop: Stop, stops: "asyncio.Queue[Stop]", keeping: "list[asyncio.Task[None]]") -> None:
         """Has all workers stop, at once; an order that comes later cuts it short."""
@@ -256,6 +283,7 @@ class Supervisor:
     async def _follow(self, worker: _Worker) -> int:
         """Hears a worker until it is gone, and returns its exit status."""
         while (message := await worker.channel.receive()) is not None:
+            worker.silent = 0
             self._hear(worker, message)
         worker.answers, worker.unready = False, "dead"
         self._count_answering()

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # The kernel keeps a table up to the highest descriptor, 8 bytes each; this is beyond the connections of a worker.
 _HIGH_DESCRIPTOR = 1 << 16
 
+# Signs of life in the time after which the supervisor takes this process for stuck.
+_BEATS = 6
+
 
 def main() -> int:
     """Serves until the supervisor says otherwise, or is gone; returns the exit status."""
@@ -60,8 +63,10 @@ async def _work(line: socket.socket) -> int:
     _stop_listening_first()
     channel.send("started", **server.describe()._asdict())
     obeying = asyncio.create_task(control.obey(server.repository))
+    beating = asyncio.create_task(control.beat(settings.watchdog_seconds / _BEATS))
     stuck = await run(server, control.stops)
     obeying.cancel()
+    beating.cancel()
     await channel.close()
     if stuck:
         leave()

@@ -23,6 +23,7 @@ class State:
     """What the server under test is told to say."""
 
     reason = ""
+    pulse = ""
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def state() -> State:
 def server(state: State) -> Iterator[HttpServer]:
     registry = CollectorRegistry()
     Counter("digits_seen", "What was seen.", registry=registry).inc(3)
-    started = HttpServer("127.0.0.1", 0, registry, lambda: state.reason)
+    started = HttpServer("127.0.0.1", 0, registry, lost=lambda: state.pulse, unready=lambda: state.reason)
     yield started
     started.close()
 
@@ -76,6 +77,12 @@ def test_readiness_says_why_not_and_life_is_another_matter(server: HttpServer, s
     assert get(server, "/readyz")[::2] == (503, b"draining\n")
     assert get(server, "/healthz")[::2] == (200, b"alive\n")
     assert get(server, "/readyz", "HEAD")[::2] == (503, b"")
+
+
+def test_a_process_that_stands_still_says_so(server: HttpServer, state: State) -> None:
+    state.pulse = "the event loop has not turned for 2 s"
+    assert get(server, "/healthz")[::2] == (503, b"the event loop has not turned for 2 s\n")
+    assert get(server, "/readyz")[::2] == (200, b"ready\n")
 
 
 def test_what_is_not_there_is_not_found_and_what_is_not_understood_does_no_harm(server: HttpServer) -> None:
@@ -137,7 +144,7 @@ def test_a_metric_that_cannot_be_collected_is_a_500_and_no_traceback_for_the_cli
         def collect(self) -> Iterator[Metric]:
             raise RuntimeError("a secret of ours")
 
-    broken = HttpServer("127.0.0.1", 0, Broken(), lambda: "")
+    broken = HttpServer("127.0.0.1", 0, Broken(), lost=str, unready=str)
     status, _, body = get(broken, "/metrics")
     broken.close()
     assert (status, body) == (500, b"the metrics could not be collected; the log says why\n")
@@ -146,8 +153,8 @@ def test_a_metric_that_cannot_be_collected_is_a_500_and_no_traceback_for_the_cli
 
 def test_it_listens_on_ipv6_and_names_a_taken_port(server: HttpServer) -> None:
     with pytest.raises(PortTaken, match=f"cannot listen on 127.0.0.1:{server.port} for metrics: Address already in use"):
-        HttpServer("127.0.0.1", server.port, CollectorRegistry(), lambda: "")
-    other = HttpServer("::1", 0, CollectorRegistry(), lambda: "")
+        HttpServer("127.0.0.1", server.port, CollectorRegistry(), lost=str, unready=str)
+    other = HttpServer("::1", 0, CollectorRegistry(), lost=str, unready=str)
     with urllib.request.urlopen(f"http://[::1]:{other.port}/healthz", timeout=TIMEOUT) as answer:
         assert answer.read() == b"alive\n"
     other.close()

@@ -23,6 +23,7 @@ ORDER = [
         "logs",
         "stopping",
         "ports",
+        "pulse",
         "announcement",
         "accuracy",
         "drift",

@@ -225,6 +225,21 @@ def test_a_worker_that_hangs_is_killed_in_the_end_and_the_exit_status_says_so(tm
         assert not lives(hanging)
 
 
+async def test_a_worker_that_stands_still_is_killed_and_replaced(tmp_path: Path, request_one: pb.RecognizeRequest) -> None:
+    with service("--workers", "2", "--watchdog-seconds", "1", **{DIRECTORY: str(tmp_path)}) as started:
+        still, other = started.workers()
+        os.kill(still, signal.SIGSTOP)
+        await until(lambda: started.scrape("digits_worker_restarts_total") == 1 and started.scrape("digits_workers") == 2)
+        assert not lives(still)
+        assert other in started.workers(), "a worker that stirs should be left alone"
+        async with connections(started, 8) as stubs:
+            await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
+        started.process.send_signal(signal.SIGTERM)
+        status, log = await asyncio.to_thread(started.end)
+    assert status == 0
+    assert f"(pid {still}) stands still; killing it" in log
+
+
 async def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(two: Service) -> None:
     for deaths in (1, 2, 3):
         os.kill(two.workers()[-1], signal.SIGKILL)
