@@ -49,6 +49,8 @@ STATUS: dict[type[RequestError], grpc.StatusCode] = {
 # Of a message to a caller: it travels in a header, and gRPC ends a call whose headers are too large with another code.
 _DETAILS_CHARACTERS = 1000
 
+_CANCELLED = "cancelled"  # beside the reasons of errors, why a request gets no answer
+
 # A caller whose deadline passes hangs up, and its hanging up arrives a little before the deadline does here.
 _DEADLINE_SLACK_SECONDS = 0.01
 
@@ -107,6 +109,8 @@ class Edge(grpc.GenericRpcHandler):
             max_in_flight_per_stream: requests of each that are not answered yet.
         """
         self._metrics = metrics
+        for reason in {error.reason for error in STATUS} | {_CANCELLED}:
+            metrics.rejected_requests.labels(reason)  # from 0: Prometheus sees no increase in what begins with 1
         self._access = access
         self._tracing = tracing
         self._callables: dict[str, _Callable] = {}  # by the path that gRPC knows each by
@@ -242,7 +246,7 @@ class Edge(grpc.GenericRpcHandler):
         except asyncio.CancelledError:
             code = _code_of_cancelled(call)
             late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-            self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else "cancelled").inc()
+            self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else _CANCELLED).inc()
             raise
         except Exception:
             log_event(

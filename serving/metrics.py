@@ -1,5 +1,6 @@
 """Every metric of the service, in one place. README.md has the same list, for operators."""
 
+import itertools
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -319,6 +320,9 @@ class VersionMetrics:
         self._measuring = threading.Lock()
         self._unmeasured: list[NDArray[np.uint8]] = []
         self._images_unmeasured = 0
+        for unit, outcome in itertools.product(("digit", "field"), ("right", "wrong")):
+            # From 0: Prometheus sees no increase in what begins with 1, and each error among the accepted counts.
+            metrics.truth.labels(model, version, unit, "audit", "accept", outcome)
         self._audits = {unit: metrics.audits.labels(model, version, unit) for unit in ("digit", "field")}
         self._predictions = [metrics.predictions.labels(model, version, str(digit)) for digit in range(10)]
         of_field = {decision for decision in Decision if decision}

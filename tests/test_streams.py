@@ -53,7 +53,8 @@ def counted(server: Server) -> tuple[dict[str, float], dict[str, float]]:
     """What the metrics say of requests and streams: how many ended with each code, and were refused for each reason."""
     samples = [sample for metric in server.metrics.registry.collect() for sample in metric.samples]
     codes = {each.labels["code"]: each.value for each in samples if each.name == "digits_requests_total"}
-    reasons = {each.labels["reason"]: each.value for each in samples if each.name == "digits_rejected_requests_total"}
+    rejected = (each for each in samples if each.name == "digits_rejected_requests_total" and each.value)
+    reasons = {each.labels["reason"]: each.value for each in rejected}
     return codes, reasons
 
 
