@@ -263,7 +263,11 @@ def _recognize(arguments: list[str]) -> int:
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
     """The flags by which a command reaches the service."""
-    parser.add_argument("--address", default="127.0.0.1:8001", help="host:port of the service (default: %(default)s)")
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1:8001",
+        help="host:port of the service; of several servers, dns:///NAME:PORT (default: %(default)s)",
+    )
     parser.add_argument("--timeout", type=float, default=5.0, help="deadline of a call, seconds (default: %(default)s)")
     parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="connect by TLS; authorities to trust, PEM")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="own certificate, for mutual TLS, PEM")

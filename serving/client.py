@@ -1,9 +1,10 @@
 """The Python client: arrays in, what they show out."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -13,6 +14,33 @@ from serving.contract import IMAGE_SHAPE
 from serving.decision import Decision
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+
+# Each call goes to the next address of the service that answers; gRPC's own choice would be one address for all calls.
+BALANCED: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+
+# What may be read twice is tried again where a server is not there, or says that it is leaving. Nothing else is: truth would
+# be counted twice, and a server with too much to do, which says RESOURCE_EXHAUSTED, would be given more.
+# Source: gRFC A6, client retries.
+_READS = ("Recognize", "RecognizeBatch", "ReadField")
+_SERVICE_CONFIG = {
+    **BALANCED,
+    "methodConfig": [
+        {
+            "name": [
+                {"service": pb.DESCRIPTOR.services_by_name["DigitService"].full_name, "method": name} for name in _READS
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,  # gRPC allows no more; with these pauses they take three quarters of a second
+                "initialBackoff": "0.05s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # Where hundreds have failed and hardly any been answered, the service is away, and calls are tried once.
+    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.1},
+}
 
 _NEVER_CAPTURED = (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -103,6 +131,13 @@ class DigitClient:
 
     Every call has a deadline, and raises grpc.RpcError when it ends otherwise than with an answer: `error.code()` is one of
     the status codes that protos/digits/v1/digit_service.proto explains, `error.details()` the reason.
+
+    Where the address is that of several servers, there is a connection to each, and they are called in turn. One that is
+    gone is left out until it is back. `recognize`, `recognize_batch` and `read_field` are tried again where they end with
+    UNAVAILABLE, on the next server, up to four times. No server is asked for its health, which takes one of its few watches.
+
+    A name is asked for its addresses again when a connection has ended. So clients find servers that are new only where
+    connections end now and then: `digits serve --max-connection-age-seconds 300`.
     """
 
     def __init__(
@@ -115,15 +150,27 @@ class DigitClient:
         """Connects at the first call.
 
         Args:
-            address: host:port.
-            timeout_seconds: each call's deadline.
+            address: host:port, or another name that gRPC knows for one server or several: `dns:///digits-headless.digits:8001`
+                for all addresses of a name, `ipv4:10.0.0.1:8001,10.0.0.2:8001` for these.
+            timeout_seconds: each call's deadline, all its tries together.
             credentials: for TLS, as from serving.tls.channel_credentials; None connects without.
             token: what the server knows this client by. Without TLS everybody on the way can read it: for the same machine,
                 or a network that encrypts by itself.
         """
         # No limit on answers: the server that is asked decides how many images it takes.
-        # And each client has a connection of its own, where gRPC would share one: connections are what workers share out.
-        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+        # And each client has connections of its own, where gRPC would share them: connections are what workers share out.
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            # A rollout may replace all servers within half a minute, for which gRPC would not ask for addresses again.
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 5000),  # two minutes otherwise, for a server that was away for long
+            # A machine that is gone says nothing: without this, its share of the calls would fail for a quarter of an hour.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, and the longer of the two is what counts
+        ]
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options)
         else:

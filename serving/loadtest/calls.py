@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from serving.client import BALANCED
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Caller, Digits, Images, Outcome
 from serving.pb.digits.v1 import digit_service_pb2 as digits
@@ -77,7 +79,7 @@ class GrpcTarget:
     """A service that speaks the protocols of this one, as its operator protects it.
 
     Attributes:
-        address: host:port.
+        address: host:port, or a name of several servers, as DigitClient takes it.
         tls_ca, tls_certificate, tls_key: PEM files, for TLS; None without.
         token: what the service knows the test by; None without.
     """
@@ -94,7 +96,7 @@ class GrpcTarget:
         return bytes(kind.request(images, plan.model).SerializeToString())
 
     def callers(self, plan: Plan) -> list[Caller]:
-        """Connections that share nothing: they are what a service's workers share out."""
+        """Connections that share nothing: they are what a service's workers share out. Of several servers, one to each."""
         metadata = None if self.token is None else (("authorization", f"Bearer {self.token}"),)
         kind = StreamCaller if plan.rpc == "stream" else UnaryCaller
         return [kind(self._channel(), plan, metadata) for _ in range(plan.connections)]
@@ -104,6 +106,7 @@ class GrpcTarget:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", -1),
             ("grpc.enable_retries", 0),  # a call that is sent twice would be a load that nobody asked for
+            ("grpc.service_config", json.dumps(BALANCED)),
         ]
         if self.tls_ca is None:
             return grpc.aio.insecure_channel(self.address, options)
