@@ -1,0 +1,72 @@
+"""What `make prove` prints in the end: what was proved with the real components, what was checked, what is not known."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+NOT_VERIFIED = (
+    "scheduling: topology spread, node selectors, tolerations, evictions",
+    "enforcement of the NetworkPolicies and of Pod Security by an API server",
+    "prometheus-adapter, KEDA and the HPA controller acting on the metrics (deploy/CAPACITY.md simulates them)",
+    "KServe, the Prometheus operator and cert-manager acting on their objects",
+    "the GPU image and the GPU device plugin",
+    "Grafana itself: every query of its dashboard was answered, its drawing was not looked at",
+)
+"""What no test here shows, as deploy/README.md says too."""
+
+
+_REAL = "with real components"
+
+
+class Prove(Protocol):
+    """Tells the report of `make prove` what a test has found."""
+
+    def __call__(self, fact: str) -> None: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("deploy"):
+            item.user_properties.append((_REAL, True))
+
+
+@pytest.fixture
+def prove(record_property: Callable[[str, object], None]) -> Prove:
+    return lambda fact: record_property("proved", fact)
+
+
+def _sentence(report: pytest.TestReport) -> str:
+    return report.nodeid.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    of_outcome = {
+        outcome: [report for report in terminalreporter.getreports(outcome) if "tests/deploy/" in report.nodeid]
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    if not any(_is_real(report) for reports in of_outcome.values() for report in reports):
+        return
+    calls = [report for report in of_outcome["passed"] if report.when == "call"]
+    write = terminalreporter.write_line
+    terminalreporter.section("proved with the real components")
+    for report in calls:
+        if _is_real(report):
+            facts = [str(value) for key, value in report.user_properties if key == "proved"]
+            write(f"PROVED      {_sentence(report)}" + "".join(f"\n            {fact}" for fact in facts))
+    for report in (*of_outcome["failed"], *of_outcome["error"]):
+        write(f"FAILED      {_sentence(report)}")
+    for report in of_outcome["skipped"]:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        write(f"NOT TRIED   {_sentence(report)}: {reason.removeprefix('Skipped: ')}")
+    terminalreporter.section("checked statically")
+    for sentence, count in Counter(_sentence(report) for report in calls if not _is_real(report)).items():
+        write(f"CHECKED     {sentence}" + (f" ({count} times)" if count > 1 else ""))
+    terminalreporter.section("not verified here")
+    for what in NOT_VERIFIED:
+        write(f"UNKNOWN     {what}")
+
+
+def _is_real(report: pytest.TestReport) -> bool:
+    return (_REAL, True) in report.user_properties

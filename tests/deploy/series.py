@@ -1,0 +1,112 @@
+"""Every series that Prometheus has of the service: those that a scrape brings, and those that the rules record."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grpc
+import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from serving import errors
+from serving.accuracy import WithAccuracy
+from serving.decision import Decision
+from serving.drift import WithDrift
+from serving.merged_metrics import SupervisorMetrics
+from serving.metrics import Metrics
+from serving.model import REFUSALS
+from serving.pb.digits.v1 import digit_service_pb2
+from serving.pb.inference import open_inference_pb2
+from serving.settings import Settings
+from tests.deploy import promql
+from tests.deploy.generated import RULES
+
+Labels = frozenset[str]
+Rule = dict[str, Any]
+
+TARGET: Labels = frozenset({"job", "instance", "namespace", "pod"})
+"""What a scrape adds: the operator's PodMonitor, and prometheus.yaml for compose."""
+
+_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "counter": {"_total": ()},
+    "gauge": {"": ()},
+    "histogram": {"_bucket": ("le",), "_sum": (), "_count": ()},
+    "summary": {"_sum": (), "_count": ()},
+}
+
+
+def rules() -> list[Rule]:
+    """All rules, in their order."""
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def scraped() -> dict[str, Labels]:
+    """What the service exports, with one worker or several, and what Prometheus says of it, by name: their labels."""
+    server, supervisor = Metrics(), SupervisorMetrics(CollectorRegistry(), list)
+    own = {
+        metric._name: metric._labelnames
+        for metric in [*vars(server).values(), *vars(supervisor).values()]
+        if isinstance(metric, MetricWrapperBase)
+    }
+    found = {
+        "up": TARGET,
+        "ALERTS": TARGET | {"alertname", "alertstate", "severity"},
+    }
+    for metric in [*WithDrift(WithAccuracy(server.registry)).collect(), *supervisor.registry.collect()]:
+        names: Iterable[str] = getattr(metric, "_labelnames", None) or own.get(metric.name, ())
+        for part, more in _PARTS[metric.type].items():
+            found[metric.name + part] = TARGET | {*names, *more}
+    return found
+
+
+@functools.cache
+def known() -> dict[str, Labels]:
+    """The same, and what the rules make of it. Raises ValueError for a rule that asks for what there is not."""
+    found = scraped()
+    for rule in rules():
+        if "record" in rule:
+            labels = promql.labels(promql.parse(rule["expr"]), found) | {*rule.get("labels", ())}
+            if found.setdefault(rule["record"], labels) != labels:
+                raise ValueError(f"{rule['record']} is recorded twice, with other labels")
+    return found
+
+
+def _reasons(kind: type[errors.RequestError]) -> Iterator[str]:
+    for one in kind.__subclasses__():
+        if "reason" in vars(one):
+            yield one.reason
+        yield from _reasons(one)
+
+
+def _buckets(histogram: MetricWrapperBase, *labels: str) -> set[str]:
+    (family,) = histogram.labels(*labels).collect()
+    return {sample.labels["le"] for sample in family.samples if "le" in sample.labels}
+
+
+VALUES: dict[tuple[str, str], set[str]] = {
+    ("digits_rejected_requests_total", "reason"): {*_reasons(errors.RequestError), "cancelled"},
+    ("digits_model_refused", "reason"): {*REFUSALS, "missing", "routing"},
+    ("digits_captured_total", "outcome"): {"stored", "failed", "skipped"},
+    ("digits_shadow_images_total", "outcome"): {"agreed", "disagreed", "failed", "skipped"},
+    ("digits_model_request_seconds_count", "outcome"): {"answered", "failed"},
+    ("digits_model_request_seconds_sum", "outcome"): {"answered", "failed"},
+    ("digits_truth_total", "outcome"): {"right", "wrong"},
+    ("digits_request_seconds_bucket", "le"): _buckets(Metrics().request_seconds, "Recognize"),
+    ("", "job"): {"digits"},
+    ("", "model"): {Settings.model_fields["default_model"].default},
+    ("", "code"): {code.name for code in grpc.StatusCode},
+    ("", "method"): {
+        method.name
+        for module in (digit_service_pb2, open_inference_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    },
+    ("", "decision"): {decision.label for decision in Decision if decision},
+    ("", "unit"): {"digit", "field"},
+    ("", "source"): {"keying", "audit", "replay"},
+    ("", "role"): {"stable", "canary", "shadow"},
+    ("", "bound"): {"estimate", "lower", "upper"},
+}
+"""The values that a label may have, of one series or, named "", of all."""

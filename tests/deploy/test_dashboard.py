@@ -1,0 +1,116 @@
+import json
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.grafana import dashboard
+from tests.deploy import promql, series
+from tests.deploy.generated import DEPLOY
+
+Panel = dict[str, Any]
+
+DASHBOARD: dict[str, Any] = json.loads(dashboard.JSON.read_text())
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+def rows() -> Iterator[tuple[Panel, list[Panel]]]:
+    """Each row, with its panels; those of one that is closed are within it."""
+    top = DASHBOARD["panels"]
+    starts = [place for place, panel in enumerate(top) if panel["type"] == "row"]
+    for start, end in zip(starts, [*starts[1:], len(top)], strict=True):
+        yield top[start], top[start]["panels"] + top[start + 1 : end]
+
+
+PANELS: list[Panel] = [panel for _, panels in rows() for panel in panels]
+each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
+
+
+def test_the_dashboard_is_what_its_generator_makes() -> None:
+    assert dashboard.JSON.read_text() == dashboard.build(), "make dashboards"
+
+
+def test_it_has_everything_that_an_operator_asks_for() -> None:
+    asked = {
+        *("Read rate", "Rejects by reason", "Audited error among the accepted", "Accuracy by version"),
+        *("p50 by method", "p99 by method", "p99.9 by method", "Errors by code"),
+        *("Images that wait", "Time in the queue", "Batch size"),
+        *("Requests in flight", "Runs at the same time", "CPU", "Memory", "Worker restarts"),
+        *("Read rate by role", "Failed by role", "Audited error by role", "Shadow", "Versions by pod"),
+        *("Stability index", "Estimated accuracy"),
+    }
+    assert asked <= {panel["title"] for panel in PANELS}
+
+
+@each_panel
+def test_a_panel_says_what_it_shows_in_which_unit_and_whom_it_asks(panel: Panel) -> None:
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["datasource"] == SOURCE
+    assert [target["datasource"] for target in panel["targets"]] == [SOURCE] * len(panel["targets"])
+    references = [target["refId"] for target in panel["targets"]]
+    assert len(set(references)) == len(references) > 0
+
+
+@each_panel
+def test_a_panel_asks_for_series_labels_and_values_that_there_are(panel: Panel) -> None:
+    known = series.known()
+    for target in panel["targets"]:
+        expr = promql.parse(promql.filled(target["expr"]))
+        labels = promql.labels(expr, known)
+        assert list(promql.unknown_values(expr, series.VALUES)) == []
+        assert set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", ""))) <= labels, "a legend names labels"
+        if panel["type"] == "table":
+            (shown,) = panel["transformations"]
+            assert set(shown["options"]["include"]["names"]) - {"Value"} == labels
+
+
+def test_no_two_panels_have_the_same_number_or_the_same_place() -> None:
+    heads = [row for row, _ in rows()]
+    numbers = [panel["id"] for panel in (*heads, *PANELS)]
+    assert len(set(numbers)) == len(numbers)
+    for _, panels in rows():
+        for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+            beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+            above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+            assert beside or above
+        assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+
+
+def test_the_choices_are_the_source_of_data_the_namespace_and_the_model() -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "namespace", "model"]
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
+    known = series.known()
+    for name in ("namespace", "model"):
+        asked = re.fullmatch(r"label_values\((.*), (\w+)\)", variables[name]["query"])
+        assert asked
+        assert asked[2] in promql.labels(promql.parse(promql.filled(asked[1])), known)
+        assert variables[name]["datasource"] == SOURCE
+        assert variables[name]["allValue"] == ".*"
+
+
+def test_lines_are_drawn_where_alerts_have_their_bounds() -> None:
+    rules = {rule["alert"]: rule["expr"] for rule in series.rules() if "alert" in rule}
+    assert f"> 14.4 * {1 - dashboard.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
+    assert f"> 14.4 * {1 - dashboard.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
+    assert f"digits:drift_psi:avg > {dashboard.MUCH_MOVED}" in rules["DigitsDrift"]
+
+
+def test_compose_s_grafana_finds_data_and_dashboard() -> None:
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "digits.yaml").read_text())["providers"]
+    compose = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())["services"]
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose
+    assert f"../grafana/digits.json:{provider['options']['path']}/digits.json:ro" in compose["grafana"]["volumes"]
+    assert "../grafana/provisioning:/etc/grafana/provisioning:ro" in compose["grafana"]["volumes"]
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    (scraped,) = config["scrape_configs"][0]["static_configs"]
+    assert scraped["targets"] == ["digits:8002"]
+    assert "digits" in compose

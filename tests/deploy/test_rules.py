@@ -1,0 +1,155 @@
+import json
+import re
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.accuracy import wilson_interval
+from serving.settings import Settings
+from tests.deploy import generated, promql, series
+from tests.deploy.conftest import Prove
+from tests.deploy.generated import DEPLOY, RULES
+from tests.deploy.monitoring import needs
+from tests.deploy.series import Rule
+
+RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text()
+SOURCES = "".join(file.read_text() for file in (DEPLOY.parent / "serving").rglob("*.py"))
+ALERTS: list[Rule] = [rule for rule in series.rules() if "alert" in rule]
+TESTED = ("rules_test.yaml", "rules_days_test.yaml")
+CASES: list[dict[str, Any]] = [
+    test for name in TESTED for test in yaml.safe_load((DEPLOY / "prometheus" / name).read_text())["tests"]
+]
+
+
+def test_the_prometheus_rule_is_made_of_the_rules() -> None:
+    made = generated.prometheus_rule()
+    assert generated.PROMETHEUS_RULE.read_text() == made, "make dashboards"
+    assert yaml.safe_load(made)["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def test_rules_ask_for_series_and_labels_that_there_are() -> None:
+    known = series.known()  # which looks at all that is recorded
+    for alert in ALERTS:
+        promql.labels(promql.parse(alert["expr"]), known)
+
+
+def test_rules_look_for_values_that_there_are() -> None:
+    for rule in series.rules():
+        assert list(promql.unknown_values(promql.parse(rule["expr"]), series.VALUES)) == [], rule["expr"]
+
+
+def test_of_every_reason_to_fail_a_request_it_is_known_whose_fault_it_is() -> None:
+    tested = re.findall(r'namespace="each",pod="a",reason="(\w+)"', (DEPLOY / "prometheus" / "rules_test.yaml").read_text())
+    assert set(tested) == series.VALUES["digits_rejected_requests_total", "reason"]
+
+
+def test_what_is_recorded_is_named_by_level_metric_and_operation() -> None:
+    for rule in series.rules():
+        if "record" in rule:
+            assert re.fullmatch(r"digits:[a-z_]+:[a-z_]+[0-9a-z]*", rule["record"]), rule["record"]
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
+def test_an_alert_says_how_urgent_it_is_what_is_wrong_and_where_to_read_on(alert: Rule) -> None:
+    assert alert["labels"] in ({"severity": "page"}, {"severity": "ticket"})
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+    assert alert["annotations"]["runbook_url"] == f"deploy/RUNBOOK.md#{alert['alert'].lower()}"
+    labels = promql.labels(promql.parse(alert["expr"]), series.known())
+    named = set(re.findall(r"\$labels\.(\w+)", " ".join(alert["annotations"].values())))
+    assert named <= labels, "an annotation names a label that the alert does not have"
+
+
+def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> None:
+    entries = re.findall(r"^### (\w+)\n\n\*\*Means\*\* \((\w+)\): ", RUNBOOK, re.MULTILINE)
+    assert len(re.findall(r"^### ", RUNBOOK, re.MULTILINE)) == len(entries)
+    assert sorted(entries) == sorted((alert["alert"], alert["labels"]["severity"]) for alert in ALERTS)
+    for name, entry in zip([name for name, _ in entries], RUNBOOK.split("\n### ")[1:], strict=True):
+        assert "**Look at**" in entry, name
+        assert re.search(r"\*\*(and )?[Dd]o\*\*", entry), name
+
+
+def test_the_runbook_names_events_panels_queries_and_entries_that_there_are() -> None:
+    known = series.known()
+    events = {event for found in re.findall(r"events '?([\w|\\]+)", RUNBOOK) for event in re.split(r"\\?\|", found)}
+    logged = {*re.findall(r'"([a-z_]+)"', SOURCES)}
+    logged |= {f"{what}_{how}" for what in re.findall(r'_succeeds\("(\w+)"', SOURCES) for how in ("failing", "recovered")}
+    assert events <= logged
+    rows = json.loads((DEPLOY / "grafana" / "digits.json").read_text())["panels"]
+    titles: dict[str, set[str]] = {}
+    for panel in rows:
+        if panel["type"] == "row":
+            row = panel["title"]
+            titles[row] = {inner["title"] for inner in panel["panels"]}
+        else:
+            titles[row].add(panel["title"])
+    for row, title in re.findall(r"\*([^*\n]+) → ([^*\n]+)\*", RUNBOOK):
+        assert title in titles.get(row, ()), f"{row} → {title}"
+    queries = re.findall(r"^```promql\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)
+    queries += re.findall(r"`((?:sum|histogram_quantile)\b[^`]+)`", RUNBOOK)
+    assert len(queries) > 5
+    for query in map(promql.parse, queries):
+        promql.labels(query, known)
+        assert list(promql.unknown_values(query, series.VALUES)) == []
+    anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", RUNBOOK, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)) <= anchors
+
+
+def test_what_is_borne_of_errors_is_what_the_settings_say_and_the_default_model_is_theirs() -> None:
+    borne = {
+        rule["labels"]["unit"]: rule["expr"]
+        for rule in series.rules()
+        if rule.get("record") == "digits:accepted_error:target"
+    }
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    assert borne == {
+        "digit": f"vector({defaults['target_error_rate']})",
+        "field": f"vector({defaults['field_target_error_rate']})",
+    }
+    (missing,) = [alert["expr"] for alert in ALERTS if alert["alert"] == "DigitsDefaultModelMissing"]
+    assert f'model="{defaults["default_model"]}"' in missing
+
+
+def test_the_interval_that_is_tested_is_the_one_that_the_service_computes() -> None:
+    (expected,) = [
+        case["exp_samples"]
+        for test in CASES
+        for case in test.get("promql_expr_test", ())
+        if case["expr"].startswith("round(digits:accepted_error")
+    ]
+    lower, upper = wilson_interval(120, 2280)
+    assert [sample["value"] for sample in expected] == [round(share * 1e6) for share in (120 / 2280, lower, upper)]
+
+
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    cases = [case for test in CASES for case in test.get("alert_rule_test", ())]
+    names = {alert["alert"] for alert in ALERTS}
+    assert {case["alertname"] for case in cases if case.get("exp_alerts")} == names
+    assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
+
+
+def test_promtool_takes_the_configuration_and_the_rules() -> None:
+    checked = run("promtool", "check", "config", "prometheus.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(series.rules())} rules found" in checked.stdout
+
+
+def test_alerts_fire_when_they_must_and_not_when_they_must_not(prove: Prove) -> None:
+    tested = run("promtool", "test", "rules", *TESTED)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    cases = [case for test in CASES for case in test.get("alert_rule_test", ())]
+    fire = sum(bool(case.get("exp_alerts")) for case in cases)
+    prove(f"{len(ALERTS)} alerts by promtool: {fire} cases in which they fire, {len(cases) - fire} in which they do not")
+
+
+def test_amtool_takes_the_configuration() -> None:
+    checked = run("amtool", "check-config", "alertmanager.yaml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    if reason := needs(program):
+        pytest.skip(reason)
+    directory = DEPLOY / "prometheus"
+    return subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True, timeout=60, check=False)
