@@ -1,0 +1,109 @@
+"""Clients that call without a pause while something happens to the service, and what becomes of their calls."""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import grpc
+
+from serving.client import DigitClient
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from tests.conftest import TIMEOUT
+from tests.drawn_digits import draw
+
+IMAGES = [draw(digit) for digit in range(10)]
+
+CLIENTS = 6
+
+Read = Callable[[int], int]
+"""Sends one of the images, and returns the digit that was read. Raises grpc.RpcError."""
+
+
+class Tally:
+    """How calls ended: OK, WRONG where another digit was read, or the status code; and words about the first that failed."""
+
+    def __init__(self) -> None:
+        self.ended: Counter[str] = Counter()
+        self.complaint = ""
+        self._writing = threading.Lock()
+
+    def add(self, how: str, complaint: str = "") -> None:
+        with self._writing:
+            self.ended[how] += 1
+            self.complaint = self.complaint or complaint
+
+    @property
+    def calls(self) -> int:
+        return self.ended.total()
+
+    @property
+    def failed(self) -> int:
+        return self.calls - self.ended["OK"]
+
+    def wait(self, more: int) -> None:
+        """Waits until so many calls more have ended."""
+        enough = self.calls + more
+        until(lambda: self.calls >= enough)
+
+
+def until(condition: Callable[[], object], seconds: float = 2 * TIMEOUT) -> float:
+    """Waits until something is so, and returns how long that took, seconds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() < start + seconds, "it has not come to that"
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+@contextmanager
+def one_connection(address: str, credentials: grpc.ChannelCredentials | None = None) -> Iterator[Read]:
+    """A client as plain as they come: one connection, and no call is sent twice, so that whatever fails shows.
+
+    Where it has to connect anew, it asks for the address again.
+    """
+    options = [
+        ("grpc.enable_retries", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.dns_min_time_between_resolutions_ms", 0),
+    ]
+    channel = grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address, options)
+    with channel:
+        stub = DigitServiceStub(channel)
+        yield lambda digit: stub.Recognize(pb.RecognizeRequest(image=IMAGES[digit].tobytes()), timeout=TIMEOUT).digit
+
+
+@contextmanager
+def balancing(address: str) -> Iterator[Read]:
+    """A DigitClient."""
+    with DigitClient(address, TIMEOUT) as client:
+        yield lambda digit: client.recognize(IMAGES[digit]).digit
+
+
+@contextmanager
+def load(connect: Callable[[], AbstractContextManager[Read]], clients: int) -> Iterator[Tally]:
+    """So many clients call, each the next time when it is answered, until the block ends."""
+    tally, over = Tally(), threading.Event()
+
+    def call() -> None:
+        with connect() as read:
+            for digit in itertools.cycle(range(len(IMAGES))):
+                if over.is_set():
+                    return
+                try:
+                    tally.add("OK" if read(digit) == digit else "WRONG")
+                except grpc.RpcError as error:
+                    tally.add(error.code().name, str(error.details()))
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield tally
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(2 * TIMEOUT)

@@ -1,0 +1,124 @@
+"""Mistakes that people make in manifests, each of them in a set that has none: what the checks are held to.
+
+Every one is the kind that a cluster takes without a word, or takes badly: at night, in a rollout, or when a node is drained.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.deploy.manifests import Manifest, of_kind
+
+Mutation = Callable[[list[Manifest]], object]
+
+
+def mutated(manifests: list[Manifest], mutation: Mutation) -> list[Manifest]:
+    """A copy of a set, with one mistake."""
+    copied = copy.deepcopy(manifests)
+    mutation(copied)
+    return copied
+
+
+def _one(manifests: list[Manifest], kind: str, name: str = "digits") -> Manifest:
+    return next(one for one in of_kind(manifests, kind) if one["metadata"]["name"] == name)
+
+
+def _pod(manifests: list[Manifest]) -> Any:
+    return _one(manifests, "Deployment")["spec"]["template"]["spec"]
+
+
+def _container(manifests: list[Manifest]) -> Any:
+    return _pod(manifests)["containers"][0]
+
+
+def _settings(manifests: list[Manifest]) -> Any:
+    return next(one for one in of_kind(manifests, "ConfigMap") if "DIGITS_HOST" in one["data"])["data"]
+
+
+def _envoy(manifests: list[Manifest]) -> Iterator[tuple[Any, str]]:
+    """The data of ConfigMaps that hold a configuration of Envoy's, and the key of each."""
+    for config in of_kind(manifests, "ConfigMap"):
+        for key, content in config["data"].items():
+            if "static_resources" in content:
+                yield config["data"], key
+
+
+def _replace_in_envoy(manifests: list[Manifest], old: str, new: str) -> None:
+    for data, key in _envoy(manifests):
+        assert old in data[key], f"Envoy's configuration has no {old}"
+        data[key] = data[key].replace(old, new)
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "a Service that selects nothing": lambda all_: _one(all_, "Service")["spec"]["selector"].update(
+        {"app.kubernetes.io/component": "servers"}
+    ),
+    "a Service that selects Envoy's pods as well": lambda all_: _one(all_, "Service")["spec"]["selector"].pop(
+        "app.kubernetes.io/component"
+    ),
+    "a Service to a port that the pods have not": lambda all_: _one(all_, "Service")["spec"]["ports"][0].update(
+        targetPort="rpc"
+    ),
+    "a Deployment whose selector is not its pods' labels": lambda all_: _one(all_, "Deployment")["spec"]["selector"][
+        "matchLabels"
+    ].update({"app.kubernetes.io/component": "service"}),
+    "a PodMonitor of a port that is not there": lambda all_: _one(all_, "PodMonitor")["spec"]["podMetricsEndpoints"][
+        0
+    ].update(port="http"),
+    "a PodMonitor with a field misspelt": lambda all_: _one(all_, "PodMonitor")["spec"]["podMetricsEndpoints"][0].update(
+        intervall="15s"
+    ),
+    "a container on another port than the service": lambda all_: _container(all_)["ports"][0].update(containerPort=9001),
+    "a port set in the ConfigMap alone": lambda all_: _settings(all_).update(DIGITS_METRICS_PORT="9002"),
+    "a setting misspelt": lambda all_: _settings(all_).update(DIGITS_DRAIN_SECOND="5"),
+    "a setting out of range": lambda all_: _settings(all_).update(DIGITS_AUDIT_RATE="1%"),
+    "a service that listens inside its pod only": lambda all_: _settings(all_).pop("DIGITS_HOST"),
+    "a ConfigMap that is not there": lambda all_: _container(all_)["envFrom"][0]["configMapRef"].update(
+        name="digits-settings"
+    ),
+    "a volume that is mounted and not there": lambda all_: _pod(all_)["volumes"].pop(),
+    "a certificate outside what is mounted": lambda all_: _settings(all_).update(DIGITS_TLS_KEY="/etc/tls/tls.key"),
+    "a liveness probe by gRPC": lambda all_: _container(all_).update(
+        livenessProbe={"grpc": {"port": 8001, "service": "digits.v1.DigitService"}}
+    ),
+    "a liveness probe of readiness": lambda all_: _container(all_)["livenessProbe"]["httpGet"].update(path="/readyz"),
+    "no startup probe": lambda all_: _container(all_).pop("startupProbe"),
+    "a grace period shorter than the drain": lambda all_: _pod(all_).update(terminationGracePeriodSeconds=15),
+    "a longer drain than the grace period knows of": lambda all_: _settings(all_).update(DIGITS_DRAIN_SECONDS="20"),
+    "no preStop": lambda all_: _container(all_).pop("lifecycle"),
+    "more memory asked for than allowed": lambda all_: _container(all_)["resources"]["requests"].update(memory="2Gi"),
+    "half a core": lambda all_: _container(all_)["resources"]["limits"].update(cpu="2500m"),
+    "more workers than cores": lambda all_: _settings(all_).update(DIGITS_WORKERS="8"),
+    "replicas beside an autoscaler": lambda all_: _one(all_, "Deployment")["spec"].update(replicas=3),
+    "an autoscaler of something else": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(
+        name="digit"
+    ),
+    "an autoscaler by a metric that is not there": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["metrics"][0][
+        "pods"
+    ]["metric"].update(name="digits_in_flight_requests"),
+    "a budget that keeps nodes from being drained": lambda all_: _one(all_, "PodDisruptionBudget")["spec"].update(
+        maxUnavailable=0
+    ),
+    "no budget for disruptions": lambda all_: all_.remove(_one(all_, "PodDisruptionBudget")),
+    "a rollout that takes pods away first": lambda all_: _one(all_, "Deployment")["spec"]["strategy"][
+        "rollingUpdate"
+    ].update(maxUnavailable=1),
+    "a NetworkPolicy that keeps scrapes out": lambda all_: _one(all_, "NetworkPolicy")["spec"]["ingress"].pop(),
+    "a NetworkPolicy that lets nobody look up names": lambda all_: _one(all_, "NetworkPolicy")["spec"].pop("egress"),
+    "a container that runs as root": lambda all_: _pod(all_)["securityContext"].update(runAsUser=0, runAsNonRoot=False),
+    "a root file system that can be written to": lambda all_: _container(all_)["securityContext"].pop(
+        "readOnlyRootFilesystem"
+    ),
+    "capabilities kept": lambda all_: _container(all_)["securityContext"].pop("capabilities"),
+    "a volume of the host's": lambda all_: _pod(all_)["volumes"][0].update(emptyDir=None, hostPath={"path": "/tmp"}),  # noqa: S108
+    "an image that changes under its name": lambda all_: _container(all_).update(
+        image="registry.example/postal-digits:latest"
+    ),
+    "an apiVersion that is no more": lambda all_: _one(all_, "PodDisruptionBudget").update(apiVersion="policy/v1beta1"),
+    "a namespace without Pod Security": lambda all_: _one(all_, "Namespace")["metadata"].pop("labels"),
+    "an object left in another namespace": lambda all_: _one(all_, "ServiceAccount")["metadata"].update(namespace="default"),
+    "Envoy on the Service with one address": lambda all_: _replace_in_envoy(all_, "digits-headless", "digits"),
+    "Envoy that asks for readiness where calls queue": lambda all_: _replace_in_envoy(
+        all_, "health_check_config: {port_value: 8002}", "health_check_config: {port_value: 8001}"
+    ),
+}

@@ -1,0 +1,170 @@
+"""What a set says of the pods of each workload, and of our service in them: settings, cores, probes, and how it stops."""
+
+import re
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from serving.digit_service import NAME as DIGIT_SERVICE
+from serving.open_inference import NAME as OPEN_INFERENCE
+from serving.settings import Settings
+from tests.deploy import pod_security
+from tests.deploy.manifests import (
+    WORKLOADS,
+    Manifest,
+    containers,
+    declared_ports,
+    environment,
+    name,
+    of_kind,
+    pod_of,
+    probes_of,
+    quantity,
+    servers,
+)
+
+Findings = Iterator[str]
+
+_PORTS = {"grpc": Settings.model_fields["grpc_port"].default, "metrics": Settings.model_fields["metrics_port"].default}
+
+# After drain and grace a server still refuses what is just coming in, writes its last answers, and stores what it captured.
+_ENDING_SECONDS = 3
+
+_HTTP_PATHS = {"/healthz", "/readyz"}
+_PREFIX = str(Settings.model_config["env_prefix"])
+
+
+def service_ports(manifests: list[Manifest]) -> Findings:
+    """The ports of the container are those that the service is told to listen on."""
+    for workload, container in servers(manifests):
+        said = environment(container, manifests)
+        for port, number in _PORTS.items():
+            listens = int(said.get(f"{_PREFIX}{port.upper()}_PORT", number))
+            if listens not in declared_ports(container):
+                yield f"{name(workload)}: the service listens on {listens}, which is no port of its container"
+
+
+def stopping(manifests: list[Manifest]) -> Findings:
+    """A pod is not killed while it drains."""
+    for workload in of_kind(manifests, "Deployment"):
+        pod = pod_of(workload)
+        grace = pod.get("terminationGracePeriodSeconds", 30)
+        for container in pod["containers"]:
+            before = _pre_stop(container)
+            if not before:
+                yield f"{name(workload)}: {container['name']} stops while balancers still know it: no preStop waits"
+            if grace <= before:
+                yield f"{name(workload)}: {container['name']} is killed while it waits in preStop"
+    for workload, container in servers(manifests):
+        said = environment(container, manifests)
+        seconds = [
+            float(said.get(f"{_PREFIX}{setting.upper()}", Settings.model_fields[setting].default))
+            for setting in ("drain_seconds", "grace_seconds")
+        ]
+        pod = pod_of(workload)
+        needed = _pre_stop(container) + sum(seconds) + _ENDING_SECONDS
+        if pod.get("terminationGracePeriodSeconds", 30) < needed:
+            yield f"{name(workload)} is killed after {pod['terminationGracePeriodSeconds']} s, and may need {needed:g}"
+
+
+def _pre_stop(container: Manifest) -> float:
+    """Seconds that a container waits before it is told to end."""
+    hook = container.get("lifecycle", {}).get("preStop", {})
+    slept = re.findall(r"\bsleep (\d+)", " ".join(hook.get("exec", {}).get("command", ())))
+    return float(hook.get("sleep", {}).get("seconds", 0)) + sum(map(float, slept))
+
+
+def resources(manifests: list[Manifest]) -> Findings:
+    """All that a container may use is asked for, whole cores, and as many as the service starts workers and runs for."""
+    for workload in of_kind(manifests, *WORKLOADS):
+        for container in containers(pod_of(workload)):
+            who = f"{name(workload)}: {container['name']}"
+            asked, allowed = (container.get("resources", {}).get(which, {}) for which in ("requests", "limits"))
+            for resource in ("cpu", "memory"):
+                if resource not in asked or resource not in allowed:
+                    yield f"{who} does not say how much {resource} it needs and may use"
+                elif quantity(asked[resource]) > quantity(allowed[resource]):
+                    yield f"{who} asks for more {resource} than it may use"
+    for workload, container in servers(manifests):
+        said = environment(container, manifests)
+        limits = container.get("resources", {}).get("limits", {})
+        cores = quantity(limits.get("cpu", 0))
+        if cores != int(cores) or quantity(container.get("resources", {}).get("requests", {}).get("cpu", 0)) != cores:
+            yield f"{name(workload)}: its cores are not whole, or not its own"
+        for setting in ("workers", "instances"):
+            if int(said.get(f"{_PREFIX}{setting.upper()}", 1)) > max(1, cores):
+                yield f"{name(workload)}: more {setting} than cores"
+        if (said.get(f"{_PREFIX}PROVIDER") == "cuda") != ("nvidia.com/gpu" in limits):
+            yield f"{name(workload)}: provider {said.get(f'{_PREFIX}PROVIDER', 'cpu')} with {limits}"
+
+
+def probes(manifests: list[Manifest]) -> Findings:
+    """All three, of what the service answers, and such that load alone makes none of them fail."""
+    for workload in of_kind(manifests, *WORKLOADS):
+        for container in pod_of(workload)["containers"]:
+            for kind in {"startupProbe", "readinessProbe", "livenessProbe"} - {kind for kind, _ in probes_of(container)}:
+                yield f"{name(workload)}: {container['name']} has no {kind}"
+    for workload, container in servers(manifests):
+        tls = f"{_PREFIX}TLS_CERTIFICATE" in environment(container, manifests)
+        for kind, probe in probes_of(container):
+            where = f"{name(workload)}: {kind}"
+            if "grpc" in probe:
+                if kind != "startupProbe":
+                    yield f"{where} asks by gRPC, which reaches one worker of several, behind its calls"
+                if tls:
+                    yield f"{where} asks by gRPC without TLS"
+                if probe["grpc"].get("service") not in (DIGIT_SERVICE, OPEN_INFERENCE):
+                    yield f"{where} asks for {probe['grpc'].get('service')!r}, which is not the service's readiness"
+            elif probe.get("httpGet", {}).get("path") not in _HTTP_PATHS:
+                yield f"{where} asks for {probe.get('httpGet', {}).get('path')}"
+            elif (kind == "livenessProbe") != (probe["httpGet"]["path"] == "/healthz"):
+                yield f"{where} asks for {probe['httpGet']['path']}"
+
+
+def images(manifests: list[Manifest]) -> Findings:
+    """Every image is one that does not change under its name."""
+    for workload in of_kind(manifests, *WORKLOADS):
+        for container in containers(pod_of(workload)):
+            image = container["image"].rpartition("/")[2]
+            if "@sha256:" not in image and image.partition(":")[2] in ("", "latest"):
+                yield f"{name(workload)}: image {container['image']} is not pinned"
+            if container.get("imagePullPolicy", "IfNotPresent") == "Never":
+                yield f"{name(workload)}: image {container['image']} is never pulled"
+
+
+def pod_standards(manifests: list[Manifest]) -> Findings:
+    """Pod Security restricted."""
+    for workload in of_kind(manifests, *WORKLOADS):
+        for violation in pod_security.violations(pod_of(workload)):
+            yield f"{name(workload)}: {violation}"
+
+
+def settings(manifests: list[Manifest]) -> Findings:
+    """What the service is told is what it understands."""
+    known = {f"{_PREFIX}{setting.upper()}": setting for setting in Settings.model_fields}
+    for config in of_kind(manifests, "ConfigMap"):
+        used = {
+            source.get("configMapRef", {}).get("name")
+            for _, container in servers(manifests)
+            for source in container.get("envFrom", ())
+        }
+        if config["metadata"]["name"].startswith("digits-settings") and config["metadata"]["name"] not in used:
+            yield f"{name(config)} is read by no pod"
+    for workload, container in servers(manifests):
+        said = environment(container, manifests)
+        for variable in sorted(set(said) - set(known)):
+            if variable.startswith(_PREFIX):
+                yield f"{name(workload)}: {variable} is no setting"
+        given = {known[variable]: value for variable, value in said.items() if variable in known}
+        try:
+            Settings.model_validate(given)
+        except ValidationError as error:
+            yield from (f"{name(workload)}: {one['loc']}: {one['msg']}" for one in error.errors())
+        if given.get("host", "127.0.0.1") == "127.0.0.1":
+            yield f"{name(workload)}: it takes no calls from outside its pod"
+        pod = pod_of(workload)
+        secret = {volume["name"] for volume in pod.get("volumes", ()) if "secret" in volume}
+        mounts = [mount["mountPath"] for mount in container.get("volumeMounts", ()) if mount["name"] in secret]
+        for setting in ("tls_certificate", "tls_key", "tls_client_ca", "tokens", "recognition_key"):
+            if setting in given and not any(given[setting].startswith(f"{mount}/") for mount in mounts):
+                yield f"{name(workload)}: {setting} {given[setting]} is in no secret that is mounted"

@@ -1,0 +1,106 @@
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import grpc
+import pytest
+
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1 import digit_service_pb2_grpc as stubs
+from tests.conftest import TIMEOUT
+from tests.deploy.envoy import PLAIN, Ports, envoy, program
+from tests.deploy.load import until
+from tests.deploy.names import name_server
+
+pytestmark = pytest.mark.deploy
+
+CODE = grpc.StatusCode
+
+
+class Refusing(stubs.DigitServiceServicer):
+    """Refuses every call with the code that it is told at the moment, and counts them."""
+
+    def __init__(self) -> None:
+        self.code = CODE.UNAVAILABLE
+        self.calls: Counter[str] = Counter()
+        self.remaining = 0.0  # seconds to the deadline of the last call
+
+    def _refuse(self, method: str, context: grpc.ServicerContext) -> None:
+        self.calls[method] += 1
+        self.remaining = context.time_remaining()
+        if self.code is CODE.DEADLINE_EXCEEDED:
+            threading.Event().wait(2)
+        context.abort(self.code, "as it was told to")
+
+    def Recognize(self, request: pb.RecognizeRequest, context: grpc.ServicerContext) -> None:  # noqa: N802 - gRPC's names
+        self._refuse("Recognize", context)
+
+    def ReportTruth(self, request: pb.ReportTruthRequest, context: grpc.ServicerContext) -> None:  # noqa: N802
+        self._refuse("ReportTruth", context)
+
+
+class Ready(BaseHTTPRequestHandler):
+    """Ready, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> Iterator[tuple[Refusing, stubs.DigitServiceStub]]:
+    """A replica that refuses, and a stub that calls it by way of Envoy and sends nothing twice."""
+    program()
+    ports = Ports.free()
+    servicer = Refusing()
+    server = grpc.server(ThreadPoolExecutor(4))
+    stubs.add_DigitServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(f"127.0.0.2:{ports.replica_grpc}")
+    server.start()
+    probes = ThreadingHTTPServer(("127.0.0.2", ports.replica_metrics), Ready)
+    threading.Thread(target=probes.serve_forever, args=(0.05,), daemon=True).start()
+    with (
+        name_server("127.0.0.2") as names,
+        envoy(PLAIN, tmp_path, ports, names.port) as started,
+        grpc.insecure_channel(started.address, [("grpc.enable_retries", 0)]) as channel,
+    ):
+        until(lambda: started.replicas() == {"127.0.0.2": True})
+        yield servicer, stubs.DigitServiceStub(channel)
+    probes.shutdown()
+    probes.server_close()
+    server.stop(None).wait(TIMEOUT)
+
+
+def test_envoy_sends_only_what_reads_again_and_only_where_a_replica_is_unavailable(
+    refusing: tuple[Refusing, stubs.DigitServiceStub],
+) -> None:
+    servicer, stub = refusing
+    calls: dict[str, Callable[[], object]] = {
+        "Recognize": lambda: stub.Recognize(pb.RecognizeRequest(), timeout=TIMEOUT),
+        "ReportTruth": lambda: stub.ReportTruth(pb.ReportTruthRequest(), timeout=TIMEOUT),
+    }
+    for code in (CODE.UNAVAILABLE, CODE.RESOURCE_EXHAUSTED, CODE.CANCELLED, CODE.INTERNAL):
+        servicer.code = code
+        servicer.calls.clear()
+        for call in calls.values():
+            with pytest.raises(grpc.RpcError) as refusal:
+                call()
+            assert refusal.value.code() is code
+        assert servicer.calls == {"Recognize": 4 if code is CODE.UNAVAILABLE else 1, "ReportTruth": 1}
+
+
+def test_a_callers_deadline_reaches_the_replica_and_ends_the_call(
+    refusing: tuple[Refusing, stubs.DigitServiceStub],
+) -> None:
+    servicer, stub = refusing
+    servicer.code = CODE.DEADLINE_EXCEEDED
+    with pytest.raises(grpc.RpcError) as refusal:
+        stub.Recognize(pb.RecognizeRequest(), timeout=0.5)
+    assert refusal.value.code() is CODE.DEADLINE_EXCEEDED
+    assert 0 < servicer.remaining <= 0.5
