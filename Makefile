@@ -10,6 +10,8 @@ SECONDS ?= 30
 MINUTES ?= 10
 RECIPE ?= flagship
 IMAGE ?= postal-digits
+VARIANT ?= cpu
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODEL ?= digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
@@ -18,7 +20,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-emit-index-url --no-header --no-annotate
 
-.PHONY: help install install-gpu serve train test test-slow check bench bench-peers bench-export bench-drift loop overload faults soak fuzz lint types protos lock format readme samples image clean
+.PHONY: help install install-gpu serve train test test-slow prove check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos lock format readme samples dashboards image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +39,14 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --models models
 
-test: .venv/.everything ## run the tests, but for those that train larger networks
-	$(BIN)/pytest -m 'not slow'
+test: .venv/.everything ## run the tests, but for those that train larger networks or deploy the service
+	$(BIN)/pytest -m 'not slow and not deploy'
 
-test-slow: .venv/.everything ## run the others
+test-slow: .venv/.everything ## run those that train larger networks
 	$(BIN)/pytest -m slow
+
+prove: .venv/.everything ## deploy it here: image, pods, Envoy, Prometheus, alerts; say what is proved and what is not
+	$(BIN)/pytest tests/deploy
 
 check: lint types test ## everything that CI asks of a change
 
@@ -66,6 +71,9 @@ bench-export: .venv/.everything ## measure exported models beside one built by h
 
 bench-drift: .venv/.everything ## measure what looking for drift costs of a call
 	$(BIN)/python -m tests.benchmarks.drift
+
+capacity: .venv/.everything ## measure a replica, and simulate how many are needed and how they scale: deploy/CAPACITY.md
+	$(BIN)/python -m tests.benchmarks.capacity
 
 loop: .venv/.everything ## learn from captured mail, compare, roll out: the whole loop once [DIGITS_DATA=mnist.npz]
 	$(BIN)/python -m tests.benchmarks.loop
@@ -101,9 +109,16 @@ readme: .venv/.everything ## write README's tables of settings and metrics anew
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.drawn_digits
 
-image: ## build the container image of the service [IMAGE=postal-digits CONTAINERS=podman]
+dashboards: .venv/.everything ## write Grafana's dashboard and the PrometheusRule anew, from what they are made of
+	$(BIN)/python -m tests.deploy.generated
+
+image: ## build the container image of the service [IMAGE=postal-digits VARIANT=cpu|gpu CONTAINERS=podman BUILD_FLAGS=...]
+	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is cpu or gpu, not '$(VARIANT)'))
 	$(if $(CONTAINERS),,$(error no docker, podman or buildah here to build the image with))
-	$(CONTAINERS) build --file deploy/docker/Dockerfile --tag $(IMAGE) .
+	$(CONTAINERS) build $(if $(filter docker,$(notdir $(CONTAINERS))),,--format docker) --file deploy/docker/Dockerfile \
+		--build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--label org.opencontainers.image.created=$$(git log -1 --format=%cI) $(BUILD_FLAGS) \
+		--tag $(IMAGE):$(VERSION)$(if $(filter gpu,$(VARIANT)),-gpu) .
 
 clean: ## remove everything that the verbs made, but for trained models
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

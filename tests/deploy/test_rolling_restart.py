@@ -93,14 +93,17 @@ def test_in_a_rolling_restart_every_call_is_answered_once_and_all_replicas_answe
     prove(f"{sum(answered):,} calls of both kinds: {old} at the old replicas, {new} at the new ones")
 
 
-def test_envoy_itself_leaves_without_losing_a_call(tmp_path: Path, prove: Prove) -> None:
+def test_envoy_itself_leaves_without_losing_a_call_of_clients_that_send_again_what_it_did_not_begin(
+    tmp_path: Path, prove: Prove
+) -> None:
     (tmp_path / "other").mkdir()
     with edge(tmp_path, *WORKERS, count=1) as stays:
         ports = stays.ports.beside("127.0.0.20")
         with envoy(PLAIN, tmp_path / "other", ports, stays.names.port) as leaves, name_server(ports.host) as names:
             # As the Service in front of Envoy's pods does, the name leads whoever connects to one that is not leaving.
             by_name = f"dns://127.0.0.1:{names.port}/digits-envoy:{ports.grpc}"
-            with load(partial(one_connection, by_name), CLIENTS) as tally:
+            # All gRPC clients do, unless they are told not to: a connection that ends as a call comes has not begun it.
+            with load(partial(balancing, by_name), CLIENTS) as tally:
                 tally.wait(200)
                 names.addresses = [stays.ports.host]
                 answer = pre_stop(ports.admin)
