@@ -78,6 +78,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "a volume that is mounted and not there": lambda all_: _pod(all_)["volumes"].pop(),
     "a certificate outside what is mounted": lambda all_: _settings(all_).update(DIGITS_TLS_KEY="/etc/tls/tls.key"),
+    "audits whose truth anybody may report": lambda all_: _settings(all_).pop("DIGITS_RECOGNITION_KEY"),
     "a liveness probe by gRPC": lambda all_: _container(all_).update(
         livenessProbe={"grpc": {"port": 8001, "service": "digits.v1.DigitService"}}
     ),

@@ -46,7 +46,7 @@ def service_ports(manifests: list[Manifest]) -> Findings:
 
 def stopping(manifests: list[Manifest]) -> Findings:
     """A pod is not killed while it drains."""
-    for workload in of_kind(manifests, "Deployment"):
+    for workload in of_kind(manifests, *WORKLOADS):
         pod = pod_of(workload)
         grace = pod.get("terminationGracePeriodSeconds", 30)
         for container in pod["containers"]:
@@ -157,11 +157,14 @@ def settings(manifests: list[Manifest]) -> Findings:
                 yield f"{name(workload)}: {variable} is no setting"
         given = {known[variable]: value for variable, value in said.items() if variable in known}
         try:
-            Settings.model_validate(given)
+            audited = Settings.model_validate(given).audit_rate > 0
         except ValidationError as error:
             yield from (f"{name(workload)}: {one['loc']}: {one['msg']}" for one in error.errors())
+            continue
         if given.get("host", "127.0.0.1") == "127.0.0.1":
             yield f"{name(workload)}: it takes no calls from outside its pod"
+        if audited and "recognition_key" not in given:
+            yield f"{name(workload)}: anybody can report truth about its audits: there is no recognition_key"
         pod = pod_of(workload)
         secret = {volume["name"] for volume in pod.get("volumes", ()) if "secret" in volume}
         mounts = [mount["mountPath"] for mount in container.get("volumeMounts", ()) if mount["name"] in secret]

@@ -5,11 +5,9 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-import yaml
 
 from deploy.grafana import dashboard
 from tests.deploy import promql, series
-from tests.deploy.generated import DEPLOY
 
 Panel = dict[str, Any]
 
@@ -98,19 +96,3 @@ def test_lines_are_drawn_where_alerts_have_their_bounds() -> None:
     assert f"> 14.4 * {1 - dashboard.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
     assert f"> 14.4 * {1 - dashboard.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
     assert f"digits:drift_psi:avg > {dashboard.MUCH_MOVED}" in rules["DigitsDrift"]
-
-
-def test_compose_s_grafana_finds_data_and_dashboard() -> None:
-    provisioning = DEPLOY / "grafana" / "provisioning"
-    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
-    (provider,) = yaml.safe_load((provisioning / "dashboards" / "digits.yaml").read_text())["providers"]
-    compose = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text())["services"]
-    assert source["url"] == "http://prometheus:9090"
-    assert "prometheus" in compose
-    assert f"../grafana/digits.json:{provider['options']['path']}/digits.json:ro" in compose["grafana"]["volumes"]
-    assert "../grafana/provisioning:/etc/grafana/provisioning:ro" in compose["grafana"]["volumes"]
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
-    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
-    (scraped,) = config["scrape_configs"][0]["static_configs"]
-    assert scraped["targets"] == ["digits:8002"]
-    assert "digits" in compose

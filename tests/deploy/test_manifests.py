@@ -7,7 +7,7 @@ from serving.settings import Settings
 from tests import readme_tables
 from tests.deploy import policy, schemas
 from tests.deploy.conftest import Prove
-from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, render
+from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, render, servers
 from tests.deploy.mutations import MUTATIONS, mutated
 
 METRICS = {row.split("`")[1] for row in readme_tables.metrics()}
@@ -18,6 +18,10 @@ WHOLE = [directory for directory in RENDERED if directory != "overlays/local"]
 @pytest.fixture(scope="session")
 def rendered() -> dict[str, list[Manifest]]:
     return {directory: render(directory) for directory in RENDERED}
+
+
+def wrong(manifests: list[Manifest]) -> set[str]:
+    return {*schemas.violations(manifests, schemas.VERSIONS[-1]), *policy.findings(manifests)}
 
 
 @pytest.mark.parametrize("directory", RENDERED)
@@ -44,15 +48,24 @@ def test_the_overlay_for_podman_lacks_only_what_podman_does_not_know(rendered: d
 
 def test_the_runtime_for_kserve_is_what_the_deployment_is(rendered: dict[str, list[Manifest]]) -> None:
     assert policy.findings(rendered["kserve"]) == []
+    (ours,), (theirs,) = (
+        [container for _, container in servers(rendered[directory])] for directory in ("overlays/dev", "kserve")
+    )
+    for same in ("resources", "readinessProbe", "livenessProbe", "lifecycle", "volumeMounts", "args"):
+        assert theirs[same] == ours[same], same
+    assert ours["securityContext"].items() <= theirs["securityContext"].items()
+    own = {"DIGITS_MODELS": "/mnt/models"}
+    shared = environment(ours, rendered["overlays/dev"])
+    del shared["DIGITS_LOG_LEVEL"]  # that overlay's own
+    assert environment(theirs, rendered["kserve"]) == shared | own
 
 
 @pytest.mark.parametrize("mistake", MUTATIONS)
 def test_a_mistake_in_a_manifest_is_found(rendered: dict[str, list[Manifest]], mistake: str, prove: Prove) -> None:
-    sound = rendered["overlays/prod-cpu"]
-    manifests = mutated(sound, MUTATIONS[mistake])
-    found = [*schemas.violations(manifests, schemas.VERSIONS[-1]), *policy.findings(manifests)]
-    assert set(found) - set(policy.findings(sound))
-    prove(f"{mistake}: {found[0]}")
+    manifests = mutated(rendered["overlays/prod-cpu"], MUTATIONS[mistake])
+    found = wrong(manifests) - wrong(rendered["overlays/prod-cpu"])
+    assert found
+    prove(f"{mistake}: {min(found)}")
 
 
 def test_every_rule_finds_a_mistake_and_there_are_thirty_at_least(rendered: dict[str, list[Manifest]]) -> None:
