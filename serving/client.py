@@ -30,7 +30,7 @@ _SERVICE_CONFIG = {
                 {"service": pb.DESCRIPTOR.services_by_name["DigitService"].full_name, "method": name} for name in _READS
             ],
             "retryPolicy": {
-                "maxAttempts": 5,  # gRPC allows no more; with these pauses they take three quarters of a second
+                "maxAttempts": 5,  # gRPC allows no more; with these pauses they take up to a second
                 "initialBackoff": "0.05s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,

@@ -150,9 +150,10 @@ class Settings(BaseSettings):
     )
     watchdog_seconds: float = Field(
         30.0,
-        ge=0.1,
+        ge=1,
         le=86_400,
-        description="How long one of several workers may stand still; then it is killed, and another takes its place.",
+        description="About how long one of several workers, once it answers, may stand still; then it is killed, and "
+        "another takes its place.",
     )
     instances: int = Field(
         default_factory=lambda: min(_CORES_OF_A_CONNECTION, usable_cores()),

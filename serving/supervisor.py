@@ -186,9 +186,10 @@ class Supervisor:
             await asyncio.sleep(self._settings.watchdog_seconds / _LOOKS)
             for worker in [*self._workers.values()]:
                 worker.silent += worker.answers
-                if worker.silent > _LOOKS:
+                if worker.answers and worker.silent > _LOOKS:
                     _log(logging.ERROR, "worker_stuck", f"{worker} stands still; killing it", worker)
                     worker.kill()
+                    worker.silent = 0
 
     async def _end(self, stop: Stop, stops: "asyncio.Queue[Stop]", keeping: "list[asyncio.Task[None]]") -> None:
         """Has all workers stop, at once; an order that comes later cuts it short."""

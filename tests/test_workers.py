@@ -240,6 +240,20 @@ async def test_a_worker_that_stands_still_is_killed_and_replaced(tmp_path: Path,
     assert f"(pid {still}) stands still; killing it" in log
 
 
+async def test_no_worker_is_killed_because_the_whole_service_stood_still(
+    tmp_path: Path, request_one: pb.RecognizeRequest
+) -> None:
+    with service("--workers", "2", "--watchdog-seconds", "1", **{DIRECTORY: str(tmp_path)}) as started:
+        workers = started.workers()
+        os.killpg(started.process.pid, signal.SIGSTOP)
+        await asyncio.sleep(3)  # as a machine does that is paused: no condition tells when it was long enough
+        os.killpg(started.process.pid, signal.SIGCONT)
+        await asyncio.sleep(2)  # several looks more
+        assert started.workers() == workers
+        async with connections(started, 8) as stubs:
+            await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
+
+
 async def test_a_worker_that_dies_again_and_again_is_replaced_ever_more_slowly(two: Service) -> None:
     for deaths in (1, 2, 3):
         os.kill(two.workers()[-1], signal.SIGKILL)
