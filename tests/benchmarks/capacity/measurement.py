@@ -1,0 +1,252 @@
+"""Measures a replica: its curve for every way to call it, its start, its memory."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from serving import versions
+from serving.client import DigitClient
+from serving.cores import usable_cores
+from serving.loadtest import objectives
+from serving.loadtest.calls import GrpcTarget
+from serving.loadtest.generator import samples
+from serving.loadtest.knee import judge
+from serving.loadtest.plan import Plan, Rpc
+from serving.loadtest.target import Images
+from serving.model import Model
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.settings import BUNDLED, Settings
+from tests.benchmarks.capacity.measured import SIMULATED, Measured, Point, Way
+from tests.benchmarks.capacity.sender import Sent, send
+from tests.benchmarks.generators import WrongAnswers, check, load
+from tests.photographs import photograph
+from tests.service import Service, service
+
+OBJECTIVES = "p99=100ms,errors=0.1%"
+DEADLINE_SECONDS = 1.0
+CONNECTIONS = 32  # of an open loop: a pod has two workers, and shares connections out among them
+
+# The rates, as shares of what a closed loop makes of it; more of them, and past the knee, of the way that is simulated.
+SHARES = (0.35, 0.5, 0.6, 0.75, 1.0)
+SIMULATED_SHARES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 2.0, 3.5, 7.0)
+_WARMUP_SECONDS = 0.5
+_STARTS = 3
+
+# What others do on the machine meanwhile, as it may be shared: a rate is sent again, when they are quiet, if they took more.
+_OTHERS_CORES = 0.1
+_TRIES = 4
+_QUIET_SECONDS = 0.3
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    rpc: Rpc
+    images: int
+    callers: int
+    crops: bool = False
+
+
+_CALLS = (
+    _Call("single digits", "recognize", 1, 64),
+    _Call(SIMULATED, "field", 5, 32),
+    _Call("fields of five crops", "field", 5, 32, crops=True),
+    _Call("batches of 64", "batch", 64, 8),
+    _Call("streams", "stream", 1, 128),
+)
+
+
+@dataclass(frozen=True)
+class CropTarget(GrpcTarget):
+    """A service that is sent photographs of the digits, as a camera makes them, in the place of framed images."""
+
+    def request(self, plan: Plan, images: Images) -> bytes:
+        """A field of photographs: JPEG, 90 by 140 pixels."""
+        crops = [photograph(image, np.random.default_rng(int(image.sum()))) for image in images]
+        return bytes(pb.ReadFieldRequest(crops=crops, model=plan.model).SerializeToString())
+
+
+def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> Measured:
+    """Measures all of it, in rounds that follow each other, so that what disturbs one point disturbs its neighbours too."""
+    started = sorted(_start_seconds() for _ in range(_STARTS))[_STARTS // 2]
+    say(f"ready after {started:.2f} s")
+    most: dict[str, float] = {}
+    on_one_connection: dict[str, list[float]] = defaultdict(list)
+    found: dict[tuple[str, float], list[_Round]] = defaultdict(list)
+    with service() as server:
+        for call in _CALLS:
+            target, plan = _target(server, call), _plan(call, seconds)
+            check(target, replace(plan, callers=call.callers))
+            for _ in range(_TRIES):  # less than the most it can do is what others took
+                _wait_for_quiet()
+                answered = load(target, replace(plan, callers=call.callers, seconds=seconds / 2)).calls_per_second
+                most[call.name] = max(most.get(call.name, 0.0), answered)
+            say(f"{call.name}: {most[call.name]:,.0f} calls a second")
+        for number in range(rounds):
+            for share in sorted({*SHARES, *SIMULATED_SHARES}):
+                for call in _CALLS:
+                    if share in (SIMULATED_SHARES if call.name == SIMULATED else SHARES):
+                        plan = replace(_plan(call, seconds), rate=share * most[call.name], seed=number)
+                        found[call.name, share].append(_point(server, call, plan))
+            for call in _CALLS:
+                plan = replace(_plan(call, seconds), rate=most[call.name], seed=number, connections=1)
+                sent = _point(server, call, plan).sent
+                on_one_connection[call.name].append(sent.rate * (1 - sent.tally.errors))
+            others = [one.others for points in found.values() for one in points]
+            noise = f"others took {statistics.median(others):.2f} cores mostly, {max(others):.2f} at most"
+            say(f"round {number + 1} of {rounds}; {noise}")
+        memory = sum(one.memory_full_info().pss for one in _processes(server)) / 1e6
+    ways = tuple(
+        Way(
+            call.name,
+            call.rpc,
+            call.images,
+            found[call.name, SHARES[0]][0].sent.sender,
+            most[call.name],
+            statistics.median(on_one_connection[call.name]),
+            tuple(_medians(found[key]) for key in found if key[0] == call.name),
+        )
+        for call in _CALLS
+    )
+    version = versions.latest(BUNDLED, str(Settings().default_model))
+    model = Model(version.path, str(version.number))
+    return Measured(
+        date=datetime.now(UTC).date().isoformat(),
+        machine=_machine(),
+        cores=usable_cores(),
+        python=platform.python_version(),
+        commit=_commit(),
+        model=f"{model.recipe} {model.version} ({model.precision})",
+        rounds=rounds,
+        seconds=seconds,
+        objectives=OBJECTIVES,
+        deadline_seconds=DEADLINE_SECONDS,
+        start_seconds=started,
+        memory_mb=memory,
+        ways=ways,
+    )
+
+
+def _target(server: Service, call: _Call) -> GrpcTarget:
+    return CropTarget(server.address) if call.crops else GrpcTarget(server.address)
+
+
+def _plan(call: _Call, seconds: float) -> Plan:
+    return Plan(
+        rpc=call.rpc,
+        images=call.images,
+        seconds=seconds,
+        warmup_seconds=_WARMUP_SECONDS,
+        timeout_seconds=DEADLINE_SECONDS,
+        connections=CONNECTIONS,
+    )
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One rate, once.
+
+    Attributes:
+        sent: what became of it.
+        others: cores that others took meanwhile.
+        kept: whether the objectives were.
+    """
+
+    sent: Sent
+    others: float
+    kept: bool
+
+
+def _point(server: Service, call: _Call, plan: Plan) -> _Round:
+    """The quietest of some tries."""
+    tries: list[_Round] = []
+    while not tries or (tries[-1].others > _OTHERS_CORES and len(tries) < _TRIES):
+        _wait_for_quiet()
+        tries.append(_try(server, call, plan))
+    return min(tries, key=lambda one: one.others)
+
+
+def _try(server: Service, call: _Call, plan: Plan) -> _Round:
+    begun, busy = time.monotonic(), _busy_seconds(server)
+    sent = send(_target(server, call), server.metrics, plan)
+    others = max(0.0, _busy_seconds(server) - busy) / (time.monotonic() - begun)
+    step = judge(sent.rate, sent.tally, sent.seconds, objectives.parse(OBJECTIVES))
+    return _Round(sent, others, not step.broken)
+
+
+def _wait_for_quiet() -> None:
+    """Until others are, or for a while."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while psutil.cpu_percent(_QUIET_SECONDS) / 100 * (os.cpu_count() or 1) > _OTHERS_CORES and time.monotonic() < until:
+        pass
+
+
+def _busy_seconds(server: Service) -> float:
+    """CPU time that the machine spent, but for the service's, this process's, and theirs whose end it has seen."""
+    machine, ours = psutil.cpu_times(), os.times()
+    spent = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - getattr(machine, "guest", 0.0)
+    return spent - sum(ours[:4]) - _cpu_seconds(server)
+
+
+def _medians(rounds: Sequence[_Round]) -> Point:
+    def median(of: Callable[[Sent], float]) -> float:
+        return statistics.median(of(one.sent) for one in rounds)
+
+    scrapes = [one.in_flight for found in rounds for one in found.sent.scrapes]
+    return Point(
+        rate=median(lambda sent: sent.rate),
+        answered=median(lambda sent: 1 - sent.tally.errors),
+        p50_ms=median(lambda sent: sent.tally.milliseconds(50)),
+        p99_ms=median(lambda sent: sent.tally.milliseconds(99)),
+        in_flight=median(lambda sent: sent.in_flight),
+        in_flight_scraped=statistics.mean(scrapes),
+        in_flight_deviation=statistics.stdev(scrapes),
+        in_flight_outside=median(lambda sent: sent.outside),
+        cores=median(lambda sent: sent.cores),
+        others=statistics.median(one.others for one in rounds),
+        kept=sum(one.kept for one in rounds),
+    )
+
+
+def _processes(server: Service) -> list[psutil.Process]:
+    first = psutil.Process(server.process.pid)
+    return [first, *first.children(recursive=True)]
+
+
+def _cpu_seconds(server: Service) -> float:
+    return sum(sum(one.cpu_times()[:2]) for one in _processes(server))
+
+
+def _start_seconds() -> float:
+    """From nothing to the first right answer, with as many workers as there are cores."""
+    start = time.monotonic()
+    with service() as server, DigitClient(server.address, timeout_seconds=10) as client:
+        if client.recognize(samples()[7]).digit != 7:
+            raise WrongAnswers("the first answer is wrong")
+        return time.monotonic() - start
+
+
+def _machine() -> str:
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "serving")
+    return git("rev-parse", "--short", "HEAD") + (" with changes to serving/" if changed else "")

@@ -1,0 +1,277 @@
+"""The tables of deploy/CAPACITY.md, from what was measured; a test holds the page to them."""
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tests.benchmarks.capacity.hpa import POD_CORES, Autoscaling
+from tests.benchmarks.capacity.measured import DEPLOY, SIMULATED, Curve, Measured, Way
+from tests.benchmarks.capacity.scenarios import BUSY, DAY, RAMP_SECONDS, Result, Scenario, Simulations
+
+PAGE = DEPLOY / "CAPACITY.md"
+
+PIECES_AN_HOUR = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
+DIGITS_A_FIELD = 5
+PEAK = 1.5  # of the busiest minute to its hour
+ZONES = 3
+SHARES = (0.5, BUSY, 0.8)  # of the knee's calls a second
+STEP_FACTORS = (2.0, 7.0)
+ZONE_PODS = 6
+_TOLD_SECONDS = (0, 15, 30, 45, 60, 90, 120, 180, 300, 600, 1200)  # after a step
+
+
+def pods_for(rate: float, curve: Curve) -> int:
+    """Pods for a rate: each with what is planned for it, no zone so full that its loss puts the others past the knee."""
+    pods = max(ZONES, math.ceil(rate / (BUSY * curve.knee.rate)))
+    while (pods - math.ceil(pods / ZONES)) * curve.knee.rate < rate:
+        pods += 1
+    return pods
+
+
+def tables(measured: Measured, autoscaling: Autoscaling) -> dict[str, str]:
+    """All of them, by the name that the page knows each by."""
+    simulations = Simulations(measured, autoscaling)
+    return {
+        "measured": _measured(measured),
+        "curve": _curve(measured.way(SIMULATED)),
+        "ways": _ways(measured),
+        "pieces": _pieces(measured),
+        "in_flight": _in_flight(measured, autoscaling),
+        "targets": _targets(measured, autoscaling),
+        "scenarios": _scenarios(simulations),
+        "step": _step(simulations),
+        "day": _day(simulations),
+        "connections": _connections(),
+    }
+
+
+def written(page: str, found: dict[str, str]) -> str:
+    """The page with every table as it should be. Raises ValueError where it lacks one, or has one too many."""
+    places = re.findall(r"<!-- table: (\w+) -->", page)
+    if sorted(places) != sorted(found):
+        raise ValueError(f"the page has tables {sorted(places)}, expected {sorted(found)}")
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda place: f"{place[1]}{found[place[2]]}\n{place[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    align = ("---" if place < left else "---:" for place in range(len(head)))
+    return "\n".join((_cells(head), f"|{'|'.join(align)}|", *map(_cells, rows)))
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(share: float) -> str:
+    """In percent; nothing is rounded up to all."""
+    return f"{100 * share:.0f} %" if share < 0.99 else f"{math.floor(100_000 * share + 1e-6) / 1000:g} %"
+
+
+def _measured(measured: Measured) -> str:
+    others = [point.others for way in measured.ways for point in way.points]
+    return (
+        f"Measured on {measured.date} at commit {measured.commit}: {measured.cores} cores of {measured.machine}, Python\n"
+        f"{measured.python}, {measured.model}, `digits serve` as it starts by default. Medians of {measured.rounds} rounds\n"
+        f"of {measured.seconds:g} s. Kept is what keeps {measured.objectives}, each call with a deadline of "
+        f"{measured.deadline_seconds:g} s.\nFrom nothing to the first right answer: {measured.start_seconds:.1f} s. "
+        f"Memory of all processes after the load: {measured.memory_mb:.0f} MB.\n"
+        f"The machine's other work took {statistics.median(others):.2f} cores meanwhile, and {max(others):.2f} at most."
+    )
+
+
+def _curve(way: Way) -> str:
+    rows = [
+        (
+            f"{point.rate:,.0f}",
+            _share(point.answered),
+            f"{point.rate * point.answered:,.0f}",
+            f"{point.p50_ms:.1f}",
+            f"{point.p99_ms:.1f}",
+            f"{point.in_flight:.1f}",
+            f"{point.in_flight_scraped:.1f} ± {point.in_flight_deviation:.1f}",
+            f"{point.in_flight_outside:.1f}",
+            f"{point.cores:.2f}",
+            str(point.kept),
+        )
+        for point in way.points
+    ]
+    head = ("calls/s", "answered", "a second", "p50 ms", "p99 ms", "in flight", "scraped", "outside", "cores", "rounds kept")
+    return _table(head, rows, left=0)
+
+
+def _ways(measured: Measured) -> str:
+    rows = []
+    for way in measured.ways:
+        knee = measured.curve(way.name).knee
+        rows.append(
+            (
+                way.name,
+                f"{way.images}",
+                f"{knee.rate:,.0f}",
+                f"{knee.rate * way.images:,.0f}",
+                f"{knee.p50_ms:.1f}",
+                f"{knee.p99_ms:.1f}",
+                f"{knee.in_flight:.1f}",
+                f"{1e6 * knee.cores / knee.rate / way.images:,.0f}",
+                f"{way.most:,.0f}",
+                f"{way.most_on_one_connection:,.0f}",
+                way.sender,
+            )
+        )
+    head = ("called by", "images a call", "knee, calls/s", "images/s", "p50 ms", "p99 ms", "in flight", "CPU an image, µs")
+    return _table((*head, "closed loop, calls/s", "one connection", "sent by"), rows)
+
+
+def _pieces(measured: Measured) -> str:
+    rows = []
+    for pieces in PIECES_AN_HOUR:
+        fields = pieces / 3600 * PEAK
+        cells = []
+        for way in measured.ways:
+            curve = measured.curve(way.name)
+            calls = fields * DIGITS_A_FIELD / way.images
+            cells.append(f"{calls / curve.knee.rate:.2f} → {pods_for(calls, curve)}")
+        rows.append((f"{pieces:,}", f"{pieces / 3600:,.1f}", f"{fields:,.1f}", *cells))
+    return _table(("pieces an hour", "fields/s", "busiest minute", *(way.name for way in measured.ways)), rows, left=0)
+
+
+def _in_flight(measured: Measured, autoscaling: Autoscaling) -> str:
+    """At shares of the knee's calls a second, and where the target is."""
+    target = autoscaling.in_flight or 0.0
+    rows = []
+    for way in measured.ways:
+        curve = measured.curve(way.name)
+        states = (curve.at(share * curve.knee.rate) for share in (*SHARES, 1.0))
+        share = curve.rate_with(in_flight=target) / curve.knee.rate
+        rows.append((way.name, *(f"{state.in_flight:.1f}" for state in states), f"{share:.0%}"))
+    head = (*(f"at {share:.0%} of the knee" for share in SHARES), "at the knee", f"{target:g} in flight at")
+    return _table(("called by", *head), rows)
+
+
+def _targets(measured: Measured, autoscaling: Autoscaling) -> str:
+    """What comes of an autoscaler that goes by one thing or by another."""
+    knee = round(BUSY * measured.curve(SIMULATED).knee.in_flight)
+    alone = replace(autoscaling, in_flight=None, cores=BUSY * POD_CORES)
+    both = replace(alone, in_flight=float(knee))
+    compared = (
+        (f"{autoscaling.in_flight:g} in flight", autoscaling, False),
+        (f"{autoscaling.in_flight:g} in flight, by the gauge", autoscaling, True),
+        (f"{knee} in flight ({BUSY:.0%} of those at the knee)", replace(autoscaling, in_flight=float(knee)), False),
+        (f"{BUSY:.0%} CPU", alone, False),
+        (f"{BUSY:.0%} CPU and {knee} in flight", both, False),
+    )
+    rows = []
+    for name, one, gauge in compared:
+        simulations = Simulations(measured, one, gauge=gauge)
+        day = simulations.run(simulations.day())
+        changes = sum(before.pods != after.pods for before, after in itertools.pairwise(day.run.moments))
+        ramp = simulations.run(simulations.ramp(STEP_FACTORS[1], RAMP_SECONDS))
+        steps = (_recovered(simulations.run(simulations.step(factor))) for factor in STEP_FACTORS)
+        of_day = (f"{changes}", f"{day.run.pod_hours:.0f}", f"{day.outside_seconds:.0f}")
+        rows.append((name, *of_day, f"{ramp.outside_seconds:.0f}", *steps))
+    ramp_head = f"{STEP_FACTORS[1]:g} times in {RAMP_SECONDS / 60:g} minutes: outside, s"
+    head = ("goes by", "a day: changes", "pod-hours", "outside, s", ramp_head)
+    return _table((*head, *(f"{factor:g} times at once: recovered after s" for factor in STEP_FACTORS)), rows)
+
+
+def _recovered(result: Result) -> str:
+    return "not" if result.recovered_seconds is None else f"{result.recovered_seconds:,.0f}"
+
+
+def _row(result: Result, note: str = "") -> tuple[str, ...]:
+    run = result.run
+    worst = max(moment.p99_ms for moment in run.moments)
+    return (
+        result.scenario.name + note,
+        str(result.min_replicas),
+        _share(run.answered / run.offered),
+        f"{worst:.0f}",
+        f"{result.outside_seconds:,.0f}",
+        _recovered(result),
+        str(run.most_pods),
+        f"{run.pod_hours:.1f}",
+    )
+
+
+def compared(simulations: Simulations) -> Iterator[tuple[Scenario, bool]]:
+    """The scenarios of the page, and whether headroom is looked for."""
+    small, large = (simulations.step(factor) for factor in STEP_FACTORS)
+    yield simulations.steady(), False
+    yield small, True
+    yield from ((simulations.ramp(STEP_FACTORS[1], RAMP_SECONDS), True), (simulations.day(), True), (large, True))
+    yield simulations.asked_again(large), False
+    yield simulations.announced(large, simulations.autoscaling.max_replicas), False
+    yield simulations.balanced_by_clients(small), False
+    zone = simulations.zone(ZONE_PODS)
+    yield zone, True
+    yield simulations.balanced_by_clients(zone), False
+
+
+def _scenarios(simulations: Simulations) -> str:
+    rows = []
+    for scenario, headroom in compared(simulations):
+        result = simulations.run(scenario)
+        rows.append(_row(result))
+        if headroom and not simulations.kept(result):
+            kept = simulations.with_headroom(scenario)
+            rows.append(_row(kept, ", with headroom") if kept else (scenario.name, "none keeps it", *["" for _ in range(6)]))
+    head = (
+        "what comes",
+        "pods at least",
+        "answered",
+        "worst p99 ms",
+        "outside, s",
+        "recovered after s",
+        "most pods",
+        "pod-hours",
+    )
+    return _table(head, rows)
+
+
+def _step(simulations: Simulations) -> str:
+    scenario = simulations.step(STEP_FACTORS[1])
+    moments = {moment.at: moment for moment in simulations.run(scenario).run.moments}
+    rows = []
+    for after in _TOLD_SECONDS:
+        moment = moments.get(scenario.begins + after)
+        if moment:
+            share = moment.answered / moment.sent
+            rows.append((f"{after:,}", _share(share), f"{moment.p99_ms:.0f}", str(moment.ready), str(moment.pods)))
+    return _table(("s after the step", "answered", "p99 ms", "pods ready", "pods wanted"), rows, left=0)
+
+
+def _day(simulations: Simulations) -> str:
+    result = simulations.run(simulations.day())
+    rows = []
+    for hour in range(0, len(DAY), 2):
+        moments = [one for one in result.run.moments if hour <= one.at / 3600 < hour + 2]
+        calls = sum(one.offered for one in moments) / len(moments) / result.run.step
+        answered = sum(one.answered for one in moments) / sum(one.offered for one in moments)
+        pods = [one.pods for one in moments]
+        worst = max(one.p99_ms for one in moments)
+        hours = f"{hour:02d} to {hour + 2:02d}"
+        rows.append((hours, f"{calls:,.0f}", _share(answered), f"{worst:.0f}", f"{min(pods)} to {max(pods)}"))
+    return _table(("hours", "calls/s", "answered", "worst p99 ms", "pods"), rows)
+
+
+def _connections() -> str:
+    """How unevenly a balancer of connections shares calls out: it knows nothing of them."""
+    chance = np.random.default_rng(0)
+    rows = []
+    for connections in (4, 8, 16, 32, 64, 256):
+        cells = []
+        for backends in (2, 3, 6, 12):
+            drawn = chance.multinomial(connections, [1 / backends] * backends, size=20_000)
+            cells.append(f"{drawn.max(axis=1).mean() / connections * backends:.1f}")
+        rows.append((str(connections), *cells))
+    return _table(("connections", "2 workers", "3 pods", "6 pods", "12 pods"), rows, left=0)
