@@ -14,7 +14,7 @@ VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODEL ?= digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
-CONTAINERS ?= $(firstword $(shell command -v docker podman buildah))
+CONTAINERS ?= $(firstword $(shell docker info >/dev/null 2>&1 && command -v docker; command -v podman buildah))
 generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*.proto protos/*/*/*.proto)
 LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,6 +25,12 @@ from tests.postgres import Postgres, programs, stopped
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
+
+
+def pytest_configure() -> None:
+    # A run that is cancelled ends what it has started, as one does that is interrupted by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 TIMEOUT = 20  # seconds; of every call in a test that is not about deadlines
 

@@ -44,7 +44,7 @@ def _sentence(report: pytest.TestReport) -> str:
     return report.nodeid.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     of_outcome = {
         outcome: [report for report in terminalreporter.getreports(outcome) if "tests/deploy/" in report.nodeid]
         for outcome in ("passed", "failed", "error", "skipped")
@@ -52,23 +52,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not any(_is_real(report) for reports in of_outcome.values() for report in reports):
         return
     calls = [report for report in of_outcome["passed"] if report.when == "call"]
+    real = [report for report in calls if _is_real(report)]
+    failed = [*of_outcome["failed"], *of_outcome["error"]]
     write = terminalreporter.write_line
     terminalreporter.section("proved with the real components")
-    for report in calls:
-        if _is_real(report):
-            facts = [str(value) for key, value in report.user_properties if key == "proved"]
-            write(f"PROVED      {_sentence(report)}" + "".join(f"\n            {fact}" for fact in facts))
-    for report in (*of_outcome["failed"], *of_outcome["error"]):
+    for report in real:
+        facts = [str(value) for key, value in report.user_properties if key == "proved"]
+        write(f"PROVED      {_sentence(report)}" + "".join(f"\n            {fact}" for fact in facts))
+    for report in failed:
         write(f"FAILED      {_sentence(report)}")
+    terminalreporter.section("not tried")
     for report in of_outcome["skipped"]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         write(f"NOT TRIED   {_sentence(report)}: {reason.removeprefix('Skipped: ')}")
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        write("INTERRUPTED whatever is not named here was not tried either")
     terminalreporter.section("checked statically")
     for sentence, count in Counter(_sentence(report) for report in calls if not _is_real(report)).items():
         write(f"CHECKED     {sentence}" + (f" ({count} times)" if count > 1 else ""))
     terminalreporter.section("not verified here")
     for what in NOT_VERIFIED:
         write(f"UNKNOWN     {what}")
+    write(f"{len(real)} proved, {len(failed)} failed, {len(of_outcome['skipped'])} not tried")
 
 
 def _is_real(report: pytest.TestReport) -> bool:

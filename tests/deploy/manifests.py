@@ -12,9 +12,8 @@ Manifest = dict[str, Any]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-OVERLAYS = ("dev", "staging", "prod-cpu", "prod-gpu", "local")
-RENDERED = (*(f"overlays/{name}" for name in OVERLAYS), "kserve")
-"""All that can be applied, by its directory."""
+RENDERED = (*sorted(f"overlays/{overlay.name}" for overlay in (KUBERNETES / "overlays").iterdir()), "kserve")
+"""All that can be applied, by its directory; an overlay that somebody adds is checked like ours."""
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ServingRuntime")
 

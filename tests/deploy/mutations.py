@@ -119,6 +119,7 @@ MUTATIONS: dict[str, Mutation] = {
     "a namespace without Pod Security": lambda all_: _one(all_, "Namespace")["metadata"].pop("labels"),
     "an object left in another namespace": lambda all_: _one(all_, "ServiceAccount")["metadata"].update(namespace="default"),
     "Envoy on the Service with one address": lambda all_: _replace_in_envoy(all_, "digits-headless", "digits"),
+    "Envoy without TLS before pods that have it": lambda all_: _replace_in_envoy(all_, "transport_socket", "metadata"),
     "Envoy that asks for readiness where calls queue": lambda all_: _replace_in_envoy(
         all_, "health_check_config: {port_value: 8002}", "health_check_config: {port_value: 8001}"
     ),

@@ -142,14 +142,19 @@ def pod_standards(manifests: list[Manifest]) -> Findings:
 def settings(manifests: list[Manifest]) -> Findings:
     """What the service is told is what it understands."""
     known = {f"{_PREFIX}{setting.upper()}": setting for setting in Settings.model_fields}
+    used = {
+        source.get("configMapRef", {}).get("name")
+        for _, container in servers(manifests)
+        for source in container.get("envFrom", ())
+    }
     for config in of_kind(manifests, "ConfigMap"):
-        used = {
-            source.get("configMapRef", {}).get("name")
-            for _, container in servers(manifests)
-            for source in container.get("envFrom", ())
-        }
-        if config["metadata"]["name"].startswith("digits-settings") and config["metadata"]["name"] not in used:
+        if not config["metadata"]["name"].startswith("digits-settings"):
+            continue
+        if config["metadata"]["name"] not in used:
             yield f"{name(config)} is read by no pod"
+        for variable in config["data"]:
+            if not variable.startswith(_PREFIX):
+                yield f"{name(config)}: {variable} does not begin with {_PREFIX}"
     for workload, container in servers(manifests):
         said = environment(container, manifests)
         for variable in sorted(set(said) - set(known)):

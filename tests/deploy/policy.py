@@ -30,4 +30,7 @@ RULES: tuple[Callable[[list[Manifest]], Iterator[str]], ...] = (
 
 def findings(manifests: list[Manifest]) -> list[str]:
     """Everything that is wrong with a set."""
+    misread = [*pods.settings(manifests)]
+    if misread:  # the other rules take the settings for what they should be
+        return misread
     return [finding for rule in RULES for finding in rule(manifests)]

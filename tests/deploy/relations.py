@@ -16,11 +16,13 @@ from tests.deploy.manifests import (
     Manifest,
     containers,
     declared_ports,
+    environment,
     labels_of,
     name,
     of_kind,
     pod_of,
     probes_of,
+    servers,
 )
 
 Findings = Iterator[str]
@@ -29,6 +31,7 @@ EXTERNAL_SECRETS = {"digits-recognition-key", "digits-tls"}
 """Secrets that somebody else makes: cert-manager, or whoever runs the cluster."""
 
 _ADAPTER = KUBERNETES / "components" / "hpa" / "prometheus-adapter.yaml"
+_TLS = f"{Settings.model_config['env_prefix']}TLS_CERTIFICATE"
 _READINESS_PORT = Settings.model_fields["metrics_port"].default
 
 
@@ -198,6 +201,7 @@ def disruption(manifests: list[Manifest]) -> Findings:
 def envoy(manifests: list[Manifest]) -> Findings:
     """Envoy sends calls to a Service that has each pod's address, and asks for readiness where it is answered."""
     services = {one["metadata"]["name"]: one["spec"] for one in of_kind(manifests, "Service")}
+    secured = any(_TLS in environment(container, manifests) for _, container in servers(manifests))
     for config in of_kind(manifests, "ConfigMap"):
         for content in config.get("data", {}).values():
             bootstrap = yaml.safe_load(content) if "static_resources" in content else {}
@@ -211,6 +215,8 @@ def envoy(manifests: list[Manifest]) -> Findings:
                         yield f"{name(config)}: {cluster['name']} is at {address['address']}, which is no Service here"
                     elif service.get("clusterIP") != "None":
                         yield f"{name(config)}: {address['address']} is one address, where Envoy needs each pod's"
+                    elif ("transport_socket" in cluster or "transport_socket_matches" in cluster) != secured:
+                        yield f"{name(config)}: it calls {address['address']} {'without' if secured else 'with'} TLS"
                     elif address["port_value"] not in {port["port"] for port in service["ports"]}:
                         yield f"{name(config)}: {address['address']} has no port {address['port_value']}"
                     asked = endpoint["endpoint"].get("health_check_config", {}).get("port_value", address["port_value"])

@@ -57,7 +57,7 @@ def test_the_runtime_for_kserve_is_what_the_deployment_is(rendered: dict[str, li
     own = {"DIGITS_MODELS": "/mnt/models"}
     shared = environment(ours, rendered["overlays/dev"])
     del shared["DIGITS_LOG_LEVEL"]  # that overlay's own
-    assert environment(theirs, rendered["kserve"]) == shared | own
+    assert environment(theirs, rendered["kserve"]) == shared | own, "kserve/servingruntime.yaml has base/settings.env, too"
 
 
 @pytest.mark.parametrize("mistake", MUTATIONS)
