@@ -42,11 +42,10 @@ SIMULATED_SHARES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 2.0, 3.5, 7.0)
 _WARMUP_SECONDS = 0.5
 _STARTS = 3
 
-# What others do on the machine meanwhile, as it may be shared: a rate is sent again, when they are quiet, if they took more.
+# What others may do on the machine meanwhile. Where they take more, a rate is sent again, while patience lasts.
 _OTHERS_CORES = 0.1
 _TRIES = 4
 _QUIET_SECONDS = 0.3
-_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,31 @@ class CropTarget(GrpcTarget):
         return bytes(pb.ReadFieldRequest(crops=crops, model=plan.model).SerializeToString())
 
 
-def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> Measured:
-    """Measures all of it, in rounds that follow each other, so that what disturbs one point disturbs its neighbours too."""
+class _Patience:
+    """How long is waited for others yet."""
+
+    def __init__(self, seconds: float):
+        self.left = seconds
+
+    def wait(self) -> None:
+        """Until others are quiet, or no patience is left."""
+        while self.left > 0:
+            begun = time.monotonic()
+            if psutil.cpu_percent(_QUIET_SECONDS) / 100 * (os.cpu_count() or 1) <= _OTHERS_CORES:
+                return
+            self.left -= time.monotonic() - begun
+
+
+def measure(rounds: int, seconds: float, patience_seconds: float, say: Callable[[str], None]) -> Measured:
+    """Measures all of it, in rounds that follow each other, so that what disturbs one point disturbs its neighbours too.
+
+    Args:
+        rounds: of which the median counts.
+        seconds: of each rate in each round.
+        patience_seconds: to wait, in all, for what others do on this machine.
+        say: is told how far it is.
+    """
+    patience = _Patience(patience_seconds)
     started = sorted(_start_seconds() for _ in range(_STARTS))[_STARTS // 2]
     say(f"ready after {started:.2f} s")
     most: dict[str, float] = {}
@@ -89,7 +111,7 @@ def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> Measured
             target, plan = _target(server, call), _plan(call, seconds)
             check(target, replace(plan, callers=call.callers))
             for _ in range(_TRIES):  # less than the most it can do is what others took
-                _wait_for_quiet()
+                patience.wait()
                 answered = load(target, replace(plan, callers=call.callers, seconds=seconds / 2)).calls_per_second
                 most[call.name] = max(most.get(call.name, 0.0), answered)
             say(f"{call.name}: {most[call.name]:,.0f} calls a second")
@@ -98,27 +120,21 @@ def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> Measured
                 for call in _CALLS:
                     if share in (SIMULATED_SHARES if call.name == SIMULATED else SHARES):
                         plan = replace(_plan(call, seconds), rate=share * most[call.name], seed=number)
-                        found[call.name, share].append(_point(server, call, plan))
+                        found[call.name, share].append(_point(server, call, plan, patience))
             for call in _CALLS:
                 plan = replace(_plan(call, seconds), rate=most[call.name], seed=number, connections=1)
-                sent = _point(server, call, plan).sent
+                sent = _point(server, call, plan, patience).sent
                 on_one_connection[call.name].append(sent.rate * (1 - sent.tally.errors))
             others = [one.others for points in found.values() for one in points]
             noise = f"others took {statistics.median(others):.2f} cores mostly, {max(others):.2f} at most"
             say(f"round {number + 1} of {rounds}; {noise}")
         memory = sum(one.memory_full_info().pss for one in _processes(server)) / 1e6
-    ways = tuple(
-        Way(
-            call.name,
-            call.rpc,
-            call.images,
-            found[call.name, SHARES[0]][0].sent.sender,
-            most[call.name],
-            statistics.median(on_one_connection[call.name]),
-            tuple(_medians(found[key]) for key in found if key[0] == call.name),
-        )
-        for call in _CALLS
-    )
+    ways = []
+    for call in _CALLS:
+        of_rates = [of_rate for (name, _), of_rate in found.items() if name == call.name]
+        sender, on_one = of_rates[0][0].sent.sender, statistics.median(on_one_connection[call.name])
+        points = tuple(map(_medians, of_rates))
+        ways.append(Way(call.name, call.rpc, call.images, sender, most[call.name], on_one, points))
     version = versions.latest(BUNDLED, str(Settings().default_model))
     model = Model(version.path, str(version.number))
     return Measured(
@@ -134,7 +150,7 @@ def measure(rounds: int, seconds: float, say: Callable[[str], None]) -> Measured
         deadline_seconds=DEADLINE_SECONDS,
         start_seconds=started,
         memory_mb=memory,
-        ways=ways,
+        ways=tuple(ways),
     )
 
 
@@ -168,11 +184,11 @@ class _Round:
     kept: bool
 
 
-def _point(server: Service, call: _Call, plan: Plan) -> _Round:
+def _point(server: Service, call: _Call, plan: Plan, patience: _Patience) -> _Round:
     """The quietest of some tries."""
     tries: list[_Round] = []
-    while not tries or (tries[-1].others > _OTHERS_CORES and len(tries) < _TRIES):
-        _wait_for_quiet()
+    while not tries or (tries[-1].others > _OTHERS_CORES and len(tries) < _TRIES and patience.left > 0):
+        patience.wait()
         tries.append(_try(server, call, plan))
     return min(tries, key=lambda one: one.others)
 
@@ -183,13 +199,6 @@ def _try(server: Service, call: _Call, plan: Plan) -> _Round:
     others = max(0.0, _busy_seconds(server) - busy) / (time.monotonic() - begun)
     step = judge(sent.rate, sent.tally, sent.seconds, objectives.parse(OBJECTIVES))
     return _Round(sent, others, not step.broken)
-
-
-def _wait_for_quiet() -> None:
-    """Until others are, or for a while."""
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while psutil.cpu_percent(_QUIET_SECONDS) / 100 * (os.cpu_count() or 1) > _OTHERS_CORES and time.monotonic() < until:
-        pass
 
 
 def _busy_seconds(server: Service) -> float:
