@@ -25,7 +25,7 @@ from tests.conftest import TIMEOUT
 from tests.deploy import promql, series
 from tests.deploy.conftest import Prove
 from tests.deploy.mail import Mail
-from tests.deploy.monitoring import Prometheus, Webhook, alertmanager, needs, prometheus, shortened, webhook
+from tests.deploy.monitoring import Prometheus, Sample, Webhook, alertmanager, needs, prometheus, shortened, webhook
 from tests.deploy.test_dashboard import PANELS
 from tests.drawn_digits import SAMPLES
 from tests.service import Service, service
@@ -140,11 +140,13 @@ def questions() -> dict[str, str]:
 
 def test_prometheus_answers_every_rule_alert_and_panel_of_the_service_under_load(stack: Stack, prove: Prove) -> None:
     asked = questions()
+    answers: dict[str, list[Sample]] = {}
     unanswered = dict(asked)
     end = time.monotonic() + ANSWERED_SECONDS
     while unanswered and time.monotonic() < end:
         time.sleep(1)
-        unanswered = {place: expr for place, expr in unanswered.items() if not stack.prometheus.query(expr)}
+        answers |= {place: stack.prometheus.query(expr) for place, expr in unanswered.items()}
+        unanswered = {place: expr for place, expr in unanswered.items() if not answers[place]}
     assert not unanswered, "\n".join(f"{place}: {expr}" for place, expr in unanswered.items())
     assert stack.prometheus.troubles() == []
     assert stack.prometheus.firing() & WELL == set()
@@ -155,6 +157,9 @@ def test_prometheus_answers_every_rule_alert_and_panel_of_the_service_under_load
         f"{len({place.partition(',')[0] for place in asked if place.startswith('Digits')})} alerts, "
         f"{shown} queries of {len(PANELS)} panels"
     )
+    for place, samples in answers.items():
+        if place.startswith("panel"):
+            prove(f"{place}: {len(samples)} series, the first {float(samples[0]['value'][1]):.4g}")
 
 
 def test_a_version_that_can_not_be_served_is_told_to_the_webhook(stack: Stack, prove: Prove) -> None:
