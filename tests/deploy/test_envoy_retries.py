@@ -21,18 +21,23 @@ CODE = grpc.StatusCode
 
 
 class Refusing(stubs.DigitServiceServicer):
-    """Refuses every call with the code that it is told at the moment, and counts them."""
+    """Refuses every call with the code that it is told at the moment, and counts them.
+
+    Told DEADLINE_EXCEEDED, it holds a call until that has ended.
+    """
 
     def __init__(self) -> None:
         self.code = CODE.UNAVAILABLE
         self.calls: Counter[str] = Counter()
-        self.remaining = 0.0  # seconds to the deadline of the last call
+        self.remaining: float | None = None  # seconds to the deadline of the last call
+        self.ended = threading.Event()  # a call that was held has ended
 
     def _refuse(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls[method] += 1
         self.remaining = context.time_remaining()
         if self.code is CODE.DEADLINE_EXCEEDED:
-            threading.Event().wait(2)
+            context.add_callback(self.ended.set)
+            self.ended.wait(TIMEOUT)
         context.abort(self.code, "as it was told to")
 
     def Recognize(self, request: pb.RecognizeRequest, context: grpc.ServicerContext) -> None:  # noqa: N802 - gRPC's names
@@ -99,8 +104,15 @@ def test_a_callers_deadline_reaches_the_replica_and_ends_the_call(
     refusing: tuple[Refusing, stubs.DigitServiceStub],
 ) -> None:
     servicer, stub = refusing
+    servicer.code = CODE.INTERNAL
+    for seconds in (TIMEOUT, 2 * TIMEOUT):
+        with pytest.raises(grpc.RpcError):
+            stub.Recognize(pb.RecognizeRequest(), timeout=seconds)
+        assert servicer.remaining is not None
+        assert seconds - TIMEOUT < servicer.remaining < seconds + 1  # gRPC rounds it up
+
     servicer.code = CODE.DEADLINE_EXCEEDED
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.Recognize(pb.RecognizeRequest(), timeout=0.5)
+        stub.Recognize(pb.RecognizeRequest(), timeout=2)
     assert refusal.value.code() is CODE.DEADLINE_EXCEEDED
-    assert 0 < servicer.remaining <= 0.5
+    assert servicer.ended.wait(TIMEOUT)
