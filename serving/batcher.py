@@ -138,6 +138,7 @@ class Batcher:
         self.idle = asyncio.Event()
         self._work = asyncio.Event()  # set while there is anything to do
         self._full = asyncio.Event()  # set while there is no sense in waiting for more
+        self._gathering = asyncio.Lock()  # a second runner would only look twice for what is just coming in
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
         self._queue_changed()
         self._runners = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
@@ -225,9 +226,10 @@ class Batcher:
     async def _run_batches(self) -> None:
         """Empties the queue, batch by batch, until the batcher is closed and the queue is empty."""
         while True:
-            await self._work.wait()
-            await self._let_arrive()
-            batch = self._next_batch()
+            async with self._gathering:
+                await self._work.wait()
+                await self._let_arrive()
+                batch = self._next_batch()
             if batch:
                 await self._run(batch)
                 if self._waiting:
