@@ -43,8 +43,8 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 10.0
 _LONG_LIFE_SECONDS = 60.0
 
-# What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed.
-_ENDING_SECONDS = 3.0
+ENDING_SECONDS = 3.0
+"""What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed."""
 
 # How often a worker is looked after while it may stand still.
 _LOOKS = 3
@@ -198,7 +198,7 @@ class Supervisor:
             self._stopping.set()
             for worker in self._workers.values():
                 _tell(worker, stop)
-            limit = stop.drain_seconds + stop.grace_seconds + _ENDING_SECONDS
+            limit = stop.drain_seconds + stop.grace_seconds + ENDING_SECONDS
             sooner = asyncio.create_task(stops.get())
             ended = asyncio.gather(*keeping)
             await asyncio.wait((ended, sooner), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -291,7 +291,7 @@ class Supervisor:
         if not self._stopping.is_set():
             # It has hung up, and is of no more use. But it may yet have to say why: a traceback comes after that.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.process.wait(), _ENDING_SECONDS)
+                await asyncio.wait_for(worker.process.wait(), ENDING_SECONDS)
             worker.kill()
         status = await worker.process.wait()
         await worker.channel.close()

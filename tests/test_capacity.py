@@ -14,10 +14,10 @@ from tests.benchmarks.capacity.fleet import Cluster, Pod, Retry, Run, Senders, g
 from tests.benchmarks.capacity.hpa import Autoscaler, Autoscaling, Behavior, Policy, recommended
 from tests.benchmarks.capacity.measured import Curve, Point
 from tests.benchmarks.capacity.scenarios import BUSY, CLIENTS_LOOK_SECONDS, Simulations
+from tests.deploy.manifests import KUBERNETES, quantity
 from tests.drawn_digits import draw
 from tests.service import service
 
-KUBERNETES = measured.DEPLOY / "kubernetes"
 OBJECTIVES = objectives.parse("p99=100ms,errors=0.1%")
 
 # A pod that carries 100 calls a second, and of more answers 90: at its knee, with 8 in flight, it is at 99 ms.
@@ -239,7 +239,7 @@ def test_keda_is_told_what_the_autoscaler_is() -> None:
     assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (spec["minReplicas"], spec["maxReplicas"])
     assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == spec["behavior"]
     (prometheus,) = (trigger for trigger in keda["triggers"] if trigger["type"] == "prometheus")
-    assert hpa.quantity(prometheus["metadata"]["threshold"]) == hpa.read().in_flight
+    assert quantity(prometheus["metadata"]["threshold"]) == hpa.read().in_flight
     assert re.match(r"sum\(rate\(digits_request_seconds_sum\{.*\}\[1m\]\)\)", prometheus["metadata"]["query"])
 
 
@@ -274,7 +274,7 @@ def test_an_autoscaler_that_is_not_simulated_is_refused(tmp_path: Path) -> None:
     manifest.write_text(hpa.MANIFEST.read_text().replace("AverageValue", "Value"))
     with pytest.raises(ValueError, match="AverageValue"):
         hpa.read(manifest)
-    assert hpa.quantity("7500m") == 7.5
+    assert quantity("7500m") == 7.5
 
 
 def test_headroom_is_the_fewest_pods_that_keep_the_objectives() -> None:

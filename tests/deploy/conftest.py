@@ -61,11 +61,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         write(f"PROVED      {_sentence(report)}" + "".join(f"\n            {fact}" for fact in facts))
     for report in failed:
         write(f"FAILED      {_sentence(report)}")
-    terminalreporter.section("not tried")
+    interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+    if of_outcome["skipped"] or interrupted:
+        terminalreporter.section("not tried")
     for report in of_outcome["skipped"]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         write(f"NOT TRIED   {_sentence(report)}: {reason.removeprefix('Skipped: ')}")
-    if exitstatus == pytest.ExitCode.INTERRUPTED:
+    if interrupted:
         write("INTERRUPTED whatever is not named here was not tried either")
     terminalreporter.section("checked statically")
     for sentence, count in Counter(_sentence(report) for report in calls if not _is_real(report)).items():

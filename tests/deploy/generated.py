@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.grafana import dashboard
+from tests.deploy.manifests import DEPLOY, KUBERNETES
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
-PROMETHEUS_RULE = DEPLOY / "kubernetes" / "components" / "monitoring" / "prometheusrule.yaml"
+PROMETHEUS_RULE = KUBERNETES / "components" / "monitoring" / "prometheusrule.yaml"
 
 _HEAD = """\
 # Made of deploy/prometheus/rules.yaml by `make dashboards`: change that.

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.generated import DEPLOY
+from tests.deploy.manifests import DEPLOY
 from tests.service import free_ports
 
 Alert = dict[str, Any]

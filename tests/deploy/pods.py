@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
+from serving import supervisor
 from serving.digit_service import NAME as DIGIT_SERVICE
 from serving.open_inference import NAME as OPEN_INFERENCE
 from serving.settings import Settings
@@ -27,8 +28,8 @@ Findings = Iterator[str]
 
 _PORTS = {"grpc": Settings.model_fields["grpc_port"].default, "metrics": Settings.model_fields["metrics_port"].default}
 
-# After drain and grace a server still refuses what is just coming in, writes its last answers, and stores what it captured.
-_ENDING_SECONDS = 3
+ENDING_SECONDS = supervisor.ENDING_SECONDS + 2
+"""What a server takes to end beyond its drain and grace, with workers that have to be killed."""
 
 _HTTP_PATHS = {"/healthz", "/readyz"}
 _PREFIX = str(Settings.model_config["env_prefix"])
@@ -62,7 +63,7 @@ def stopping(manifests: list[Manifest]) -> Findings:
             for setting in ("drain_seconds", "grace_seconds")
         ]
         pod = pod_of(workload)
-        needed = _pre_stop(container) + sum(seconds) + _ENDING_SECONDS
+        needed = _pre_stop(container) + sum(seconds) + ENDING_SECONDS
         if pod.get("terminationGracePeriodSeconds", 30) < needed:
             yield f"{name(workload)} is killed after {pod['terminationGracePeriodSeconds']} s, and may need {needed:g}"
 

@@ -12,11 +12,9 @@ import pytest
 import yaml
 
 from serving.settings import Settings
+from tests.deploy.pods import ENDING_SECONDS
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "docker" / "compose.yaml"
-
-# What the service takes to end beyond its drain and grace, with workers that have to be killed.
-ENDING_SECONDS = 5
 
 
 @pytest.fixture(scope="module")

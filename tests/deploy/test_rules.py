@@ -10,7 +10,8 @@ from serving.accuracy import wilson_interval
 from serving.settings import Settings
 from tests.deploy import generated, promql, series
 from tests.deploy.conftest import Prove
-from tests.deploy.generated import DEPLOY, RULES
+from tests.deploy.generated import RULES
+from tests.deploy.manifests import DEPLOY
 from tests.deploy.monitoring import needs
 from tests.deploy.series import Rule
 

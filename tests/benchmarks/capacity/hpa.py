@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.capacity.measured import DEPLOY
+from tests.deploy.manifests import KUBERNETES, quantity
 
-MANIFEST = DEPLOY / "kubernetes" / "components" / "hpa" / "hpa.yaml"
+MANIFEST = KUBERNETES / "components" / "hpa" / "hpa.yaml"
 
 POD_CORES = 2  # that a pod asks for: deploy/kubernetes/base/deployment.yaml
 
@@ -84,11 +84,6 @@ def read(file: Path = MANIFEST) -> Autoscaling:
         _behavior(spec["behavior"]["scaleUp"]),
         _behavior(spec["behavior"]["scaleDown"]),
     )
-
-
-def quantity(text: str) -> float:
-    """A number as Kubernetes writes it: 8, or 7500m for 7.5."""
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def _behavior(rules: dict[str, Any]) -> Behavior:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+from tests.deploy.manifests import DEPLOY
+
 COMMITTED = DEPLOY / "capacity.json"
 
 SIMULATED = "fields of five"  # the way to call that is simulated: what a sorter wants to know is the field

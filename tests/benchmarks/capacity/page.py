@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from tests.benchmarks.capacity.hpa import POD_CORES, Autoscaling
-from tests.benchmarks.capacity.measured import DEPLOY, SIMULATED, Curve, Measured, Way
+from tests.benchmarks.capacity.measured import SIMULATED, Curve, Measured, Way
 from tests.benchmarks.capacity.scenarios import BUSY, DAY, RAMP_SECONDS, Result, Scenario, Simulations
+from tests.deploy.manifests import DEPLOY
 
 PAGE = DEPLOY / "CAPACITY.md"
 
