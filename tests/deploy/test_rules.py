@@ -130,6 +130,15 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not()
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
 
 
+def test_what_no_other_rule_asks_for_has_its_value_in_a_case() -> None:
+    rules = series.rules()
+    asked = {name for rule in rules for name in re.findall(r"digits:[\w:]+", rule["expr"])}
+    shown = {rule["record"] for rule in rules if "record" in rule} - asked
+    assert shown
+    cases = "".join((DEPLOY / "prometheus" / name).read_text() for name in TESTED)
+    assert shown - {*re.findall(r"expr: (?:round\()?(digits:[\w:]+)", cases)} == set()
+
+
 def test_promtool_takes_the_configuration_and_the_rules() -> None:
     checked = run("promtool", "check", "config", "prometheus.yaml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
