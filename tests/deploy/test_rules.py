@@ -46,10 +46,11 @@ def test_of_every_reason_to_fail_a_request_it_is_known_whose_fault_it_is() -> No
     assert set(tested) == series.VALUES["digits_rejected_requests_total", "reason"]
 
 
-def test_what_is_recorded_is_named_by_level_metric_and_operation() -> None:
+def test_what_is_recorded_is_named_by_level_metric_and_operation_with_its_window() -> None:
     for rule in series.rules():
         if "record" in rule:
             assert re.fullmatch(r"digits:[a-z_]+:[a-z_]+[0-9a-z]*", rule["record"]), rule["record"]
+            assert {*re.findall(r"\[(\w+)\]", rule["expr"])} <= {*re.findall(r"\d+[mhd]$", rule["record"])}, rule["record"]
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
