@@ -78,5 +78,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     write(f"{len(real)} proved, {len(failed)} failed, {len(of_outcome['skipped'])} not tried")
 
 
-def _is_real(report: pytest.TestReport) -> bool:
-    return (_REAL, True) in report.user_properties
+def _is_real(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    return isinstance(report, pytest.TestReport) and (_REAL, True) in report.user_properties
