@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ import trustme
 
 from serving.__main__ import main
 from serving.images import read_image
-from serving.loadtest.calls import KINDS, GrpcTarget
+from serving.loadtest.calls import KINDS, GrpcTarget, StreamCaller
 from serving.loadtest.generator import SAMPLES, Generator
 from serving.loadtest.knee import find_knee, judge
 from serving.loadtest.objectives import ObjectiveError, broken, parse
@@ -156,6 +157,29 @@ async def test_a_stream_that_breaks_is_opened_again(server: Server) -> None:
     tally = await testing
     assert value(registry, "digits_requests_total", code="OK") > before
     assert set(tally.codes) <= {"OK", "UNAVAILABLE"}
+
+
+async def test_a_stream_that_ends_while_it_is_written_to_has_not_failed_inside() -> None:
+    async def outcome(broken: Callable[[], Awaitable[None]]) -> Outcome:
+        caller = StreamCaller(channel, Plan(rpc="stream", callers=1), ())
+        caller._stream = SimpleNamespace(write=lambda _: broken())
+        caller._reading = asyncio.create_task(asyncio.sleep(TIMEOUT))
+        try:
+            return await caller.call(b"")
+        finally:
+            caller._reading.cancel()
+
+    async def by_grpc() -> None:
+        call: Any = channel.stream_stream("/a/b")()
+        call._cython_call.set_internal_error("as gRPC does where it can't write")
+        await call._raise_for_status()
+
+    async def by_the_server() -> None:
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "internal error")
+
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        assert (await outcome(by_grpc)).code == "UNAVAILABLE"
+        assert (await outcome(by_the_server)).code == "INTERNAL"
 
 
 async def test_several_processes_send_what_one_would_and_are_added_up(server: Server) -> None:

@@ -173,21 +173,21 @@ class StreamCaller:
         except TimeoutError:
             return Outcome("DEADLINE_EXCEEDED")
         except grpc.aio.AioRpcError as error:
-            return Outcome(error.code().name, details=error.details() or "")
+            return _failed(error)
         except asyncio.InvalidStateError:  # the stream has ended between two calls
-            return Outcome("UNAVAILABLE")
+            return _ENDED
         finally:
             self._waiting.pop(number, None)
 
     async def _read(self, stream: Any) -> None:
-        ended = Outcome("UNAVAILABLE", details="the stream has ended")
+        ended = _ENDED
         try:
             async for message in stream:
                 answered = self._waiting.get(message.id)
                 if answered and not answered.done():
                     answered.set_result(_outcome(message))
         except grpc.aio.AioRpcError as error:
-            ended = Outcome(error.code().name, details=error.details() or "")
+            ended = _failed(error)
         for answered in self._waiting.values():
             if not answered.done():
                 answered.set_result(ended)
@@ -199,6 +199,16 @@ class StreamCaller:
         if self._reading is not None:
             await asyncio.wait([self._reading], timeout=1)
         await self._channel.close()
+
+
+_ENDED = Outcome("UNAVAILABLE", details="the stream has ended")
+
+
+def _failed(error: grpc.aio.AioRpcError) -> Outcome:
+    """What a stream ended with; where that happens while something is written, gRPC makes up an error in its place."""
+    if error.details() == "Internal error from Core":
+        return _ENDED
+    return Outcome(error.code().name, details=error.details() or "")
 
 
 def _outcome(message: digits.RecognizeStreamResponse) -> Outcome:
