@@ -107,7 +107,7 @@ readme: .venv/.everything ## write README's tables of settings and metrics anew
 	$(BIN)/python -m tests.readme_tables
 
 samples: .venv/.everything ## draw the sample digits anew
-	$(BIN)/python -m tests.drawn_digits
+	$(BIN)/python -m tests.support.drawn_digits
 
 dashboards: .venv/.everything ## write Grafana's dashboard and the PrometheusRule anew, from what they are made of
 	$(BIN)/python -m tests.deploy.generated

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.client import DigitClient
+    from serving.client.client import DigitClient
     from serving.settings import Settings
 
 IMAGES_PER_CALL = 100
@@ -114,7 +114,7 @@ exit status:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 it could not be done, 2 it was asked for wrongly."""
-    from serving.merged_metrics import count_alone
+    from serving.telemetry.multiprocess_metrics import count_alone
 
     serve = partial(_serve, metrics_directory=count_alone())
     commands: dict[str, Callable[[list[str]], int]] = {
@@ -147,12 +147,13 @@ def _serve(arguments: list[str], metrics_directory: str) -> int:
     if settings is None:
         return 2
 
-    from serving import logs, sources
+    from serving.cli import load_settings
     from serving.errors import CannotStart
+    from serving.telemetry import logs
 
     logs.configure(settings.log_format, settings.log_level)
     log = logging.getLogger("serving")
-    unknown = sources.unknown_variables()
+    unknown = load_settings.unknown_variables()
     if unknown:
         logs.log_event(
             log, logging.WARNING, "unknown_variables", f"no such settings: {', '.join(unknown)}", variables=unknown
@@ -172,7 +173,7 @@ def _serve_alone(settings: "Settings") -> int:
     """The exit status. Raises CannotStart."""
     import asyncio
 
-    from serving.server import serve
+    from serving.process.run import serve
 
     asyncio.run(serve(settings))
     return 0
@@ -182,7 +183,7 @@ def _supervise(settings: "Settings", metrics_directory: str) -> int:
     """Likewise, with several workers, who count in `metrics_directory` if it is named."""
     import asyncio
 
-    from serving.supervisor import supervise
+    from serving.process.supervisor import supervise
 
     return asyncio.run(supervise(settings, metrics_directory))
 
@@ -192,7 +193,7 @@ def _check(arguments: list[str]) -> int:
     if settings is None:
         return 2
 
-    from serving import check
+    from serving.cli import check
 
     findings = check.check(settings)
     print(findings.table())
@@ -205,7 +206,7 @@ def _check(arguments: list[str]) -> int:
 
 def _settings(command: str, description: str, manual: str, arguments: list[str]) -> "Settings | None":
     """The settings that a command is given and finds; None when they can't be used, after saying why."""
-    from serving import sources
+    from serving.cli import load_settings
 
     parser = argparse.ArgumentParser(
         prog=f"digits {command}",
@@ -215,11 +216,11 @@ def _settings(command: str, description: str, manual: str, arguments: list[str])
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a prefix that is clear today may not be tomorrow
     )
-    sources.add_flags(parser)
+    load_settings.add_flags(parser)
     options, unknown = parser.parse_known_args(arguments)
     try:
-        return sources.read(sources.given(options), unknown)
-    except sources.SettingsError as error:
+        return load_settings.read(load_settings.given(options), unknown)
+    except load_settings.SettingsError as error:
         for mistake in error.mistakes:
             print(f"digits {command}: {mistake}", file=sys.stderr)
         return None
@@ -250,7 +251,7 @@ def _recognize(arguments: list[str]) -> int:
     )
     options = _parsed(parser, arguments)
 
-    from serving.credentials import CredentialsError
+    from serving.security.credential_files import CredentialsError
 
     try:
         client = _client(options)
@@ -287,8 +288,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 def _client(options: argparse.Namespace) -> "DigitClient":
     """A connection as the flags ask for it. Raises CredentialsError when a file can't be used."""
-    from serving.client import DigitClient
-    from serving.tls import channel_credentials
+    from serving.client.client import DigitClient
+    from serving.security.tls import channel_credentials
 
     credentials = None
     if options.tls_ca:
@@ -298,7 +299,7 @@ def _client(options: argparse.Namespace) -> "DigitClient":
 
 def _token(options: argparse.Namespace) -> str | None:
     """What the service is to know the caller by. Raises CredentialsError."""
-    from serving.credentials import CredentialsError, read
+    from serving.security.credential_files import CredentialsError, read
 
     token = (read(options.token_file) if options.token_file else os.environb.get(b"DIGITS_TOKEN", b"")).strip()
     if options.token_file and not token:
@@ -313,7 +314,7 @@ def _send(files: list[Path], client: "DigitClient", address: str, target_error_r
     import grpc
     import numpy as np
 
-    from serving.images import ImageError, read_image
+    from serving.client.image_files import ImageError, read_image
 
     failed = False
     readable = []
@@ -346,9 +347,9 @@ def _loadtest(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"digits loadtest: {error.name} is missing: pip install 'postal-digits[loadtest]'", file=sys.stderr)
         return 1
-    from serving.credentials import CredentialsError
     from serving.loadtest.calls import GrpcTarget
-    from serving.tls import channel_credentials
+    from serving.security.credential_files import CredentialsError
+    from serving.security.tls import channel_credentials
 
     parser = argparse.ArgumentParser(
         prog="digits loadtest",
@@ -381,7 +382,7 @@ def _frame(arguments: list[str]) -> int:
 
     from PIL import Image
 
-    from serving.images import ImageError, read_image
+    from serving.client.image_files import ImageError, read_image
 
     try:
         image = read_image(options.file)

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.access import Client
+from serving.security.tokens import Client
 
 if TYPE_CHECKING:
-    from serving.spans import CallSpan
+    from serving.telemetry.spans import CallSpan
 
 
 @dataclass(slots=True)

@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from serving import versions
-from serving.model import Model
+from serving.inference.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.server import Server
+from serving.process.server import Server
+from serving.repository import versions
 from serving.settings import BUNDLED, Settings
-from tests.drawn_digits import draw_many
-from tests.postgres import Postgres, programs, stopped
+from tests.support.drawn_digits import draw_many
+from tests.support.postgres import Postgres, programs, stopped
 
 if TYPE_CHECKING:
     from training.dataset import Dataset

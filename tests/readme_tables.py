@@ -4,11 +4,11 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from serving.accuracy import WithAccuracy
-from serving.drift import WithDrift
-from serving.merged_metrics import SupervisorMetrics
-from serving.metrics import Metrics
+from serving.feedback.accuracy import WithAccuracy
+from serving.feedback.drift import WithDrift
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.multiprocess_metrics import SupervisorMetrics
 
 README = Path(__file__).parent.parent / "README.md"
 

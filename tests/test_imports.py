@@ -8,74 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What each module of the serving half may import of it: the path of a request, from left to right.
+# The packages and modules of `serving`, from the bottom up: each may import those before it.
 ORDER = [
-    *[
-        "contract",
-        "framing",
-        "ink",
-        "decision",
-        "errors",
-        "lexicon",
-        "cores",
-        "settings",
-        "sources",
-        "logs",
-        "stopping",
-        "ports",
-        "pulse",
-        "announcement",
-        "accuracy",
-        "drift",
-        "http",
-    ],
-    *[
-        "control",
-        "merged_metrics",
-        "model_changes",
-        "supervisor",
-        "spans",
-        "tracing",
-        "metrics",
-        "pictures",
-        "crops",
-        "credentials",
-        "recognition_id",
-        "captured",
-        "capture_store",
-        "capture",
-        "truths",
-        "access",
-    ],
-    *[
-        "call",
-        "method",
-        "model",
-        "batcher",
-        "reader",
-        "shadow",
-        "versions",
-        "routing",
-        "repository",
-        "recognizer",
-        "decider",
-        "digit_service",
-    ],
-    *[
-        "tensors",
-        "open_inference",
-        "stream",
-        "edge",
-        "health",
-        "tls",
-        "server",
-        "worker",
-        "client",
-        "images",
-        "loadtest",
-        "check",
-        "__main__",
-    ],
+    *["contract", "cores", "errors", "imaging"],
+    *["settings", "ports"],
+    "answers",
+    "telemetry",
+    *["security", "feedback", "client"],
+    "call",
+    *["inference", "loadtest"],
+    "repository",
+    "recognition",
+    "api",
+    *["transport", "web"],
+    "process",
+    *["cli", "__main__"],
 ]
 
 
@@ -83,18 +30,29 @@ ORDER = [
 TRAINING_ORDER = [
     *[
         "dataset",
-        "captured",
+        "captured_images",
         "augmentation",
         "architectures",
         "recipes",
         "files",
         "fit",
         "calibrate",
-        "drift",
+        "drift_reference",
         "evaluate",
         "robustness",
     ],
-    *["export", "quantize", "model_card", "versions", "verify", "pipeline", "catalogue", "figures", "report", "studies"],
+    *[
+        "export",
+        "quantize",
+        "model_card",
+        "version_directory",
+        "verify",
+        "pipeline",
+        "catalogue",
+        "figures",
+        "report",
+        "studies",
+    ],
     *["compare", "commands", "__main__"],
 ]
 
@@ -110,12 +68,14 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("half", "other", "but"), [("serving", "training", ""), ("training", "serving", "serving.framing")])
+@pytest.mark.parametrize(
+    ("half", "other", "but"), [("serving", "training", ""), ("training", "serving", "serving.imaging.framing")]
+)
 def test_neither_half_imports_the_other_but_for_the_framing_that_both_must_do_alike(half: str, other: str, but: str) -> None:
     for file in (ROOT / half).rglob("*.py"):
         allowed = {but, f"{but}.frame", f"{but}.measure"} if but else set()
         assert not {name for name in imports(file) if name.split(".")[0] == other} - allowed, file
-    assert not imports(ROOT / "serving" / "framing.py") & {"serving", "training"}
+    assert not imports(ROOT / "serving" / "imaging" / "framing.py") & {"serving", "training"}
 
 
 @pytest.mark.parametrize(("half", "order"), [("serving", ORDER), ("training", TRAINING_ORDER)])
@@ -131,14 +91,14 @@ def test_imports_within_a_half_point_one_way(half: str, order: list[str]) -> Non
 
 
 def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:
-    code = "import sys, serving.worker, serving.client, serving.check; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, serving.process.worker, serving.client.client, serving.cli.check; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded
     assert "PIL" not in loaded, "only crops need it, and whoever sends none starts sooner"
     assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)
 
 
-@pytest.mark.parametrize("half", ["serving.model", "training.verify"])
+@pytest.mark.parametrize("half", ["serving.inference.model", "training.verify"])
 def test_onnx_runtime_leaves_no_trace_of_its_use_and_reports_it_to_nobody(half: str, tmp_path: Path) -> None:
     code = f"import {half}, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1]); print('ran')"
     model = next((ROOT / "serving" / "models").rglob("model.onnx"))

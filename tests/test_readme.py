@@ -11,14 +11,6 @@ def test_the_tables_of_settings_and_metrics_are_those_of_the_code() -> None:
     assert readme_tables.written(README) == README, "make readme"
 
 
-def test_the_file_tree_names_every_module_of_both_halves() -> None:
-    tree = README.split("\n## Where to look\n")[1]
-    halves = {half: tree.split(f"\n{half}/ ")[1].split("/  ")[0] for half in ("training", "serving")}
-    for half, described in halves.items():
-        named = set(re.findall(r"\b\w+\.py\b", described)) - {"drawn_digits.py"}
-        assert named == {file.name for file in (ROOT / half).glob("*.py")} - {"__init__.py"}
-
-
 def test_no_placeholder_is_left() -> None:
     assert not re.search(r"\b(BENCH|COMMIT|SETTINGS|METRICS|TODO)\b", README)
 

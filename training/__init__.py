@@ -10,7 +10,7 @@
 
 A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
 from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are all
-that crosses to `serving`; neither package imports the other, but for `serving.framing`, which both must do alike.
+that crosses to `serving`; neither package imports the other, but for `serving.imaging.framing`, which both must do alike.
 `quantize` makes an 8-bit version of a version, which is judged and verified like the first. `studies` looks into plots,
 questions and claims of the seed notebooks.
 """

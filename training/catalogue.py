@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training import pipeline, versions
+from training import pipeline, version_directory
 from training.dataset import Dataset
 from training.files import write_whole
 from training.fit import fingerprint
@@ -72,7 +72,7 @@ def catalogue(recipes: Iterable[Recipe], asked: Collection[str], dataset: Datase
             found = [_version(recipe, dataset, seed, models / recipe.name, run) for seed in range(seeds)]
             versions_there = [version for version in found if version]
             if versions_there:
-                records = [versions.read_record(version) for version in versions_there]
+                records = [version_directory.read_record(version) for version in versions_there]
                 rows[recipe.name] = Row(recipe, records, _latency(versions_there[0], dataset.test.images[:1]))
                 text = table([rows[recipe.name] for recipe in recipes if recipe.name in rows])
                 write_whole(models / "catalogue.md", text.encode())
@@ -105,7 +105,7 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
     """The version directory of one run; unless it is there, it is made or, where nothing is to be run, None."""
-    found = versions.find(directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs))
+    found = version_directory.find(directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs))
     if found or not run:
         return found
     return pipeline.run(recipe, dataset, seed, recipe.epochs, directory)

@@ -5,7 +5,7 @@ import os
 import sys
 
 from training import pipeline
-from training.captured import load_captured
+from training.captured_images import load_captured
 from training.catalogue import catalogue
 from training.compare import certified_thresholds, compare, table
 from training.dataset import DatasetError, load_mnist
@@ -16,7 +16,7 @@ from training.report import ReportError, report
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import Brought, DetectionError, Workbench
 from training.verify import Exported, VerificationError, verify_version
-from training.versions import VersionError
+from training.version_directory import VersionError
 
 WORSE = 3  # the exit status of `compare`
 

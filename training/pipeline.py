@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from training.calibrate import Threshold, certify, fit_temperature, softmax
-from training.captured import Captured
+from training.captured_images import Captured
 from training.dataset import Dataset, DatasetError, Examples, hold_out
-from training.drift import drift_reference
+from training.drift_reference import drift_reference
 from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, judge, judge_fields
 from training.export import ExportError, export, require_exportable
 from training.files import require_writable
@@ -24,7 +24,7 @@ from training.fit import checkpoint_name, fit
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.verify import Exported, verify, verify_version
-from training.versions import VersionError, load_network, publish, read_record
+from training.version_directory import VersionError, load_network, publish, read_record
 
 DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
 QUANTISATION_IMAGES = 1000

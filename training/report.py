@@ -20,7 +20,7 @@ from training.dataset import Dataset, Examples
 from training.model_card import TEMPLATES, model_card, summary
 from training.robustness import robustness, second_source
 from training.verify import Exported
-from training.versions import read_record
+from training.version_directory import read_record
 
 SEED = 0  # of the damage, so that versions are measured by the same
 WORST = 30  # mistakes shown

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from serving.framing import frame
+from serving.imaging.framing import frame
 from training.dataset import Examples
 
 # (N, 28, 28) float32, 0 paper to 255 ink, and a source of chance, to the same damaged; grey levels may leave the range

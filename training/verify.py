@@ -11,7 +11,7 @@ from training.calibrate import softmax
 from training.dataset import Examples
 from training.evaluate import Evaluation, evaluate
 from training.fit import logits
-from training.versions import VersionError, load_network, read_record
+from training.version_directory import VersionError, load_network, read_record
 
 BATCH_SIZES = (1, 7, 32, 128)
 TOLERANCE = 1e-5  # of probabilities

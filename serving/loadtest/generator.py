@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.images import read_image
+from serving.client.image_files import read_image
 from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
 from serving.loadtest.target import Caller, Digits, Images, Target

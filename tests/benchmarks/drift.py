@@ -10,10 +10,11 @@ import timeit
 
 import numpy as np
 
-from serving.client import DigitClient
-from serving.metrics import Metrics, VersionMetrics
-from tests.drawn_digits import draw_many
-from tests.service import Service, service
+from serving.client.client import DigitClient
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.version_metrics import VersionMetrics
+from tests.support.drawn_digits import draw_many
+from tests.support.service import Service, service
 
 ROUNDS = 5
 CALLS = {1: 500, 64: 100, 1024: 10}  # in a round, by images a call

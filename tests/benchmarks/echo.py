@@ -14,7 +14,7 @@ import grpc
 
 from serving.loadtest.calls import KINDS
 from serving.pb.digits.v1 import digit_service_pb2 as pb
-from tests.service import free_ports
+from tests.support.service import free_ports
 
 _PROBABILITIES = [0.0] * 7 + [1.0] + [0.0] * 2
 _ID = "x" * 56  # as long as an answer's

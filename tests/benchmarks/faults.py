@@ -19,9 +19,9 @@ import psutil
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from tests.drawn_digits import draw_many
-from tests.model_files import place, publish
-from tests.service import Service, service
+from tests.support.drawn_digits import draw_many
+from tests.support.model_files import place, publish
+from tests.support.service import Service, service
 
 CALLERS = 32
 

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import grey_dilation
 
-from serving import versions
-from serving.client import DigitClient, Recognition
-from serving.framing import frame
+from serving.client.client import DigitClient, Recognition
+from serving.imaging.framing import frame
+from serving.repository import versions
 from serving.settings import BUNDLED
-from tests.service import Service, service
+from tests.support.service import Service, service
 
 FIRST = 1200  # images that come before the training; the others come after it
 AUDIT_RATE = 0.5

@@ -21,8 +21,8 @@ from serving.loadtest.plan import Plan
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.benchmarks.generators import check, flood, load
-from tests.drawn_digits import draw_many
-from tests.service import Service, service
+from tests.support.drawn_digits import draw_many
+from tests.support.service import Service, service
 
 CONNECTIONS = 8
 CALLERS = 16

@@ -16,9 +16,9 @@ import numpy as np
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from tests.drawn_digits import draw_many
-from tests.model_files import publish
-from tests.service import Service, service
+from tests.support.drawn_digits import draw_many
+from tests.support.model_files import publish
+from tests.support.service import Service, service
 
 WITH_SHADOW = "stable = 1\n[shadow]\nversion = 2\n"
 WITHOUT = "stable = 1\n"

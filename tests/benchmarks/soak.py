@@ -25,9 +25,9 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.drawn_digits import draw_many
-from tests.model_files import publish
-from tests.service import Service, service
+from tests.support.drawn_digits import draw_many
+from tests.support.model_files import publish
+from tests.support.service import Service, service
 
 # What may be held more at the end than after the first fifth, when everything has been in use once. What is in flight makes
 # memory swing by a tenth, so it is the quarter of each fifth with least in flight that is compared.

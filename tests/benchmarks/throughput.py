@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from serving import versions
-from serving.client import DigitClient
+from serving.client.client import DigitClient
 from serving.cores import usable_cores
+from serving.inference.model import Model
 from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Target
-from serving.model import Model
+from serving.repository import versions
 from serving.settings import BUNDLED
 from tests.benchmarks.echo import echo
 from tests.benchmarks.generators import SETTLING_SECONDS, Figures, WrongAnswers, check, load
-from tests.service import Service, service
+from tests.support.service import Service, service
 
 # What is called, images a call, callers.
 WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (

@@ -25,7 +25,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.deploy.load import until
-from tests.service import free_ports
+from tests.support.service import free_ports
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"

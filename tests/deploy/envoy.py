@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import KUBERNETES
-from tests.service import free_ports
+from tests.support.service import free_ports
 
 COMPONENTS = KUBERNETES / "components"
 PLAIN, MUTUAL_TLS = "envoy", "envoy-mtls"

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from tests.deploy.manifests import DEPLOY
-from tests.service import free_ports
+from tests.support.service import free_ports
 
 Alert = dict[str, Any]
 Sample = dict[str, Any]

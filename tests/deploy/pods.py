@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from serving import supervisor
-from serving.digit_service import NAME as DIGIT_SERVICE
-from serving.open_inference import NAME as OPEN_INFERENCE
+from serving.api.digits import NAME as DIGIT_SERVICE
+from serving.api.open_inference import NAME as OPEN_INFERENCE
+from serving.process import supervisor
 from serving.settings import Settings
 from tests.deploy import pod_security
 from tests.deploy.manifests import (

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.deploy.manifests import KUBERNETES
-from tests.service import Service, service
+from tests.support.service import Service, service
 
 WORKERS = ("--workers", "2")
 """Flags: as many as in a pod of two cores, whatever this machine has."""

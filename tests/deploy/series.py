@@ -10,15 +10,15 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from serving import errors
-from serving.accuracy import WithAccuracy
-from serving.decision import Decision
-from serving.drift import WithDrift
-from serving.merged_metrics import SupervisorMetrics
-from serving.metrics import Metrics
-from serving.model import REFUSALS
+from serving.answers.decision import Decision
+from serving.feedback.accuracy import WithAccuracy
+from serving.feedback.drift import WithDrift
+from serving.inference.metadata import REFUSALS
 from serving.pb.digits.v1 import digit_service_pb2
 from serving.pb.inference import open_inference_pb2
 from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.multiprocess_metrics import SupervisorMetrics
 from tests.deploy import promql
 from tests.deploy.generated import RULES
 

@@ -19,16 +19,16 @@ import pytest
 import trustme
 from numpy.typing import NDArray
 
-from serving.client import DigitClient
-from tests import credentials, model_files
+from serving.client.client import DigitClient
 from tests.conftest import TIMEOUT
 from tests.deploy import promql, series
 from tests.deploy.conftest import Prove
 from tests.deploy.mail import Mail
 from tests.deploy.monitoring import Prometheus, Sample, Webhook, alertmanager, needs, prometheus, shortened, webhook
 from tests.deploy.test_dashboard import PANELS
-from tests.drawn_digits import SAMPLES
-from tests.service import Service, service
+from tests.support import credentials, model_files
+from tests.support.drawn_digits import SAMPLES
+from tests.support.service import Service, service
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]
 

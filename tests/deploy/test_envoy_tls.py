@@ -8,11 +8,11 @@ import pytest
 import trustme
 
 from tests.conftest import TIMEOUT
-from tests.credentials import chain, key, root
 from tests.deploy.conftest import Prove
 from tests.deploy.edge import Edge, edge
 from tests.deploy.envoy import MUTUAL_TLS, Envoy
 from tests.deploy.load import one_connection, until
+from tests.support.credentials import chain, key, root
 
 pytestmark = pytest.mark.deploy
 

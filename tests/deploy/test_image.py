@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import DigitClient
-from serving.images import read_image
+from serving.client.client import DigitClient
+from serving.client.image_files import read_image
 from tests.deploy.conftest import Prove
 from tests.deploy.containers import Container, Podman, PodmanError
 from tests.deploy.load import load, one_connection, until
-from tests.model_files import place, publish_shifted
+from tests.support.model_files import place, publish_shifted
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]  # the first of them builds the image
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving.client import DigitClient
-from serving.images import read_image
+from serving.client.client import DigitClient
+from serving.client.image_files import read_image
 from tests.deploy.conftest import Prove
 from tests.deploy.containers import Container, Podman, PodmanError
 from tests.deploy.manifests import Manifest, containers, environment, of_kind, pod_of, quantity, render
-from tests.service import free_ports
+from tests.support.service import free_ports
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]  # it may be the first that needs the image
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.accuracy import wilson_interval
+from serving.feedback.accuracy import wilson_interval
 from serving.settings import Settings
 from tests.deploy import generated, promql, series
 from tests.deploy.conftest import Prove

@@ -20,12 +20,12 @@ except ImportError:
     print("skipped: atheris is not installed; it is made for Linux on x86-64 only", file=sys.stderr)
     sys.exit(0)
 
-with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.tensors", "serving.open_inference"]):
+with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.api.tensors", "serving.api.open_inference"]):
     warnings.simplefilter("ignore")
-    from serving import tensors
+    from serving.api import tensors
+    from serving.api.open_inference import OpenInference
     from serving.call import Call
     from serving.errors import RequestError
-    from serving.open_inference import OpenInference
     from serving.pb.inference import open_inference_pb2 as pb
 
 IMAGE = 784

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training import figures, versions
+from training import figures, version_directory
 from training.dataset import Dataset
 from training.fit import checkpoint_name, fingerprint, fit, logits
 from training.recipes import RECIPES
@@ -115,10 +115,10 @@ class Workbench:
         train, validation = recipe.split(self.dataset, self.seed)
         version = None
         if self.models:
-            version = versions.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
+            version = version_directory.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
         if version and (version / "model.keras").exists():
-            record = versions.read_record(version)
-            network = versions.load_network(version)
+            record = version_directory.read_record(version)
+            network = version_directory.load_network(version)
             history, seconds = record["history"], record["fit_seconds"]
             print(f"{name}: from {version}", flush=True)
         else:

@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from serving import versions
-from serving.client import DigitClient
+from serving.client.client import DigitClient
 from serving.cores import usable_cores
+from serving.inference.model import Model
 from serving.loadtest import objectives
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.knee import judge
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Images
-from serving.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.repository import versions
 from serving.settings import BUNDLED, Settings
 from tests.benchmarks.capacity.measured import SIMULATED, Measured, Point, Way
 from tests.benchmarks.capacity.sender import Sent, send
 from tests.benchmarks.generators import WrongAnswers, check, load
-from tests.photographs import photograph
-from tests.service import Service, service
+from tests.support.photographs import photograph
+from tests.support.service import Service, service
 
 OBJECTIVES = "p99=100ms,errors=0.1%"
 DEADLINE_SECONDS = 1.0

@@ -4,11 +4,11 @@ import asyncio
 import sys
 import time
 
-from serving import versions
+from serving.repository import versions
 from serving.settings import BUNDLED
 from tests.benchmarks.peers.peer import PEERS, PeerUnavailable
 from tests.benchmarks.peers.running import ask, expected, running
-from tests.drawn_digits import draw_many
+from tests.support.drawn_digits import draw_many
 
 
 def main(names: list[str]) -> int:

@@ -10,17 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving import versions
 from serving.cores import usable_cores
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.plan import Plan
 from serving.loadtest.processes import LoadTestError
 from serving.loadtest.target import Target
+from serving.repository import versions
 from serving.settings import BUNDLED
 from tests.benchmarks.generators import Figures, WrongAnswers, check, load
 from tests.benchmarks.peers.peer import MODEL, PEERS, Peer, PeerUnavailable
 from tests.benchmarks.peers.running import running
-from tests.service import service
+from tests.support.service import service
 
 WORKLOADS = ((1, 1), (128, 1), (8, 64), (4, 1024))  # callers, images a call
 _REASON_CHARACTERS = 200

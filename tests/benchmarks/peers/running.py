@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.inference.model import Model
 from serving.loadtest.plan import Plan
 from serving.loadtest.target import Digits, Images, Outcome, Target
-from serving.model import Model
 from tests.benchmarks.peers.environment import installed, last_words
 from tests.benchmarks.peers.peer import HERE, MODEL, SERVERS, Peer, PeerUnavailable
-from tests.drawn_digits import draw_many
-from tests.service import free_ports
+from tests.support.drawn_digits import draw_many
+from tests.support.service import free_ports
 
 _END_SECONDS = 20.0
 

@@ -1,0 +1,127 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.__main__ import main
+from serving.client.image_files import ImageError, read_image
+from serving.imaging.decode import frame_crop
+from tests.support.drawn_digits import SAMPLES, draw
+from tests.support.photographs import photograph
+
+SEVEN = draw(7)
+
+
+def save(image: Image.Image, file: Path) -> Path:
+    image.save(file)
+    return file
+
+
+@pytest.mark.parametrize("pixels", [SEVEN, 255 - SEVEN], ids=["light-on-dark", "dark-on-light"])
+def test_png_and_raw_bytes_are_read_whatever_their_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    np.testing.assert_array_equal(read_image(save(Image.fromarray(pixels), tmp_path / "a.png")), SEVEN)
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(pixels.tobytes())
+    np.testing.assert_array_equal(read_image(raw), SEVEN)
+
+
+def test_a_jpeg_is_read_as_closely_as_jpeg_allows(tmp_path: Path) -> None:
+    read = read_image(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg"))
+    assert np.abs(read.astype(int) - SEVEN).mean() < 8
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray((255 - SEVEN).astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):  # black ink on nothing, as drawing programs save it
+        ink = Image.new("L", (28, 28), 0)
+        image = Image.merge("LA", (ink, Image.fromarray(SEVEN))).convert(mode)
+    else:
+        image = Image.fromarray(255 - SEVEN).convert(mode, dither=Image.Dither.NONE)
+    tolerance = 128 if mode == "1" else 1
+    assert np.abs(read_image(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
+
+
+def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = photograph(SEVEN, np.random.default_rng(1))
+    photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
+    photo.write_bytes(content)
+    np.testing.assert_array_equal(read_image(photo), frame_crop(content))
+    assert main(["frame", str(photo), "--out", str(framed)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 28
+    assert max(map(len, shown)) <= 56
+    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_image(photo) > 25).any(axis=1))
+    np.testing.assert_array_equal(read_image(framed), read_image(photo))
+    assert main(["frame", str(tmp_path / "none.jpg")]) == 1
+    assert "none.jpg: No such file or directory" in capsys.readouterr().err
+
+
+def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
+    image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
+    np.testing.assert_allclose(read_image(save(image, tmp_path / "a.png")), SEVEN, atol=1)
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "but 0 bytes of something else"),
+        (bytes(17 << 20), "more than 16,777,216 bytes"),
+        (bytes(783), "but 783 bytes of something else"),
+        (png(28, 29), "no ink is seen on it"),
+        (png(20_000, 20_000), "more than 2,097,152 pixels"),
+        (png(28, 28)[:-30], "."),
+        (png(28, 28)[:40], "."),
+        (b"GIF89a" + bytes(100), "something else"),
+        (png(28, 28)[:28] + bytes(4) + png(28, 28)[32:], "."),
+    ],
+)
+def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=reason):
+        read_image(file)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        read_image(tmp_path / "none.png")
+
+
+def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["recognize", "--address", "127.0.0.1:1", str(SAMPLES / "7.png"), str(tmp_path / "none.png")]
+    assert main(command) == 1
+    complaint = capsys.readouterr().err
+    assert f"{tmp_path / 'none.png'}: No such file or directory" in complaint
+    assert "127.0.0.1:1: UNAVAILABLE" in complaint
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_the_shipped_samples_are_what_the_drawing_code_draws(digit: int) -> None:
+    np.testing.assert_array_equal(read_image(SAMPLES / f"{digit}.png"), draw(digit))
+
+
+def test_a_picture_that_is_looked_at_no_further_ends_without_a_word(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(photograph(SEVEN, np.random.default_rng(1)))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as output:
+        command = [sys.executable, "-m", "serving", "frame", str(photo)]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")

@@ -1,0 +1,45 @@
+import asyncio
+import threading
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from serving.process import heartbeat
+from serving.process.heartbeat import Heartbeat
+from serving.process.server import Server
+from tests.conftest import TIMEOUT
+
+
+async def test_an_event_loop_that_turns_has_a_pulse_and_one_that_stands_still_has_none() -> None:
+    own = Heartbeat()
+    assert await asyncio.to_thread(own.lost) == ""
+    said: list[str] = []
+    asking = threading.Thread(target=lambda: said.append(own.lost()))
+    asking.start()
+    asking.join(TIMEOUT)  # this loop, and all else on it, stands still meanwhile
+    assert said == [f"the event loop has not turned for {heartbeat._TURN_SECONDS:g} s"]
+    assert await asyncio.to_thread(own.lost) == "", "it turns again"
+
+
+def test_an_event_loop_that_has_ended_has_none() -> None:
+    async def make() -> Heartbeat:
+        return Heartbeat()
+
+    assert asyncio.run(make()).lost() == "the event loop has ended"
+
+
+async def test_a_server_that_stands_still_fails_its_liveness_probe(server: Server) -> None:
+    found: list[int] = []
+
+    def probe() -> None:
+        try:
+            with urlopen(f"http://127.0.0.1:{server.metrics_port}/healthz", timeout=TIMEOUT) as answer:
+                found.append(answer.status)
+        except HTTPError as error:
+            found.append(error.code)
+
+    await asyncio.to_thread(probe)
+    asking = threading.Thread(target=probe)
+    asking.start()
+    asking.join(TIMEOUT)
+    await asyncio.to_thread(probe)
+    assert found == [200, 503, 200]

@@ -1,0 +1,181 @@
+import json
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from serving.client.client import DigitClient
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.settings import BUNDLED
+from tests.conftest import TIMEOUT
+from tests.support.drawn_digits import draw
+from tests.support.service import launch
+
+
+def logged(form: str, level: str, code: str) -> list[str]:
+    """The lines that a program leaves in a log."""
+    program = (
+        f"import logging\nfrom serving.telemetry.logs import configure, log_event\nconfigure({form!r}, {level!r})\n{code}"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert ran.stdout == ""
+    return ran.stderr.splitlines()
+
+
+def objects(code: str, level: str = "info") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in logged("json", level, code)]
+
+
+def test_an_event_is_one_json_object_with_its_fields() -> None:
+    (line,) = objects(
+        "log = logging.getLogger('serving.process.server')\n"
+        "log_event(log, logging.INFO, 'model_loaded', 'loaded 100 %\\nof it', model='digits', name='x', images=3)"
+    )
+    assert abs(datetime.fromisoformat(line.pop("time")) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert line.pop("pid") > 0
+    assert line == {
+        "level": "info",
+        "event": "model_loaded",
+        "logger": "serving.process.server",
+        "message": "loaded 100 %\nof it",
+        "model": "digits",
+        "name": "x",
+        "images": 3,
+    }
+
+
+def test_an_exception_is_one_field() -> None:
+    (line,) = objects(
+        "try:\n    1 / 0\n"
+        "except ZeroDivisionError:\n    log_event(logging.getLogger('serving'), 40, 'call_failed', 'oh', exc_info=True)"
+    )
+    assert (line["event"], line["message"]) == ("call_failed", "oh")
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_what_libraries_log_and_what_python_warns_of_and_dies_of_come_out_in_the_same_form() -> None:
+    lines = objects(
+        "import asyncio, threading, warnings\n"
+        "async def fail():\n    1 / 0\n"
+        "async def forget():\n"
+        "    asyncio.get_running_loop().call_soon(lambda: 1 / 0)\n    await asyncio.sleep(0.01)\n"
+        "asyncio.run(forget())\n"
+        "logging.getLogger('grpc._cython.cygrpc').error('unexpected %s', 'thing')\n"
+        "warnings.warn('old')\n"
+        "thread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()\n"
+        "1 / 0",
+        level="debug",
+    )
+    seen = [(line["logger"], line["event"], line["level"], "exception" in line) for line in lines]
+    assert seen == [
+        ("asyncio", "log", "error", True),
+        ("grpc._cython.cygrpc", "log", "error", False),
+        ("py.warnings", "log", "warning", False),
+        ("serving", "crashed", "critical", True),
+        ("serving", "crashed", "critical", True),
+    ]
+    assert lines[1]["message"] == "unexpected thing"
+
+
+def test_text_is_for_people() -> None:
+    (line,) = logged("text", "info", "log_event(logging.getLogger('serving'), 20, 'started', '100 % there', model='digits')")
+    assert line[:4].isdecimal()
+    assert line.endswith(" INFO 100 % there")
+
+
+def test_below_its_level_nothing_is_logged_and_libraries_never_at_debug() -> None:
+    code = "for name in ('serving.transport.grpc_front', 'asyncio'):\n  log = logging.getLogger(name)\n  log.debug('a'); log.warning('b')"
+    assert [line["message"] for line in objects(code, "debug")] == ["a", "b", "b"]
+    assert [line["message"] for line in objects(code, "warning")] == ["b", "b"]
+    assert objects(code, "error") == []
+
+
+def test_opentelemetry_complains_once_in_a_while_only() -> None:
+    code = (
+        "for _ in range(1000):\n    logging.getLogger('opentelemetry.sdk').warning('no collector')\n"
+        "logging.getLogger('opentelemetrics').warning('x')"
+    )
+    assert [line["message"] for line in objects(code)] == ["no collector", "x"]
+
+
+def serve_one_digit(*flags: str) -> list[dict[str, Any]]:
+    """The log of a server that reads a 7, is then asked for what is no image, and is stopped."""
+    with launch("--workers", "1", "--log-format", "json", "--drain-seconds", "0", *flags) as process:
+        try:
+            assert process.stderr is not None
+            lines: list[dict[str, Any]] = []
+            while not lines or lines[-1]["event"] != "started":
+                lines.append(json.loads(process.stderr.readline()))
+            address = lines[-1]["grpc_address"]
+            with DigitClient(address, TIMEOUT) as client:
+                assert client.recognize(draw(7)).digit == 7
+            with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
+                DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(), timeout=TIMEOUT)
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=TIMEOUT)
+            return lines + [json.loads(line) for line in rest.splitlines()]
+        finally:
+            process.kill()
+
+
+def test_the_life_of_a_server_is_told_in_events() -> None:
+    lines = serve_one_digit()
+    assert {line["model"] for line in lines if line["event"] == "model_loaded"} == {"digits", "digits-small"}
+    events = {line["event"]: line for line in lines if line.get("model") != "digits-small"}
+    assert list(events) == ["model_loaded", "model_role", "started", "draining", "stopped"]
+    assert events["model_loaded"]["model"] == "digits"
+    assert events["model_loaded"]["test_accuracy"] > 0.99
+    assert events["started"]["version"] == events["model_loaded"]["version"]
+    assert events["started"]["metrics_address"].startswith("127.0.0.1:")
+    assert (events["draining"]["signal"], events["draining"]["drain_seconds"]) == ("SIGTERM", 0.0)
+    assert events["stopped"]["calls"] == {"OK": 1, "INVALID_ARGUMENT": 1}
+    assert len({line["pid"] for line in events.values()}) == 1
+
+
+def test_at_debug_a_call_is_a_line_that_holds_no_image() -> None:
+    read, refused = (line for line in serve_one_digit("--log-level", "debug") if line["event"] == "call")
+    assert (read["method"], read["code"], read["images"], read["model"]) == ("Recognize", "OK", 1, "digits")
+    assert read["version"].isdecimal()
+    assert read["peer"].startswith("ipv4:127.0.0.1:")
+    assert 0 < read["duration_ms"] < TIMEOUT * 1000
+    assert (refused["method"], refused["code"]) == ("RecognizeBatch", "INVALID_ARGUMENT")
+    assert max(len(str(value)) for value in read.values()) < 200
+    assert not {"trace_id", "span_id"} & read.keys(), "nothing is traced"
+
+
+def test_what_keeps_a_server_from_starting_is_an_event_too(tmp_path: Path) -> None:
+    with launch("--log-format", "json", "--models", str(tmp_path), DIGITS_DRAIN_SECOND="1") as process:
+        _, log = process.communicate(timeout=TIMEOUT)
+    warning, error = [json.loads(line) for line in log.splitlines()]
+    assert (warning["event"], warning["level"]) == ("unknown_variables", "warning")
+    assert "DIGITS_DRAIN_SECOND; did you mean DIGITS_DRAIN_SECONDS?" in warning["message"]
+    assert (process.returncode, error["event"], error["level"]) == (1, "not_started", "critical")
+    assert f"no model in {tmp_path}" in error["message"]
+    assert "exception" not in error
+
+
+def test_a_model_that_is_refused_is_an_event_with_its_reason(tmp_path: Path) -> None:
+    directory = tmp_path / "digits"
+    directory.mkdir()
+    version = next((BUNDLED / "digits").iterdir())
+    (directory / version.name).symlink_to(version)
+    (directory / "99999999999999").mkdir()
+    (directory / "99999999999999" / "model.onnx").write_bytes(b"no model")
+    (refused,) = (line for line in serve_one_digit("--models", str(tmp_path)) if line["event"] == "model_refused")
+    assert (refused["model"], refused["version"], refused["reason"]) == ("digits", "99999999999999", "unreadable")
+
+
+def test_a_model_that_accepts_nothing_is_an_event() -> None:
+    lines = serve_one_digit("--target-error-rate", "0.0001", "--workers", "1")
+    warned = [line for line in lines if line["event"] == "model_not_certified"]
+    assert {line["model"] for line in warned} == {"digits", "digits-small"}
+    assert all(
+        "has no certified threshold for an error rate of 0.0001: it accepts no digit" in line["message"] for line in warned
+    )

@@ -1,0 +1,304 @@
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.client.client import DigitClient
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.process.server import Server
+from serving.telemetry import tracing
+from serving.telemetry.tracing import TracingError
+from tests.conftest import TIMEOUT, StartServer
+from tests.support.collector import Collector, attributes, collector
+from tests.support.drawn_digits import draw
+from tests.support.service import launch
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CALLER = "b7ad6b7169203331"
+SERVICE = "digits.v1.DigitService"
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    """An environment that asks for no traces, for each test to ask as it wants."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("OTEL_"):
+                patch.delenv(name)
+        yield patch
+
+
+@pytest.fixture
+def taker(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector, and an environment that sends the traces there."""
+    with collector() as taker:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taker.endpoint)
+        yield taker
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otlp"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:1"},
+    ],
+)
+def test_nothing_is_traced_unless_it_is_asked_for(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert tracing.start() is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp,zipkin"},
+            "OTEL_TRACES_EXPORTER: no exporter zipkin here, only otlp, console and none",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+            "OTEL_EXPORTER_OTLP_PROTOCOL: no http/protobuf here, only grpc",
+        ),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_.*could not convert.*'soon'"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    with pytest.raises(TracingError, match=complaint):
+        tracing.start()
+
+
+def test_traces_without_their_packages_are_refused_with_what_to_do() -> None:
+    code = (
+        "import sys; sys.modules['opentelemetry'] = None\n"  # an import of it fails, as where it is not installed
+        "from serving.telemetry import tracing\ntry:\n    tracing.start()\nexcept tracing.TracingError as error:\n    print(error)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"OTEL_TRACES_EXPORTER": "otlp"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    assert "pip install 'postal-digits[tracing]'" in ran.stdout
+
+
+def test_a_call_has_a_span_below_its_callers_and_two_of_its_own_with_the_times_they_took(taker: Collector) -> None:
+    traces = tracing.start()
+    assert traces is not None
+    before = time.time_ns()
+    span = traces.begin(SERVICE, "Recognize", [("traceparent", f"00-{TRACE}-{CALLER}-01"), ("odd-bin", b"\xff")])
+    arrived = time.monotonic()
+    span.answered(arrived, arrived + 0.25, arrived + 1, model="digits", version="7", images=3)
+    span.end(grpc.StatusCode.OK)
+    after = time.time_ns()
+    traces.stop(TIMEOUT)
+
+    call, queue, inference = taker.wait_for(3)
+    assert (call.name, call.kind, call.trace_id.hex(), call.parent_span_id.hex()) == (
+        f"{SERVICE}/Recognize",
+        call.SPAN_KIND_SERVER,
+        TRACE,
+        CALLER,
+    )
+    assert (span.trace_id, span.span_id, span.sampled) == (TRACE, call.span_id.hex(), True)
+    read = {"digits.model": "digits", "digits.version": "7", "digits.images": "3"}
+    assert attributes(call) == {
+        "rpc.system": "grpc",
+        "rpc.service": SERVICE,
+        "rpc.method": "Recognize",
+        "rpc.grpc.status_code": "0",
+        **read,
+    }
+    assert call.status.code == call.status.STATUS_CODE_UNSET
+    assert before <= call.start_time_unix_nano <= call.end_time_unix_nano <= after
+    for child, name, seconds in ((queue, "queue", 0.25), (inference, "inference", 0.75)):
+        assert (child.name, child.trace_id, child.parent_span_id) == (name, call.trace_id, call.span_id)
+        assert attributes(child) == read
+        assert child.end_time_unix_nano - child.start_time_unix_nano == pytest.approx(seconds * 1e9, abs=1000)
+    assert queue.end_time_unix_nano == inference.start_time_unix_nano
+    assert before <= queue.start_time_unix_nano <= after
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        (grpc.StatusCode.INTERNAL, True),
+        (grpc.StatusCode.UNAVAILABLE, True),
+        (grpc.StatusCode.INVALID_ARGUMENT, False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False),
+    ],
+)
+def test_a_span_is_an_error_when_the_server_is_at_fault(taker: Collector, code: grpc.StatusCode, fault: bool) -> None:
+    traces = tracing.start()
+    assert traces is not None
+    traces.begin(SERVICE, "Recognize", []).end(code)
+    traces.stop(TIMEOUT)
+    (call,) = taker.wait_for(1)
+    assert attributes(call)["rpc.grpc.status_code"] == str(code.value[0])
+    assert (call.status.code == call.status.STATUS_CODE_ERROR) is fault
+    assert not call.parent_span_id
+
+
+def test_what_the_caller_does_not_sample_is_not_sent(taker: Collector) -> None:
+    traces = tracing.start()
+    assert traces is not None
+    unsampled = traces.begin(SERVICE, "Recognize", [("traceparent", f"00-{TRACE}-{CALLER}-00")])
+    unsampled.answered(1, 2, 3, model="digits", version="7", images=1)
+    unsampled.end(grpc.StatusCode.OK)
+    traces.begin(SERVICE, "RecognizeBatch", []).end(grpc.StatusCode.OK)
+    traces.stop(TIMEOUT)
+    assert (unsampled.trace_id, unsampled.sampled) == (TRACE, False)
+    assert [span.name for span in taker.wait_for(1)] == [f"{SERVICE}/RecognizeBatch"]
+
+
+def test_the_sampler_the_name_and_the_resource_are_as_the_environment_says(
+    environment: pytest.MonkeyPatch, taker: Collector
+) -> None:
+    for variables, name in (
+        ({}, "postal-digits"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=desk,site=north"}, "desk"),
+        ({"OTEL_SERVICE_NAME": "belt"}, "belt"),
+    ):
+        for variable, value in variables.items():
+            environment.setenv(variable, value)
+        traces = tracing.start()
+        assert traces is not None
+        traces.begin(SERVICE, "Recognize", []).end(grpc.StatusCode.OK)
+        traces.stop(TIMEOUT)
+        assert taker.resources[-1]["service.name"] == name
+    assert taker.resources[-1]["site"] == "north"
+    environment.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    traces = tracing.start()
+    assert traces is not None
+    assert not traces.begin(SERVICE, "Recognize", []).sampled
+    traces.stop(TIMEOUT)
+
+
+def test_a_collector_that_is_not_there_holds_up_neither_calls_nor_the_end(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    traces = tracing.start()
+    assert traces is not None
+    with caplog.at_level(logging.WARNING, "serving"):
+        for _ in range(5000):  # more than the queue of spans holds
+            traces.begin(SERVICE, "Recognize", []).end(grpc.StatusCode.OK)
+        start = time.monotonic()
+        traces.stop(0.5)
+    assert time.monotonic() - start < TIMEOUT / 2
+    assert "not all spans could be sent within 0.5 s" in caplog.text
+
+
+def scrape(server: Server, accept: str) -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.metrics_port}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as page:
+        return str(page.read(), "utf-8")
+
+
+async def test_a_call_of_the_server_is_traced_from_its_caller_to_the_model_and_found_from_its_metrics(
+    taker: Collector, start_server: StartServer, images: NDArray[np.uint8]
+) -> None:
+    server = await start_server()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = DigitServiceStub(channel)
+        metadata = (("traceparent", f"00-{TRACE}-{CALLER}-01"),)
+        request = pb.RecognizeBatchRequest(images=images[:5].tobytes())
+        await stub.RecognizeBatch(request, timeout=TIMEOUT, metadata=metadata)
+        unsampled = (("traceparent", f"00-{TRACE[::-1]}-{CALLER}-00"),)
+        await stub.Recognize(pb.RecognizeRequest(image=images[0].tobytes()), timeout=TIMEOUT, metadata=unsampled)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.RecognizeBatch(pb.RecognizeBatchRequest(), timeout=TIMEOUT)
+    text = scrape(server, "application/openmetrics-text")
+    assert re.search(rf'request_seconds_bucket{{le="[^"]+",method="RecognizeBatch"}} \S+ # {{trace_id="{TRACE}"}} ', text)
+    assert TRACE[::-1] not in text
+    assert TRACE not in scrape(server, "text/plain")
+    await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
+
+    call, queue, inference, refused = taker.wait_for(4)
+    assert len(taker.spans) == 4
+    assert (call.name, call.trace_id.hex(), call.parent_span_id.hex()) == (f"{SERVICE}/RecognizeBatch", TRACE, CALLER)
+    assert attributes(call)["digits.images"] == "5"
+    assert [span.name for span in (queue, inference)] == ["queue", "inference"]
+    assert {span.parent_span_id for span in (queue, inference)} == {call.span_id}
+    assert call.start_time_unix_nano <= queue.start_time_unix_nano
+    assert inference.end_time_unix_nano <= call.end_time_unix_nano
+    assert attributes(refused)["rpc.grpc.status_code"] == str(grpc.StatusCode.INVALID_ARGUMENT.value[0])
+
+
+async def test_a_stream_is_one_span_with_two_more_for_each_request(
+    taker: Collector, start_server: StartServer, images: NDArray[np.uint8]
+) -> None:
+    server = await start_server()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        requests = [
+            pb.RecognizeStreamRequest(id=n, request=pb.RecognizeRequest(image=images[n].tobytes())) for n in range(3)
+        ]
+        answers = [answer async for answer in DigitServiceStub(channel).RecognizeStream(requests, timeout=TIMEOUT)]
+    assert len(answers) == 3
+    await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
+    spans = taker.wait_for(7)
+    (stream,) = (span for span in spans if span.name == f"{SERVICE}/RecognizeStream")
+    assert sorted(span.name for span in spans if span.parent_span_id == stream.span_id) == ["inference"] * 3 + ["queue"] * 3
+    assert attributes(stream)["digits.images"] == "3"
+
+
+def test_a_call_that_is_traced_says_so_in_the_log(taker: Collector) -> None:
+    flags = ("--log-level", "debug", "--drain-seconds", "0")
+    with launch(*flags, OTEL_EXPORTER_OTLP_ENDPOINT=taker.endpoint) as process:
+        log = serve_a_seven(process)
+    (call, *_) = taker.wait_for(3)
+    assert f"trace_id={call.trace_id.hex()} span_id={call.span_id.hex()}" in log
+
+
+def test_with_tracing_off_nothing_of_opentelemetry_is_imported() -> None:
+    with launch("--drain-seconds", "0", PYTHONPROFILEIMPORTTIME="1") as process:  # every import is a line on stderr
+        log = serve_a_seven(process)
+    assert "serving.telemetry.tracing" in log
+    assert "onnxruntime" in log
+    assert "opentelemetry" not in log
+    assert "serving.telemetry.spans" not in log
+
+
+def test_traces_that_cannot_be_had_keep_the_server_from_starting() -> None:
+    with launch(OTEL_TRACES_EXPORTER="zipkin") as process:
+        _, log = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert "digits serve: OTEL_TRACES_EXPORTER: no exporter zipkin here" in log
+
+
+def serve_a_seven(process: "subprocess.Popen[str]") -> str:
+    """The log of a server that reads a 7 and is then stopped."""
+    try:
+        assert process.stderr is not None
+        log: list[str] = []
+        while not log or not (found := re.search(r"(\S+) for gRPC", log[-1])):
+            log.append(process.stderr.readline())
+            assert log[-1], "".join(log)
+        with DigitClient(found[1], TIMEOUT) as client:
+            assert client.recognize(draw(7)).digit == 7
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    return "".join(log) + rest

@@ -1,0 +1,223 @@
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from serving.inference.model import Model
+from tests.inference.test_model import negate_logits
+from tests.support.model_files import rename_output
+from training import architectures, fit, pipeline
+from training.__main__ import main
+from training.dataset import Dataset, DatasetError
+from training.export import export
+from training.quantize import quantize
+from training.recipes import RECIPES
+from training.verify import Exported, VerificationError, verify
+from training.version_directory import VersionError
+
+Images = NDArray[np.uint8]
+NETWORKS = {recipe.network.__name__: recipe.network for recipe in RECIPES.values()}
+
+
+def settled(network: keras.Sequential, least_scale: float = 0.5) -> keras.Sequential:
+    """An untrained network with biases, averages and scales to fold, as training leaves them; scales below 0 if asked."""
+    random = np.random.default_rng(1)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape[0]
+            beta, mean = random.normal(0, 0.3, size), random.normal(0, 0.3, size)
+            layer.set_weights([random.uniform(least_scale, 1.5, size), beta, mean, random.uniform(0.5, 1.5, size)])
+        elif getattr(layer, "use_bias", False):
+            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Sequential:
+    keras.utils.set_random_seed(1)
+    return settled(architectures.flagship_small())
+
+
+def optimised(model: onnx.ModelProto, directory: Path) -> Counter[str]:
+    """What ONNX Runtime runs in the end, by operation."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the file suits this machine only
+    options.optimized_model_filepath = str(directory / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+@pytest.mark.parametrize("least_scale", [0.5, -1.5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_answers_in_onnx_as_in_keras(name: str, least_scale: float, images: Images, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    network = settled(NETWORKS[name](), least_scale)
+    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    assert verify(Exported(tmp_path / "model.onnx"), network, 1.7, images[:150]).largest_difference < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_export_is_as_lean_as_one_built_by_hand(name: str, tmp_path: Path) -> None:
+    network = settled(NETWORKS[name]())
+    model = export(network, 1.7, {"recipe": "none"})
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
+    operations = Counter(node.op_type for node in model.graph.node)
+    layers = Counter(type(layer).__name__ for layer in network.layers)
+    relus = layers["ReLU"] + sum(getattr(layer, "activation", None) is keras.activations.relu for layer in network.layers)
+    tanhs = sum(getattr(layer, "activation", None) is keras.activations.tanh for layer in network.layers)
+    of_network = {"Conv": layers["Conv2D"], "MatMul": layers["Dense"], "MaxPool": layers["MaxPooling2D"]}
+    of_contract = {"Cast": 1, "Reshape": 2 if layers["Conv2D"] else 1, "Softmax": 1}
+    operations -= Counter({"Mul": operations["Mul"], "Add": operations["Add"]})  # biases and scales, fused when loaded
+    assert operations == +Counter({"Relu": relus, "Tanh": tanhs, **of_network, **of_contract})
+
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
+    assert len(inferred) == len(model.graph.node) - 2, "of all but the outputs"
+    for value in inferred:
+        batch, *inner = value.type.tensor_type.shape.dim
+        assert not batch.dim_value
+        assert all(size.dim_value for size in inner), f"{value.name} has a size that is not known beforehand"
+
+    run = optimised(model, tmp_path)
+    assert not {"Transpose", "BatchNormalization"} & set(run), "folded"
+    left = 1 if name == "bncnn" else 0  # the normalisation of its dense layer
+    assert max(run["Relu"], run["Tanh"]) <= layers["Dense"], "those of convolutions are fused"
+    assert (run["Add"], run["Mul"], run["MatMul"]) == (left, 1 + left, 0), "the last Mul is the temperature"
+    reorders = run["ReorderInput"] + run["ReorderOutput"]
+    narrow = name in ("cnn8", "lenet5")  # fewer filters than ONNX Runtime's block of channels
+    assert reorders <= bool(layers["Conv2D"]) + narrow
+
+
+def test_verification_notices_another_network_and_another_temperature(
+    network: keras.Sequential, images: Images, tmp_path: Path
+) -> None:
+    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.8, images)
+    other = keras.models.clone_model(network)
+    with pytest.raises(VerificationError, match="digits differ"):
+        verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
+
+
+def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
+    model = export(network, 1.7, {})
+    negate_logits(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="logits differ"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.7, images)
+
+
+@pytest.fixture(scope="module")
+def trained(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version that reads drawn digits well."""
+    recipe = replace(RECIPES["convnet"], validation_images=200, batch_size=16)
+    return pipeline.run(recipe, drawn, 0, 6, tmp_path_factory.mktemp("models"))
+
+
+def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
+    run = optimised(quantize(export(network, 1.7, {}), images[:200]), tmp_path)
+    assert (run["QLinearConv"], run["QGemm"], run["Gemm"]) == (3, 1, 1)
+    assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing between them goes back to floating point"
+
+
+def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, drawn: Dataset) -> None:
+    published = pipeline.remake(trained, drawn, "int8")
+    assert (published.parent, int(published.name) > int(trained.name)) == (trained.parent, True)
+    assert {file.name for file in published.iterdir()} == {"model.onnx", "model.keras", "run.json", "MODEL_CARD.md"}
+    first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
+    assert (first["precision"], second["precision"]) == ("fp32", "int8")
+    assert second["temperature"] != first["temperature"], "fitted to what the quantised model says"
+    assert second["verification"]["agreement"] >= 0.9995
+    assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
+
+    served = Model(published / "model.onnx", published.name)
+    assert (served.predict(drawn.test.images).argmax(axis=1) == drawn.test.labels).mean() == second["test"]["accuracy"]
+    metadata = Exported(published / "model.onnx").metadata
+    assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
+    card = (published / "MODEL_CARD.md").read_text()
+    assert "8-bit integers" in card
+    assert f"commit {first['commit']}, trained the network; " in card
+    assert f"from version {trained.name} of this model" in card
+
+
+def test_a_network_is_exported_again_as_it_was(trained: Path, drawn: Dataset) -> None:
+    published = pipeline.remake(trained, drawn, "fp32")
+    assert (published / "model.onnx").stat().st_size == pytest.approx((trained / "model.onnx").stat().st_size, abs=2000)
+    first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
+    new = {"made_from", "training_commit", "created", "commit", "verification"}
+    assert {name for name in second if second[name] != first.get(name)} <= new
+    assert second["made_from"] == trained.name
+    again = pipeline.remake(published, drawn, "int8")
+    assert json.loads((again / "run.json").read_text())["training_commit"] == first["commit"]
+
+
+def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
+    trained: Path, drawn: Dataset, tmp_path: Path, mnist_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(trained.parent.iterdir())
+    with pytest.raises(DatasetError, match="was trained on other data"):
+        pipeline.remake(trained, replace(drawn, sha256="other"), "int8")
+    with pytest.raises(DatasetError, match="or held out other images"):
+        pipeline.remake(trained, replace(drawn, writers=np.arange(800)), "int8")
+    assert set(trained.parent.iterdir()) == before
+    assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
+    assert "is no version that `digits-train run` made" in capsys.readouterr().err
+
+
+def test_a_quantised_file_must_name_the_same_digits_at_its_own_temperature(
+    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
+) -> None:
+    network = keras.models.load_model(trained / "model.keras")
+    onnx.save(quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images), tmp_path / "model.onnx")
+    exported = Exported(tmp_path / "model.onnx")
+    assert verify(exported, network, 1.7, images).agreement >= 0.9995
+    with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
+        verify(exported, network, 1.8, images)
+    network.layers[-1].bias.assign(-network.layers[-1].bias + np.eye(10)[3] * 500)
+    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are the same"):
+        verify(exported, network, 1.7, images)
+
+
+def test_a_quantised_file_must_say_nearly_the_logits_of_its_network(
+    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
+) -> None:
+    network = keras.models.load_model(trained / "model.keras")
+    in_8_bits = quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images)
+    onnx.save(in_8_bits, tmp_path / "model.onnx")
+    exported = Exported(tmp_path / "model.onnx")
+    logits, probabilities = exported.answers(images)
+    of_keras = keras.ops.convert_to_numpy(keras.ops.softmax(fit.logits(network, images) / 1.7))
+    verification = verify(exported, network, 1.7, images)
+    assert verification.largest_difference == pytest.approx(np.abs(probabilities - of_keras).max(), abs=1e-5)
+    assert verification.largest_difference > 1e-4, "it is not held to what it says itself"
+
+    rename_output(in_8_bits, "logits", "sound")
+    in_8_bits.graph.initializer.append(onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [], [3.0]))
+    in_8_bits.graph.node.append(onnx.helper.make_node("Mul", ["sound", "three"], ["logits"]))
+    onnx.save(in_8_bits, tmp_path / "model.onnx")
+    np.testing.assert_allclose(Exported(tmp_path / "model.onnx").answers(images)[0], 3 * logits, rtol=1e-4)
+    with pytest.raises(VerificationError, match=r"100.00% of the digits are the same.* its logits are 2\d\d\.\d% off"):
+        verify(Exported(tmp_path / "model.onnx"), network, 1.7 * 3, images)
+
+
+def test_another_network_is_not_quantised_under_a_versions_name(trained: Path, drawn: Dataset, tmp_path: Path) -> None:
+    version = shutil.copytree(trained, tmp_path / "1")
+    network = keras.models.load_model(version / "model.keras")
+    network.layers[-1].bias.assign(network.layers[-1].bias + 0.01 * np.arange(10))
+    network.save(version / "model.keras")
+    with pytest.raises(VerificationError, match="logits differ from Keras"):
+        pipeline.remake(version, drawn, "int8")
+    (version / "model.keras").write_bytes(b"PK")
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is damaged"):
+        pipeline.remake(version, drawn, "int8")
+    (version / "model.keras").unlink()
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is not there"):
+        pipeline.remake(version, drawn, "int8")
+    assert [file.name for file in tmp_path.iterdir()] == ["1"]

@@ -1,0 +1,313 @@
+import copy
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import training.report
+from training import commands, figures, pipeline
+from training.__main__ import main
+from training.calibrate import softmax
+from training.dataset import Dataset
+from training.evaluate import ERRORS, evaluate, risk_coverage
+from training.model_card import model_card
+from training.recipes import RECIPES
+from training.report import ReportError, page, report
+from training.version_directory import VersionError
+
+Images = NDArray[np.uint8]
+VOID = {"meta", "img", "br"}
+
+
+@pytest.fixture(scope="module")
+def made(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version that learnt little, with validation images too few to certify anything on."""
+    recipe = replace(RECIPES["cnn8"], validation_images=100)
+    return pipeline.run(recipe, drawn, 0, 2, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def version(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "version"))
+
+
+@pytest.fixture(scope="module")
+def logits(drawn: Dataset) -> NDArray[np.float64]:
+    """What a reader might say of the test images who reads most of them right, and is now and then sure of a wrong digit."""
+    random = np.random.default_rng(1)
+    said: NDArray[np.float64] = random.normal(0, 2.5, (len(drawn.test), 10)) + 6 * np.eye(10)[drawn.test.labels]
+    return said
+
+
+@pytest.fixture(scope="module")
+def reported(made: Path, drawn: Dataset, logits: NDArray[np.float64]) -> dict[str, Any]:
+    """The record of a version that says these logits, as a report leaves it."""
+    tested = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
+    few = {"test_fields": 40, "test_accuracy": 0.975, "test_confidence": 0.9876}
+    certified = {"threshold": 0.75, "coverage": 0.91, "test_coverage": 0.923, "test_error": 0.004, "test_errors": 1}
+    return {
+        **json.loads((made / "run.json").read_text()),
+        "temperature": 1.25,
+        "test": tested,
+        "thresholds": {"0.01": certified, "0.005": certified, "0.002": {**certified, "test_error": 0.0}, "0.001": None},
+        "fields": {"5": {**few, "thresholds": {"0.05": certified, "0.02": None}}},
+        "robustness": [
+            {"damage": "none", "amount": "", "accuracy": tested["accuracy"], "images": 200},
+            {"damage": "shift", "amount": "2 px", "accuracy": 0.6543, "images": 200},
+        ],
+        "second_source": {
+            "name": "another hand",
+            "images": 1234,
+            "accuracy": 0.4567,
+            "interval": [0.4, 0.5],
+            "accuracy_by_digit": [0.321] * 10,
+        },
+    }
+
+
+@pytest.fixture
+def record(reported: dict[str, Any]) -> dict[str, Any]:
+    """The same, to change."""
+    return copy.deepcopy(reported)
+
+
+@pytest.fixture(scope="module")
+def content(reported: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]) -> str:
+    """Its page."""
+    return page(reported, drawn.test, logits)
+
+
+class Page(HTMLParser):
+    """A page, taken apart; a tag that is closed in the wrong place or not at all fails."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(content)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+def test_the_page_is_whole_and_asks_for_nothing_outside(content: str) -> None:
+    parsed = Page(content)
+    assert not {tag for tag, _ in parsed.elements} & {"script", "link", "iframe", "object", "embed"}
+    addresses = [attrs[name] for _, attrs in parsed.elements for name in ("src", "href") if name in attrs]
+    assert addresses
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert "://" not in content
+    assert "@import" not in content
+    ids = Counter(attrs["id"] for _, attrs in parsed.elements if "id" in attrs)
+    assert set(ids.values()) == {1}
+    assert {address[1:] for address in addresses if address[0] == "#"} | set(re.findall(r"url\(#(\w+)\)", content)) <= set(
+        ids
+    )
+
+
+def test_every_picture_says_in_words_what_it_shows(content: str) -> None:
+    parsed = Page(content)
+    drawn = [place for place, (tag, _) in enumerate(parsed.elements) if tag == "svg"]
+    assert len(drawn) == 5
+    around = [parsed.elements[place - 1][1] for place in drawn]
+    assert [attrs["role"] for attrs in around] == ["img"] * 5
+    said = " ".join(attrs["aria-label"] for attrs in around)
+    for word in ("Training curves", "Confusion matrix", "Reliability diagram", "Risk-coverage curve", "worst is shift 2 px"):
+        assert word in said
+    assert all(attrs["alt"] for tag, attrs in parsed.elements if tag == "img")
+
+
+def test_the_page_shows_the_numbers_of_the_record(content: str, reported: dict[str, Any]) -> None:
+    text = " ".join(Page(content).text.split())
+    test = reported["test"]
+    assert f"read right, of 200 test images {100 * test['accuracy']:.2f} %" in text
+    assert f"{test['calibration_error']:.4f}" in text
+    assert f"{100 * test['recall'][3]:.2f} % {100 * test['precision'][3]:.2f} %" in text
+    assert "0.5 % 0.7500 91.00 % 92.30 % 1 0.400 %" in text
+    assert "0.2 % 0.7500 91.00 % 92.30 % 1 0.000 %" in text
+    assert "0.1 % none can be certified" in text
+    assert f"shift 2 px 65.43 % {100 * (test['accuracy'] - 0.6543):.2f}" in text
+    assert "another hand: 45.67 % of 1,234 images" in text
+    assert "32.1 %" in text
+
+
+def test_a_threshold_that_lets_more_through_on_the_test_images_than_it_promised_is_marked(
+    content: str, record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
+) -> None:
+    assert 'class="above"' not in content
+    record["thresholds"]["0.01"]["test_error"] = 0.0123
+    assert "1.230 % above" in page(record, drawn.test, logits)
+
+
+def test_the_mistakes_shown_are_the_most_confident_ones(content: str, drawn: Dataset, logits: NDArray[np.float64]) -> None:
+    parsed = Page(content)
+    found = [re.fullmatch(r"Test image (\d+), a (\d)", attrs["alt"]) for tag, attrs in parsed.elements if tag == "img"]
+    shown = [int(match[1]) for match in found if match]
+    probabilities = softmax(logits, 1.25)
+    wrong = {place for place in range(200) if probabilities[place].argmax() != drawn.test.labels[place]}
+    assert len(wrong) > len(shown) == 30
+    assert set(shown) <= wrong
+    confidence = probabilities.max(axis=1)
+    assert [confidence[place] for place in shown] == sorted((confidence[place] for place in wrong), reverse=True)[:30]
+    assert [int(match[2]) for match in found if match] == drawn.test.labels[shown].tolist()
+    worst = shown[0]
+    said = f"{drawn.test.labels[worst]} read as {probabilities[worst].argmax()} {100 * confidence[worst]:.2f} %"
+    assert said in parsed.text
+
+
+def test_without_images_held_out_page_and_card_say_so(
+    record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
+) -> None:
+    history = {name: record["history"][name] for name in ("loss", "accuracy")}
+    record |= {"validation_images": 0, "validation": None, "thresholds": {}, "temperature": 1.0, "history": history}
+    text = Page(page(record, drawn.test, logits)).text
+    assert "no validation curves" in text
+    assert "No threshold is certified: nothing was held out" in text
+    card = model_card(record)
+    assert "None were held out." in card
+    assert "nothing to fit a temperature or to certify a threshold on" in card
+
+
+def test_a_perfect_reader_has_a_page_too(record: dict[str, Any], drawn: Dataset) -> None:
+    logits = 20.0 * np.eye(10)[drawn.test.labels]
+    record["test"] = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
+    assert "every test image was read right" in Page(page(record, drawn.test, logits)).text
+
+
+def test_a_digit_that_is_never_read_is_told_of(record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]) -> None:
+    logits[:, 8] = -100
+    record["test"] = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
+    assert "never read" in Page(page(record, drawn.test, logits)).text
+    assert "| 8 | 0.00 % | never read |" in model_card(record)
+
+
+def test_the_card_has_the_headings_and_the_limits_of_its_guarantee(record: dict[str, Any]) -> None:
+    card = model_card(record)
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    headings = re.findall(r"^##+ (.*)$", card, re.MULTILINE)
+    assert headings[:3] == ["Model Details", "Uses", "Direct Use"]
+    for heading in ("Out-of-Scope Use", "Training Data", "Training Procedure", "Evaluation", "Robustness", "Citation"):
+        assert heading in headings
+    assert "| 0.5 % | 0.7500 | 91.00 % | 92.30 % | 1 | 0.400 % |" in card
+    assert "| 0.1 % | none can be certified | | | | |" in card
+    assert "| 5 | 40 | 97.50 % | 98.76 % | 0.7500 | 92.30 %, 1 | none | |" in card
+    assert "| shift 2 px | 65.43 % |" in card
+    assert "another hand: 45.67 % of 1,234 images" in card
+    assert "The temperature was fitted on the same" in card
+    assert "drawn at random, so that their writers wrote training images too" in card
+    assert "of other writers than those it learnt from" in model_card(record | {"validation_writers": "other"})
+
+
+def test_a_new_version_has_a_card_that_leaves_the_robustness_to_the_report(made: Path) -> None:
+    card = (made / "MODEL_CARD.md").read_text()
+    assert "Not measured: `digits-train report VERSION_DIRECTORY` does" in card
+    assert "- Adam, batch size 32, 2 epochs, seed 0." in card
+
+
+def test_a_report_measures_and_writes_record_card_and_page(
+    version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "load_mnist", lambda _: drawn)  # MNIST may not be here
+    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # the real one takes its time
+    before = json.loads((version / "run.json").read_text())
+    assert main(["report", str(version)]) == 0
+    assert f"report     {version}/report.html" in capsys.readouterr().out
+    after = json.loads((version / "run.json").read_text())
+    rows, second = after.pop("robustness"), after.pop("second_source")
+    assert after == before
+    assert rows[0] == {"damage": "none", "amount": "", "accuracy": before["test"]["accuracy"], "images": 200}
+    assert (second["images"], len(second["accuracy_by_digit"])) == (50, 10)
+    assert f"{100 * second['accuracy']:.2f} %" in (version / "MODEL_CARD.md").read_text()
+    Page((version / "report.html").read_text())
+    assert not list(version.glob(".*"))
+    assert main(["report", str(version)]) == 0, "a second report is as good as the first"
+
+
+def test_what_is_no_version_is_refused(
+    version: Path, drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "load_mnist", lambda _: drawn)
+    assert main(["report", str(tmp_path / "none")]) == 1
+    assert "none is no version that `digits-train run` made: run.json: No such file" in capsys.readouterr().err
+    (version / "run.json").write_text("{")
+    with pytest.raises(VersionError, match=r"run.json: Expecting"):
+        report(version, drawn)
+    (version / "run.json").write_text("[]")
+    with pytest.raises(VersionError, match=r"run\.json is no object"):
+        report(version, drawn)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "named"),
+    [
+        ({"thresholds": None}, "thresholds"),
+        ({"thresholds": {"much": None}}, "much"),
+        ({"test": None}, "test"),
+        ({"history": {}}, "loss"),
+        ({"temperature": "warm"}, "warm"),
+        ({"libraries": {}}, "keras"),
+    ],
+)
+def test_a_record_that_is_not_as_it_should_be_is_refused(
+    spoilt: dict[str, Any], named: str, version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.report, "robustness", lambda *_: [{"accuracy": 0.5, "images": 200, "damage": "none"}])
+    record = json.loads((version / "run.json").read_text()) | spoilt
+    (version / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ReportError, match=r"run.json is not as this digits-train writes it \(.*\): run the recipe again"):
+        report(version, drawn)
+    assert json.loads((version / "run.json").read_text()) == record
+
+
+def test_a_model_of_another_run_is_refused(version: Path, drawn: Dataset) -> None:
+    record = json.loads((version / "run.json").read_text())
+    record["test"]["accuracy"] = 0.25
+    (version / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ReportError, match=r"by run.json it is 0\.2500: they are not of one run"):
+        report(version, drawn)
+
+
+def test_a_full_disk_leaves_everything_as_it_was(version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # as above
+    before = {file.name: file.read_bytes() for file in version.iterdir()}
+    (version / ".report.html.part").symlink_to("/dev/full")
+    with pytest.raises(ReportError, match=r"cannot write the report into .*: No space left on device"):
+        report(version, drawn)
+    assert {file.name: file.read_bytes() for file in version.iterdir()} == before
+
+
+def test_without_mnist_a_report_says_what_to_do(version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(version), "--data", str(tmp_path / "none.npz")]) == 1
+    assert "digits-train: cannot read MNIST" in capsys.readouterr().err
+
+
+def test_figures_are_png_files_as_well() -> None:
+    drawn = [
+        figures.curves({"loss": [0.5], "accuracy": [1.0]}),
+        figures.confusion(np.eye(10, dtype=int).tolist(), "nothing wrong"),
+        figures.image_grid([np.zeros((28, 28)), np.ones((3, 5))], ["one", "two\nlines"], columns=4),
+        figures.risk_coverage(*risk_coverage(np.eye(10), np.arange(10)), {str(error): (1.0, 0.0) for error in ERRORS}),
+    ]
+    assert all(figures.png(figure).startswith(b"\x89PNG") for figure in drawn)

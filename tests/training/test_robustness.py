@@ -1,0 +1,163 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.imaging.framing import frame
+from serving.repository.versions import ModelVersion
+from training.dataset import Examples, load_mnist
+from training.robustness import robustness, second_source
+from training.verify import Exported
+
+Images = NDArray[np.uint8]
+
+
+def test_ink_is_scaled_to_twenty_pixels_and_its_mass_put_into_the_middle() -> None:
+    ink = np.zeros((90, 60))
+    ink[7:47, 30:40] = 1  # 40 high and 10 wide: 20 x 5 when scaled, from 7.5 to 12.5 of 20 columns
+    expected = np.zeros((28, 28))
+    expected[5:25, 13:17] = 255
+    expected[5:25, [12, 17]] = 128
+    np.testing.assert_array_equal(frame(ink), expected)
+
+
+def test_the_traces_that_resampling_left_in_mnist_are_left_here_too() -> None:
+    # Of three pixels on two, the middle one is split: 1/3 of a pixel falls on the first and 0.66 - 1/3 on the second, which
+    # has 0.9933 of its ink then.
+    framed = frame(np.ones((30, 30)))
+    np.testing.assert_array_equal(framed[5:7, 5:7], [[255, 253], [253, 252]])
+    np.testing.assert_array_equal(framed[5:25, 5:25], np.tile(framed[5:7, 5:7], (10, 10)))
+
+
+def test_a_dot_stays_small() -> None:
+    expected = np.zeros((28, 28))
+    expected[10:20, 10:20] = 255  # 5 of the 10 pixels that any digit is taken to have are 10 of 20
+    np.testing.assert_array_equal(frame(np.ones((5, 5))), expected)
+
+
+def test_faint_ink_is_made_full_and_no_ink_is_paper() -> None:
+    np.testing.assert_array_equal(frame(np.full((30, 30), 0.4)), frame(np.ones((30, 30), bool)))
+    assert not frame(np.zeros((30, 30))).any()
+
+
+def test_paper_around_the_ink_changes_nothing(images: Images) -> None:
+    for image in images[:50] / 255:
+        tight = image[image.any(axis=1)][:, image.any(axis=0)]
+        np.testing.assert_array_equal(frame(tight), frame(np.pad(image, ((0, 31), (17, 2)))))
+
+
+def test_an_image_of_mnist_is_framed_already(mnist_path: Path) -> None:
+    images = load_mnist(mnist_path).test.images
+    changes = np.abs(np.stack([frame(image / 255) for image in images]) - images.astype(int)).max(axis=(1, 2))
+    assert np.mean(changes == 0) > 0.89, "others have no pixel of 255, which framing gives them"
+    assert np.mean(changes <= 3) > 0.999, "others are cut off at the edge of 28x28"
+
+
+def damaged(image: NDArray[np.uint8], copies: int = 200) -> dict[str, Images]:
+    """What each damage made of `copies` of `image`."""
+    seen: list[Images] = []
+
+    def predict(images: Images) -> NDArray[np.float64]:
+        seen.append(images)
+        return np.eye(10)[[0] * len(images)]
+
+    rows = robustness(predict, Examples(np.repeat(image[None], copies, axis=0), np.zeros(copies, np.uint8)), seed=1)
+    assert all(images.shape == (copies, 28, 28) for images in seen)
+    assert all(images.dtype == np.uint8 for images in seen)
+    return {f"{row['damage']} {row['amount']}".strip(): images for row, images in zip(rows, seen, strict=True)}
+
+
+def middle(images: Images) -> NDArray[np.float64]:
+    """Where each image's ink is on average, (N, 2): right and down from the middle of the image."""
+    rows, columns = np.indices((28, 28)) - 13.5
+    return np.stack([(images * axis).sum((1, 2)) / images.sum((1, 2), dtype=float) for axis in (columns, rows)], axis=1)
+
+
+def test_a_row_says_how_many_of_the_damaged_images_are_read_right(images: Images) -> None:
+    labels = np.arange(100, dtype=np.uint8) % 10
+
+    def predict(given: Images) -> NDArray[np.float64]:
+        same = (given == images[:100]).all(axis=(1, 2))
+        return np.eye(10)[np.where(same, labels, (labels + 1) % 10)]
+
+    rows = robustness(predict, Examples(images[:100], labels), seed=1)
+    assert rows[0] == {"damage": "none", "amount": "", "accuracy": 1.0, "images": 100}
+    assert {"damage": "shift", "amount": "2 px", "accuracy": 0.0, "images": 100} in rows
+    assert len({(row["damage"], row["amount"]) for row in rows}) == len(rows)
+
+
+def test_damage_is_the_same_for_the_same_seed_only(images: Images) -> None:
+    def sums(seed: int) -> list[int]:
+        seen: list[int] = []
+
+        def predict(given: Images) -> NDArray[np.float64]:
+            seen.append(int((given * np.arange(784).reshape(28, 28)).sum()))
+            return np.zeros((len(given), 10))
+
+        robustness(predict, Examples(images[:20], np.zeros(20, np.uint8)), seed)
+        return seen
+
+    assert sums(1) == sums(1)
+    assert sum(one != other for one, other in zip(sums(1), sums(2), strict=True)) == 4 + 5 + 3 + 4
+
+
+def test_ink_is_moved_turned_and_scaled_as_far_as_the_row_says() -> None:
+    dot = np.zeros((28, 28), np.uint8)
+    dot[12:16, 20:24] = 255  # eight pixels to the right of the middle
+    found = {name: middle(images) for name, images in damaged(dot).items() if images.any(axis=(1, 2)).all()}
+    assert found["none"] == pytest.approx(np.full((200, 2), [8, 0]))
+    assert {tuple(place) for place in found["shift 3 px"].round(3)} == {(11, 0), (5, 0), (8, 3), (8, -3)}
+    for degrees in (5, 10, 15, 20, 30):
+        angle = np.degrees(np.arctan2(*found[f"rotation {degrees} degrees"].T[::-1]))
+        assert np.abs(angle) == pytest.approx(degrees, abs=0.3)
+        assert 60 < (angle > 0).sum() < 140, "both ways"
+    for percent in (70, 80, 90, 110, 120):
+        assert found[f"scale {percent}%"] == pytest.approx(np.full((200, 2), [8 * percent / 100, 0]), abs=0.1)
+
+
+def test_strokes_grow_broader_and_finer_as_far_as_the_row_says() -> None:
+    stroke = np.zeros((28, 28), np.uint8)
+    stroke[:, 12:16] = 200
+    found = damaged(stroke, 1)
+    names = ("finer strokes 1 px", "none", "broader strokes 1 px", "broader strokes 2 px")
+    assert [(found[name][0, 14] == 200).sum() for name in names] == [3, 4, 5, 6]
+    assert all(set(np.unique(found[name])) == {0, 200} for name in names)
+
+
+def test_grey_is_blurred_noised_and_changed_as_far_as_the_row_says() -> None:
+    half = np.full((28, 28), 100, np.uint8)
+    half[:, 14:] = 140
+    found = damaged(half)
+    for sigma in (20, 40):
+        noise = found[f"noise sigma {sigma} of 255"][:, :, :14].astype(float) - 100
+        assert noise.std() == pytest.approx(sigma, rel=0.02)
+        assert np.abs(noise.mean(axis=0)).max() < sigma, "each image has its own"
+    # a step blurred by a Gaussian is its distribution function: sigma away from the step 16 % of the other side are seen
+    edge = found["blur sigma 1.5 px"][0, 14, 11:17]
+    np.testing.assert_allclose(edge, [102, 106, 115, 125, 134, 138], atol=1)
+    assert set(np.unique(found["inversion"])) == {155, 115}
+    assert set(np.unique(found["faint ink 50%"])) == {50, 70}
+
+
+def test_a_square_of_paper_is_stuck_on_whole_wherever_chance_puts_it() -> None:
+    found = damaged(np.full((28, 28), 255, np.uint8), 500)
+    for pixels in (4, 6, 8, 10):
+        hidden = found[f"occlusion {pixels} x {pixels} px"] == 0
+        assert set(hidden.sum(axis=(1, 2))) == {pixels**2}
+        assert set(hidden.any(axis=1).sum(axis=1)) == {pixels}
+        assert hidden.any(axis=(0, 1)).all(), "in every column"
+        assert hidden.any(axis=(0, 2)).all(), "in every row"
+
+
+def test_the_second_source_is_framed_as_mnist_is_and_the_bundled_model_reads_it(bundled: ModelVersion) -> None:
+    digits = second_source()
+    assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert digits.images.shape == (1797, 28, 28)
+    assert (digits.images.max(axis=(1, 2)) == 255).all()
+    assert np.abs(middle(digits.images) - 0.5).max() <= 0.6, "MNIST's are within half a pixel of index 14"
+    sizes = np.stack([(digits.images > 0).any(axis=axis).sum(axis=1) for axis in (1, 2)])
+    assert sizes.max() == 20
+    assert np.mean(sizes.max(axis=0) == 20) > 0.99
+    read = Exported(bundled.path).answers(digits.images, 100)[1].argmax(axis=1)
+    assert np.mean(read == digits.labels) > 0.9

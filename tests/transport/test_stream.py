@@ -1,0 +1,248 @@
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.api import digits
+from serving.client.client import DigitClient, Recognition, Refusal
+from serving.inference.model import Model
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.process.server import Server
+from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+
+Images = NDArray[np.uint8]
+METHOD = f"/{digits.NAME}/RecognizeStream"
+CODE = grpc.StatusCode
+
+
+def request(number: int, image: bytes, timeout_ms: int = 0) -> pb.RecognizeStreamRequest:
+    return pb.RecognizeStreamRequest(id=number, request=pb.RecognizeRequest(image=image), timeout_ms=timeout_ms)
+
+
+@asynccontextmanager
+async def open_stream(server: Server, *options: tuple[str, int]) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=options) as channel:
+        yield DigitServiceStub(channel).RecognizeStream(timeout=TIMEOUT)
+
+
+@pytest.fixture
+async def stream(server: Server) -> AsyncIterator[Any]:
+    async with open_stream(server) as stream:
+        yield stream
+
+
+async def ended(stream: Any) -> grpc.StatusCode:
+    """How a stream ends; its answers are read away."""
+    try:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    code: grpc.StatusCode = await stream.code()
+    return code
+
+
+def counted(server: Server) -> tuple[dict[str, float], dict[str, float]]:
+    """What the metrics say of requests and streams: how many ended with each code, and were refused for each reason."""
+    samples = [sample for metric in server.metrics.registry.collect() for sample in metric.samples]
+    codes = {each.labels["code"]: each.value for each in samples if each.name == "digits_requests_total"}
+    rejected = (each for each in samples if each.name == "digits_rejected_requests_total" and each.value)
+    reasons = {each.labels["reason"]: each.value for each in rejected}
+    return codes, reasons
+
+
+async def test_a_stream_answers_every_image_under_its_id_and_ends_when_the_caller_has_ended(
+    stream: Any, server: Server, model: Model, images: Images
+) -> None:
+    async def send() -> None:
+        for number, image in enumerate(images):
+            await stream.write(request(number, image.tobytes()))
+        await stream.done_writing()
+
+    sending = asyncio.create_task(send())
+    digits = {answer.id: answer.answer.digit async for answer in stream}
+    await sending
+    assert digits == dict(enumerate(model.predict(images).argmax(axis=1).tolist()))
+    assert await stream.code() is CODE.OK
+    assert value(server.metrics.registry, "digits_requests_total", method="RecognizeStream", code="OK") == len(images)
+    assert len(images) / value(server.metrics.registry, "digits_batch_size_images_count") > 4, "they should share runs"
+
+
+async def test_an_image_that_cannot_be_read_is_answered_with_its_error_and_the_stream_goes_on(
+    stream: Any, images: Images
+) -> None:
+    await stream.write(request(1, b"short"))
+    refusal = await stream.read()
+    assert (refusal.id, refusal.error.code) == (1, CODE.INVALID_ARGUMENT.value[0])
+    assert refusal.error.message == "image is 5 bytes, expected 784: 28 rows of 28 pixels"
+    await stream.write(
+        pb.RecognizeStreamRequest(id=2, request=pb.RecognizeRequest(image=images[0].tobytes(), model="letters"))
+    )
+    assert (await stream.read()).error.code == CODE.NOT_FOUND.value[0]
+    await stream.write(request(3, images[0].tobytes()))
+    assert (await stream.read()).answer.model_version
+    await stream.done_writing()
+    assert await ended(stream) is CODE.OK
+
+
+async def test_a_late_image_is_told_so_and_never_run_and_a_full_queue_says_when_to_come_back(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1, max_queue_size=1, max_images_per_request=1)
+    async with open_stream(server) as stream:
+        await stream.write(request(1, images[0].tobytes()))
+        await gated.run_starts()
+        await stream.write(request(2, images[1].tobytes(), timeout_ms=100))
+        await until(server.metrics.registry, "digits_queue_length_images", 1)
+        await stream.write(request(3, images[2].tobytes()))
+        refusal = await stream.read()
+        assert (refusal.id, refusal.error.code) == (3, CODE.RESOURCE_EXHAUSTED.value[0])
+        assert refusal.error.retry_after_ms >= 1
+        refusal = await stream.read()  # while the model still runs
+        assert (refusal.id, refusal.error.code) == (2, CODE.DEADLINE_EXCEEDED.value[0])
+        gated.open()
+        answer = await stream.read()
+        assert answer.id == 1
+        assert answer.HasField("answer")
+        assert [len(batch) for batch in gated.batches] == [1]
+
+
+async def test_bytes_that_are_no_message_end_the_stream_and_the_server_lives(server: Server, stub: DigitServiceStub) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT)
+        await call.write(b"\xff" * 50)
+        assert await ended(call) is CODE.INVALID_ARGUMENT
+        assert await call.details() == "the request is no digits.v1.RecognizeStreamRequest message"
+    assert counted(server) == ({"INVALID_ARGUMENT": 1}, {"invalid": 1})
+    assert await stub.RecognizeBatch(pb.RecognizeBatchRequest(images=bytes(784)), timeout=TIMEOUT)
+
+
+async def test_no_more_is_read_from_a_caller_who_takes_no_answers(start_server: StartServer, images: Images) -> None:
+    server = await start_server(max_in_flight_per_stream=8)
+    registry = server.metrics.registry
+    # The caller's gRPC takes 64 KB of answers that nobody has asked it for; by itself it would widen that to several MB.
+    async with open_stream(server, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)) as stream:
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await stream.write(request(sent, images[0].tobytes()))
+                sent += 1
+
+        sending = asyncio.create_task(send())
+        async with asyncio.timeout(TIMEOUT):
+            before = -1
+            while sent > before:  # until it stands still
+                before = sent
+                await asyncio.sleep(0.5)
+        answered = value(registry, "digits_requests_total")
+        assert 64 < answered < 5000
+        assert sent < 20_000, "the rest waits with its sender, but for the few MB that HTTP/2 lets be on their way"
+        async with asyncio.timeout(TIMEOUT):
+            while sent == before:  # it goes on when answers are taken
+                await stream.read()
+        sending.cancel()
+        stream.cancel()
+    await until(registry, "digits_open_streams", 0)
+
+
+async def test_a_caller_who_vanishes_takes_what_waits_with_him(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1)
+    registry = server.metrics.registry
+    async with open_stream(server) as stream:
+        for number in range(50):
+            await stream.write(request(number, images[number].tobytes()))
+        await until(registry, "digits_in_flight_requests", 50)
+        stream.cancel()
+        await until(registry, "digits_in_flight_requests", 0)
+        assert value(registry, "digits_queue_length_images") == 0
+        assert value(registry, "digits_open_streams") == 0
+    gated.open()
+
+
+async def test_more_streams_than_are_allowed_are_refused_and_one_that_ends_makes_room(start_server: StartServer) -> None:
+    server = await start_server(max_streams=2)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub: Any = DigitServiceStub(channel)
+        first, _second = (stub.RecognizeStream(timeout=TIMEOUT) for _ in range(2))
+        await until(server.metrics.registry, "digits_open_streams", 2)
+        assert await ended(stub.RecognizeStream(timeout=TIMEOUT)) is CODE.RESOURCE_EXHAUSTED
+        assert counted(server) == ({"RESOURCE_EXHAUSTED": 1}, {"too_busy": 1})
+        await first.done_writing()
+        assert await ended(first) is CODE.OK
+        third = stub.RecognizeStream(timeout=TIMEOUT)
+        await third.done_writing()
+        assert await ended(third) is CODE.OK
+
+
+async def test_stopping_ends_streams_with_unavailable_once_what_they_asked_is_answered(
+    start_server: StartServer, gated: GatedModel, images: Images
+) -> None:
+    server = await start_server(gated, instances=1)
+    async with open_stream(server) as stream:
+        for number in range(20):
+            await stream.write(request(number, images[number].tobytes()))
+        await until(server.metrics.registry, "digits_in_flight_requests", 20)
+        stopping = asyncio.create_task(server.stop(drain_seconds=0, grace_seconds=TIMEOUT))
+        await asyncio.sleep(0.1)
+        gated.open()
+        answered = set()
+        for _ in range(20):
+            answered.add((await stream.read()).id)
+        assert answered == set(range(20))
+        assert await ended(stream) is CODE.UNAVAILABLE
+        await stopping
+    assert counted(server) == ({"OK": 20, "UNAVAILABLE": 1}, {"stopping": 1})
+
+
+async def test_the_client_reads_a_stream_and_tells_of_the_image_that_was_refused(
+    server: Server, model: Model, images: Images
+) -> None:
+    def read() -> dict[int, Recognition | Refusal]:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            return dict(client.recognize_stream(images, model="digits", key="sorter 1"))
+
+    def misread() -> list[tuple[int, Recognition | Refusal]]:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            return list(client.recognize_stream(images[:3], model="letters"))
+
+    answers = await asyncio.to_thread(read)
+    digits = [answer.digit for _, answer in sorted(answers.items()) if isinstance(answer, Recognition)]
+    assert digits == model.predict(images).argmax(axis=1).tolist()
+    refusals = dict(await asyncio.to_thread(misread))
+    assert refusals == {n: Refusal(CODE.NOT_FOUND, "there is no model 'letters'") for n in range(3)}
+
+
+async def test_an_image_that_is_none_ends_the_clients_stream_after_the_answers_to_those_before(
+    server: Server, images: Images
+) -> None:
+    answered = []
+
+    def read() -> None:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            for place, _ in client.recognize_stream([*images[:5], images[:2], images[6]]):
+                answered.append(place)
+
+    with pytest.raises(ValueError, match=r"images have shape \(2, 28, 28\)"):
+        await asyncio.to_thread(read)
+    assert sorted(answered) == [0, 1, 2, 3, 4]
+    await until(server.metrics.registry, "digits_open_streams", 0)
+
+
+async def test_a_caller_who_breaks_off_the_clients_stream_leaves_nothing_open(server: Server, images: Images) -> None:
+    def read_one() -> None:
+        with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
+            next(client.recognize_stream(itertools.cycle(images)))
+
+    await asyncio.to_thread(read_one)
+    await until(server.metrics.registry, "digits_open_streams", 0)
