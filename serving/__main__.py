@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.client.client import DigitClient
+    from serving.client import DigitClient
     from serving.settings import Settings
 
 IMAGES_PER_CALL = 100
@@ -288,7 +288,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.N
 
 def _client(options: argparse.Namespace) -> "DigitClient":
     """A connection as the flags ask for it. Raises CredentialsError when a file can't be used."""
-    from serving.client.client import DigitClient
+    from serving.client import DigitClient
     from serving.security.tls import channel_credentials
 
     credentials = None

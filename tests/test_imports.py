@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and modules of `serving`, from the bottom up: each may import those before it.
 ORDER = [
-    *["contract", "cores", "errors", "imaging"],
+    *["build_info", "contract", "cores", "errors", "imaging"],
     *["settings", "ports"],
     "answers",
     "telemetry",
@@ -91,7 +91,10 @@ def test_imports_within_a_half_point_one_way(half: str, order: list[str]) -> Non
 
 
 def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:
-    code = "import sys, serving.process.worker, serving.client.client, serving.cli.check; print(*{name.split('.')[0] for name in sys.modules})"
+    code = (
+        "import sys, serving.process.worker, serving.client, serving.cli.check\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" in loaded
     assert "PIL" not in loaded, "only crops need it, and whoever sends none starts sooner"

@@ -17,7 +17,7 @@ from pydantic_settings import EnvSettingsSource
 from serving.settings import GROUPS, Settings
 
 # What the other commands read from the environment.
-_OF_OTHER_COMMANDS = {"DIGITS_DATA", "DIGITS_TOKEN", "DIGITS_WRITERS", "DIGITS_YOLO"}
+_OF_OTHER_COMMANDS = {"DIGITS_COMMIT", "DIGITS_DATA", "DIGITS_TOKEN", "DIGITS_WRITERS", "DIGITS_YOLO"}
 
 
 class SettingsError(Exception):

@@ -87,5 +87,6 @@ def hand_out(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
 
 
 def fail(request: Entry, error: RequestError) -> None:
+    """Ends a request with an error, unless it has ended already."""
     if not request.answer.done():
         request.answer.set_exception(error)

@@ -40,6 +40,7 @@ def share(text: str) -> float:
 
 
 def broken(how: str) -> ModelError:
+    """Builds the error for a file that breaks the contract."""
     return ModelError("contract", f"breaks the model contract: {how}")
 
 

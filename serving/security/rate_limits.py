@@ -35,6 +35,7 @@ class RateLimits:
             raise CredentialsError(f"{path}, for rate limits, cannot be opened: {error.strerror}") from error
 
     def close(self) -> None:
+        """Closes the file."""
         if self._file >= 0:
             os.close(self._file)
         self._file = -1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from serving.answers.decision import Decision
 from serving.api import digits
-from serving.client.client import DigitClient, Recognition, Refusal
+from serving.client import DigitClient, Recognition, Refusal
 from serving.errors import Refused, RequestError
 from serving.imaging.decode import frame_crop
 from serving.inference.model import Model
@@ -226,8 +226,8 @@ async def test_sixty_four_callers_share_batches_without_any_delay_set(
     async def call_in_turn(first: int) -> list[int]:
         return [(await recognize(stub, images[n].tobytes())).digit for n in range(first, len(images), 64)]
 
-    for first, digits in enumerate(await asyncio.gather(*(call_in_turn(first) for first in range(64)))):
-        assert digits == expected[first::64].tolist()
+    for first, read in enumerate(await asyncio.gather(*(call_in_turn(first) for first in range(64)))):
+        assert read == expected[first::64].tolist()
     runs = value(server.metrics.registry, "digits_batch_size_images_count")
     assert value(server.metrics.registry, "digits_batch_size_images_sum") == len(images)
     assert len(images) / runs > 2  # of 64; on a busy machine they come in few at a time

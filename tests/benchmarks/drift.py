@@ -10,7 +10,7 @@ import timeit
 
 import numpy as np
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.support.drawn_digits import draw_many

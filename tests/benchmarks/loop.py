@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import grey_dilation
 
-from serving.client.client import DigitClient, Recognition
+from serving.client import DigitClient, Recognition
 from serving.imaging.framing import frame
 from serving.repository import versions
 from serving.settings import BUNDLED

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.loadtest import objectives
 from tests.benchmarks.capacity import hpa, measured, page, sender
 from tests.benchmarks.capacity.fleet import Cluster, Pod, Retry, Run, Senders, growth, simulate

@@ -127,7 +127,9 @@ def test_a_file_of_keys_that_can_not_be_used_is_named_and_audits_without_keys_ar
     (tmp_path / "keys").write_text("short")
     found = check("--recognition-key", str(tmp_path / "keys"))
     assert found.returncode == 1
-    assert f"digits check: {tmp_path}/keys holds no usable keys, expected one a line, of 16 characters or more" in found.stderr
+    assert (
+        f"digits check: {tmp_path}/keys holds no usable keys, expected one a line, of 16 characters or more" in found.stderr
+    )
     found = check("--audit-rate", "0.1")
     assert found.returncode == 0
     assert "digits check: warning: answers are marked for audit, but without --recognition-key" in found.stderr

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from serving.answers.decision import Decision
-from serving.client.client import DigitClient, Recognition
+from serving.client import DigitClient, Recognition
 from serving.loadtest import processes
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.plan import Plan

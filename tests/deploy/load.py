@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import grpc
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.conftest import TIMEOUT

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from numpy.typing import NDArray
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from tests.conftest import TIMEOUT
 from tests.deploy import promql, series
 from tests.deploy.conftest import Prove

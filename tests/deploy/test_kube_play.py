@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.client.image_files import read_image
 from tests.deploy.conftest import Prove
 from tests.deploy.containers import Container, Podman, PodmanError

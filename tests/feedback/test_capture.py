@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, text
 
 from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
-from serving.client.client import DigitClient, Field, Recognition
+from serving.client import DigitClient, Field, Recognition
 from serving.errors import TruthNotStored
 from serving.feedback import capture as capture_module
 from serving.feedback import capture_store

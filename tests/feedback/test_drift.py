@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import Metric
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.feedback.drift import WINDOW, WithDrift, stability_index
 from serving.imaging.framing import frame, measure
 from serving.inference.metadata import reference

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from serving.api import digits
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.conftest import TIMEOUT, GatedModel, StartServer, until

@@ -1,4 +1,6 @@
-"""Calls by the unmodified tritonclient, and what came of them, as JSON: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
+"""Calls the service with the unmodified tritonclient and prints the outcome as JSON.
+
+Usage: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
 
 It runs in a process of its own: tritonclient brings its own copy of the protocol's messages, and two copies clash in one.
 IMAGES is a .npy file, (N, 28, 28) uint8. Each function is a story; test_open_inference.py tells how it should end.

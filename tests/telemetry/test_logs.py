@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.settings import BUNDLED
@@ -91,7 +91,10 @@ def test_text_is_for_people() -> None:
 
 
 def test_below_its_level_nothing_is_logged_and_libraries_never_at_debug() -> None:
-    code = "for name in ('serving.transport.grpc_front', 'asyncio'):\n  log = logging.getLogger(name)\n  log.debug('a'); log.warning('b')"
+    code = (
+        "for name in ('serving.transport.grpc_front', 'asyncio'):\n"
+        "  log = logging.getLogger(name)\n  log.debug('a'); log.warning('b')"
+    )
     assert [line["message"] for line in objects(code, "debug")] == ["a", "b", "b"]
     assert [line["message"] for line in objects(code, "warning")] == ["b", "b"]
     assert objects(code, "error") == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -89,7 +89,8 @@ def test_what_there_is_not_is_refused_by_name(
 def test_traces_without_their_packages_are_refused_with_what_to_do() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"  # an import of it fails, as where it is not installed
-        "from serving.telemetry import tracing\ntry:\n    tracing.start()\nexcept tracing.TracingError as error:\n    print(error)"
+        "from serving.telemetry import tracing\n"
+        "try:\n    tracing.start()\nexcept tracing.TracingError as error:\n    print(error)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code],

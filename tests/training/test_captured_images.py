@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.answers.recognition_id import RecognitionIds
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from tests.conftest import TIMEOUT, StartServer
 from tests.support.captured_store import Store, answers
 from tests.support.postgres import Postgres

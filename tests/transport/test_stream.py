@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.api import digits
-from serving.client.client import DigitClient, Recognition, Refusal
+from serving.client import DigitClient, Recognition, Refusal
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from serving.client.client import DigitClient
+from serving.client import DigitClient
 from serving.cores import usable_cores
 from serving.inference.model import Model
 from serving.loadtest import objectives
