@@ -1,6 +1,7 @@
-"""What the path of a request needs to know of the call that brought it."""
+"""The context of one call: its deadline, its client, its trace."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Call:
-    """One call, as its way through the service sees it.
+    """One call, or one request of a stream, on its way through the service.
 
     Attributes:
-        deadline: when the answer is of no more use, on the clock of time.monotonic; infinite when the caller set none.
-        client: who calls; None when tokens are not asked for.
-        span: of the call, or of the stream that it came by; None when calls are not traced.
-        model: name of the model that it was routed to; empty until then.
-        version: of that model.
-        images: how many it brought there.
+        deadline: on the clock of time.monotonic; infinite without a deadline.
+        client: the authenticated client; None where the server asks for no tokens.
+        span: the trace span of the call or of its stream; None without tracing.
+        peer: returns the caller's address, for the log.
+        model: the model that the request was routed to; "" before.
+        version: the version of that model.
+        images: number of images in the request.
     """
 
     deadline: float = math.inf
     client: Client | None = None
     span: "CallSpan | None" = None
+    peer: Callable[[], str] = str
     model: str = ""
     version: str = ""
     images: int = 0

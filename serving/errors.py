@@ -1,86 +1,126 @@
-"""Why a request gets no answer, and why the service can't start.
+"""Errors reported to callers, and errors that stop the service from starting.
 
-CannotStart           its message is for the operator, who can mend it; each module that may raise it has a kind of its own
+CannotStart           for the operator; each module that raises it has a subclass of its own
 
-RequestError          its message is for the caller: no path, no traceback
-  InvalidRequest      the caller's mistake; the same request will fail again
-  Unsupported         this server doesn't do that
-  Unauthenticated     it doesn't say who calls, or not truly
-  PermissionDenied    who calls may not do that
-  UnknownModel        no such model, or no such version of it that answers
-  ModelNotReady       the model is there, but doesn't answer now
-  LoadFailed          a model was asked to be loaded, and can't be
-  Refused             too much is asked for; try again after `retry_after_seconds`
-    QueueFull           too many images wait already
-    TooBusy             too many calls, or streams, are open already
-    RateLimited         this client asks for more than it may
-  TruthNotStored      capture is on, and can't store it; try again later
-  DeadlineExceeded    the answer would come too late
-  Stopping            this server is going away; another will answer
-  InferenceFailed     the model failed; the log says how
-  Internal            the server failed; the log says how
+RequestError          for the caller: no path, no traceback
+  InvalidRequest      the request breaks the protocol; the same request will fail again
+  Unsupported         the protocol has this feature, this server does not
+  Unauthenticated     the call carries no known token
+  PermissionDenied    the client may not do this
+  UnknownModel        no such model, or no such version
+  ModelNotReady       the model exists, but no version of it is loaded
+  LoadFailed          a model could not be loaded on request
+  Refused             too much load; retry after `retry_after_seconds`
+    QueueFull           too many images wait
+    TooBusy             too many calls or streams are open
+    RateLimited         the client is above its rate limit
+  TruthNotStored      capture is on, but can't store the truth; retry later
+  DeadlineExceeded    the deadline passed, or would pass
+  Stopping            this server is shutting down; retry elsewhere
+  InferenceFailed     the model failed; the log has the cause
+  Internal            the server failed; the log has the cause
+
+Each error class states its canonical status code and the reason that the metric digits_rejected_requests_total counts.
 """
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """The canonical status codes. Source: google.rpc.Code, the codes of gRPC and of Connect."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class CannotStart(Exception):
-    """The service can't start as it was told to; the message says why, and what would be right."""
+    """The service can't start as configured. The message names the cause and the remedy."""
 
 
 class RequestError(Exception):
-    """A request that ends without an answer, for a reason that its caller is told."""
+    """A request without an answer. The message is for the caller.
 
+    Attributes:
+        code: canonical status code.
+        reason: label of the metric digits_rejected_requests_total.
+    """
+
+    code: Code
     reason: str
-    """The reason as the metrics name it."""
 
 
 class InvalidRequest(RequestError):
-    """The request is not what the protocol asks for; the message says what was expected."""
+    """The request breaks the protocol. The message states what came and what is expected."""
 
+    code = Code.INVALID_ARGUMENT
     reason = "invalid"
 
 
 class Unsupported(RequestError):
-    """The protocol has it, this server does not."""
+    """The protocol has this feature, this server does not."""
 
+    code = Code.UNIMPLEMENTED
     reason = "unsupported"
 
 
 class Unauthenticated(RequestError):
-    """The call carries no token that is known here."""
+    """The call carries no known token."""
 
+    code = Code.UNAUTHENTICATED
     reason = "unauthenticated"
 
 
 class PermissionDenied(RequestError):
-    """The caller is known, and may not do that; or nobody may."""
+    """The client is known, but may not do this; or no client may."""
 
+    code = Code.PERMISSION_DENIED
     reason = "permission_denied"
 
 
 class UnknownModel(RequestError):
-    """There is no such model, or no such version of it that answers."""
+    """There is no such model, or no such version of the model that answers."""
 
+    code = Code.NOT_FOUND
     reason = "unknown_model"
 
 
 class ModelNotReady(RequestError):
-    """The model is known, but no version of it is loaded."""
+    """The model exists, but no version of it is loaded."""
 
+    code = Code.UNAVAILABLE
     reason = "model_not_ready"
 
 
 class LoadFailed(RequestError):
-    """A model was to be loaded, and no version of it can be."""
+    """No version of a model could be loaded on request."""
 
+    code = Code.FAILED_PRECONDITION
     reason = "load_failed"
 
 
 class Refused(RequestError):
-    """More is asked for than can be done now; nothing of it was done.
+    """The server sheds the request: there is more load than it can take. No part of the request was processed.
 
     Attributes:
-        retry_after_seconds: when to try again; None where nobody can say.
+        retry_after_seconds: time to wait before a retry; None without an estimate.
     """
+
+    code = Code.RESOURCE_EXHAUSTED
 
     def __init__(self, message: str, retry_after_seconds: float | None = None):
         super().__init__(message)
@@ -88,55 +128,71 @@ class Refused(RequestError):
 
 
 class QueueFull(Refused):
-    """The queue has no room for the request's images."""
+    """The queue has no room for the images of the request."""
 
     reason = "queue_full"
 
 
 class TooBusy(Refused):
-    """As many calls or streams as the server takes are open."""
+    """The limit of open calls or streams is reached."""
 
     reason = "too_busy"
 
 
 class RateLimited(Refused):
-    """The client asks for more images a second than it may."""
+    """The client sends more images a second than its limit."""
 
     reason = "rate_limited"
 
 
 class TruthNotStored(RequestError):
-    """Truth was reported that can't be stored now; nothing of it was counted."""
+    """The reported truth can't be stored now. None of it was counted."""
 
+    code = Code.UNAVAILABLE
     reason = "truth_not_stored"
 
 
 class DeadlineExceeded(RequestError):
-    """The request's deadline passed before its answer was ready."""
+    """The deadline passed before the answer was ready."""
 
+    code = Code.DEADLINE_EXCEEDED
     reason = "deadline"
 
 
 class Stopping(RequestError):
-    """The server takes no more requests."""
+    """The server is shutting down and takes no more requests."""
 
+    code = Code.UNAVAILABLE
     reason = "stopping"
 
 
 class InferenceFailed(RequestError):
-    """The model raised an error on the batch that the request was in, or gave numbers for it that are none."""
+    """The model failed on the batch with the request, or returned NaN or infinity for the request."""
 
+    code = Code.INTERNAL
     reason = "model_error"
 
 
 class Internal(RequestError):
-    """Something that should not happen did."""
+    """The server has a bug or an unexpected failure."""
 
+    code = Code.INTERNAL
     reason = "internal"
 
 
 def retry_after_milliseconds(error: RequestError) -> int:
-    """When to try again, at least 1; 0 where that can't be said or is no use."""
+    """Returns the time to wait before a retry, at least 1 ms; 0 when the error has no estimate."""
     if not isinstance(error, Refused) or error.retry_after_seconds is None:
         return 0
     return max(1, round(error.retry_after_seconds * 1000))
+
+
+def request_errors() -> set[type[RequestError]]:
+    """Returns every kind of error that ends a request."""
+    kinds, found = [RequestError], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if "reason" in vars(kind):
+            found.add(kind)
+    return found

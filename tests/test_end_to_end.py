@@ -49,5 +49,5 @@ async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_s
     np.testing.assert_allclose(np.array(answer.probabilities).reshape(-1, 10), expected, atol=1e-4)
     assert answer.model_version == version.name
     accuracy = np.mean(np.array(answer.digits) == test.labels)
-    assert accuracy == pytest.approx(model.test_accuracy)
+    assert accuracy == pytest.approx(model.metadata.test_accuracy)
     assert accuracy > 0.9, "600 drawings teach a network to read drawings"

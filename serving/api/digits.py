@@ -1,17 +1,16 @@
-"""digits.v1.DigitService: from decoded requests to decoded answers."""
+"""digits.v1.DigitService: from encoded requests to encoded answers."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from serving.answers.decision import Threshold
 from serving.answers.lexicon import LONGEST
-from serving.api.rpc import Method
+from serving.api.rpc import Method, parse_message
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
 from serving.feedback.truth import Truth, Truths
 from serving.pb.digits.v1 import digit_service_pb2 as pb
-from serving.recognition.policy import Policy
+from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadOptions, Verdict
 from serving.recognition.recognizer import Recognizer
 
 _SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number in pb.TruthSource.items() if number}
@@ -19,132 +18,196 @@ _SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number 
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 
 
-class DigitService:
-    """The native API, as protos/digits/v1/digit_service.proto states it. Every method raises RequestError when it can't."""
+class ImageRequest(NamedTuple):
+    """A request to recognize images.
 
-    def __init__(self, recognizer: Recognizer, decider: Policy, truths: Truths, max_truths_per_request: int):
+    Attributes:
+        images: the images, or crops.
+        options: the options.
+        stream_id: id of the request in its stream; 0 outside a stream.
+    """
+
+    images: Images
+    options: ReadOptions
+    stream_id: int = 0
+
+
+class StreamAnswer(NamedTuple):
+    """The answer to one request of a stream."""
+
+    stream_id: int
+    answers: DigitAnswers
+
+
+class DigitService:
+    """The native API, as protos/digits/v1/digit_service.proto defines it. Every method may raise RequestError."""
+
+    def __init__(self, recognizer: Recognizer, truths: Truths, max_truths_per_request: int):
         self._recognizer = recognizer
-        self._decider = decider
         self._truths = truths
         self._max_truths_per_request = max_truths_per_request
 
-    def methods(self) -> list[Method[Any]]:
-        """What can be called."""
+    def methods(self) -> list[Method[Any, Any]]:
+        """Lists the methods that callers may call."""
         return [
-            Method("Recognize", pb.RecognizeRequest, self.recognize, "recognize"),
-            Method("RecognizeBatch", pb.RecognizeBatchRequest, self.recognize_batch, "recognize"),
-            Method("ReadField", pb.ReadFieldRequest, self.read_field, "recognize"),
-            Method("ReportTruth", pb.ReportTruthRequest, self.report_truth, "truth"),
+            Method(NAME, "Recognize", parse_image, self.recognize, encode_digit, "recognize"),
+            Method(NAME, "RecognizeBatch", parse_batch, self.recognize, encode_digits, "recognize"),
+            Method(NAME, "ReadField", parse_field, self.read_field, encode_field, "recognize"),
+            Method(NAME, "ReportTruth", self.parse_truths, self.report_truths, encode_counted, "truth"),
             Method(
+                NAME,
                 "RecognizeStream",
-                pb.RecognizeStreamRequest,
+                parse_stream_request,
                 self.recognize_in_stream,
+                encode_stream_answer,
                 "recognize",
-                refuse=self.refuse_in_stream,
+                refuse=refuse_in_stream,
             ),
         ]
 
-    async def recognize(self, request: pb.RecognizeRequest, call: Call) -> pb.RecognizeResponse:
-        """Reads one image."""
-        return await self._recognize(request, call)
+    async def recognize(self, request: ImageRequest, call: Call) -> DigitAnswers:
+        """Recognizes one image, or many independent ones."""
+        return await self._recognizer.recognize(request.images, request.options, call)
 
-    async def _recognize(
-        self, request: pb.RecognizeRequest, call: Call, timeout_seconds: float = 0.0
-    ) -> pb.RecognizeResponse:
-        image, crop = request.image, request.crop  # protobuf copies the bytes each time it is asked for them
-        if len(image) != IMAGE_BYTES and not crop:
-            raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
-        target = self._decider.target(request.target_error_rate)
-        crops = [crop] if crop else []
-        model, key = request.model, request.key
-        reading = await self._recognizer.read(
-            image, call, crops=crops, model=model, key=key, timeout_seconds=timeout_seconds
-        )
-        decided = await self._decider.digits(reading, target, call.deadline)
-        return pb.RecognizeResponse(
-            digit=reading.digits[0],
-            confidence=reading.confidences[0],
-            probabilities=reading.probabilities[0].tolist(),
-            model_version=reading.loaded.version,
-            decision=cast(pb.Decision, decided.decisions[0]),
-            recognition_id=decided.recognition_id,
-            audit=decided.audited[0],
-            captured=decided.captured,
-            **_stated(decided.threshold),
-        )
+    async def recognize_in_stream(self, request: ImageRequest, call: Call) -> StreamAnswer:
+        """Recognizes one image of a stream."""
+        return StreamAnswer(request.stream_id, await self._recognizer.recognize(request.images, request.options, call))
 
-    async def recognize_batch(self, request: pb.RecognizeBatchRequest, call: Call) -> pb.RecognizeBatchResponse:
-        """Reads many images."""
-        images, crops = request.images, request.crops
-        model, key, target = request.model, request.key, self._decider.target(request.target_error_rate)
-        del request  # the message holds a second copy of the images, which would wait with them
-        reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        decided = await self._decider.digits(reading, target, call.deadline)
-        return pb.RecognizeBatchResponse(
-            digits=reading.digits,
-            confidences=reading.confidences,
-            probabilities=reading.probabilities.ravel().tolist(),
-            model_version=reading.loaded.version,
-            decisions=cast(Sequence[pb.Decision], decided.decisions),
-            troubles=reading.troubles,
-            recognition_id=decided.recognition_id,
-            audits=[place for place, audited in enumerate(decided.audited) if audited],
-            captured=decided.captured,
-            **_stated(decided.threshold),
-        )
+    async def read_field(self, request: ImageRequest, call: Call) -> FieldAnswer:
+        """Recognizes the digits of one field."""
+        return await self._recognizer.read_field(request.images, request.options, call)
 
-    async def read_field(self, request: pb.ReadFieldRequest, call: Call) -> pb.ReadFieldResponse:
-        """Reads the digits of one field."""
-        images, crops, model, key = request.images, request.crops, request.model, request.key
-        length = len(crops) or len(images) // IMAGE_BYTES
-        if length > LONGEST:
-            raise InvalidRequest(f"the field has {length} digits, expected {LONGEST} at most")
-        target = self._decider.target(request.target_error_rate, of_field=True)
-        lexicon = self._decider.lexicon(request.lexicon)
-        reading = await self._recognizer.read(images, call, crops=crops, each_by_itself=True, model=model, key=key)
-        field = await self._decider.field(reading, target, call.deadline, lexicon)
-        return pb.ReadFieldResponse(
-            value=field.value,
-            confidence=field.confidence,
-            digits=[
-                pb.DigitCandidates(digits=digits, probabilities=probabilities)
-                for digits, probabilities in zip(field.candidates.tolist(), field.probabilities.tolist(), strict=True)
-            ],
-            model_version=reading.loaded.version,
-            decision=cast(pb.Decision, int(field.decision)),
-            troubles=reading.troubles,
-            recognition_id=field.recognition_id,
-            audit=field.audited,
-            captured=field.captured,
-            **_stated(field.threshold),
-        )
+    async def report_truths(self, truths: list[Truth], call: Call) -> int:
+        """Counts truths; returns the number that were new."""
+        return await self._truths.report(truths)
 
-    async def report_truth(self, request: pb.ReportTruthRequest, call: Call) -> pb.ReportTruthResponse:
-        """Counts what was really there."""
-        count = sum(len(said.values) for said in request.truths)
+    def parse_truths(self, encoded: bytes) -> list[Truth]:
+        """Parses a ReportTruthRequest."""
+        request = parse_message(pb.ReportTruthRequest, encoded)
+        count = sum(len(reported.values) for reported in request.truths)
         if not 0 < count <= self._max_truths_per_request:
             raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
         truths = []
-        for number, said in enumerate(request.truths):
-            if said.source not in _SOURCES:
-                raise InvalidRequest(f"truth {number}: its source is {said.source}, expected one of TruthSource")
-            truths.append(Truth(said.recognition_id, _SOURCES[said.source], dict(said.values)))
-        return pb.ReportTruthResponse(counted=await self._truths.report(truths))
-
-    async def recognize_in_stream(self, request: pb.RecognizeStreamRequest, call: Call) -> pb.RecognizeStreamResponse:
-        """Reads one image of a stream."""
-        answer = await self._recognize(request.request, call, request.timeout_ms / 1000)
-        return pb.RecognizeStreamResponse(id=request.id, answer=answer)
-
-    def refuse_in_stream(
-        self, request: pb.RecognizeStreamRequest, error: RequestError, code: int
-    ) -> pb.RecognizeStreamResponse:
-        """What is answered for an image of a stream that is not read, with a gRPC status code; the stream goes on."""
-        retry_after_ms = retry_after_milliseconds(error)
-        reason = pb.StreamError(code=code, message=str(error), retry_after_ms=retry_after_ms)
-        return pb.RecognizeStreamResponse(id=request.id, error=reason)
+        for index, reported in enumerate(request.truths):
+            if reported.source not in _SOURCES:
+                raise InvalidRequest(f"truth {index}: its source is {reported.source}, expected one of TruthSource")
+            truths.append(Truth(reported.recognition_id, _SOURCES[reported.source], dict(reported.values)))
+        return truths
 
 
-def _stated(threshold: Threshold | None) -> dict[str, float]:
-    """By what was decided, as answers say it."""
-    return {"threshold": threshold.confidence, "target_error_rate": threshold.target_error_rate} if threshold else {}
+def parse_image(encoded: bytes) -> ImageRequest:
+    """Parses a RecognizeRequest."""
+    return _image_request(parse_message(pb.RecognizeRequest, encoded))
+
+
+def parse_batch(encoded: bytes) -> ImageRequest:
+    """Parses a RecognizeBatchRequest."""
+    request = parse_message(pb.RecognizeBatchRequest, encoded)
+    options = ReadOptions(request.model, "", request.key, request.target_error_rate, partial=True)
+    return ImageRequest(Images(request.images, [*request.crops]), options)
+
+
+def parse_field(encoded: bytes) -> ImageRequest:
+    """Parses a ReadFieldRequest."""
+    request = parse_message(pb.ReadFieldRequest, encoded)
+    images = Images(request.images, [*request.crops])
+    length = len(images.crops) or len(images.pixels) // IMAGE_BYTES
+    if length > LONGEST:
+        raise InvalidRequest(f"the field has {length} digits, expected {LONGEST} at most")
+    lexicon, rate = request.lexicon, request.target_error_rate
+    return ImageRequest(images, ReadOptions(request.model, "", request.key, rate, partial=True, lexicon=lexicon))
+
+
+def parse_stream_request(encoded: bytes) -> ImageRequest:
+    """Parses a RecognizeStreamRequest."""
+    request = parse_message(pb.RecognizeStreamRequest, encoded)
+    return _image_request(request.request, request.timeout_ms / 1000, request.id)
+
+
+def _image_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0, stream_id: int = 0) -> ImageRequest:
+    image, crop = request.image, request.crop  # each access to a protobuf field copies its bytes
+    if len(image) != IMAGE_BYTES and not crop:
+        raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
+    options = ReadOptions(request.model, "", request.key, request.target_error_rate, timeout_seconds)
+    return ImageRequest(Images(image, [crop] if crop else []), options, stream_id)
+
+
+def encode_digit(answers: DigitAnswers) -> bytes:
+    """Encodes a RecognizeResponse."""
+    return _digit_response(answers).SerializeToString()
+
+
+def encode_digits(answers: DigitAnswers) -> bytes:
+    """Encodes a RecognizeBatchResponse."""
+    reading, verdict = answers
+    return pb.RecognizeBatchResponse(
+        digits=reading.digits.tolist(),
+        confidences=reading.confidences.tolist(),
+        probabilities=reading.probabilities.ravel().tolist(),
+        model_version=reading.loaded.version,
+        decisions=cast(Sequence[pb.Decision], verdict.decisions.tolist()),
+        troubles=reading.errors,
+        recognition_id=verdict.recognition_id,
+        audits=verdict.audited.nonzero()[0].tolist(),
+        captured=verdict.captured,
+        **_threshold(verdict),
+    ).SerializeToString()
+
+
+def encode_field(answer: FieldAnswer) -> bytes:
+    """Encodes a ReadFieldResponse."""
+    reading, verdict = answer.reading, answer.verdict
+    return pb.ReadFieldResponse(
+        value=answer.value,
+        confidence=answer.confidence,
+        digits=[
+            pb.DigitCandidates(digits=digits, probabilities=probabilities)
+            for digits, probabilities in zip(answer.candidates.tolist(), answer.probabilities.tolist(), strict=True)
+        ],
+        model_version=reading.loaded.version,
+        decision=cast(pb.Decision, verdict.decisions.item()),
+        troubles=reading.errors,
+        recognition_id=verdict.recognition_id,
+        audit=verdict.audited.item(),
+        captured=verdict.captured,
+        **_threshold(verdict),
+    ).SerializeToString()
+
+
+def encode_stream_answer(answer: StreamAnswer) -> bytes:
+    """Encodes the answer to one request of a stream as a RecognizeStreamResponse."""
+    return pb.RecognizeStreamResponse(id=answer.stream_id, answer=_digit_response(answer.answers)).SerializeToString()
+
+
+def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
+    """Encodes the error of one request of a stream as a RecognizeStreamResponse."""
+    stream_id = parse_message(pb.RecognizeStreamRequest, encoded).id
+    reason = pb.StreamError(code=error.code, message=str(error), retry_after_ms=retry_after_milliseconds(error))
+    return pb.RecognizeStreamResponse(id=stream_id, error=reason).SerializeToString()
+
+
+def encode_counted(counted: int) -> bytes:
+    """Encodes a ReportTruthResponse."""
+    return pb.ReportTruthResponse(counted=counted).SerializeToString()
+
+
+def _digit_response(answers: DigitAnswers) -> pb.RecognizeResponse:
+    reading, verdict = answers
+    return pb.RecognizeResponse(
+        digit=reading.digits.item(),
+        confidence=reading.confidences.item(),
+        probabilities=reading.probabilities[0].tolist(),
+        model_version=reading.loaded.version,
+        decision=cast(pb.Decision, verdict.decisions.item()),
+        recognition_id=verdict.recognition_id,
+        audit=verdict.audited.item(),
+        captured=verdict.captured,
+        **_threshold(verdict),
+    )
+
+
+def _threshold(verdict: Verdict) -> dict[str, float]:
+    threshold = verdict.threshold
+    if threshold is None:
+        return {}
+    return {"threshold": threshold.confidence, "target_error_rate": threshold.target_error_rate}

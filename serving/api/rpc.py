@@ -1,35 +1,55 @@
-"""What a front end says of each of its methods, so that any transport can call it; edge.py lets gRPC."""
+"""Describes a method of a service, so that any transport can call it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from serving.call import Call
-from serving.errors import RequestError
+from serving.errors import InvalidRequest, RequestError
 from serving.security.tokens import Role
 
-Request = TypeVar("Request", bound=Message)
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+M = TypeVar("M", bound=Message)
+Work: TypeAlias = Callable[[Request, Call], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
-class Method(Generic[Request]):
-    """A method of a service: with one request and one answer, or with a stream of requests that have one answer each.
+class Method(Generic[Request, Answer]):
+    """A method of a service: one request with one answer, or a stream of requests with one answer each.
 
     Attributes:
-        name: in the service; its requests are counted as that.
-        request_type: the message that it takes.
+        service: full name of the service, such as "digits.v1.DigitService".
+        name: name of the method in the service; requests are counted under this name.
+        parse: bytes to a request. Raises InvalidRequest. The protobuf message, which holds a second copy of the images,
+            must not outlive this function.
         work: answers one request, or raises RequestError.
-        role: what a client needs to call it, where tokens are asked for; None when any client may.
-        refuse: of a stream, what is answered to a request that `work` raised an error for, which comes with its gRPC status
-            code's number. A method without it has one request, and the error ends the call.
-        ordered: whether the answers of a stream go out in the order of the requests, or as they come to be ready.
+        encode: an answer to bytes.
+        role: role that a client needs, where the server asks for tokens; None when any client may call.
+        refuse: only of a stream: encodes the error of one encoded request as an answer, so that the stream goes on.
+        ordered: only of a stream: answers keep the order of the requests, instead of going out as they become ready.
     """
 
+    service: str
     name: str
-    request_type: type[Request]
-    work: Callable[[Request, Call], Awaitable[Message]]
+    parse: Callable[[bytes], Request]
+    work: Work[Request, Answer]
+    encode: Callable[[Answer], bytes]
     role: Role | None
-    refuse: Callable[[Request, RequestError, int], Message] | None = None
+    refuse: Callable[[bytes, RequestError], bytes] | None = None
     ordered: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path of the method in HTTP/2, such as "/digits.v1.DigitService/Recognize"."""
+        return f"/{self.service}/{self.name}"
+
+
+def parse_message(message_type: type[M], encoded: bytes) -> M:
+    """Parses a protobuf message. Raises InvalidRequest for any other bytes."""
+    try:
+        return message_type.FromString(encoded)
+    except DecodeError:
+        raise InvalidRequest(f"the request is not a {message_type.DESCRIPTOR.full_name} message") from None

@@ -112,13 +112,15 @@ def _check_model(settings: Settings, name: str, found: OnDisk, findings: Finding
     roles = {} if stable is None else {stable: "stable"}
     roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
     for number in sorted(roles, reverse=True):
-        if number in loaded and (lack := loaded[number].lack_of_certificate(settings.target_error_rate)):
+        if number in loaded and (lack := loaded[number].metadata.missing_certificate(settings.target_error_rate)):
             findings.warnings.append(f"{name} version {number} {lack}")
     for number in sorted(versions, reverse=True):
         model = loaded.get(number)
         if model:
             role = roles.get(number, "")
-            row = Version(name, number, model.recipe, model.precision, model.test_accuracy, role, "loads")
+            row = Version(
+                name, number, model.metadata.recipe, model.metadata.precision, model.metadata.test_accuracy, role, "loads"
+            )
         else:
             row = Version(name, number, "", "", None, "", "refused")
         findings.versions.append(row)

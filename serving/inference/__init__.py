@@ -1,0 +1,12 @@
+"""Runs a model on batches of images.
+
+    submit(pixels, deadline)                                    Answer(rows, arrived, started, ended)
+        |                                                              ^
+    batcher      a bounded queue, and runners that empty it            |
+        |  pace      estimates the wait: would a request be late?      |
+        |  batch     the entries of the queue, and the slices of a run |
+        v                                                              |
+    classifier   one ONNX Runtime run: logits, probabilities, digit, confidence, ink
+
+`model` opens an ONNX file and checks it against the contract; `metadata` parses the properties that the file carries.
+"""

@@ -1,4 +1,4 @@
-"""DOC."""
+"""Queue entries, the slices of a run, and the answers that go back to the callers."""
 
 import asyncio
 import logging
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from serving.errors import DeadlineExceeded, InferenceFailed, RequestError
 from serving.telemetry.logs import log_event
 
+log = logging.getLogger(__name__)
+
 _NO_ROWS = np.empty((0, 0), np.float32)
 
 
 class Answer(NamedTuple):
-    """What the model says of a request's images, and when; times on the clock of time.monotonic.
+    """The model's output for the images of one request. Times are on the clock of time.monotonic.
 
     Attributes:
-        rows: (n, columns) float32, what the network says of each image.
-        arrived: when the request came into the queue.
-        started: when the first run with an image of it began.
-        ended: when the last one had ended.
+        rows: (n, columns) float32, one row an image; classifier.py names the columns.
+        arrived: when the request entered the queue.
+        started: when the first run with an image of the request began.
+        ended: when the last run with an image of the request ended.
     """
 
     rows: NDArray[np.float32]
@@ -30,63 +32,78 @@ class Answer(NamedTuple):
     ended: float
 
 
-log = logging.getLogger(__name__)
-
-
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One caller's images, and the future that its answer goes to."""
+    """One caller's images in the queue, with the future that resolves to their answer.
 
-    pixels: memoryview  # of all its images, `count` times 784 bytes
+    Attributes:
+        pixels: the images, `count` times 784 bytes.
+        count: images in the request.
+        deadline: on the clock of time.monotonic; infinite without a deadline.
+        arrived: when the request entered the queue, on the same clock.
+        answer: resolves when all rows are there, or when the request fails.
+        rows: (count, columns) float32, filled run by run.
+        started: when the first run with an image of the request began.
+        taken: images already taken into a run.
+        answered: images whose rows are back.
+    """
+
+    pixels: memoryview
     count: int
-    deadline: float  # on the clock of time.monotonic; infinite when the caller set none
+    deadline: float
     arrived: float
     answer: asyncio.Future[Answer]
-    rows: NDArray[np.float32] = field(default_factory=lambda: _NO_ROWS)  # (count, columns) when runs have filled it
+    rows: NDArray[np.float32] = field(default_factory=lambda: _NO_ROWS)
     started: float = 0.0
-    taken: int = 0  # images that have gone into a run
-    answered: int = 0  # images that have come back from one
+    taken: int = 0
+    answered: int = 0
 
 
 @dataclass(slots=True)
 class Slice:
-    """The images of a request that go into one run: those from `start` to `end`."""
+    """The images `start` to `end` of an entry, which go into one run."""
 
-    request: Entry
+    entry: Entry
     start: int
     end: int
 
 
-def hand_out(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
-    """Gives each request its rows, and its caller the answer once the rows are complete."""
-    sound = np.isfinite(rows).all()
-    if not sound:
-        unsound = int((~np.isfinite(rows)).any(axis=1).sum())
-        message = f"the model gave no number for {unsound} of {len(rows)} images"
-        log_event(log, logging.ERROR, "answers_unsound", message, images=unsound)
+def distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
+    """Gives each entry of a batch its rows, and resolves the entries that are complete.
+
+    Args:
+        batch: the slices of the run, in order.
+        rows: (images in the run, columns) float32, in the same order. NaN or infinity fails the entry that has it.
+        now: the end of the run, on the clock of time.monotonic. Entries past their deadline fail.
+    """
+    finite = np.isfinite(rows).all()
+    if not finite:
+        broken = int((~np.isfinite(rows)).any(axis=1).sum())
+        message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"
+        log_event(log, logging.ERROR, "answers_unsound", message, images=broken)
     offset = 0
     for part in batch:
-        request, size = part.request, part.end - part.start
+        entry, size = part.entry, part.end - part.start
         own = rows[offset : offset + size]
-        if size == request.count:
-            request.rows = own
+        if size == entry.count:
+            entry.rows = own
         else:
-            if not len(request.rows):
-                request.rows = np.empty((request.count, rows.shape[1]), np.float32)
-            request.rows[part.start : part.end] = own
-        request.answered += size
+            if not len(entry.rows):
+                entry.rows = np.empty((entry.count, rows.shape[1]), np.float32)
+            entry.rows[part.start : part.end] = own
+        entry.answered += size
         offset += size
-        if not sound and not np.isfinite(own).all():
-            fail(request, InferenceFailed("the model gave no number for an image of this request"))
-        if request.answered < request.count or request.answer.done():
+        if not finite and not np.isfinite(own).all():
+            fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"))
+        if entry.answered < entry.count or entry.answer.done():
             continue
-        if request.deadline <= now:
-            fail(request, DeadlineExceeded("the deadline passed while the model ran"))
+        if entry.deadline <= now:
+            fail(entry, DeadlineExceeded("the deadline passed while the model ran"))
         else:
-            request.answer.set_result(Answer(request.rows, request.arrived, request.started, now))
+            entry.answer.set_result(Answer(entry.rows, entry.arrived, entry.started, now))
 
 
-def fail(request: Entry, error: RequestError) -> None:
-    """Ends a request with an error, unless it has ended already."""
-    if not request.answer.done():
-        request.answer.set_exception(error)
+def fail(entry: Entry, error: RequestError) -> None:
+    """Ends an entry with an error, unless it has ended already."""
+    if not entry.answer.done():
+        entry.answer.set_exception(error)

@@ -1,40 +1,54 @@
-"""What a model says of the images of a run, made out and counted where it runs, for all requests at once."""
+"""Runs the model on one batch and derives digit, confidence and ink flag of each image."""
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.inference.batcher import Network
-from serving.telemetry.version_metrics import VersionMetrics
 
-# What the columns of a row are, one row an image.
+# The columns of a row; one row an image.
 LOGITS, PROBABILITIES, DIGIT, CONFIDENCE, INKED = slice(0, 10), slice(10, 20), 20, 21, 22
 _COLUMNS = 23
 
+Images = NDArray[np.uint8]
+
 
 class Classifier:
-    """A version's model, with what its answers mean."""
+    """One ONNX Runtime session. Several threads may call it at once; each run uses one core, in its caller's thread."""
 
-    def __init__(self, model: Network, metrics: VersionMetrics):
-        self._model = model
-        self._metrics = metrics
+    def __init__(self, session: onnxruntime.InferenceSession):
+        self._session = session
 
-    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Runs the model on images, (n, 28, 28) uint8, on any thread, and counts what it reads in those with ink.
+    def infer(self, images: Images) -> NDArray[np.float32]:
+        """Runs the network once.
+
+        Args:
+            images: (N, 28, 28) uint8, 0 paper, 255 ink.
 
         Returns:
-            (n, 23) float32: the logits, the probabilities, the most probable digit, its probability, whether there is ink.
+            (N, 20) float32: ten logits, then ten calibrated probabilities.
+        """
+        outputs: list[NDArray[np.float32]] = self._session.run(["logits", "probabilities"], {"images": images})
+        return np.concatenate(outputs, axis=1)
+
+    def classify(self, images: Images) -> NDArray[np.float32]:
+        """Runs the network once and derives each image's answer.
+
+        Args:
+            images: (N, 28, 28) uint8, 0 paper, 255 ink.
+
+        Returns:
+            (N, 23) float32: ten logits, ten probabilities, the most probable digit, its probability, and 1 where the image
+            has ink, else 0.
         """
         rows = np.empty((len(images), _COLUMNS), np.float32)
-        rows[:, : PROBABILITIES.stop] = self._model.infer(images)
+        rows[:, : PROBABILITIES.stop] = self.infer(images)
         probabilities = rows[:, PROBABILITIES]
-        digits, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        pixels = images.reshape(-1, IMAGE_BYTES)
-        inked = pixels.max(axis=1) > 0
-        rows[:, DIGIT], rows[:, CONFIDENCE], rows[:, INKED] = digits, confidences, inked
-        told = inked & np.isfinite(confidences)  # what is said of blank images means nothing
-        if not told.all():
-            digits, confidences, pixels = digits[told], confidences[told], pixels[told]
-        self._metrics.count_predictions(digits, confidences)
-        self._metrics.measure(pixels)
+        rows[:, DIGIT] = probabilities.argmax(axis=1)
+        rows[:, CONFIDENCE] = probabilities.max(axis=1)
+        rows[:, INKED] = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0
         return rows
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """Returns the probabilities of the ten digits, (N, 10) float32, for (N, 28, 28) uint8 images."""
+        return self.infer(images)[:, PROBABILITIES]

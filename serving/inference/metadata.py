@@ -1,23 +1,27 @@
-"""DOC."""
+"""Parses the properties that a model file carries: its accuracy, certified thresholds and drift reference."""
 
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import le
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client.utils import floatToGoString
 
+from serving import contract
 from serving.answers.decision import Threshold
 from serving.telemetry.histograms import CENTRE, INK
 
 REFUSALS = ("unreadable", "contract", "self_check")
-"""Why a file is refused, in a word, for the metrics."""
+"""Reasons to refuse a model file, as the metric digits_model_refused labels them."""
+
+_EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
 
 
 class ModelError(Exception):
-    """The file can't be served: it is no model, or breaks the contract, or the provider is not there.
+    """A file that can't be served: not a model, against the contract, or without its execution provider.
 
     Attributes:
         reason: one of REFUSALS.
@@ -28,50 +32,141 @@ class ModelError(Exception):
         self.reason = reason
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1, or ModelError."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise broken(f"its test_accuracy is {text!r}, expected a share from 0 to 1")
-    return share
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Properties of a model version, as its training wrote them into the ONNX file.
+
+    Attributes:
+        recipe: name of the training recipe.
+        test_accuracy: share of the MNIST test images recognized correctly, 0 to 1.
+        precision: arithmetic of the network, "fp32" or "int8"; "" when the file states none.
+        thresholds: certified for single digits, the largest target error rate first; empty when none is certified.
+        field_thresholds: certified for fields, by the number of digits.
+        drift_reference: share of the held-out training images in each bin, by feature and bin; empty when none is stated.
+    """
+
+    recipe: str
+    test_accuracy: float
+    precision: str
+    thresholds: tuple[Threshold, ...]
+    field_thresholds: Mapping[int, tuple[Threshold, ...]]
+    drift_reference: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def parse(cls, properties: Mapping[str, str]) -> Self:
+        """Parses the custom metadata of an ONNX file.
+
+        Raises:
+            ModelError: a property is missing, or is not as the contract states it.
+        """
+        missing = {"contract", "labels", "recipe", "test_accuracy"} - set(properties)
+        if missing:
+            raise breach(f"its metadata lack {', '.join(sorted(missing))}")
+        labels = json.dumps(contract.LABELS)
+        if properties["contract"] != contract.VERSION or properties["labels"] != labels:
+            raise breach(
+                f"version {properties['contract']!r} with labels {properties['labels']}, "
+                f"where this server knows version {contract.VERSION!r} with labels {labels}"
+            )
+        try:
+            thresholds = parse_thresholds(properties.get("thresholds", "{}"))
+            field_thresholds = parse_field_thresholds(properties.get("field_thresholds", "{}"))
+        except ValueError as error:
+            raise breach(f"its thresholds are {error}") from error
+        try:
+            stated = properties.get("drift_reference")
+            drift_reference = parse_drift_reference(stated) if stated is not None else {}
+        except ValueError as error:
+            raise breach(f"its drift_reference is {error}") from error
+        return cls(
+            recipe=properties["recipe"],
+            test_accuracy=_parse_accuracy(properties["test_accuracy"]),
+            precision=properties.get("precision", ""),
+            thresholds=thresholds,
+            field_thresholds=field_thresholds,
+            drift_reference=drift_reference,
+        )
+
+    def missing_certificate(self, target_error_rate: float) -> str:
+        """Explains that no threshold is certified for a target error rate; "" when one is."""
+        if any(threshold.target_error_rate <= target_error_rate for threshold in self.thresholds):
+            return ""
+        return f"has no certified threshold for an error rate of {target_error_rate:g}: it accepts no digit"
 
 
-def broken(how: str) -> ModelError:
+def breach(reason: str) -> ModelError:
     """Builds the error for a file that breaks the contract."""
-    return ModelError("contract", f"breaks the model contract: {how}")
+    return ModelError("contract", f"breaks the model contract: {reason}")
 
 
-def thresholds(text: str) -> tuple[Threshold, ...]:
-    """Those that a model's metadata state, the one for the largest error rate first.
+def parse_thresholds(text: str) -> tuple[Threshold, ...]:
+    """Parses the certified thresholds of digits; returns the one for the largest error rate first.
 
     Args:
         text: {error rate: {"threshold": confidence, ...}, ...} as JSON.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the text has another form.
     """
-    return _thresholds(json.loads(text))
+    return _parse_thresholds(json.loads(text))
 
 
-def field_thresholds(text: str) -> dict[int, tuple[Threshold, ...]]:
-    """Likewise for fields, by their length.
+def parse_field_thresholds(text: str) -> dict[int, tuple[Threshold, ...]]:
+    """Parses the certified thresholds of fields, by the number of digits.
 
     Args:
         text: {length: {error rate: {"threshold": confidence, ...}, ...}, ...} as JSON.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the text has another form.
     """
     stated = json.loads(text)
     if not isinstance(stated, dict):
         raise ValueError(f"not lengths with their thresholds: {text}")
-    return {int(length): _thresholds(found) for length, found in stated.items()}
+    return {int(length): _parse_thresholds(found) for length, found in stated.items()}
 
 
-def _thresholds(stated: Any) -> tuple[Threshold, ...]:
+def parse_drift_reference(text: str) -> dict[str, dict[str, float]]:
+    """Parses the drift reference: the distribution of four features over the held-out training images.
+
+    Args:
+        text: JSON with "digit", the share of each predicted digit, and "ink", "row" and "column", ascending percentiles
+            from the least to the most.
+
+    Returns:
+        By feature, the share of the images in each bin. A bin is named by its digit, or by its upper edge.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    stated = json.loads(text)
+    try:
+        digits = [float(share) for share in stated["digit"]]
+        percentiles = {feature: [float(value) for value in stated[feature]] for feature in _EDGES}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a distribution of four features: {text[:200]}") from error
+    ascending = all(len(values) > 1 and all(map(le, values, values[1:])) for values in percentiles.values())
+    if len(digits) != 10 or min(digits) < 0 or not math.isclose(sum(digits), 1, abs_tol=1e-3) or not ascending:
+        raise ValueError(f"not ten shares and ascending percentiles: {text[:200]}")
+    shares = {"digit": {str(digit): share for digit, share in enumerate(digits)}}
+    for feature, edges in _EDGES.items():
+        below = [0.0, *(_share_below(edge, percentiles[feature]) for edge in edges), 1.0]
+        names = [floatToGoString(edge) for edge in (*edges, math.inf)]
+        shares[feature] = {name: high - low for name, low, high in zip(names, below, below[1:], strict=False)}
+    return shares
+
+
+def _parse_accuracy(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise breach(f"its test_accuracy is {text!r}, expected a share from 0 to 1")
+    return share
+
+
+def _parse_thresholds(stated: Any) -> tuple[Threshold, ...]:
     try:
         found = [Threshold(float(rate), float(entry["threshold"])) for rate, entry in stated.items()]
     except (AttributeError, KeyError, TypeError) as error:
@@ -81,41 +176,8 @@ def _thresholds(stated: Any) -> tuple[Threshold, ...]:
     return tuple(sorted(found, key=lambda one: -one.target_error_rate))
 
 
-_EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
-
-
-def reference(text: str) -> dict[str, dict[str, float]]:
-    """What a version's metadata say of the images held out from its training.
-
-    Args:
-        text: {"digit": the share of each digit in what was read, "ink", "row" and "column": percentiles of these, ascending
-            from the least to the most}, as JSON.
-
-    Returns:
-        By feature, the share of the images in each bin; a bin goes by its digit, or its upper edge.
-
-    Raises:
-        ValueError: it is not.
-    """
-    stated = json.loads(text)
-    try:
-        digits = [float(share) for share in stated["digit"]]
-        percentiles = {feature: [float(value) for value in stated[feature]] for feature in _EDGES}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not what four features are like: {text[:200]}") from error
-    ascending = all(len(values) > 1 and all(map(le, values, values[1:])) for values in percentiles.values())
-    if len(digits) != 10 or min(digits) < 0 or not math.isclose(sum(digits), 1, abs_tol=1e-3) or not ascending:
-        raise ValueError(f"not ten shares and ascending percentiles: {text[:200]}")
-    shares = {"digit": {str(digit): share for digit, share in enumerate(digits)}}
-    for feature, edges in _EDGES.items():
-        below = [0.0, *(_below(edge, percentiles[feature]) for edge in edges), 1.0]
-        names = [floatToGoString(edge) for edge in (*edges, math.inf)]
-        shares[feature] = {name: high - low for name, low, high in zip(names, below, below[1:], strict=False)}
-    return shares
-
-
-def _below(edge: float, percentiles: Sequence[float]) -> float:
-    """The share of what lies at or below `edge`, between two percentiles in proportion."""
+def _share_below(edge: float, percentiles: Sequence[float]) -> float:
+    """Returns the share of the values at or below `edge`, interpolated between two percentiles."""
     above = bisect_right(percentiles, edge)
     if above in (0, len(percentiles)):
         return 1.0 if above else 0.0

@@ -13,8 +13,8 @@ from serving.answers.lexicon import load_all
 from serving.answers.recognition_id import RecognitionIds
 from serving.api import digits, open_inference
 from serving.api.digits import DigitService
+from serving.api.dispatch import Dispatcher
 from serving.api.open_inference import OpenInference
-from serving.contract import IMAGE_BYTES
 from serving.feedback.capture import Capture, open_store
 from serving.feedback.truth import Truths
 from serving.inference.model import Model
@@ -33,8 +33,9 @@ from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.metrics import Metrics
 from serving.transport.grpc_front import GrpcFront
-from serving.transport.grpc_options import LEAST_MESSAGE_BYTES, connection_options, reflection_handler
+from serving.transport.grpc_options import reflection_handler, server_options
 from serving.transport.health import Health
+from serving.transport.stream import Streams
 from serving.web.operations import HttpServer
 
 log = logging.getLogger(__name__)
@@ -42,116 +43,107 @@ log = logging.getLogger(__name__)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-
-# How long new calls are refused before the port is closed, so that callers who go on calling hear of it.
+# New calls are refused for this long before the port closes, so that clients that keep calling learn of the shutdown.
 _REFUSING_SECONDS = 0.2
 
-# How long gRPC takes to tell its connections that no more calls are taken on them.
+# Time for gRPC to send GOAWAY on its connections.
 _CLOSING_SECONDS = 0.05
 
-# How long the last answers may take to be written; health watches, which never end, are cut off after it.
+# Time for the last answers to be written. Health watches never end and are cut off afterwards.
 _WRITING_SECONDS = 0.5
 
-# How long the last captured images may take to be stored, even where calls in flight have used up their time.
+# Least time for the last captured images to be stored, even when the calls in flight have used up the grace.
 _STORING_SECONDS = 1.0
 
-# How long the last spans may take to reach their collector.
+# Time for the last spans to reach their collector.
 _FLUSHING_SECONDS = 1.0
 
 
 class Server:
-    """One worker: the whole path, from the ports down.
+    """One worker: the whole path from the ports to the models.
 
-    Health, by service name: "" says that the process lives, "digits.v1.DigitService" that it wants traffic, and so does
-    "inference.GRPCInferenceService": while the default model answers. While draining only readiness changes, so that
-    Kubernetes takes the pod out of the Service and does not restart it.
+    Health by service name: "" is SERVING while the process lives. "digits.v1.DigitService" and
+    "inference.GRPCInferenceService" are SERVING while the default model answers and the server is not draining. Draining
+    changes only readiness, so that Kubernetes takes the pod out of the Service and does not restart it.
 
     Attributes:
-        metrics: what it counts.
-        repository: the models it serves.
-        grpc_port: the port it listens on once it was started, also when the settings left the choice to the system.
-        metrics_port: likewise, for HTTP; a worker has none.
+        metrics: the metrics of this worker.
+        repository: the models.
+        grpc_port: the port of gRPC once the server has started, also when the system chose it.
+        metrics_port: the port of HTTP once the server has started; 0 in one of several workers.
     """
 
     def __init__(self, settings: Settings, open_model: OpenModel = Model, control: Control | None = None):
-        """Puts the path together, on the running event loop; nothing is loaded and nothing listens yet.
+        """Puts the path together on the running event loop. Nothing is loaded, and nothing listens yet.
 
         Args:
-            settings: how to serve.
-            open_model: loads and checks one version of a model.
-            control: the line to the supervisor, which answers HTTP for all workers; None when this serves alone.
+            settings: the operator's settings.
+            open_model: opens and checks one version of a model.
+            control: the link to the supervisor, which answers HTTP for all workers; None without other workers.
 
         Raises:
-            CredentialsError: a file of tokens, certificates or keys can't be used.
-            TracingError: traces are asked for that can't be had.
-            LexiconError: a lexicon can't be used.
-            CaptureError: images can't be captured where they are to be.
+            CredentialsError: a file of tokens, certificates or keys is unusable.
+            TracingError: the environment asks for an impossible kind of tracing.
+            LexiconError: a lexicon is unusable.
+            CaptureError: the capture database is unusable.
         """
-        self._tracing = tracing.start()
         self._settings = settings
         self._control = control
+        self._draining = False
+        self._background: set[asyncio.Task[None]] = set()
+        self._tracing = tracing.start()
         self.metrics = Metrics(control.directory if control else None)
+
         self._tls = None
         if settings.tls_certificate and settings.tls_key:
             self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
         limits = control.directory / "rate-limits" if control else None
         self._access = Access(settings.tokens, self.metrics, limits) if settings.tokens else None
+
         self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
-        self._draining = False
-        self._background: set[asyncio.Task[None]] = set()
-        self._edge = GrpcFront(
-            self.metrics,
-            self._access,
-            self._tracing,
-            max_streams=settings.max_streams,
-            max_in_flight_per_stream=settings.max_in_flight_per_stream,
-        )
-        models: Models = control or self.repository  # what carries out a Load or Unload: all workers, or this alone
-        self._recognizer = Recognizer(
-            self.repository, self.metrics, settings.max_images_per_request, settings.max_queue_size
-        )
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
-        lexicons = load_all(settings.lexicons) if settings.lexicons else {}
         ids = RecognitionIds(read_signing_keys(settings.recognition_key) if settings.recognition_key else ())
-        targets = (settings.target_error_rate, settings.field_target_error_rate)
-        decider = Policy(*targets, lexicons, ids, settings.audit_rate, self._capture)
-        truths = Truths(ids, self.repository.knows, self.metrics, self._capture)
-        digit_service = DigitService(self._recognizer, decider, truths, settings.max_images_per_request)
-        tensors = OpenInference(settings, self.repository, models, self._recognizer, decider, self.metrics, self.unready)
-        self._grpc = grpc.aio.server(
-            options=[
-                # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two. And there must
-                # be room for a crop.
-                (
-                    "grpc.max_receive_message_length",
-                    max(settings.max_images_per_request * IMAGE_BYTES * 2 + 1024, LEAST_MESSAGE_BYTES),
-                ),
-                # Workers share their port; otherwise a second service on it would take half of the connections.
-                ("grpc.so_reuseport", int(control is not None)),
-                # When calls come faster than the event loop takes them, gRPC holds them, and ends those above the second of
-                # these limits as CANCELLED; above the first, some by chance: none where both are the same.
-                ("grpc.server.max_pending_requests", settings.max_pending_calls),
-                ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
-                *connection_options(settings),
-            ]
+        policy = Policy(
+            settings.target_error_rate,
+            settings.field_target_error_rate,
+            load_all(settings.lexicons) if settings.lexicons else {},
+            ids,
+            settings.audit_rate,
+            self._capture,
         )
-        self._edge.add(digits.NAME, digit_service.methods())
-        self._edge.add(open_inference.NAME, tensors.methods())
+        self._recognizer = Recognizer(
+            self.repository, policy, self.metrics, settings.max_images_per_request, settings.max_queue_size
+        )
+
+        truths = Truths(ids, self.repository.knows, self.metrics, self._capture)
+        digit_service = DigitService(self._recognizer, truths, settings.max_images_per_request)
+        models: Models = control or self.repository  # loads and unloads: in all workers, or in this process alone
+        inference = OpenInference(settings, self.repository, models, self._recognizer, self.metrics, self.unready)
+        dispatcher = Dispatcher(self.metrics, self._access, self._tracing)
+        dispatcher.add([*digit_service.methods(), *inference.methods()])
+
+        self._streams = Streams(
+            dispatcher,
+            self.metrics,
+            max_streams=settings.max_streams,
+            max_in_flight=settings.max_in_flight_per_stream,
+        )
+        self._front = GrpcFront(dispatcher, self._streams)
         if settings.reflection:
             names = (digits.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            handler = reflection_handler(names)
-            self._edge.add_handlers(reflection.SERVICE_NAME, "ServerReflectionInfo", None, lambda _: handler)
+            self._front.add_handler(f"/{reflection.SERVICE_NAME}/ServerReflectionInfo", reflection_handler(names))
         self._health = Health()
+        self._grpc = grpc.aio.server(options=server_options(settings, shares_port=control is not None))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # first: load balancers have no tokens
-        self._grpc.add_generic_rpc_handlers((self._edge,))
+        self._grpc.add_generic_rpc_handlers((self._front,))
 
     async def start(self) -> None:
         """Loads the models, listens on both ports and answers.
 
         Raises:
-            RepositoryError: the default model can't be served.
-            PortTaken: a port can't be listened on. The server is of no further use then.
-            CaptureError: images can't be captured in a database on this machine; likewise.
+            RepositoryError: no version of the default model can be served.
+            PortTaken: a port is taken. The server must not be used afterwards.
+            CaptureError: a capture database on this machine is unusable. The server must not be used afterwards.
         """
         await self.repository.start(self._control.unloaded if self._control else ())
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
@@ -178,13 +170,13 @@ class Server:
             self._in_background(self._access.watch(self._settings.poll_seconds))
 
     async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
-        """Leaves without losing a call.
+        """Drains and stops without losing a call.
 
-        First it only says that it wants no more traffic, and goes on answering for `drain_seconds`. Then new calls are told
-        UNAVAILABLE while those in flight are finished; what takes longer than `grace_seconds` is cut off.
+        For `drain_seconds` the server reports that it is not ready, and still answers. Then it refuses new calls with
+        UNAVAILABLE and finishes the calls in flight; after `grace_seconds` it cuts them off.
 
         Returns:
-            Runs of the model that have not ended, whose threads live on.
+            Runs of a model that have not ended, and whose threads live on.
         """
         self._draining = True
         self._tell_readiness()
@@ -192,15 +184,15 @@ class Server:
         end = time.monotonic() + grace_seconds
         for task in self._background:
             task.cancel()
-        self._edge.stop_streams()
-        await self._recognizer.close(grace_seconds / 2)  # what is framed then has the other half to be read in
+        self._streams.stop()
+        await self._recognizer.close(grace_seconds / 2)  # crops framed by then have the other half to be read
         stuck = await self.repository.close(max(0.0, end - time.monotonic()))
-        # From here gRPC would end a call that is just coming in as CANCELLED, which callers do not try again elsewhere.
-        self._edge.hold_refusals()
+        # From here gRPC would end a call that is just coming in as CANCELLED, which callers don't retry elsewhere.
+        self._front.hold_refusals()
         await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
         closing = asyncio.create_task(self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic()))))
         await asyncio.sleep(_CLOSING_SECONDS)
-        self._edge.closed()
+        self._front.release_refusals()
         await closing
         if self._capture:
             await self._capture.close(max(_STORING_SECONDS, end - time.monotonic()))
@@ -213,19 +205,19 @@ class Server:
         return stuck
 
     def unready(self) -> str:
-        """Why it wants no traffic; nothing when it does."""
+        """Returns the reason that the server wants no traffic; "" when it is ready."""
         if self._draining:
             return "draining"
         return "" if self.repository.answering() else f"model {self.repository.default!r} is not loaded"
 
     def describe(self) -> Described:
-        """What answers when a request names no model, and how it is run."""
+        """Describes the model that answers when a request names none, and its execution provider."""
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
         if not self.repository.answering():
             return Described(f"no model {how}", "")
         model = self.repository.route().model
-        accuracy = f"{model.test_accuracy:.4f} on the MNIST test images"
-        return Described(f"model {model.version} ({model.recipe}, {accuracy}) {how}", model.version)
+        accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
+        return Described(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
 
     def _set_ready(self, ready: bool) -> None:
         self._tell_readiness()

@@ -14,8 +14,8 @@ _AT_A_TIME = 4  # crops that are framed in one go: then it is others' turn, and 
 _MAX_WAITING_BYTES = 1 << 27
 
 
-class Framer:
-    """Frames crops on a thread of its own, so that the event loop goes on; a few of each call in turn."""
+class CropQueue:
+    """Frames crops on a thread of its own, a few crops of each call in turn."""
 
     def __init__(self, max_waiting: int, metrics: Metrics):
         """Takes calls as long as no more than so many crops wait, nor more than 128 MB of them."""

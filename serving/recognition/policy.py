@@ -1,69 +1,26 @@
-"""What becomes of what was read: of single digits and of fields, by the thresholds of the version that read them."""
+"""Decides on readings: accept or reject by a certified threshold, mark for audit, issue the recognition id, capture."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision, Threshold, choose, decide
+from serving.answers.decision import Decision, Threshold
 from serving.answers.lexicon import Lexicon
 from serving.answers.recognition_id import RecognitionIds, Recognized
+from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
-from serving.recognition.recognizer import Reading
+from serving.recognition.reading import FieldAnswer, Reading, Verdict
 
 CANDIDATES = 3
 
-
-class DigitAnswers(NamedTuple):
-    """What becomes of n digits.
-
-    Attributes:
-        decisions: a Decision each.
-        threshold: by which they were taken; None where none is certified.
-        audited: which of those accepted somebody is to look at.
-        recognition_id: by which truth about them is reported.
-        captured: whether the images that were rejected or are to be audited are stored.
-    """
-
-    decisions: bytes
-    threshold: Threshold | None
-    audited: list[bool]
-    recognition_id: str
-    captured: bool
-
-
-@dataclass(frozen=True, eq=False)
-class FieldAnswer:
-    """What a field of n digits says.
-
-    Attributes:
-        value: its digits.
-        confidence: probability that all of them are right.
-        decision: what is to become of it.
-        threshold: by which that was decided; None where none is certified.
-        candidates: (n, 3), the most probable digits of each image, the most probable first.
-        probabilities: (n, 3), of each.
-        audited: whether somebody is to look at it although it is accepted.
-        recognition_id: by which truth about it is reported.
-        captured: whether its images are stored, if it was rejected or is to be audited.
-    """
-
-    value: str
-    confidence: float
-    decision: Decision
-    threshold: Threshold | None
-    candidates: NDArray[np.intp]
-    probabilities: NDArray[np.float64]
-    audited: bool
-    recognition_id: str
-    captured: bool
+_ACCEPT, _LOW_CONFIDENCE = np.uint8(Decision.ACCEPT), np.uint8(Decision.REJECT_LOW_CONFIDENCE)
+_INVALID_IMAGE, _NOT_CERTIFIED = np.uint8(Decision.REJECT_INVALID_IMAGE), np.uint8(Decision.REJECT_NOT_CERTIFIED)
 
 
 class Policy:
-    """Accepts and rejects, counts what it did, and has images captured."""
+    """Decides on readings, as the operator has set it up."""
 
     def __init__(
         self,
@@ -74,15 +31,15 @@ class Policy:
         audit_rate: float,
         capture: Capture | None,
     ):
-        """Goes by what the operator has set.
+        """Takes the operator's settings.
 
         Args:
-            target_error_rate: of digits, where a call names none.
-            field_target_error_rate: of fields, likewise.
-            lexicons: that a call may name.
-            ids: gives answers their ids.
-            audit_rate: share of the accepted answers to be audited.
-            capture: keeps what is rejected or to be audited; None keeps nothing.
+            target_error_rate: for digits, where a request names none.
+            field_target_error_rate: for fields, where a request names none.
+            lexicons: the lexicons that a request may name.
+            ids: issues recognition ids.
+            audit_rate: share of the accepted answers that are marked for audit.
+            capture: stores images that were rejected or marked for audit; None stores nothing.
         """
         self._target_error_rate = target_error_rate
         self._field_target_error_rate = field_target_error_rate
@@ -92,89 +49,110 @@ class Policy:
         self._capture = capture
         self._random = np.random.default_rng()
 
-    def target(self, asked: float, *, of_field: bool = False) -> float:
-        """The error rate to hold to, where `asked` is a call's own, or 0. Raises InvalidRequest."""
-        if not 0 <= asked < 1:  # NaN too
-            raise InvalidRequest(f"target_error_rate is {asked}, expected a share below 1, or 0")
-        return asked or (self._field_target_error_rate if of_field else self._target_error_rate)
-
     def lexicon(self, name: str) -> Lexicon | None:
-        """The lexicon of that name; None for "". Raises InvalidRequest when there is none."""
+        """Finds a lexicon; None for "". Raises InvalidRequest for an unknown name."""
         if not name:
             return None
         if name not in self._lexicons:
-            there = ", ".join(sorted(self._lexicons)) or "none"
-            raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {there}")
+            known = ", ".join(sorted(self._lexicons)) or "none"
+            raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {known}")
         return self._lexicons[name]
 
-    async def digits(
+    async def decide_digits(
         self, reading: Reading, target_error_rate: float, deadline: float, *, audit: bool = True
-    ) -> DigitAnswers:
-        """What becomes of each digit by itself.
+    ) -> Verdict:
+        """Decides on each of n digits.
 
         Args:
-            reading: what the images show.
-            target_error_rate: to hold to.
-            deadline: when the answer must be given, monotonic clock.
-            audit: whether some may be marked for audit: there is somebody to tell.
+            reading: the output of the model.
+            target_error_rate: of the request; 0 for the operator's own.
+            deadline: of the answer, on the clock of time.monotonic.
+            audit: False marks no answer for audit.
         """
         loaded = reading.loaded
-        threshold = choose(loaded.model.thresholds, target_error_rate)
-        decisions = decide(reading.confidences, reading.inked, threshold)
-        loaded.metrics.count_decisions(decisions)
-        audited = self._chosen(decisions) if audit else [False] * len(decisions)
-        loaded.metrics.count_audits("digit", sum(audited))
-        digits = bytes(reading.digits)
-        answer = Recognized(loaded.name, loaded.version, False, digits, decisions, audited, reading.confidences)
+        threshold = choose(loaded.model.metadata.thresholds, target_error_rate or self._target_error_rate)
+        confidences = reading.confidences
+        decisions = decide(confidences, reading.inked, threshold)
+        audited = self._sample_audits(decisions) if audit else np.zeros(len(decisions), bool)
+        encoded = decisions.tobytes()
+        loaded.metrics.count_decisions(encoded)
+        loaded.metrics.count_audits("digit", int(audited.sum()) if audit else 0)
+        digits = reading.digits.tobytes()
+        answer = Recognized(loaded.name, loaded.version, False, digits, encoded, audited.tolist(), confidences.tolist())
         captured = await self._keep(answer, reading, deadline)
-        return DigitAnswers(decisions, threshold, audited, self._ids.issue(answer), captured)
+        return Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
 
-    async def field(
+    async def decide_field(
         self, reading: Reading, target_error_rate: float, deadline: float, lexicon: Lexicon | None
     ) -> FieldAnswer:
-        """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
+        """Decides on n digits as one field.
+
+        Args:
+            reading: the output of the model.
+            target_error_rate: of the request; 0 for the operator's own.
+            deadline: of the answer, on the clock of time.monotonic.
+            lexicon: the field is the most probable code of this lexicon; None takes the most probable digits.
+        """
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
             code, confidence, unlisted = lexicon.read(probabilities)
-            digits = code.tolist()
+            digits = bytes(code.tolist())
         else:
-            digits, confidence, unlisted = reading.digits, float(probabilities.max(axis=1).prod()), 0.0
+            digits, confidence, unlisted = reading.digits.tobytes(), float(probabilities.max(axis=1).prod()), 0.0
         loaded = reading.loaded
-        model = loaded.model
-        certified = model.thresholds if len(digits) == 1 else model.field_thresholds.get(len(digits), ())
-        threshold = choose(certified, target_error_rate)
-        decision = Decision(decide([confidence], [all(reading.inked)], threshold)[0])
-        if unlisted > 0.5 and decision is not Decision.REJECT_INVALID_IMAGE:
-            decision = Decision.REJECT_NOT_IN_LEXICON
-        loaded.metrics.count_field(decision)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
-        likely = np.take_along_axis(probabilities, order, axis=1)
-        decisions = bytes([decision])
-        audited = self._chosen(decisions)
-        loaded.metrics.count_audits("field", sum(audited))
-        answer = Recognized(loaded.name, loaded.version, True, bytes(digits), decisions, audited, [confidence])
+        metadata = loaded.model.metadata
+        certified = metadata.thresholds if len(digits) == 1 else metadata.field_thresholds.get(len(digits), ())
+        threshold = choose(certified, target_error_rate or self._field_target_error_rate)
+        decisions = decide(np.array([confidence]), np.array([reading.inked.all()]), threshold)
+        if unlisted > 0.5 and decisions[0] != _INVALID_IMAGE:
+            decisions[0] = Decision.REJECT_NOT_IN_LEXICON
+        audited = self._sample_audits(decisions)
+        loaded.metrics.count_field(Decision(decisions[0]))
+        loaded.metrics.count_audits("field", int(audited.sum()))
+        answer = Recognized(loaded.name, loaded.version, True, digits, decisions.tobytes(), audited.tolist(), [confidence])
         captured = await self._keep(answer, reading, deadline)
-        return FieldAnswer(
-            "".join(map(str, digits)),
-            confidence,
-            decision,
-            threshold,
-            order,
-            likely,
-            audited[0],
-            self._ids.issue(answer),
-            captured,
-        )
+        verdict = Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
+        candidates = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
+        likely = np.take_along_axis(probabilities, candidates, axis=1)
+        return FieldAnswer(reading, "".join(map(str, digits)), confidence, candidates, likely, verdict)
 
     async def _keep(self, answer: Recognized, reading: Reading, deadline: float) -> bool:
-        return self._capture is not None and await self._capture.keep(answer, reading.images, deadline)
+        """Has the images captured, where the operator wants that; True once they are on disk."""
+        if self._capture is None:
+            return False
+        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
+        return await self._capture.keep(answer, images, deadline)
 
-    def _chosen(self, decisions: bytes) -> list[bool]:
-        """Which answers are to be audited: of those accepted a share, at random, so that they stand for all of them."""
+    def _sample_audits(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Marks a random share of the accepted answers, (n,) bool: an unbiased sample of all accepted answers."""
         if not self._audit_rate:
-            return [False] * len(decisions)
-        chances = self._random.random(len(decisions)).tolist()
-        return [
-            decision == Decision.ACCEPT and chance < self._audit_rate
-            for decision, chance in zip(decisions, chances, strict=True)
-        ]
+            return np.zeros(len(decisions), bool)
+        marked: NDArray[np.bool_] = (decisions == _ACCEPT) & (self._random.random(len(decisions)) < self._audit_rate)
+        return marked
+
+
+def choose(certified: Sequence[Threshold], target_error_rate: float) -> Threshold | None:
+    """Picks the threshold for the largest error rate up to the target; None when none is certified.
+
+    Args:
+        certified: the largest error rate first.
+        target_error_rate: share of wrong answers to tolerate among those accepted.
+    """
+    return next((one for one in certified if one.target_error_rate <= target_error_rate), None)
+
+
+def decide(confidences: NDArray[np.floating], readable: NDArray[np.bool_], threshold: Threshold | None) -> NDArray[np.uint8]:
+    """Decides on n answers.
+
+    Args:
+        confidences: (n,) float.
+        readable: (n,) bool, False where there was no digit to read.
+        threshold: the least confidence to accept; None accepts nothing.
+
+    Returns:
+        (n,) uint8, a Decision each.
+    """
+    if threshold is None:
+        return np.where(readable, _NOT_CERTIFIED, _INVALID_IMAGE)
+    least = np.float64(threshold.confidence)  # NumPy would round a Python float to float32 before it compares
+    return np.where(readable, np.where(confidences >= least, _ACCEPT, _LOW_CONFIDENCE), _INVALID_IMAGE)

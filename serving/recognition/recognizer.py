@@ -1,121 +1,98 @@
-"""The way from images to what they show, for every front end alike."""
+"""Recognizes images: checks and routes them, has them read, and has the answer decided. One call for every front."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
 from serving.inference.batch import Answer
-from serving.inference.classifier import DIGIT, LOGITS, PROBABILITIES
-from serving.recognition.crop_queue import Framer
+from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
+from serving.recognition.crop_queue import CropQueue
+from serving.recognition.policy import Policy
+from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
 from serving.repository.repository import Loaded, Repository
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
 
-class Reading(NamedTuple):
-    """What n images show.
-
-    Attributes:
-        rows: (n, 23) float32, as Classifier.infer gives them.
-        digits: the most probable of each.
-        confidences: its probability.
-        inked: whether there is any ink on the image.
-        pixels: the images, 784 bytes each, as the network saw them.
-        troubles: why crops can't be read, by their place.
-        loaded: the version that answered.
-    """
-
-    rows: NDArray[np.float32]
-    digits: list[int]
-    confidences: list[float]
-    inked: list[bool]
-    pixels: bytes
-    troubles: dict[int, str]
-    loaded: Loaded
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """(n, 10)."""
-        return self.rows[:, LOGITS]
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """(n, 10), calibrated."""
-        return self.rows[:, PROBABILITIES]
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """(n, 784)."""
-        return np.frombuffer(self.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
-
-
 class Recognizer:
-    """Frames crops, routes images to a version of a model, and lets the shadow have them too."""
+    """Recognizes the images of requests. Validation comes first, then routing, then the client's rate limit."""
 
-    def __init__(self, repository: Repository, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
-        self._repository = repository
-        self._max_images_per_request = max_images_per_request
-        self._framer = Framer(max_queue_size, metrics)
-
-    async def read(
-        self,
-        pixels: bytes,
-        call: Call,
-        *,
-        crops: Sequence[bytes] = (),
-        each_by_itself: bool = False,
-        model: str = "",
-        version: str = "",
-        key: str = "",
-        timeout_seconds: float = 0.0,
-    ) -> Reading:
-        """Reads n images of 784 bytes, one after the other, or n crops.
+    def __init__(
+        self, repository: Repository, policy: Policy, metrics: Metrics, max_images_per_request: int, max_queue_size: int
+    ):
+        """Starts the crop queue.
 
         Args:
-            pixels: the images.
-            call: what brought them.
-            crops: PNG or JPEG files, in the place of `pixels`.
-            each_by_itself: a crop that can't be read is rejected, and the others answered; otherwise the request ends.
-            model: its name; the default one when empty.
-            version: of the model; by its routing when empty.
-            key: with the same key, the same version answers as long as the routing stays.
-            timeout_seconds: how long it may take, where the request itself says so; 0 where only its call has a deadline.
+            repository: routes requests to model versions.
+            policy: decides on the readings.
+            metrics: counts crops.
+            max_images_per_request: images in one request, at most.
+            max_queue_size: crops that may wait to be framed, at most.
+        """
+        self._repository = repository
+        self._policy = policy
+        self._max_images_per_request = max_images_per_request
+        self._crops = CropQueue(max_queue_size, metrics)
+
+    async def recognize(self, images: Images, options: ReadOptions, call: Call) -> DigitAnswers:
+        """Recognizes n digits and decides on each.
 
         Raises:
-            RequestError: they can't be read; errors.py has the reasons.
+            RequestError: there is no answer; errors.py lists the reasons.
         """
-        call.images = self._count(pixels, crops)
-        loaded = self._repository.route(model, version, key)
+        reading = await self.infer(images, options, call)
+        verdict = await self._policy.decide_digits(reading, options.target_error_rate, call.deadline, audit=options.audit)
+        return DigitAnswers(reading, verdict)
+
+    async def read_field(self, images: Images, options: ReadOptions, call: Call) -> FieldAnswer:
+        """Recognizes the n digits of one field and decides on the field as a whole.
+
+        Raises:
+            RequestError: there is no answer; errors.py lists the reasons.
+        """
+        lexicon = self._policy.lexicon(options.lexicon)
+        reading = await self.infer(images, options, call)
+        return await self._policy.decide_field(reading, options.target_error_rate, call.deadline, lexicon)
+
+    async def infer(self, images: Images, options: ReadOptions, call: Call) -> Reading:
+        """Reads n images without a decision.
+
+        Raises:
+            RequestError: there is no answer; errors.py lists the reasons.
+        """
+        call.images = self._count(images)
+        if not 0 <= options.target_error_rate < 1:  # NaN too
+            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
+        loaded = self._repository.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
-        answering = self._answer(loaded, pixels, list(crops), each_by_itself, call)
-        pixels, troubles, answer = await _in_time(answering, call, timeout_seconds)
+        work = self._read(loaded, images, options, call)
+        if options.timeout_seconds:  # gRPC itself ends a call whose deadline passes
+            work = _limit(work, options.timeout_seconds, call)
+        reading, answer = await work
         if call.span is not None:
             times = (answer.arrived, answer.started, answer.ended)
             call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
-        # Lists: of a single image, as most are, an operation of NumPy's costs more than all that is in it.
-        digits, confidences, inked = answer.rows[:, DIGIT:].T.tolist()
-        reading = Reading(
-            answer.rows, [int(digit) for digit in digits], confidences, [ink > 0 for ink in inked], pixels, troubles, loaded
-        )
-        if loaded.shadow and any(reading.inked):
-            seen = np.array(reading.inked)  # what is said of blank images means nothing
-            loaded.shadow.compare(reading.images[seen].tobytes(), np.array(digits, np.intp)[seen])
+        if loaded.shadow:
+            inked = reading.inked  # a prediction for a blank image means nothing
+            if inked.any():
+                shown = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[inked]
+                loaded.shadow.compare(shown.tobytes(), reading.digits[inked].astype(np.intp))
         return reading
 
     async def close(self, grace_seconds: float) -> None:
-        """Takes no more crops, and waits that long for those on their way."""
-        await self._framer.close(grace_seconds)
+        """Refuses new crops and waits up to the grace for the queued ones."""
+        await self._crops.close(grace_seconds)
 
-    def _count(self, pixels: bytes, crops: Sequence[bytes]) -> int:
-        """How many images there are. Raises InvalidRequest when they are none, too many, or not whole."""
+    def _count(self, images: Images) -> int:
+        """Counts the images. Raises InvalidRequest for none, too many, or a part of one."""
+        pixels, crops = images
         if pixels and crops:
             raise InvalidRequest("there are images and crops: expected one of the two")
         count, rest = (len(crops), 0) if crops else divmod(len(pixels), IMAGE_BYTES)
@@ -125,38 +102,43 @@ class Recognizer:
                 "image), and at least one image"
             )
         if count > self._max_images_per_request:
-            what = "crops" if crops else "images"
-            raise InvalidRequest(f"{what} holds {count} images, this server takes {self._max_images_per_request} a call")
+            kind = "crops" if crops else "images"
+            raise InvalidRequest(f"{kind} holds {count} images, this server takes {self._max_images_per_request} a call")
         return count
 
-    async def _answer(
-        self, loaded: Loaded, pixels: bytes, crops: list[bytes], each_by_itself: bool, call: Call
-    ) -> tuple[bytes, dict[int, str], Answer]:
-        """Has images read at their client's expense, who pays for none that a queue doesn't take.
-
-        Returns:
-            The images as they were read, why crops could not be, and what the model said.
-        """
-        troubles: dict[int, str] = {}
+    async def _read(self, loaded: Loaded, images: Images, options: ReadOptions, call: Call) -> tuple[Reading, Answer]:
+        """Frames and reads images on the client's rate limit, which is not charged for images that a queue sheds."""
+        pixels, crops = images
+        errors: dict[int, str] = {}
         if call.client:
             call.client.spend(call.images)
         try:
             if crops:
-                pixels, troubles = await self._framer.frame(crops, call.deadline)
-                if troubles and not each_by_itself:
-                    place, trouble = next(iter(troubles.items()))
-                    raise InvalidRequest(f"crop {place} can't be read: {trouble}" if len(crops) > 1 else f"crop: {trouble}")
-            return pixels, troubles, await loaded.batcher.submit(pixels, call.deadline)
+                pixels, errors = await self._crops.frame(crops, call.deadline)
+                if errors and not options.partial:
+                    index, error = next(iter(errors.items()))
+                    raise InvalidRequest(f"crop {index} can't be read: {error}" if len(crops) > 1 else f"crop: {error}")
+            answer = await loaded.batcher.submit(pixels, call.deadline)
         except (QueueFull, Stopping):
             if call.client:
                 call.client.give_back(call.images)
             raise
+        rows = answer.rows
+        reading = Reading(
+            logits=rows[:, LOGITS],
+            probabilities=rows[:, PROBABILITIES],
+            digits=rows[:, DIGIT].astype(np.uint8),
+            confidences=rows[:, CONFIDENCE],
+            inked=rows[:, INKED] > 0,
+            pixels=pixels,
+            errors=errors,
+            loaded=loaded,
+        )
+        return reading, answer
 
 
-async def _in_time(work: Awaitable[T], call: Call, timeout_seconds: float) -> T:
-    """Waits for `work` as long as the request itself allows."""
-    if not timeout_seconds:  # gRPC itself ends a call whose deadline passes
-        return await work
+async def _limit(work: Awaitable[T], timeout_seconds: float, call: Call) -> T:
+    """Awaits `work` within the request's own timeout, which also bounds the deadline of the call."""
     call.deadline = min(call.deadline, time.monotonic() + timeout_seconds)
     try:
         async with asyncio.timeout(timeout_seconds):

@@ -15,7 +15,6 @@ from typing import Literal
 
 from serving.errors import LoadFailed, ModelNotReady, UnknownModel
 from serving.inference.batcher import Batcher
-from serving.inference.classifier import Classifier
 from serving.inference.metadata import REFUSALS, ModelError
 from serving.inference.model import Model
 from serving.repository.routing import Routing, RoutingError
@@ -378,7 +377,7 @@ class Repository:
             served.loading = None
         metrics = VersionMetrics(self._metrics, served.name, model.version)
         batcher = Batcher(
-            Classifier(model, metrics),
+            model,
             metrics,
             instances=self._settings.instances,
             max_batch_size=self._settings.max_batch_size,
@@ -390,13 +389,13 @@ class Repository:
             log,
             logging.INFO,
             "model_loaded",
-            f"loaded {served.name} version {model.version} ({model.recipe}, {model.test_accuracy:.4f})",
+            f"loaded {served.name} version {model.version} ({model.metadata.recipe}, {model.metadata.test_accuracy:.4f})",
             model=served.name,
             version=model.version,
-            recipe=model.recipe,
-            test_accuracy=model.test_accuracy,
+            recipe=model.metadata.recipe,
+            test_accuracy=model.metadata.test_accuracy,
         )
-        if lack := model.lack_of_certificate(self._settings.target_error_rate):
+        if lack := model.metadata.missing_certificate(self._settings.target_error_rate):
             message = f"{served.name} version {model.version} {lack}"
             log_event(log, logging.WARNING, "model_not_certified", message, model=served.name, version=model.version)
         return Loaded(served.name, model.version, found, model, batcher, metrics)
@@ -461,9 +460,9 @@ class Repository:
         return await loaded.batcher.close(grace_seconds)
 
     def _count_info(self, loaded: Loaded, value: int) -> None:
-        accuracy = f"{loaded.model.test_accuracy:.4f}"
-        self._metrics.model_info.labels(loaded.name, loaded.version, loaded.model.recipe, accuracy).set(value)
-        for feature, shares in loaded.model.drift_reference.items():
+        accuracy = f"{loaded.model.metadata.test_accuracy:.4f}"
+        self._metrics.model_info.labels(loaded.name, loaded.version, loaded.model.metadata.recipe, accuracy).set(value)
+        for feature, shares in loaded.model.metadata.drift_reference.items():
             for name, share in shares.items():
                 self._metrics.drift_reference.labels(loaded.name, loaded.version, feature, name).set(share)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.inference.batcher import Network
+from serving.inference.classifier import PROBABILITIES, Classifier
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
 
@@ -25,7 +25,7 @@ class Shadow:
     """Compares a version with stable: on a thread that gives way to all others, and while no image waits for an answer."""
 
     def __init__(
-        self, model: Network, metrics: Metrics, name: str, version: str, *, max_batch_size: int, idle: asyncio.Event
+        self, model: Classifier, metrics: Metrics, name: str, version: str, *, max_batch_size: int, idle: asyncio.Event
     ):
         """Starts on the running event loop.
 
@@ -79,7 +79,7 @@ class Shadow:
                 self._failed.inc(len(images))
                 continue
             finite = np.isfinite(rows).all(axis=1)
-            agreed = int((finite & (rows[:, 10:].argmax(axis=1) == digits)).sum())
+            agreed = int((finite & (rows[:, PROBABILITIES].argmax(axis=1) == digits)).sum())
             self._agreed.inc(agreed)
             self._disagreed.inc(int(finite.sum()) - agreed)
             self._failed.inc(len(rows) - int(finite.sum()))

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterable
 
-import grpc
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -18,14 +17,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from serving.errors import Code
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
 
 # The codes that are the server's fault. Source: semantic conventions for gRPC, "gRPC Status".
 _FAULTS = {
-    *(grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED),
-    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS),
+    *(Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS),
 }
 
 
@@ -117,9 +116,9 @@ class CallSpan:
             span = self._tracer.start_span(name, within, attributes=attributes, start_time=self._at(start))
             span.end(self._at(end))
 
-    def end(self, code: grpc.StatusCode) -> None:
+    def end(self, code: Code) -> None:
         """Ends it, with the status that the call was answered with."""
-        self._span.set_attribute("rpc.grpc.status_code", code.value[0])
+        self._span.set_attribute("rpc.grpc.status_code", int(code))
         if code in _FAULTS:
             self._span.set_status(StatusCode.ERROR, code.name)
         self._span.end()

@@ -1,28 +1,36 @@
-"""DOC."""
+"""Options of the gRPC server: message and queue limits, keepalive, connection age, reflection."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving.contract import IMAGE_BYTES
 from serving.settings import Settings
 from serving.transport.grpc_front import Handler
 
-LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own limit
+_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
 
-
-# How often clients may ask for a sign of life. gRPC's own limit is once in five minutes, and less patient ones are cut off.
+# Least interval of a client's keepalive pings. gRPC's own is five minutes, and it closes connections that ping more often.
 _PING_INTERVAL_SECONDS = 10
 
 
-def connection_options(settings: Settings) -> list[tuple[str, int]]:
-    """How long connections live, as gRPC is told of it."""
-    silence = round(settings.keepalive_seconds * 1000)
+def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
+    """Builds the channel arguments of the gRPC server; `shares_port` lets other workers listen on the same port."""
+    keepalive = round(settings.keepalive_seconds * 1000)
+    # A pixel is one byte, and up to two bytes in a typed tensor of the Open Inference Protocol.
+    message_bytes = settings.max_images_per_request * IMAGE_BYTES * 2 + 1024
     options = [
-        ("grpc.keepalive_time_ms", silence),
-        ("grpc.keepalive_timeout_ms", silence),
-        ("grpc.http2.ping_timeout_ms", silence),  # a minute otherwise, and the longer of the two is what counts
+        ("grpc.max_receive_message_length", max(message_bytes, _LEAST_MESSAGE_BYTES)),
+        # Without other workers the port is exclusive: a second service on it would get half of the connections.
+        ("grpc.so_reuseport", int(shares_port)),
+        # gRPC holds calls that come faster than the event loop takes them. It ends calls above the hard limit as CANCELLED,
+        # and some calls above the soft limit at random; equal limits leave nothing to chance.
+        ("grpc.server.max_pending_requests", settings.max_pending_calls),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
+        ("grpc.keepalive_time_ms", keepalive),
+        ("grpc.keepalive_timeout_ms", keepalive),
+        ("grpc.http2.ping_timeout_ms", keepalive),  # default one minute; the longer of the two timeouts applies
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_SECONDS * 1000),
     ]
@@ -32,8 +40,8 @@ def connection_options(settings: Settings) -> list[tuple[str, int]]:
     return options
 
 
-def reflection_handler(services: Sequence[str]) -> "Handler[Any, Any]":
-    """Says what these services are; to any client, as all of it is public."""
+def reflection_handler(services: Sequence[str]) -> Handler:
+    """Builds the handler of server reflection, which lists `services` to any client: all of it is public."""
     return grpc.stream_stream_rpc_method_handler(
         reflection.aio.ReflectionServicer(services).ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,

@@ -1,7 +1,7 @@
-"""grpc.health.v1, which stays open to everybody where tokens are asked for: load balancers have none.
+"""grpc.health.v1, which any caller may use, also where the server asks for tokens: load balancers have none.
 
-It takes the place of grpc_health's own servicer, which takes any number of watches, and tells none of a change until all
-have taken what they were told before: a stranger who takes nothing would keep the server from ending.
+It replaces the servicer of grpc_health, which has no limit of watches and waits for every watcher before it reports the
+next change: one stalled watcher would keep the server from stopping.
 """
 
 import asyncio
@@ -11,19 +11,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
-_MAX_WATCHES = 100  # open at once: each is memory, and lasts as long as its caller likes
+_MAX_WATCHES = 100  # open at once: each takes memory for as long as its caller likes
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Health by service name. A Check is always answered; watches are, up to a number."""
+    """Health by service name. Check is always answered; Watch up to a limit of open watches."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
-        self._changed = asyncio.Event()  # another one after each change
+        self._changed = asyncio.Event()  # replaced at each change
         self._watches = 0
 
     def set(self, service: str, status: int) -> None:
-        """Says from now on how a service is: a HealthCheckResponse.ServingStatus."""
+        """Sets the status of a service, a HealthCheckResponse.ServingStatus, and notifies the watchers."""
         self._statuses[service] = status
         self._changed.set()
         self._changed = asyncio.Event()
@@ -31,28 +31,28 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Check(  # noqa: N802 - gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
-        """Tells how a service is."""
+        """Returns the status of a service."""
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(  # noqa: N802 - likewise
+    async def Watch(  # noqa: N802 - gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
-        """Tells how a service is, now and whenever that changes, until the caller has heard enough."""
+        """Sends the status of a service now and after each change, until the caller cancels."""
         if self._watches >= _MAX_WATCHES:
-            message = f"{_MAX_WATCHES} watches are open, and more are not taken; call Check"
+            message = f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         self._watches += 1
-        told = None
+        sent = None
         try:
             while True:
                 changed = self._changed
                 status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-                if status != told:
+                if status != sent:
                     await context.write(health_pb2.HealthCheckResponse(status=status))
-                    told = status
+                    sent = status
                 await changed.wait()
         finally:
             self._watches -= 1

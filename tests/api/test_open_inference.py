@@ -202,7 +202,7 @@ async def test_a_parameter_of_the_wrong_type_is_refused(
 ) -> None:
     error = await refused(infer(stub, ask(images[:1], parameters={name: parameter})))
     assert error.code() is CODE.INVALID_ARGUMENT
-    assert (error.details() or "").startswith(f"parameter {name} is no ")
+    assert (error.details() or "").startswith(f"parameter {name} is not a ")
 
 
 async def test_an_answer_that_fails_in_the_model_is_internal_and_the_next_one_comes(
@@ -504,7 +504,7 @@ async def test_tritonclient_is_told_what_was_wrong(server: Server, images: Image
         "inputs": (invalid, "there are 2 inputs, expected one: images, UINT8 [n, 28, 28]"),
         "output": (invalid, "there is no output 'digits', expected any of logits, probabilities"),
         "classes": (invalid, "as a classification"),
-        "timeout": (invalid, "parameter timeout is no number of microseconds"),
+        "timeout": (invalid, "parameter timeout is not a number of microseconds"),
         "metadata": (unknown, "letters"),
         "metadata of a version": (unknown, "'1'"),
         "config": (unknown, "letters"),
@@ -610,4 +610,4 @@ async def test_crops_are_read_and_decided_on_as_the_native_api_does(
     assert list(held.decisions) == list(native.decisions)
     request.parameters["target_error_rate"].string_param = "0.01"
     refusal = await refused(infer(stub, request))
-    assert "target_error_rate is no number" in (refusal.details() or "")
+    assert "target_error_rate is not a number" in (refusal.details() or "")

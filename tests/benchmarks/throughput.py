@@ -160,7 +160,8 @@ def _print(
     ours: Mapping[tuple[Rpc, int, int], list[tuple[Figures, float]]],
 ) -> None:
     ceiling = max(statistics.median(rates) for (threads, _), rates in alone.items() if threads == max(alone)[0])
-    print(f"Model {model.recipe} {model.version} ({model.precision}); {usable_cores()} cores, {platform.machine()};")
+    metadata = model.metadata
+    print(f"Model {metadata.recipe} {model.version} ({metadata.precision}); {usable_cores()} cores, {platform.machine()};")
     print(
         f"calls sent by h2load where it can, else by digits loadtest; medians of {len(next(iter(alone.values())))} rounds.\n"
     )

@@ -17,7 +17,7 @@ from prometheus_client import Metric
 from serving.client import DigitClient
 from serving.feedback.drift import WINDOW, WithDrift, stability_index
 from serving.imaging.framing import frame, measure
-from serving.inference.metadata import reference
+from serving.inference.metadata import parse_drift_reference
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.telemetry.histograms import CENTRE, INK
@@ -56,7 +56,7 @@ def test_what_is_framed_lies_within_half_a_pixel_of_the_middle(number: int) -> N
 
 
 def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
-    shares = reference(stated(digit=[0.05] * 5 + [0.15] * 5))
+    shares = parse_drift_reference(stated(digit=[0.05] * 5 + [0.15] * 5))
     assert {feature: sum(parts.values()) for feature, parts in shares.items()} == pytest.approx(dict.fromkeys(shares, 1.0))
     assert (shares["digit"]["4"], shares["digit"]["5"]) == (0.05, 0.15)
     assert len(shares["ink"]) == len(INK) + 1
@@ -86,7 +86,7 @@ def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
 )
 def test_a_reference_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not |^Expecting|could not convert"):
-        reference(text)
+        parse_drift_reference(text)
 
 
 @given(counts, counts)
@@ -149,7 +149,7 @@ class Served:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(1)
-        for feature, shares in reference(stated()).items():
+        for feature, shares in parse_drift_reference(stated()).items():
             for name, share in shares.items():
                 self.metrics.drift_reference.labels(*VERSION, feature, name).set(share)
         self._version = VersionMetrics(self.metrics, *VERSION)
@@ -194,7 +194,7 @@ def test_ink_and_its_place_are_compared_bin_by_bin() -> None:
     images[: WINDOW // 4, 14, 13:17] = 255  # a quarter lies half a pixel to the right
     images[WINDOW // 4 :, 14, 14] = 255
     served.show(images)
-    expected = reference(stated())
+    expected = parse_drift_reference(stated())
     seen = served.look()
     for feature, bins in (("ink", {"0.02": 1.0}), ("row", {"14.0": 1.0}), ("column", {"14.0": 0.75, "14.6": 0.25})):
         counts = [bins.get(name, 0.0) for name in expected[feature]]
@@ -290,4 +290,4 @@ def test_a_reference_describes_the_inked_images_that_it_is_made_of() -> None:
     ink, _ = measure(images[:4])
     assert made["ink"][0] == pytest.approx(ink.min(), abs=1e-4)
     assert made["ink"][100] == pytest.approx(ink.max(), abs=1e-4)
-    assert reference(json.dumps(made))["digit"]["7"] == 0.25
+    assert parse_drift_reference(json.dumps(made))["digit"]["7"] == 0.25

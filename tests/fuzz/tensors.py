@@ -23,10 +23,12 @@ except ImportError:
 with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.api.tensors", "serving.api.open_inference"]):
     warnings.simplefilter("ignore")
     from serving.api import tensors
+    from serving.api.infer_messages import encode_infer, parse_infer
     from serving.api.open_inference import OpenInference
     from serving.call import Call
     from serving.errors import RequestError
     from serving.pb.inference import open_inference_pb2 as pb
+    from serving.recognition.reading import Images, ReadOptions
 
 IMAGE = 784
 
@@ -35,30 +37,21 @@ FOUND = Path("build/fuzz")
 
 
 class Blank:
-    """A recognizer that finds nothing in any image, and makes sure that images are what it is given."""
+    """A recognizer that finds nothing in any image, and checks that it is given images."""
 
-    async def read(
-        self, pixels: bytes, call: Call, *, crops: list[bytes], model: str, version: str, key: str, **asked: float
-    ) -> Any:
-        assert isinstance(pixels, bytes)
-        assert bool(pixels) != bool(crops)
-        assert len(pixels) % IMAGE == 0
-        assert asked["timeout_seconds"] >= 0
-        outputs = np.zeros((len(crops) or len(pixels) // IMAGE, 10), np.float32)
-        return SimpleNamespace(
-            logits=outputs, probabilities=outputs, loaded=SimpleNamespace(name=model, version=version + key)
-        )
+    async def infer(self, images: Images, options: ReadOptions, call: Call) -> Any:
+        assert isinstance(images.pixels, bytes)
+        assert bool(images.pixels) != bool(images.crops)
+        assert len(images.pixels) % IMAGE == 0
+        assert options.timeout_seconds >= 0
+        outputs = np.zeros((len(images.crops) or len(images.pixels) // IMAGE, 10), np.float32)
+        version = SimpleNamespace(name=options.model, version=options.version + options.key)
+        return SimpleNamespace(logits=outputs, probabilities=outputs, loaded=version)
 
-
-class Undecided:
-    """A decider that decides nothing."""
-
-    def target(self, asked: float) -> float:
-        return asked
-
-    async def digits(self, reading: Any, target: float, deadline: float, *, audit: bool) -> Any:
+    async def recognize(self, images: Images, options: ReadOptions, call: Call) -> Any:
+        reading = await self.infer(images, options, call)
         decisions = np.zeros(len(reading.logits), np.uint8)
-        return SimpleNamespace(decisions=decisions, threshold=None, recognition_id="", captured=False)
+        return reading, SimpleNamespace(decisions=decisions, threshold=None, recognition_id="", captured=False)
 
 
 def seeds() -> list[pb.ModelInferRequest]:
@@ -126,7 +119,7 @@ def composed(given: Any) -> pb.ModelInferRequest:
 
 def main() -> None:
     """Runs for as many seconds as the first argument says."""
-    service: Any = OpenInference(None, None, None, Blank(), Undecided(), None, str)  # type: ignore[arg-type]
+    service: Any = OpenInference(None, None, None, Blank(), None, str)  # type: ignore[arg-type]
     loop = asyncio.Runner().get_loop()
 
     def one(data: bytes) -> None:
@@ -137,14 +130,14 @@ def main() -> None:
         except DecodeError:
             return
         try:
-            answer = loop.run_until_complete(service.model_infer(request, Call()))
+            inferred = loop.run_until_complete(service.infer(parse_infer(encoded), Call()))
+            answer = pb.ModelInferResponse.FromString(encode_infer(inferred))
         except RequestError as error:
             reason = str(error)
             assert 0 < len(reason) < 1000, "it travels in a header"
             return
         assert len(answer.outputs) == len(request.outputs or tensors.OUTPUTS)
         assert answer.id == request.id
-        answer.SerializeToString()
 
     corpus = FOUND / "tensors"
     corpus.mkdir(parents=True, exist_ok=True)

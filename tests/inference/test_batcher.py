@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
 from serving.inference.batcher import Batcher
+from serving.inference.classifier import PROBABILITIES
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
@@ -48,7 +49,7 @@ async def until_waiting(metrics: Metrics, images: int) -> None:
 
 def submit(batcher: Batcher, images: Images, deadline: float = math.inf) -> asyncio.Task[NDArray[np.float32]]:
     async def probabilities() -> NDArray[np.float32]:
-        return (await batcher.submit(images.tobytes(), deadline)).rows[:, 10:]
+        return (await batcher.submit(images.tobytes(), deadline)).rows[:, PROBABILITIES]
 
     return asyncio.create_task(probabilities())
 
@@ -90,12 +91,12 @@ class Sleeper:
         self._seconds = seconds
         self.runs: list[tuple[int, threading.Thread]] = []
 
-    def infer(self, images: Images) -> NDArray[np.float32]:
+    def classify(self, images: Images) -> NDArray[np.float32]:
         self.runs.append((len(images), threading.current_thread()))
         time.sleep(self._seconds * len(images))
         if images.any():
             raise RuntimeError("no")
-        return np.zeros((len(images), 1), np.float32)
+        return np.zeros((len(images), 23), np.float32)
 
 
 @contextlib.asynccontextmanager

@@ -1,14 +1,17 @@
 import threading
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES, Classifier
+from serving.errors import InferenceFailed
+from serving.inference.batcher import Batcher, Network
+from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import value
+from tests.conftest import TIMEOUT, value
 
 Images = NDArray[np.uint8]
 
@@ -18,45 +21,66 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-class Broken:
-    """A network that says no number of its first image."""
+class FirstIsNan:
+    """A network that returns NaN for the first image of each run."""
 
     def __init__(self, model: Model):
         self._model = model
 
-    def infer(self, images: Images) -> NDArray[np.float32]:
-        said = self._model.infer(images)
-        said[0] = np.nan
-        return said
+    def classify(self, images: Images) -> NDArray[np.float32]:
+        rows = self._model.classify(images)
+        rows[0, :DIGIT] = np.nan
+        rows[0, CONFIDENCE] = np.nan
+        return rows
 
 
-def test_a_row_says_what_the_model_says_and_what_it_means(model: Model, metrics: Metrics, images: Images) -> None:
-    rows = Classifier(model, VersionMetrics(metrics, "digits", "1")).infer(images[:20])
-    said = model.infer(images[:20])
-    assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES]]) == said).all()
-    assert (rows[:, DIGIT] == said[:, 10:].argmax(axis=1)).all()
-    assert (rows[:, CONFIDENCE] == said[:, 10:].max(axis=1)).all()
+@pytest.fixture
+async def start(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batcher]]:
+    """Starts batchers with four threads, which are closed when the test ends."""
+    batchers = []
+
+    def start_batcher(network: Network) -> Batcher:
+        limits = {"instances": 4, "max_batch_size": 64, "max_queue_size": 10_000}
+        batchers.append(Batcher(network, VersionMetrics(metrics, "digits", "1"), **limits))
+        return batchers[-1]
+
+    yield start_batcher
+    for batcher in batchers:
+        await batcher.close(TIMEOUT)
+
+
+def test_a_row_has_the_outputs_of_the_model_and_the_answer(model: Model, images: Images) -> None:
+    rows = model.classify(images[:20])
+    outputs = model.infer(images[:20])
+    assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES]]) == outputs).all()
+    assert (rows[:, DIGIT] == outputs[:, 10:].argmax(axis=1)).all()
+    assert (rows[:, CONFIDENCE] == outputs[:, 10:].max(axis=1)).all()
     assert (rows[:, INKED] == 1).all()
 
 
-def test_blank_images_and_those_without_a_number_are_not_counted(model: Model, metrics: Metrics, images: Images) -> None:
+async def test_blank_images_and_nan_are_not_counted_as_predictions(
+    start: Callable[[Network], Batcher], model: Model, metrics: Metrics, images: Images
+) -> None:
     some = images[:10].copy()
     some[3:5] = 0
-    rows = Classifier(Broken(model), VersionMetrics(metrics, "digits", "1")).infer(some)
-    assert rows[:, INKED].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]
-    assert not np.isfinite(rows[0, CONFIDENCE])
+    assert model.classify(some)[:, INKED].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]
+    with pytest.raises(InferenceFailed, match="NaN or infinity"):
+        await start(FirstIsNan(model)).submit(some.tobytes())
     assert value(metrics.registry, "digits_predictions_total") == 7
     assert value(metrics.registry, "digits_confidence_count") == 7
 
 
-def test_what_several_threads_read_is_all_counted(model: Model, metrics: Metrics, images: Images) -> None:
-    reader = Classifier(model, VersionMetrics(metrics, "digits", "1"))
+def test_predictions_of_several_threads_are_all_counted(model: Model, metrics: Metrics, images: Images) -> None:
+    version = VersionMetrics(metrics, "digits", "1")
 
-    def read() -> None:
+    def count() -> None:
         for start in range(0, 64 * 4, 4):
-            reader.infer(images[start % 60 : start % 60 + 4])
+            some = images[start % 60 : start % 60 + 4]
+            rows = model.classify(some)
+            version.count_predictions(rows[:, DIGIT].astype(np.intp), rows[:, CONFIDENCE])
+            version.measure(some.reshape(-1, 784))
 
-    threads = [threading.Thread(target=read) for _ in range(4)]
+    threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -91,8 +91,8 @@ def test_a_truncated_file_is_refused(bundled: versions.ModelVersion, tmp_path: P
 
 
 def test_the_bundled_model_says_what_it_is(model: Model, bundled: versions.ModelVersion) -> None:
-    assert model.recipe == "flagship"
-    assert model.test_accuracy >= 0.996
+    assert model.metadata.recipe == "flagship"
+    assert model.metadata.test_accuracy >= 0.996
     assert model.version == str(bundled.number)
 
 

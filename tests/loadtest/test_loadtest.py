@@ -151,7 +151,7 @@ async def test_a_stream_that_breaks_is_opened_again(server: Server) -> None:
     async with asyncio.timeout(TIMEOUT):
         while value(registry, "digits_requests_total", code="OK") < 20:
             await asyncio.sleep(0.01)
-        server._edge.stop_streams()
+        server._streams.stop()
         await until(registry, "digits_requests_total", 1, code="UNAVAILABLE")
         before = value(registry, "digits_requests_total", code="OK")
     tally = await testing

@@ -18,7 +18,7 @@ from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
 from serving.inference.model import Model
 from serving.recognition import crop_queue
-from serving.recognition.crop_queue import Framer
+from serving.recognition.crop_queue import CropQueue
 from serving.telemetry.metrics import Metrics
 from tests.conftest import value
 from tests.support.photographs import cut_out, encode, photograph
@@ -202,7 +202,7 @@ async def test_crops_are_framed_in_order_and_what_cannot_be_read_is_told(images:
     expected = [frame_crop(file) for file in files]
     files[40], expected[40] = b"no picture", np.zeros((28, 28), np.uint8)
     metrics = Metrics()
-    framer = Framer(1000, metrics)
+    framer = CropQueue(1000, metrics)
     pixels, troubles = await framer.frame(files, math.inf)
     np.testing.assert_array_equal(np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28), expected)
     assert troubles == {40: "neither a PNG nor a JPEG, but 10 bytes of something else"}
@@ -229,7 +229,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 async def test_no_more_crops_wait_than_may_and_none_is_framed_for_nobody(slow: list[int]) -> None:
     metrics = Metrics()
-    framer = Framer(100, metrics)
+    framer = CropQueue(100, metrics)
     first = asyncio.create_task(framer.frame([b"no picture"] * 100, math.inf))
     await asyncio.sleep(0)
     assert value(metrics.registry, "digits_crops_waiting") == 100
@@ -249,7 +249,7 @@ async def test_no_more_crops_wait_than_may_and_none_is_framed_for_nobody(slow: l
 
 
 async def test_calls_with_crops_take_turns(slow: list[int]) -> None:
-    framer = Framer(1000, Metrics())
+    framer = CropQueue(1000, Metrics())
     many = asyncio.create_task(framer.frame([b""] * 40, math.inf))
     await asyncio.sleep(0)
     await framer.frame([b""], math.inf)
@@ -259,7 +259,7 @@ async def test_calls_with_crops_take_turns(slow: list[int]) -> None:
 
 
 async def test_more_bytes_than_may_wait_are_refused(slow: list[int]) -> None:
-    framer = Framer(1000, Metrics())
+    framer = CropQueue(1000, Metrics())
     large = bytes(1 << 26)
     first = asyncio.create_task(framer.frame([large, large], math.inf))
     await asyncio.sleep(0)
@@ -270,7 +270,7 @@ async def test_more_bytes_than_may_wait_are_refused(slow: list[int]) -> None:
 
 
 async def test_crops_that_take_longer_than_the_grace_end_as_stopping(slow: list[int]) -> None:
-    framer = Framer(1000, Metrics())
+    framer = CropQueue(1000, Metrics())
     running, waiting = (asyncio.create_task(framer.frame([b""] * 20, math.inf)) for _ in range(2))
     await asyncio.sleep(0)
     await framer.close(0.01)

@@ -22,7 +22,7 @@ async def test_only_so_many_watches_are_open_at_once_and_a_check_is_always_answe
         assert {answer.status for answer in answers} == {SERVING}
         error = await refused(stub.Watch(QUESTION, timeout=TIMEOUT).read())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.details() == "100 watches are open, and more are not taken; call Check"
+        assert error.details() == "100 watches are open, which is the limit; call Check instead"
         assert (await stub.Check(QUESTION, timeout=TIMEOUT)).status == SERVING
 
         watches[0].cancel()

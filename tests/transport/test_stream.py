@@ -119,7 +119,7 @@ async def test_bytes_that_are_no_message_end_the_stream_and_the_server_lives(ser
         call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT)
         await call.write(b"\xff" * 50)
         assert await ended(call) is CODE.INVALID_ARGUMENT
-        assert await call.details() == "the request is no digits.v1.RecognizeStreamRequest message"
+        assert await call.details() == "the request is not a digits.v1.RecognizeStreamRequest message"
     assert counted(server) == ({"INVALID_ARGUMENT": 1}, {"invalid": 1})
     assert await stub.RecognizeBatch(pb.RecognizeBatchRequest(images=bytes(784)), timeout=TIMEOUT)
 

@@ -143,7 +143,7 @@ def measure(rounds: int, seconds: float, patience_seconds: float, say: Callable[
         cores=usable_cores(),
         python=platform.python_version(),
         commit=_commit(),
-        model=f"{model.recipe} {model.version} ({model.precision})",
+        model=f"{model.metadata.recipe} {model.version} ({model.metadata.precision})",
         rounds=rounds,
         seconds=seconds,
         objectives=OBJECTIVES,

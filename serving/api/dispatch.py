@@ -1,0 +1,178 @@
+"""Answers requests for every transport: the one place that admits, counts, traces and logs them and maps errors to codes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from serving import errors
+from serving.api.rpc import Method
+from serving.call import Call
+from serving.errors import Code, RequestError, Stopping, Unauthenticated
+from serving.security.tokens import Access, Client, Metadata
+from serving.telemetry.logs import log_event
+from serving.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.telemetry.spans import Tracing
+
+# A label of digits_rejected_requests_total beside the reasons of the error classes.
+_CANCELLED = "cancelled"
+
+# A caller whose deadline passes cancels its call, and the cancellation arrives a little before the deadline does here.
+_DEADLINE_SLACK_SECONDS = 0.01
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """The methods that callers may call, and the way to each of them. Knows no transport.
+
+    A front looks up the method in `methods`, admits the caller, opens a call, and lets `answer` do the work.
+
+    Attributes:
+        methods: every method, by its path.
+    """
+
+    def __init__(self, metrics: Metrics, access: Access | None, tracing: "Tracing | None"):
+        """Starts without methods.
+
+        Args:
+            metrics: counts requests.
+            access: authenticates clients; None admits everyone.
+            tracing: traces calls; None traces nothing.
+        """
+        self.methods: dict[str, Method[Any, Any]] = {}
+        self._metrics = metrics
+        self._access = access
+        self._tracing = tracing
+        for reason in {error.reason for error in errors.request_errors()} | {_CANCELLED}:
+            metrics.rejected_requests.labels(
+                reason
+            )  # exported from 0: Prometheus sees no increase in a series that starts at 1
+
+    def add(self, methods: Iterable[Method[Any, Any]]) -> None:
+        """Lets callers call these methods."""
+        self.methods |= {method.path: method for method in methods}
+
+    def admit(self, method: Method[Any, Any] | None, metadata: Metadata | None) -> Client | None:
+        """Authenticates the caller before the first message of its call is read.
+
+        Args:
+            method: the method that is called; None for a path without one, or a method that any client may call.
+            metadata: of the call.
+
+        Returns:
+            The client; None where the server asks for no tokens.
+
+        Raises:
+            Unauthenticated: there is no token, or not a known one. The refusal is counted.
+            PermissionDenied: the client lacks the role. The refusal is counted.
+        """
+        if self._access is None:
+            return None
+        try:
+            return self._access.admit(metadata, method.role if method else None)
+        except RequestError as error:
+            name = method.name if method else "unknown"
+            self.count_refusal(name, error)
+            if log.isEnabledFor(logging.DEBUG):
+                _log_call(name, error.code, Call(), 0.0)
+            raise
+
+    def open(
+        self,
+        method: Method[Any, Any],
+        client: Client | None,
+        deadline: float,
+        metadata: Metadata | None,
+        peer: Callable[[], str],
+    ) -> Call:
+        """Begins a call, and its trace span where calls are traced.
+
+        Args:
+            method: the method that is called.
+            client: the admitted client.
+            deadline: on the clock of time.monotonic; infinite without a deadline.
+            metadata: of the call, which may name the caller's span.
+            peer: returns the caller's address, for the log.
+        """
+        span = self._tracing.begin(method.service, method.name, metadata or ()) if self._tracing else None
+        return Call(deadline, client, span, peer)
+
+    async def answer(self, method: Method[Any, Any], encoded: bytes, call: Call) -> bytes:
+        """Answers one request, of a call or of a stream, and counts it once.
+
+        Raises:
+            RequestError: there is no answer, and the method has no way to encode the error as an answer.
+        """
+        start = time.monotonic()
+        code = Code.INTERNAL
+        self._metrics.in_flight_requests.inc()
+        try:
+            answer = method.encode(await method.work(method.parse(encoded), call))
+            code = Code.OK
+            return answer
+        except RequestError as error:
+            code = error.code
+            self._metrics.rejected_requests.labels(error.reason).inc()
+            if method.refuse is None or isinstance(error, (Stopping, Unauthenticated)):
+                raise  # of a stream: the next request would end in the same way
+            release_frames(error)
+            return method.refuse(encoded, error)
+        except asyncio.CancelledError:
+            code = code_of_cancelled(call)
+            late = code is Code.DEADLINE_EXCEEDED
+            self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else _CANCELLED).inc()
+            raise
+        except Exception:
+            log_event(
+                log, logging.ERROR, "call_failed", f"{method.name} failed", exc_info=True, method=method.name, **_ids(call)
+            )
+            self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
+            raise errors.Internal("internal error") from None
+        finally:
+            self._metrics.in_flight_requests.dec()
+            seconds = time.monotonic() - start
+            exemplar = None if call.span is None else call.span.exemplar
+            self._metrics.request_seconds.labels(method.name).observe(seconds, exemplar)
+            self._metrics.requests.labels(method.name, code.name).inc()
+            if log.isEnabledFor(logging.DEBUG):
+                _log_call(method.name, code, call, seconds)
+
+    def count_refusal(self, method: str, error: RequestError) -> None:
+        """Counts a call that ends with an error before any of its requests reaches `answer`."""
+        self._metrics.rejected_requests.labels(error.reason).inc()
+        self._metrics.requests.labels(method, error.code.name).inc()
+
+
+def code_of_cancelled(call: Call) -> Code:
+    """Returns the code of a call that its caller has cancelled: gRPC cancels a call whose deadline passes, too."""
+    late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
+    return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+
+
+def release_frames(error: RequestError) -> None:
+    """Drops the traceback, whose frames hold the images: gRPC keeps an error until the garbage collector runs."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
+def _ids(call: Call) -> dict[str, str]:
+    return {} if call.span is None else {"trace_id": call.span.trace_id, "span_id": call.span.span_id}
+
+
+def _log_call(method: str, code: Code, call: Call, seconds: float) -> None:
+    fields: dict[str, Any] = {
+        "method": method,
+        "code": code.name,
+        "images": call.images,
+        "duration_ms": round(seconds * 1000, 3),
+        "model": call.model,
+        "version": call.version,
+        "client": call.client.name if call.client else "",
+        "peer": call.peer(),
+        **_ids(call),
+    }
+    line = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+    log_event(log, logging.DEBUG, "call", f"call {line}", **fields)

@@ -1,0 +1,125 @@
+"""The messages of ModelInfer and ModelStreamInfer: bytes to requests, and answers to bytes."""
+
+from typing import NamedTuple
+
+from serving.api import tensors
+from serving.api.rpc import parse_message
+from serving.errors import InvalidRequest, RequestError, Unsupported
+from serving.pb.inference import open_inference_pb2 as pb
+from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
+
+
+class InferRequest(NamedTuple):
+    """A request to run a model.
+
+    Attributes:
+        id: the caller's id of the request, which the answer repeats.
+        images: the images, or crops.
+        options: the options.
+        outputs: names of the outputs to return, in order.
+        raw: True to return tensors as raw bytes, False to return typed contents.
+    """
+
+    id: str
+    images: Images
+    options: ReadOptions
+    outputs: list[str]
+    raw: bool
+
+
+class InferAnswer(NamedTuple):
+    """The answer to a request to run a model; `verdict` is None where the request did not ask for decisions."""
+
+    request: InferRequest
+    reading: Reading
+    verdict: Verdict | None
+
+
+def parse_infer(encoded: bytes) -> InferRequest:
+    """Parses a ModelInferRequest."""
+    request = parse_message(pb.ModelInferRequest, encoded)
+    if "sequence_id" in request.parameters:
+        raise Unsupported("this server has no sequences: every request is independent")
+    images = Images(*tensors.images(request))
+    outputs = tensors.wanted(request)
+    options = ReadOptions(
+        model=request.model_name,
+        version=request.model_version,
+        key=_key(request),
+        target_error_rate=_target_error_rate(request),
+        timeout_seconds=_timeout_seconds(request),
+        partial="decisions" in outputs,  # without decisions, a caller would not see which crops could not be decoded
+        audit=False,  # the protocol has no place for the mark
+    )
+    return InferRequest(request.id, images, options, outputs, bool(request.raw_input_contents))
+
+
+def encode_infer(answer: InferAnswer) -> bytes:
+    """Encodes a ModelInferResponse."""
+    response = pb.ModelInferResponse()
+    _fill(response, answer)
+    return response.SerializeToString()
+
+
+def encode_stream_infer(answer: InferAnswer) -> bytes:
+    """Encodes the answer to one request of a stream as a ModelStreamInferResponse."""
+    response = pb.ModelStreamInferResponse()
+    _fill(response.infer_response, answer)
+    # Triton's signal to clients that read a stream until a request has had all its answers; here it has one.
+    response.infer_response.parameters["triton_final_response"].bool_param = True
+    return response.SerializeToString()
+
+
+def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
+    """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the id of the request."""
+    response = pb.ModelStreamInferResponse(error_message=str(error))
+    response.infer_response.id = parse_message(pb.ModelInferRequest, encoded).id
+    return response.SerializeToString()
+
+
+def _fill(response: pb.ModelInferResponse, answer: InferAnswer) -> None:
+    request, reading, verdict = answer
+    response.id = request.id
+    response.model_name = reading.loaded.name
+    response.model_version = reading.loaded.version
+    outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
+    if verdict is not None:
+        outputs["decisions"] = verdict.decisions
+        response.parameters["recognition_id"].string_param = verdict.recognition_id
+        response.parameters["captured"].bool_param = verdict.captured
+        if verdict.threshold:
+            response.parameters["threshold"].double_param = verdict.threshold.confidence
+            response.parameters["target_error_rate"].double_param = verdict.threshold.target_error_rate
+    tensors.answer(response, ((name, outputs[name]) for name in request.outputs), raw=request.raw)
+
+
+def _timeout_seconds(request: pb.ModelInferRequest) -> float:
+    """Reads the parameter `timeout`, microseconds, as seconds; 0 without one."""
+    if "timeout" not in request.parameters:
+        return 0.0
+    value = request.parameters["timeout"]
+    kind = value.WhichOneof("parameter_choice")
+    microseconds = value.int64_param if kind == "int64_param" else value.uint64_param
+    if kind not in ("int64_param", "uint64_param") or microseconds < 0:
+        raise InvalidRequest("parameter timeout is not a number of microseconds, expected 0 or more, as int64_param")
+    return microseconds / 1e6
+
+
+def _key(request: pb.ModelInferRequest) -> str:
+    """Reads the parameter `key`; "" without one."""
+    if "key" not in request.parameters:
+        return ""
+    value = request.parameters["key"]
+    if value.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidRequest("parameter key is not a string, expected one, as string_param")
+    return value.string_param
+
+
+def _target_error_rate(request: pb.ModelInferRequest) -> float:
+    """Reads the parameter `target_error_rate`; 0 without one."""
+    if "target_error_rate" not in request.parameters:
+        return 0.0
+    value = request.parameters["target_error_rate"]
+    if value.WhichOneof("parameter_choice") != "double_param":
+        raise InvalidRequest("parameter target_error_rate is not a number, expected a share below 1, as double_param")
+    return value.double_param
