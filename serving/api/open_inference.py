@@ -23,8 +23,8 @@ from serving.errors import (
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
-from serving.repository.model_control import Models
-from serving.repository.repository import Loaded, Repository
+from serving.repository.catalog import Catalog, Loaded
+from serving.repository.model_control import ModelControl
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -45,8 +45,8 @@ class OpenInference:
     def __init__(
         self,
         settings: Settings,
-        repository: Repository,
-        control: Models,
+        catalog: Catalog,
+        control: ModelControl,
         recognizer: Recognizer,
         decider: Policy,
         metrics: Metrics,
@@ -56,7 +56,7 @@ class OpenInference:
 
         Args:
             settings: how models are run, and whether callers may load and unload them.
-            repository: the models.
+            catalog: loaded models.
             control: what loads and unloads them.
             recognizer: what reads images.
             decider: what accepts or rejects their digits.
@@ -64,7 +64,7 @@ class OpenInference:
             unready: says why the server wants no requests; nothing when it does.
         """
         self._settings = settings
-        self._repository = repository
+        self._catalog = catalog
         self._control = control
         self._recognizer = recognizer
         self._decider = decider
@@ -185,7 +185,7 @@ class OpenInference:
         if request.name:
             counted = self._answering(request.name, request.version)
         else:
-            every = [loaded for name in self._repository.names() for loaded in self._repository.answering(name)]
+            every = [loaded for name in self._catalog.names() for loaded in self._catalog.answering(name)]
             counted = [loaded for loaded in every if request.version in ("", loaded.version)]
         versions = [(loaded.name, loaded.version) for loaded in counted]
         return await asyncio.get_running_loop().run_in_executor(self._counting, self._count, versions)
@@ -194,7 +194,7 @@ class OpenInference:
         """Every model version on disk, and whether it answers."""
         _require_the_repository(request.repository_name)
         response = pb.RepositoryIndexResponse()
-        for entry in self._repository.index():
+        for entry in self._catalog.index():
             if entry.state == "READY" or not request.ready:
                 response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
         return response
@@ -263,8 +263,8 @@ class OpenInference:
             UnknownModel: there is no such model, or the version named does not answer.
             ModelNotReady: no version of it is loaded.
         """
-        routed = self._repository.route(name, version)
-        return [routed] if version else self._repository.answering(name)
+        routed = self._catalog.route(name, version)
+        return [routed] if version else self._catalog.answering(name)
 
     def _count(self, versions: Sequence[tuple[str, str]]) -> pb.ModelStatisticsResponse:
         """Statistics by model and version. Not on the event loop: the metrics of other workers are read from files."""

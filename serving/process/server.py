@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.answers.lexicon import load_all
+from serving.answers.lexicon import read_lexicons
 from serving.answers.recognition_id import RecognitionIds
 from serving.api import digits, open_inference
 from serving.api.digits import DigitService
@@ -24,11 +24,12 @@ from serving.process.startup_log import Described
 from serving.process.worker_channel import Control
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
-from serving.repository.model_control import Models
-from serving.repository.repository import OpenModel, Repository
+from serving.repository.loader import OpenModel
+from serving.repository.model_control import ModelControl
+from serving.repository.repository import Repository
 from serving.security.signing_keys import read_signing_keys
 from serving.security.tls import TLS
-from serving.security.tokens import Access
+from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.metrics import Metrics
@@ -95,7 +96,7 @@ class Server:
         if settings.tls_certificate and settings.tls_key:
             self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
         limits = control.directory / "rate-limits" if control else None
-        self._access = Access(settings.tokens, self.metrics, limits) if settings.tokens else None
+        self._access = TokenAuthenticator(settings.tokens, self.metrics, limits) if settings.tokens else None
         self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
         self._draining = False
         self._background: set[asyncio.Task[None]] = set()
@@ -106,18 +107,18 @@ class Server:
             max_streams=settings.max_streams,
             max_in_flight_per_stream=settings.max_in_flight_per_stream,
         )
-        models: Models = control or self.repository  # what carries out a Load or Unload: all workers, or this alone
+        models: ModelControl = control or self.repository  # what carries out a Load or Unload: all workers, or this alone
         self._recognizer = Recognizer(
-            self.repository, self.metrics, settings.max_images_per_request, settings.max_queue_size
+            self.repository.catalog, self.metrics, settings.max_images_per_request, settings.max_queue_size
         )
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
-        lexicons = load_all(settings.lexicons) if settings.lexicons else {}
+        lexicons = read_lexicons(settings.lexicons) if settings.lexicons else {}
         ids = RecognitionIds(read_signing_keys(settings.recognition_key) if settings.recognition_key else ())
         targets = (settings.target_error_rate, settings.field_target_error_rate)
         decider = Policy(*targets, lexicons, ids, settings.audit_rate, self._capture)
-        truths = Truths(ids, self.repository.knows, self.metrics, self._capture)
+        truths = Truths(ids, self.repository.catalog.knows, self.metrics, self._capture)
         digit_service = DigitService(self._recognizer, decider, truths, settings.max_images_per_request)
-        tensors = OpenInference(settings, self.repository, models, self._recognizer, decider, self.metrics, self.unready)
+        tensors = OpenInference(settings, self.repository.catalog, models, self._recognizer, decider, self.metrics, self.unready)
         self._grpc = grpc.aio.server(
             options=[
                 # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two. And there must
@@ -216,14 +217,14 @@ class Server:
         """Why it wants no traffic; nothing when it does."""
         if self._draining:
             return "draining"
-        return "" if self.repository.answering() else f"model {self.repository.default!r} is not loaded"
+        return "" if self.repository.catalog.answering() else f"model {self.repository.catalog.default!r} is not loaded"
 
     def describe(self) -> Described:
         """What answers when a request names no model, and how it is run."""
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
-        if not self.repository.answering():
+        if not self.repository.catalog.answering():
             return Described(f"no model {how}", "")
-        model = self.repository.route().model
+        model = self.repository.catalog.route().model
         accuracy = f"{model.test_accuracy:.4f} on the MNIST test images"
         return Described(f"model {model.version} ({model.recipe}, {accuracy}) {how}", model.version)
 

@@ -14,7 +14,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
 from serving.inference.batch import Answer
 from serving.inference.classifier import DIGIT, LOGITS, PROBABILITIES
 from serving.recognition.crop_queue import Framer
-from serving.repository.repository import Loaded, Repository
+from serving.repository.catalog import Catalog, Loaded
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ class Reading(NamedTuple):
 class Recognizer:
     """Frames crops, routes images to a version of a model, and lets the shadow have them too."""
 
-    def __init__(self, repository: Repository, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
-        self._repository = repository
+    def __init__(self, catalog: Catalog, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
+        self._catalog = catalog
         self._max_images_per_request = max_images_per_request
         self._framer = Framer(max_queue_size, metrics)
 
@@ -93,7 +93,7 @@ class Recognizer:
             RequestError: they can't be read; errors.py has the reasons.
         """
         call.images = self._count(pixels, crops)
-        loaded = self._repository.route(model, version, key)
+        loaded = self._catalog.route(model, version, key)
         call.model, call.version = loaded.name, loaded.version
         answering = self._answer(loaded, pixels, list(crops), each_by_itself, call)
         pixels, troubles, answer = await _in_time(answering, call, timeout_seconds)

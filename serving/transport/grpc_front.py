@@ -20,7 +20,7 @@ from serving import errors
 from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy, Unauthenticated
-from serving.security.tokens import Access, Client, Role
+from serving.security.tokens import Client, Role, TokenAuthenticator
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
 from serving.transport.stream import Stream
@@ -93,7 +93,7 @@ class GrpcFront(grpc.GenericRpcHandler):
     def __init__(
         self,
         metrics: Metrics,
-        access: Access | None,
+        access: TokenAuthenticator | None,
         tracing: "Tracing | None",
         *,
         max_streams: int,
@@ -138,7 +138,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         client = None
         if self._access:
             try:
-                client = self._access.admit(call.invocation_metadata, found.role if found else None)
+                client = self._access.authenticate(call.invocation_metadata, found.role if found else None)
             except RequestError as error:
                 return self._refusal(found.name if found else "unknown", error)
         return found.handlers(client) if found else None
