@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from serving.call import Call
 from serving.errors import RequestError
-from serving.security.tokens import Role
+from serving.security.token_file import Role
 
 Request = TypeVar("Request", bound=Message)
 

@@ -118,7 +118,9 @@ class Server:
         decider = Policy(*targets, lexicons, ids, settings.audit_rate, self._capture)
         truths = Truths(ids, self.repository.catalog.knows, self.metrics, self._capture)
         digit_service = DigitService(self._recognizer, decider, truths, settings.max_images_per_request)
-        tensors = OpenInference(settings, self.repository.catalog, models, self._recognizer, decider, self.metrics, self.unready)
+        tensors = OpenInference(
+            settings, self.repository.catalog, models, self._recognizer, decider, self.metrics, self.unready
+        )
         self._grpc = grpc.aio.server(
             options=[
                 # A pixel is a byte, but in a typed tensor of the open inference protocol it takes up to two. And there must

@@ -135,7 +135,7 @@ class Policy:
         """One answer for all n digits: in a lexicon the most probable code, without one the most probable digits."""
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
-            code, confidence, unlisted = lexicon.read(probabilities)
+            code, confidence, unlisted = lexicon.lookup(probabilities)
             digits = code.tolist()
         else:
             digits, confidence, unlisted = reading.digits, float(probabilities.max(axis=1).prod()), 0.0

@@ -8,6 +8,6 @@
     shadow.py         runs a second version on the images that stable has answered, and counts disagreement
     model_control.py  interface to load and unload a model on request
 
-A new version is loaded, checked and warmed up beside the one that serves, and replaces it only then. A version that cannot be
-served is refused with its reason, and the version before keeps serving, even when its file is gone.
+A new version is loaded, checked and warmed up beside the one that serves, and replaces it only then. A version that can't be
+served is refused with its reason. The version before keeps serving, even when its file is gone.
 """

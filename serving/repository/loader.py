@@ -21,8 +21,8 @@ from serving.telemetry.version_metrics import VersionMetrics
 
 log = logging.getLogger(__name__)
 
-# Shorter runs are done on the event loop: waking a thread, and then the loop again, takes about as long as a run of one or two
-# images. A GPU run always gets a thread, because the interpreter is free to do other work meanwhile.
+# Shorter runs are done on the event loop: waking a thread, and then the loop again, takes about as long as a run of one or
+# two images. A GPU run always gets a thread, because the interpreter is free to do other work meanwhile.
 _BRIEF_SECONDS = 0.001
 
 OpenModel = Callable[[Path, str, Provider], Model]
@@ -148,9 +148,7 @@ class Loader:
         model.refused[source.number] = Refusal(source, str(error))
         self._metrics.model_refused.labels(model.name, version, error.reason).set(1)
         message = f"refused {source.path}: it {error}"
-        log_event(
-            log, logging.ERROR, "model_refused", message, model=model.name, version=version, reason=error.reason
-        )
+        log_event(log, logging.ERROR, "model_refused", message, model=model.name, version=version, reason=error.reason)
 
     async def _retire(self, loaded: Loaded) -> int:
         stuck = await _close(loaded, self._settings.grace_seconds)

@@ -89,7 +89,9 @@ class Repository:
             raise RepositoryError(f"{directory / 'routing.toml'}: {routing_error}")
         if not model.stable and not model.unloaded:
             reasons = [f"{refusal.source.path} {refusal.reason}" for refusal in model.refused.values()]
-            raise RepositoryError("; ".join(reasons) or f"{directory}: the stable version that routing.toml names doesn't exist")
+            raise RepositoryError(
+                "; ".join(reasons) or f"{directory}: the stable version that routing.toml names doesn't exist"
+            )
 
     async def watch(self) -> None:
         """Polls the repository until cancelled."""
@@ -167,7 +169,9 @@ class Repository:
                 reasons.insert(0, f"routing.toml: {routing_error}")
             if reasons or not model.stable:
                 still = f"; version {model.stable.version} keeps serving" if model.stable else ""
-                raise LoadFailed(f"model {name!r}: {'; '.join(reasons) or 'its stable version is not in the repository'}{still}")
+                raise LoadFailed(
+                    f"model {name!r}: {'; '.join(reasons) or 'its stable version is not in the repository'}{still}"
+                )
 
     async def _unload(self, name: str) -> None:
         async with self._lock:
@@ -238,9 +242,7 @@ class Repository:
             self._metrics.model_refused.labels(model.name, str(number), "missing").set(number in missing)
         followed.missing = missing
 
-    async def _choose_stable(
-        self, model: ServedModel, routing: Routing, settled: dict[int, ModelVersion]
-    ) -> Loaded | None:
+    async def _choose_stable(self, model: ServedModel, routing: Routing, settled: dict[int, ModelVersion]) -> Loaded | None:
         """Returns the most preferred version that can be served, at worst the current stable version."""
         current = model.stable
         for number in routing.stable_candidates(model.versions):

@@ -16,9 +16,7 @@ class ModelMissing(RepositoryError):
     """A model has no version in the repository."""
 
     def __init__(self, models: Path, name: str):
-        super().__init__(
-            f"no model in {models}: expected {models / name}/VERSION/model.onnx, VERSION a whole number"
-        )
+        super().__init__(f"no model in {models}: expected {models / name}/VERSION/model.onnx, VERSION a whole number")
 
 
 @dataclass(frozen=True)

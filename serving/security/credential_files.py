@@ -73,7 +73,7 @@ class CredentialFiles:
         if found != self._last_settled:
             self._last_settled, self._error = found, self._try_to_apply(found)
             if self._error:
-                message = f"{self._error}; the previous {self._kind} stay in use"
+                message = f"{self._error}; the previous content stays in use"
                 log_event(log, logging.ERROR, "credentials_refused", message, kind=self._kind)
             else:
                 message = f"{self._kind} reloaded: {', '.join(map(str, self._paths))}"

@@ -18,8 +18,8 @@ _SLOT = struct.Struct("=8sd")
 class RateLimits:
     """Rate limiter by the generic cell rate algorithm (GCRA).
 
-    The state of a client is one number: the time at which the images that it has sent are paid off, at its rate.
-    Source: ITU-T I.371, "virtual scheduling algorithm". The clock is CLOCK_MONOTONIC, which all processes of a machine share.
+    The state of a client is one number: the time at which the images that it has sent are paid off, at its rate. The clock
+    is CLOCK_MONOTONIC, which all processes of a machine share. Source: ITU-T I.371, "virtual scheduling algorithm".
 
     The file is a sequence of slots, in the order in which clients were first seen. Slots are never removed, so that
     processes that have read different versions of the token file agree. The first slot belongs to no client: the process

@@ -1,9 +1,11 @@
-"""Token file: the clients of the service, in TOML. It holds no secret that a caller could present.
+"""Token file: the clients of the service, in TOML.
 
     [clients.sorter-7]
     token_sha256 = "..."        # SHA-256 of the token, 64 hexadecimal digits
     roles = ["recognize"]
     images_per_second = 5000
+
+The file holds no secret that a caller could present.
 """
 
 import hashlib

@@ -20,7 +20,8 @@ from serving import errors
 from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import InvalidRequest, RequestError, Stopping, TooBusy, Unauthenticated
-from serving.security.tokens import Client, Role, TokenAuthenticator
+from serving.security.token_file import Role
+from serving.security.tokens import Client, TokenAuthenticator
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
 from serving.transport.stream import Stream
