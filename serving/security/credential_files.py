@@ -31,7 +31,7 @@ class CredentialFiles:
     """Files that belong together and are reloaded together; invalid files never replace valid ones.
 
     Each poll reads the files whole and compares the content. This detects every kind of change: a rename, a symbolic link
-    that is switched (as Kubernetes updates a Secret), and two writes within one tick of the file system's clock.
+    that is switched (as Kubernetes updates a Secret), two writes within one tick of the file system's clock.
 
     A change is applied once two reads in a row find the same content. A half-written list of clients can look like a valid
     shorter list, and must not lock clients out.
