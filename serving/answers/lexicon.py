@@ -48,7 +48,7 @@ class Lexicon:
         """
         self._codes = codes
         self._digits = {
-            length: (numbers[:, None] // _powers(length) % 10).astype(np.uint8)
+            length: (numbers[:, None] // _powers_of_ten(length) % 10).astype(np.uint8)
             for length, numbers in codes.items()
             if len(numbers) <= _FEW
         }
@@ -83,7 +83,7 @@ class Lexicon:
                     f"the lexicon {file}, line {number}: {line[:40].decode(errors='replace')!r} is not a code, "
                     f"expected 1 to {LONGEST} digits"
                 )
-            numbers = np.sort((rows - ord("0")) @ _powers(length))
+            numbers = np.sort((rows - ord("0")) @ _powers_of_ten(length))
             codes[length] = numbers[np.append(True, numbers[1:] > numbers[:-1])]  # np.unique is ten times slower
         if not codes:
             raise LexiconError(f"the lexicon {file} is empty, expected a code a line")
@@ -122,8 +122,8 @@ class Lexicon:
             digits = self._digits[length].astype(np.intp)
             return digits, probabilities[np.arange(length), digits].prod(axis=1)
         numbers = self._codes.get(length, np.empty(0, np.int64))
-        readings, likelihoods = _readings(probabilities, _LEAST_SHARE * len(numbers) / 10.0**length)
-        wanted = readings @ _powers(length)
+        readings, likelihoods = _search_readings(probabilities, _LEAST_SHARE * len(numbers) / 10.0**length)
+        wanted = readings @ _powers_of_ten(length)
         indices = np.searchsorted(numbers, wanted)
         found = indices < len(numbers)
         found[found] = numbers[indices[found]] == wanted[found]
@@ -137,13 +137,13 @@ def read_lexicons(directory: Path) -> dict[str, Lexicon]:
     return {file.stem: Lexicon.from_file(file) for file in sorted(directory.glob("*.txt"))}
 
 
-def _powers(length: int) -> NDArray[np.int64]:
+def _powers_of_ten(length: int) -> NDArray[np.int64]:
     """Returns the first `length` powers of ten, (length,), the highest first."""
     powers: NDArray[np.int64] = 10 ** np.arange(length, dtype=np.int64)[::-1]
     return powers
 
 
-def _readings(probabilities: NDArray[np.float64], least_share: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _search_readings(probabilities: NDArray[np.float64], least_share: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Finds the most probable readings of n images by beam search.
 
     Args:

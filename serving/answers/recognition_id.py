@@ -75,7 +75,7 @@ class RecognitionIds:
                 struct.pack(f"<{len(levels)}H", *levels),
             )
         )
-        tag = _tag(self._keys[0], payload) if self._keys else b""
+        tag = _sign(self._keys[0], payload) if self._keys else b""
         return base64.urlsafe_b64encode(payload + tag).decode().rstrip("=")
 
     def read(self, text: str) -> Recognized:
@@ -105,13 +105,13 @@ class RecognitionIds:
             named = (name.decode(), number.decode(), bool(of_field))
             answer = Recognized(*named, digits, decisions, audited, confidences, nonce)
         except (binascii.Error, struct.error, ValueError):
-            raise InvalidRequest(f"{text[:40]!r} is not a recognition id") from None
-        if self._keys and not any(hmac.compare_digest(_tag(key, payload), tag) for key in self._keys):
+            raise InvalidRequest(f"{text[:40]!r} is not a recognition id, expected the id of an answer") from None
+        if self._keys and not any(hmac.compare_digest(_sign(key, payload), tag) for key in self._keys):
             raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
         return answer
 
 
-def _tag(key: bytes, payload: bytes) -> bytes:
+def _sign(key: bytes, payload: bytes) -> bytes:
     return hmac.digest(key, payload, hashlib.sha256)[:_TAG_BYTES]
 
 

@@ -52,7 +52,7 @@ def decode(content: bytes, longest: int | None = None) -> NDArray[np.uint8]:
                 )
             if getattr(image, "n_frames", 1) > 1:
                 raise CropError("the file holds several images")
-            return _grey(image, longest)
+            return _to_grey(image, longest)
     except UnidentifiedImageError:
         raise CropError(f"neither a PNG nor a JPEG, but {len(content)} bytes of something else") from None
     except Image.DecompressionBombError:
@@ -63,7 +63,7 @@ def decode(content: bytes, longest: int | None = None) -> NDArray[np.uint8]:
         raise CropError(f"the file is broken: {error}") from error
 
 
-def _grey(image: Image.Image, longest: int | None) -> NDArray[np.uint8]:
+def _to_grey(image: Image.Image, longest: int | None) -> NDArray[np.uint8]:
     if longest:
         image.draft("L", (longest, longest))  # decodes a JPEG at a half, a quarter or an eighth of its size
     turned = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # ImageOps.exif_transpose fails on invalid other tags

@@ -29,8 +29,8 @@ def frame(ink: NDArray[np.float64]) -> NDArray[np.uint8]:
     framed = np.zeros((28, 28), np.uint8)
     if not ink.any():
         return framed
-    square = _square(ink.astype(np.float64))
-    scaled = _weights(square.shape[0]) @ square @ _weights(square.shape[1]).T
+    square = _center_in_square(ink.astype(np.float64))
+    scaled = _scaling_weights(square.shape[0]) @ square @ _scaling_weights(square.shape[1]).T
     grey = np.clip(np.floor(255 * scaled / min(1, scaled.max()) + 0.5), 0, 255).astype(np.uint8)
 
     middles = np.arange(SIDE) + 0.5
@@ -57,7 +57,7 @@ def measure(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     return moments[:, 0] / np.float32(255 * 784), moments[:, 1:] / moments[:, :1]
 
 
-def _square(ink: NDArray[np.float64]) -> NDArray[np.float64]:
+def _center_in_square(ink: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centres the bounding box of the ink in a square of at least 10 pixels, then doubles that to at least 20 pixels.
 
     In MNIST the square stops at the edge of the crop instead of extending past it, but its crops had room.
@@ -74,7 +74,7 @@ def _square(ink: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(256)
-def _weights(side: int) -> NDArray[np.float64]:
+def _scaling_weights(side: int) -> NDArray[np.float64]:
     """Returns the weights that scale `side` pixels to 20: (20, side), the overlap of each pixel with each of the 20.
 
     A pixel covers 0.99 of its footprint, and counts in full if that crosses no border. MNIST shows traces of this, as

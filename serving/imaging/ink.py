@@ -31,39 +31,39 @@ def find_ink(photo: NDArray[np.uint8]) -> Grey:
     Source of the threshold: Otsu 1979, A Threshold Selection Method from Gray-Level Histograms.
     """
     grey = photo.astype(np.float64)
-    paper, noise = _paper(grey)
+    paper, noise = _estimate_paper(grey)
     difference = grey - paper
     strong = difference[np.abs(difference) > max(6 * noise, LEAST_CONTRAST)]
     if strong.sum() > 0:
         difference, paper = -difference, 255 - paper
     depth = np.clip(-difference / np.maximum(paper, 32), 0, 1)  # relative to the light, so that shadows make no difference
     faint = 4 * noise / max(paper.mean(), 32)
-    depth = _without_lines(depth, faint)
-    core = _without_specks(depth > max(_otsu(depth), LEAST_CONTRAST / 512))
+    depth = _remove_lines(depth, faint)
+    core = _remove_specks(depth > max(_find_threshold(depth), LEAST_CONTRAST / 512))
     if not strong.size or not core.any():
         return np.zeros_like(grey)
     inked = depth[core]
     tenth = inked.size // 10
     full = float(np.partition(inked, -1 - tenth)[-1 - tenth])
     faint = min(faint, full / 2)
-    near = _grown(core, max(1, round(max(core.shape) / 28)))
+    near = _grow(core, max(1, round(max(core.shape) / 28)))
     ink: Grey = np.where(near, np.clip((depth - faint) / (full - faint), 0, 1), 0)
     return ink
 
 
-def _paper(grey: Grey) -> tuple[Grey, float]:
+def _estimate_paper(grey: Grey) -> tuple[Grey, float]:
     """Estimates the brightness of the paper, (height, width), under the ink too, and the standard deviation of its noise.
 
     A plane is fitted to the edge of the photo, then a quadratic surface to the pixels near that plane.
     """
-    terms = _terms(*grey.shape)
+    terms = _build_terms(*grey.shape)
     at_edge = grey[terms.edge]
     weights = np.ones(len(at_edge))
     for _ in range(4):  # approaches the least absolute deviations, which ink on part of the edge hardly moves
         residuals = at_edge - terms.at_edge @ _fit(terms.at_edge, at_edge, weights)
         weights = 1 / np.maximum(np.abs(residuals), 2)
     factors = np.concatenate([_fit(terms.at_edge, at_edge, weights), np.zeros(3)])
-    noise, sample = _noise(grey), grey[terms.sample].ravel()
+    noise, sample = _estimate_noise(grey), grey[terms.sample].ravel()
     for _ in range(3):
         near = np.abs(sample - terms.at_sample @ factors) < 4 * noise + 4
         if near.sum() < sample.size / 8:
@@ -97,7 +97,7 @@ class _Terms:
 
 
 @lru_cache(128)
-def _terms(height: int, width: int) -> _Terms:
+def _build_terms(height: int, width: int) -> _Terms:
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
     across, down = np.broadcast_arrays(x, y)
     breadth = max(1, min(height, width) // 20)
@@ -110,7 +110,7 @@ def _terms(height: int, width: int) -> _Terms:
     return _Terms(x, y, edge, at_edge, sample, np.stack([np.ones_like(a), a, d, a * d, a * a, d * d], axis=1))
 
 
-def _noise(grey: Grey) -> float:
+def _estimate_noise(grey: Grey) -> float:
     """Estimates the standard deviation of noise, at least 1: 1.48 / sqrt(2) times the median difference of neighbours."""
     sparse = (grey[::3], grey.T[::3])  # every third row, and column, suffices
     steps = [np.median(np.abs(np.diff(part))) for part in sparse if part.shape[1] > 1]
@@ -124,7 +124,7 @@ def _fit(points: Grey, values: Grey, weights: Grey | float = 1.0) -> Grey:
     return np.asarray(np.linalg.solve(square, weighted @ values), np.float64)
 
 
-def _otsu(depth: Grey) -> float:
+def _find_threshold(depth: Grey) -> float:
     """Returns Otsu's threshold for `depth`, 0 to 1: it maximizes the variance between the two classes."""
     counts = np.bincount((depth * 255).astype(np.intp).ravel(), minlength=256)
     below = np.cumsum(counts)
@@ -135,11 +135,11 @@ def _otsu(depth: Grey) -> float:
     return float(np.argmax(np.where(below * above > 0, between, -1))) / 255
 
 
-def _without_lines(depth: Grey, faint: float) -> Grey:
+def _remove_lines(depth: Grey, faint: float) -> Grey:
     """Removes thin rows and columns of ink from edge to edge, and keeps the strokes that cross them."""
     cleared = depth.copy()
     for ink, result in ((depth, cleared), (depth.T, cleared.T)):  # rows, then columns; the transposes are views
-        inked = _padded(ink > faint, LINE_WIDTH)[:, LINE_WIDTH:-LINE_WIDTH]
+        inked = _pad(ink > faint, LINE_WIDTH)[:, LINE_WIDTH:-LINE_WIDTH]
         above, row, below = (inked[LINE_WIDTH + by : LINE_WIDTH + by + len(ink)] for by in (-1, 0, 1))
         for index in np.flatnonzero((above | row | below).mean(axis=1) >= LINE).tolist():  # a line may be slightly askew
             crossed = inked[index] | inked[index + 2 * LINE_WIDTH]
@@ -149,12 +149,12 @@ def _without_lines(depth: Grey, faint: float) -> Grey:
     return cleared if cleared.max() > depth.max() / 2 else depth  # a 1 may look like a line
 
 
-def _without_specks(core: Mask) -> Mask:
+def _remove_specks(core: Mask) -> Mask:
     """Removes the pieces of `core` that are small beside its largest. Pixels that share a side or a corner are one piece.
 
     Source: connected components by runs, He, Chao & Suzuki 2008, A Run-Based Two-Scan Labeling Algorithm.
     """
-    padded = _padded(core, 1)  # so that no run continues in the next row
+    padded = _pad(core, 1)  # so that no run continues in the next row
     width = padded.shape[1]
     turns = np.flatnonzero(np.diff(padded.ravel().view(np.int8))) + 1
     starts, ends = turns[0::2], turns[1::2]
@@ -176,9 +176,9 @@ def _without_specks(core: Mask) -> Mask:
     return kept.reshape(padded.shape)[1:-1, 1:-1]
 
 
-def _grown(core: Mask, pixels: int) -> Mask:
+def _grow(core: Mask, pixels: int) -> Mask:
     """Grows `core` by up to `pixels` steps up, down or sideways."""
-    grown = _padded(core, pixels)
+    grown = _pad(core, pixels)
     for _ in range(pixels):
         before = grown.copy()
         grown[1:] |= before[:-1]
@@ -188,7 +188,7 @@ def _grown(core: Mask, pixels: int) -> Mask:
     return grown[pixels:-pixels, pixels:-pixels]
 
 
-def _padded(mask: Mask, pixels: int) -> Mask:
+def _pad(mask: Mask, pixels: int) -> Mask:
     """Adds a border of paper, `pixels` wide, on every side; np.pad is ten times slower."""
     padded = np.zeros((mask.shape[0] + 2 * pixels, mask.shape[1] + 2 * pixels), bool)
     padded[pixels:-pixels, pixels:-pixels] = mask

@@ -130,7 +130,7 @@ class Catalog:
     def knows(self, name: str, version: str) -> bool:
         """Returns True if a model has this version, on disk or loaded."""
         model = self.models.get(name)
-        return model is not None and version in {str(number) for number in _numbers(model)}
+        return model is not None and version in {str(number) for number in _version_numbers(model)}
 
     def names(self) -> list[str]:
         """Returns the names of all models, the default first."""
@@ -139,7 +139,7 @@ class Catalog:
     def index(self) -> list[IndexEntry]:
         """Lists every version of every model, loaded or not, the newest version of a model first."""
         models = [self.models[name] for name in self.names()]
-        return [_index_entry(model, number) for model in models for number in sorted(_numbers(model), reverse=True)]
+        return [_index_entry(model, number) for model in models for number in sorted(_version_numbers(model), reverse=True)]
 
     def find(self, name: str) -> ServedModel:
         """Returns the state of a model; an empty name means the default. Raises UnknownModel."""
@@ -149,7 +149,7 @@ class Catalog:
             raise UnknownModel(f"there is no model {name!r}") from None
 
 
-def _numbers(model: ServedModel) -> set[int]:
+def _version_numbers(model: ServedModel) -> set[int]:
     """Returns the versions of a model that are on disk or loaded."""
     return {*model.versions, *(int(loaded.version) for loaded in model.roles.values())}
 

@@ -156,7 +156,7 @@ class Repository:
                 found = await asyncio.to_thread(scan, self._settings.models)
             except RepositoryError as error:
                 log_event(log, logging.ERROR, "repository_unreadable", str(error), path=str(self._settings.models))
-                raise LoadFailed("the model repository can't be read") from error
+                raise LoadFailed("the model repository can't be read; the server's log has the reason") from error
             if name not in found and name not in self.catalog.models:
                 raise UnknownModel(f"there is no model {name!r}")
             model = self.catalog.models.setdefault(name, ServedModel(name))

@@ -84,13 +84,13 @@ class Routing(BaseModel):
 
         A key decides the same way in every process and replica. Without a key, chance decides.
         """
-        return self.canary is not None and _percentile(name, key) < self.canary.percent
+        return self.canary is not None and _to_percentile(name, key) < self.canary.percent
 
     def _beside_stable(self) -> set[int]:
         return {role.version for role in (self.canary, self.shadow) if role}
 
 
-def _percentile(name: str, key: str) -> float:
+def _to_percentile(name: str, key: str) -> float:
     """Maps a request to a number from 0 to 100, uniformly distributed over keys."""
     if not key:
         return random.random() * 100  # noqa: S311 - it chooses a version, it keeps no secret

@@ -70,7 +70,9 @@ def scan(models: Path) -> dict[str, ModelDirectory]:
     """
     try:
         directories = sorted(path for path in models.iterdir() if path.is_dir() and _is_model_name(path.name))
-        found = {directory.name: ModelDirectory(_versions(directory), *_routing(directory)) for directory in directories}
+        found = {
+            directory.name: ModelDirectory(_read_versions(directory), *_read_routing(directory)) for directory in directories
+        }
     except OSError as error:
         raise RepositoryError(f"{models} cannot be read: {error.strerror}") from error
     return {name: model for name, model in found.items() if model.versions}
@@ -81,7 +83,7 @@ def _is_model_name(name: str) -> bool:
     return not name.startswith(".") and name.isprintable() and name == name.encode("utf-8", "replace").decode()
 
 
-def _versions(directory: Path) -> dict[int, ModelVersion]:
+def _read_versions(directory: Path) -> dict[int, ModelVersion]:
     versions: dict[int, ModelVersion] = {}
     if not os.access(directory, os.R_OK | os.X_OK):  # one unreadable directory must not hide the other models
         return versions
@@ -96,7 +98,7 @@ def _versions(directory: Path) -> dict[int, ModelVersion]:
     return versions
 
 
-def _routing(directory: Path) -> tuple[str, str]:
+def _read_routing(directory: Path) -> tuple[str, str]:
     """Reads routing.toml; returns its text, and the reason why it can't be read."""
     try:
         return (directory / "routing.toml").read_text("utf-8"), ""

@@ -93,34 +93,34 @@ def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | N
 
 def _check_pair(paths: Sequence[Path], certificate: bytes, key: bytes) -> float:
     """Checks that a certificate and its key can be used now; returns the expiry, Unix time. Raises CredentialsError."""
-    first = _blocks(paths[0], certificate, "CERTIFICATE")[0]
-    _blocks(paths[1], key, "PRIVATE KEY")
+    first = _parse_blocks(paths[0], certificate, "CERTIFICATE")[0]
+    _parse_blocks(paths[1], key, "PRIVATE KEY")
 
     def refuse_password() -> str:  # without this callback, OpenSSL asks at the terminal
         raise CredentialsError(f"{paths[1]} is encrypted, expected a key without a password")
 
     try:
-        with _file(certificate) as certificate_file, _file(key) as key_file:
+        with _in_memory(certificate) as certificate_file, _in_memory(key) as key_file:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_file, key_file, refuse_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CredentialsError(f"{paths[1]} is not the key of {paths[0]}") from error
         raise CredentialsError(f"{paths[0]} with {paths[1]} cannot be used: {error.reason or error}") from error
-    expiry = _expiry(ssl.PEM_cert_to_DER_cert(first.decode()))
+    expiry = _parse_expiry(ssl.PEM_cert_to_DER_cert(first.decode()))
     if expiry <= time.time():
         raise CredentialsError(f"{paths[0]} expired on {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M} UTC")
     return expiry
 
 
 def _check_authorities(path: Path, content: bytes) -> None:
-    blocks = _blocks(path, content, "CERTIFICATE")
+    blocks = _parse_blocks(path, content, "CERTIFICATE")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=b"\n".join(blocks).decode())
     except ssl.SSLError as error:
         raise CredentialsError(f"{path} cannot be used: {error.reason or error}") from error
 
 
-def _blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
+def _parse_blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
     """Returns the PEM blocks whose label ends in `kind`. Raises CredentialsError if there is none, or a block is cut off."""
     blocks = list(_BLOCK.finditer(content))
     found = [block[0] for block in blocks if block[1].endswith(kind.encode())]
@@ -130,7 +130,7 @@ def _blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
 
 
 @contextmanager
-def _file(content: bytes) -> Iterator[str]:
+def _in_memory(content: bytes) -> Iterator[str]:
     """Puts bytes into a file in memory, for OpenSSL, which loads a certificate chain only from a path."""
     file = os.memfd_create("pem")
     try:
@@ -141,26 +141,26 @@ def _file(content: bytes) -> Iterator[str]:
         os.close(file)
 
 
-def _expiry(certificate: bytes) -> float:
+def _parse_expiry(certificate: bytes) -> float:
     """Returns the expiry of a DER certificate that OpenSSL has accepted, Unix time.
 
     Python's ssl shows the expiry only for a verified certificate of a peer. Source: RFC 5280, section 4.1.
     """
-    _, body, _ = _element(certificate)
-    _, rest, _ = _element(body)  # tbsCertificate
-    tag, _, after = _element(rest)
+    _, body, _ = _parse_element(certificate)
+    _, rest, _ = _parse_element(body)  # tbsCertificate
+    tag, _, after = _parse_element(rest)
     if tag == 0xA0:  # version, which is optional
         rest = after
     for _ in range(3):  # serialNumber, signature, issuer
-        _, _, rest = _element(rest)
-    _, validity, _ = _element(rest)
-    _, _, rest = _element(validity)  # notBefore
-    tag, text, _ = _element(rest)  # notAfter
+        _, _, rest = _parse_element(rest)
+    _, validity, _ = _parse_element(rest)
+    _, _, rest = _parse_element(validity)  # notBefore
+    tag, text, _ = _parse_element(rest)  # notAfter
     year = "%y" if tag == 0x17 else "%Y"  # UTCTime, for 1950 to 2049; else GeneralizedTime
     return datetime.strptime(text.decode(), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-def _element(encoded: bytes) -> tuple[int, bytes, bytes]:
+def _parse_element(encoded: bytes) -> tuple[int, bytes, bytes]:
     """Splits DER into the tag of its first element, the content of that element, and the rest."""
     tag, length, start = encoded[0], encoded[1], 2
     if length >= 0x80:

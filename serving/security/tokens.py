@@ -101,7 +101,7 @@ class TokenAuthenticator:
             Unauthenticated: there is no token, or an unknown one.
             PermissionDenied: the client doesn't have the role.
         """
-        presented = hashlib.sha256(_bearer_token(metadata)).digest()
+        presented = hashlib.sha256(_parse_bearer_token(metadata)).digest()
         known = None
         for client in self._clients.values():  # compares with every client: the time must not depend on the match
             if hmac.compare_digest(client.digest, presented):
@@ -140,7 +140,7 @@ class TokenAuthenticator:
             client.revoked = clients.get(name) is not client
 
 
-def _bearer_token(metadata: Metadata | None) -> bytes:
+def _parse_bearer_token(metadata: Metadata | None) -> bytes:
     """Extracts the token of a call; empty, which no client has, unless there is exactly one well-formed token."""
     values = [value for key, value in metadata or () if key == "authorization"]
     if len(values) != 1 or not isinstance(values[0], str) or not values[0].isascii():
