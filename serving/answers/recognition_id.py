@@ -1,4 +1,4 @@
-"""The id of an answer: all that is needed to count its truth later, on any replica, and proof that it was given here."""
+"""Recognition id: an answer, packed and signed, so that any replica can count its truth later without stored state."""
 
 import base64
 import binascii
@@ -14,25 +14,25 @@ from serving.answers.lexicon import LONGEST
 from serving.errors import InvalidRequest
 
 _FORMAT = 1
-_HEADER = struct.Struct("<BBBB8sI")  # format, of a field, bytes of the model's name and of its version, nonce, digits
+_HEADER = struct.Struct("<BBBB8sI")  # format, is a field, bytes of model name, bytes of version, nonce, number of digits
 _TAG_BYTES = 16
-_AUDITED = 0x80  # beside the decision, in one byte
+_AUDITED = 0x80  # flag in the byte of a decision
 _DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
 @dataclass(frozen=True, eq=False)
 class Recognized:
-    """An answer, as its id holds it.
+    """Content of a recognition id.
 
     Attributes:
-        model: its name.
-        version: that answered, a decimal integer.
-        of_field: whether the digits are one field, with one decision and one confidence.
-        digits: n of them, as they were read.
-        decisions: n, or 1 of a field: a Decision each, never UNSPECIFIED.
-        audited: likewise, whether the answer was chosen to be audited.
-        confidences: likewise; read from an id, to a 65,535th.
-        nonce: 8 bytes that no other answer has.
+        model: name of the model.
+        version: version that answered, a decimal integer.
+        of_field: True if the n digits are one field, with one decision and one confidence.
+        digits: n digits, one byte each, from 0 to 9.
+        decisions: Decisions, one byte each, never UNSPECIFIED: n, or 1 for a field.
+        audited: True for each decision that was chosen for audit: n, or 1 for a field.
+        confidences: confidences, from 0 to 1: n, or 1 for a field. An id keeps them in steps of 1/65,535.
+        nonce: 8 random bytes, which make the id unique.
     """
 
     model: str
@@ -46,19 +46,23 @@ class Recognized:
 
 
 class RecognitionIds:
-    """Issues ids and reads them."""
+    """Issues recognition ids, and parses them."""
 
     def __init__(self, keys: Sequence[bytes] = ()):
-        """Signs with the first key, and takes what any of them has signed; without keys, takes any id."""
+        """Takes the signing keys.
+
+        Args:
+            keys: the first key signs, and every key verifies. Without keys, ids are unsigned, and any id is accepted.
+        """
         self._keys = keys
 
     @property
     def signed(self) -> bool:
-        """Whether ids prove that they were issued here."""
+        """True if an id proves that this service has issued it."""
         return bool(self._keys)
 
     def issue(self, answer: Recognized) -> str:
-        """The id of an answer."""
+        """Packs an answer into its id: URL-safe base64 without padding."""
         name, number = answer.model.encode(), answer.version.encode()
         levels = [min(round(share * 65535), 65535) for share in answer.confidences]
         marked = zip(answer.decisions, answer.audited, strict=True)
@@ -71,11 +75,15 @@ class RecognitionIds:
                 struct.pack(f"<{len(levels)}H", *levels),
             )
         )
-        tag = _tag(self._keys[0], payload) if self._keys else b""
+        tag = _sign(self._keys[0], payload) if self._keys else b""
         return base64.urlsafe_b64encode(payload + tag).decode().rstrip("=")
 
     def read(self, text: str) -> Recognized:
-        """What an id holds. Raises InvalidRequest when it is none, or was not issued with a key that is known here."""
+        """Parses an id.
+
+        Raises:
+            InvalidRequest: the text is not a recognition id, or its signature matches none of the keys.
+        """
         try:
             content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             form, of_field, name_length, number_length, nonce, count = _HEADER.unpack_from(content)
@@ -88,8 +96,8 @@ class RecognitionIds:
             name, number, digits, marked, levels = _split(payload[_HEADER.size :], *lengths)
             decisions = bytes([mark & ~_AUDITED for mark in marked])
             audited = [mark & _AUDITED > 0 for mark in marked]
-            for decision, of_audit in zip(decisions, audited, strict=True):
-                if decision not in _DECISIONS or (of_audit and decision != Decision.ACCEPT):
+            for decision, is_audited in zip(decisions, audited, strict=True):
+                if decision not in _DECISIONS or (is_audited and decision != Decision.ACCEPT):
                     raise ValueError
             if max(digits) > 9 or (of_field and count > LONGEST):
                 raise ValueError
@@ -97,13 +105,13 @@ class RecognitionIds:
             named = (name.decode(), number.decode(), bool(of_field))
             answer = Recognized(*named, digits, decisions, audited, confidences, nonce)
         except (binascii.Error, struct.error, ValueError):
-            raise InvalidRequest(f"{text[:40]!r} is no recognition id") from None
-        if self._keys and not any(hmac.compare_digest(_tag(key, payload), tag) for key in self._keys):
+            raise InvalidRequest(f"{text[:40]!r} is not a recognition id, expected the id of an answer") from None
+        if self._keys and not any(hmac.compare_digest(_sign(key, payload), tag) for key in self._keys):
             raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
         return answer
 
 
-def _tag(key: bytes, payload: bytes) -> bytes:
+def _sign(key: bytes, payload: bytes) -> bytes:
     return hmac.digest(key, payload, hashlib.sha256)[:_TAG_BYTES]
 
 

@@ -10,7 +10,7 @@ from serving import errors
 from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import Code, RequestError, Stopping, Unauthenticated
-from serving.security.tokens import Access, Client, Metadata
+from serving.security.tokens import Client, Metadata, TokenAuthenticator
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
 
@@ -35,17 +35,17 @@ class Dispatcher:
         methods: every method, by its path.
     """
 
-    def __init__(self, metrics: Metrics, access: Access | None, tracing: "Tracing | None"):
+    def __init__(self, metrics: Metrics, authenticator: TokenAuthenticator | None, tracing: "Tracing | None"):
         """Starts without methods.
 
         Args:
             metrics: counts requests.
-            access: authenticates clients; None admits everyone.
+            authenticator: authenticates clients; None admits everyone.
             tracing: traces calls; None traces nothing.
         """
         self.methods: dict[str, Method[Any, Any]] = {}
         self._metrics = metrics
-        self._access = access
+        self._authenticator = authenticator
         self._tracing = tracing
         for reason in {error.reason for error in errors.request_errors()} | {_CANCELLED}:
             metrics.rejected_requests.labels(
@@ -70,10 +70,10 @@ class Dispatcher:
             Unauthenticated: there is no token, or not a known one. The refusal is counted.
             PermissionDenied: the client lacks the role. The refusal is counted.
         """
-        if self._access is None:
+        if self._authenticator is None:
             return None
         try:
-            return self._access.admit(metadata, method.role if method else None)
+            return self._authenticator.authenticate(metadata, method.role if method else None)
         except RequestError as error:
             name = method.name if method else "unknown"
             self.count_refusal(name, error)

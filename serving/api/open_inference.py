@@ -23,9 +23,9 @@ from serving.call import Call
 from serving.errors import InvalidRequest, ModelNotReady, PermissionDenied, UnknownModel, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.recognizer import Recognizer
-from serving.repository.model_control import Models
-from serving.repository.repository import Loaded, Repository
-from serving.security.tokens import Role
+from serving.repository.catalog import Catalog, Loaded
+from serving.repository.model_control import ModelControl
+from serving.security.token_file import Role
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -46,8 +46,8 @@ class OpenInference:
     def __init__(
         self,
         settings: Settings,
-        repository: Repository,
-        control: Models,
+        catalog: Catalog,
+        control: ModelControl,
         recognizer: Recognizer,
         metrics: Metrics,
         unready: Callable[[], str],
@@ -56,14 +56,14 @@ class OpenInference:
 
         Args:
             settings: how models run, and permission for callers to load and unload models.
-            repository: the models.
+            catalog: the models.
             control: loads and unloads models.
             recognizer: reads images.
             metrics: has the statistics of the models.
             unready: returns the reason that the server wants no requests; "" when it is ready.
         """
         self._settings = settings
-        self._repository = repository
+        self._catalog = catalog
         self._control = control
         self._recognizer = recognizer
         self._metrics = metrics
@@ -170,7 +170,7 @@ class OpenInference:
         if request.name:
             counted = self._answering(request.name, request.version)
         else:
-            every = [loaded for name in self._repository.names() for loaded in self._repository.answering(name)]
+            every = [loaded for name in self._catalog.names() for loaded in self._catalog.answering(name)]
             counted = [loaded for loaded in every if request.version in ("", loaded.version)]
         versions = [(loaded.name, loaded.version) for loaded in counted]
         return await asyncio.get_running_loop().run_in_executor(self._statistics_thread, self._statistics, versions)
@@ -179,7 +179,7 @@ class OpenInference:
         """Lists every model version on disk with its state."""
         _require_unnamed_repository(request.repository_name)
         response = pb.RepositoryIndexResponse()
-        for entry in self._repository.index():
+        for entry in self._catalog.index():
             if entry.state == "READY" or not request.ready:
                 response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
         return response
@@ -212,8 +212,8 @@ class OpenInference:
             UnknownModel: there is no such model, or the version does not answer.
             ModelNotReady: no version of the model is loaded.
         """
-        routed = self._repository.route(name, version)
-        return [routed] if version else self._repository.answering(name)
+        routed = self._catalog.route(name, version)
+        return [routed] if version else self._catalog.answering(name)
 
     def _statistics(self, versions: Sequence[tuple[str, str]]) -> pb.ModelStatisticsResponse:
         """Builds statistics by model and version. Slow: reads the metrics of other workers from files."""

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from serving.call import Call
 from serving.errors import InvalidRequest, RequestError
-from serving.security.tokens import Role
+from serving.security.token_file import Role
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from serving.answers.lexicon import LexiconError, load_all
+from serving.answers.lexicon import LexiconError, read_lexicons
 from serving.cli import load_settings
 from serving.feedback.capture import open_store
 from serving.feedback.capture_records import CaptureError, NotStored
 from serving.inference.metadata import ModelError
 from serving.inference.model import Model
 from serving.repository.routing import Routing, RoutingError
-from serving.repository.versions import ModelVersion, OnDisk, RepositoryError, absent, scan
+from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
 from serving.security.credential_files import CredentialsError
 from serving.security.signing_keys import read_signing_keys
 from serving.security.tls import TLS
-from serving.security.tokens import Access
+from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.metrics import Metrics
@@ -79,7 +79,7 @@ def _check_models(settings: Settings, findings: Findings) -> None:
         findings.mistakes.append(str(error))
         return
     if settings.default_model not in found:
-        findings.mistakes.append(str(absent(settings.models, settings.default_model)))
+        findings.mistakes.append(str(ModelMissing(settings.models, settings.default_model)))
     known = {version.path for model in found.values() for version in model.versions.values()}
     for file in sorted(settings.models.glob("*/*/model.onnx")):
         if file not in known:
@@ -88,12 +88,12 @@ def _check_models(settings: Settings, findings: Findings) -> None:
         _check_model(settings, name, model, findings)
 
 
-def _check_model(settings: Settings, name: str, found: OnDisk, findings: Findings) -> None:
+def _check_model(settings: Settings, name: str, found: ModelDirectory, findings: Findings) -> None:
     file, versions = settings.models / name / "routing.toml", found.versions
     routing = Routing()
     try:
         routing = Routing.parse(found.routing)
-        mistake = found.trouble
+        mistake = found.routing_error
     except RoutingError as error:
         mistake = str(error)
     if mistake:
@@ -137,7 +137,7 @@ def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
 def _check_lexicons(settings: Settings, findings: Findings) -> None:
     if settings.lexicons:
         try:
-            load_all(settings.lexicons)
+            read_lexicons(settings.lexicons)
         except LexiconError as error:
             findings.mistakes.append(str(error))
 
@@ -175,7 +175,7 @@ def _check_credentials(settings: Settings, findings: Findings) -> None:
             findings.mistakes.append(str(error))
     if settings.tokens:
         try:
-            Access(settings.tokens, metrics).close()
+            TokenAuthenticator(settings.tokens, metrics).close()
         except CredentialsError as error:
             findings.mistakes.append(str(error))
 

@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.answers.lexicon import load_all
+from serving.answers.lexicon import read_lexicons
 from serving.answers.recognition_id import RecognitionIds
 from serving.api import digits, open_inference
 from serving.api.digits import DigitService
@@ -24,11 +24,12 @@ from serving.process.startup_log import Described
 from serving.process.worker_channel import Control
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
-from serving.repository.model_control import Models
-from serving.repository.repository import OpenModel, Repository
+from serving.repository.loader import OpenModel
+from serving.repository.model_control import ModelControl
+from serving.repository.repository import Repository
 from serving.security.signing_keys import read_signing_keys
 from serving.security.tls import TLS
-from serving.security.tokens import Access
+from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.metrics import Metrics
@@ -98,7 +99,7 @@ class Server:
         if settings.tls_certificate and settings.tls_key:
             self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
         limits = control.directory / "rate-limits" if control else None
-        self._access = Access(settings.tokens, self.metrics, limits) if settings.tokens else None
+        self._authenticator = TokenAuthenticator(settings.tokens, self.metrics, limits) if settings.tokens else None
 
         self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
@@ -106,20 +107,20 @@ class Server:
         policy = Policy(
             settings.target_error_rate,
             settings.field_target_error_rate,
-            load_all(settings.lexicons) if settings.lexicons else {},
+            read_lexicons(settings.lexicons) if settings.lexicons else {},
             ids,
             settings.audit_rate,
             self._capture,
         )
         self._recognizer = Recognizer(
-            self.repository, policy, self.metrics, settings.max_images_per_request, settings.max_queue_size
+            self.repository.catalog, policy, self.metrics, settings.max_images_per_request, settings.max_queue_size
         )
 
-        truths = Truths(ids, self.repository.knows, self.metrics, self._capture)
+        truths = Truths(ids, self.repository.catalog.knows, self.metrics, self._capture)
         digit_service = DigitService(self._recognizer, truths, settings.max_images_per_request)
-        models: Models = control or self.repository  # loads and unloads: in all workers, or in this process alone
-        inference = OpenInference(settings, self.repository, models, self._recognizer, self.metrics, self.unready)
-        dispatcher = Dispatcher(self.metrics, self._access, self._tracing)
+        models: ModelControl = control or self.repository  # loads and unloads: in all workers, or in this process alone
+        inference = OpenInference(settings, self.repository.catalog, models, self._recognizer, self.metrics, self.unready)
+        dispatcher = Dispatcher(self.metrics, self._authenticator, self._tracing)
         dispatcher.add([*digit_service.methods(), *inference.methods()])
 
         self._streams = Streams(
@@ -166,8 +167,8 @@ class Server:
         self._in_background(self.repository.watch())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
-        if self._access:
-            self._in_background(self._access.watch(self._settings.poll_seconds))
+        if self._authenticator:
+            self._in_background(self._authenticator.watch(self._settings.poll_seconds))
 
     async def stop(self, drain_seconds: float, grace_seconds: float) -> int:
         """Drains and stops without losing a call.
@@ -196,8 +197,8 @@ class Server:
         await closing
         if self._capture:
             await self._capture.close(max(_STORING_SECONDS, end - time.monotonic()))
-        if self._access:
-            self._access.close()
+        if self._authenticator:
+            self._authenticator.close()
         if self._http:
             self._http.close()
         if self._tracing is not None:
@@ -208,14 +209,14 @@ class Server:
         """Returns the reason that the server wants no traffic; "" when it is ready."""
         if self._draining:
             return "draining"
-        return "" if self.repository.answering() else f"model {self.repository.default!r} is not loaded"
+        return "" if self.repository.catalog.answering() else f"model {self.repository.catalog.default!r} is not loaded"
 
     def describe(self) -> Described:
         """Describes the model that answers when a request names none, and its execution provider."""
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
-        if not self.repository.answering():
+        if not self.repository.catalog.answering():
             return Described(f"no model {how}", "")
-        model = self.repository.route().model
+        model = self.repository.catalog.route().model
         accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
         return Described(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
 

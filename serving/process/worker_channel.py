@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from serving.errors import LoadFailed, RequestError, Stopping, UnknownModel
 from serving.process.shutdown import Stop
-from serving.repository.model_control import Models
+from serving.repository.model_control import ModelControl
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Control:
         finally:
             del self._asked[asked]
 
-    async def obey(self, models: Models) -> None:
+    async def obey(self, models: ModelControl) -> None:
         """Does what the supervisor says, with the worker's own `models`, until the supervisor is gone."""
         doing: set[asyncio.Task[None]] = set()
         while (message := await self._channel.receive()) is not None:
@@ -144,7 +144,7 @@ class Control:
             if not asked.done():
                 asked.set_exception(Stopping(_ALONE))
 
-    async def _do(self, models: Models, message: Message) -> None:
+    async def _do(self, models: ModelControl, message: Message) -> None:
         error = await tellable(models.load if message["verb"] == "load" else models.unload, message["model"])
         self._channel.send("done", id=message["id"], error=error)
 

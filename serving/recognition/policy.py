@@ -95,7 +95,7 @@ class Policy:
         """
         probabilities = reading.probabilities.astype(np.float64)
         if lexicon:
-            code, confidence, unlisted = lexicon.read(probabilities)
+            code, confidence, unlisted = lexicon.lookup(probabilities)
             digits = bytes(code.tolist())
         else:
             digits, confidence, unlisted = reading.digits.tobytes(), float(probabilities.max(axis=1).prod()), 0.0

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.answers.decision import Threshold
-from serving.repository.repository import Loaded
+from serving.repository.catalog import Loaded
 
 
 class Images(NamedTuple):

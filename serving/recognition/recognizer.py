@@ -15,7 +15,7 @@ from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBA
 from serving.recognition.crop_queue import CropQueue
 from serving.recognition.policy import Policy
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
-from serving.repository.repository import Loaded, Repository
+from serving.repository.catalog import Catalog, Loaded
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -24,19 +24,17 @@ T = TypeVar("T")
 class Recognizer:
     """Recognizes the images of requests. Validation comes first, then routing, then the client's rate limit."""
 
-    def __init__(
-        self, repository: Repository, policy: Policy, metrics: Metrics, max_images_per_request: int, max_queue_size: int
-    ):
+    def __init__(self, catalog: Catalog, policy: Policy, metrics: Metrics, max_images_per_request: int, max_queue_size: int):
         """Starts the crop queue.
 
         Args:
-            repository: routes requests to model versions.
+            catalog: routes requests to model versions.
             policy: decides on the readings.
             metrics: counts crops.
             max_images_per_request: images in one request, at most.
             max_queue_size: crops that may wait to be framed, at most.
         """
-        self._repository = repository
+        self._catalog = catalog
         self._policy = policy
         self._max_images_per_request = max_images_per_request
         self._crops = CropQueue(max_queue_size, metrics)
@@ -70,7 +68,7 @@ class Recognizer:
         call.images = self._count(images)
         if not 0 <= options.target_error_rate < 1:  # NaN too
             raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
-        loaded = self._repository.route(options.model, options.version, options.key)
+        loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
         work = self._read(loaded, images, options, call)
         if options.timeout_seconds:  # gRPC itself ends a call whose deadline passes

@@ -1,0 +1,13 @@
+"""Model repository: versions on disk come in, loaded versions that answer requests go out.
+
+- catalog.py: routes a request to the version that answers it; on the path of every request.
+- repository.py: polls the disk, and assigns the roles stable, canary and shadow.
+- loader.py: opens, checks and warms up one version, and drains it when it is retired.
+- versions.py: version directories on disk.
+- routing.py: routing.toml, which names the version of each role.
+- shadow.py: runs a second version on the images that stable has answered, and counts disagreement.
+- model_control.py: interface to load and unload a model on request.
+
+A new version is loaded, checked and warmed up beside the one that serves, and replaces it only then. A version that can't be
+served is refused with its reason. The version before keeps serving, even when its file is gone.
+"""

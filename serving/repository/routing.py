@@ -1,4 +1,4 @@
-"""Which version of a model answers which requests: what its routing.toml says.
+"""Routing of requests between versions of a model, from its routing.toml.
 
     stable = 20261121092551
     [canary]
@@ -7,7 +7,7 @@
     [shadow]
     version = 20261123080000
 
-Without the file, or where it names none, the highest version is stable.
+Without the file, or without `stable` in it, the highest version is stable.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 
 class Canary(BaseModel):
-    """A version that gets a part of the calls."""
+    """Version that answers a share of the requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int = Field(ge=0)
@@ -28,18 +28,18 @@ class Canary(BaseModel):
 
 
 class ShadowVersion(BaseModel):
-    """A version that is compared with stable and never answers."""
+    """Version that is compared with stable, and never answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int = Field(ge=0)
 
 
 class RoutingError(Exception):
-    """A routing.toml that can't be followed; the message says why."""
+    """A routing.toml that is not valid."""
 
 
 class Routing(BaseModel):
-    """The version of each role. Where none is named, the highest version is stable."""
+    """Version of each role; without a named stable version, the highest is stable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     stable: int | None = Field(None, ge=0)
@@ -48,46 +48,50 @@ class Routing(BaseModel):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What a routing.toml says. Raises RoutingError."""
+        """Parses the text of a routing.toml. Raises RoutingError."""
         try:
             return cls.model_validate(tomllib.loads(text))
         except ValidationError as error:
             mistakes = [f"{'.'.join(map(str, wrong['loc'])) or 'roles'}: {wrong['msg']}" for wrong in error.errors()]
             raise RoutingError("; ".join(mistakes)) from None
-        except (ValueError, RecursionError) as error:  # tomllib raises more than its own for absurd nesting and numbers
+        except (ValueError, RecursionError) as error:  # tomllib leaks both for extreme numbers and nesting
             raise RoutingError(str(error)) from None
 
     @model_validator(mode="after")
     def _one_role_each(self) -> Self:
         if len(self.named()) < sum(role is not None for role in (self.stable, self.canary, self.shadow)):
             raise ValueError("a version can have one role only")
-        if self.stable is None and self._others():
-            # Else, to delete the canary's section would be to give its version all the calls.
+        if self.stable is None and self._beside_stable():
+            # Otherwise, deleting the canary's section would make the canary, as the highest version, stable.
             raise ValueError("beside a canary or a shadow, stable must be named")
         return self
 
     def named(self) -> set[int]:
-        """The versions that it names."""
+        """Returns the versions that have a role by number."""
         stable = set() if self.stable is None else {self.stable}
-        return stable | self._others()
+        return stable | self._beside_stable()
 
     def stable_candidates(self, versions: Iterable[int]) -> list[int]:
-        """Those of `versions` that may be stable, the first choice first."""
+        """Returns the versions that may become stable, in order of preference.
+
+        Args:
+            versions: versions on disk.
+        """
         return sorted(versions, reverse=True) if self.stable is None else [self.stable]
 
     def to_canary(self, name: str, key: str) -> bool:
-        """Whether the canary is to answer a request for the model `name`: by chance, or by its key when it has one.
+        """Returns True if the canary answers a request to the model `name`.
 
-        The same key has the same answer in every process and replica.
+        A key decides the same way in every process and replica. Without a key, chance decides.
         """
-        return self.canary is not None and _position(name, key) < self.canary.percent
+        return self.canary is not None and _to_percentile(name, key) < self.canary.percent
 
-    def _others(self) -> set[int]:
+    def _beside_stable(self) -> set[int]:
         return {role.version for role in (self.canary, self.shadow) if role}
 
 
-def _position(name: str, key: str) -> float:
-    """Where a request lies between 0 and 100."""
+def _to_percentile(name: str, key: str) -> float:
+    """Maps a request to a number from 0 to 100, uniformly distributed over keys."""
     if not key:
         return random.random() * 100  # noqa: S311 - it chooses a version, it keeps no secret
     digest = hashlib.blake2b(f"{name}\0{key}".encode(), digest_size=8).digest()

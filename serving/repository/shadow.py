@@ -1,4 +1,4 @@
-"""A version that reads what stable has read, is compared with it in the metrics, and never answers."""
+"""Shadow version: reads the images that stable has answered, and is compared with stable in the metrics."""
 
 import asyncio
 import logging
@@ -17,12 +17,17 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# A shadow that is this many runs behind skips what comes, so that it holds no more images than that, or one request's.
-_RUNS_BEHIND = 8
+# Bounds the memory of a slow shadow: with so many runs waiting it skips new images. One request may exceed the bound alone.
+_MAX_RUNS_WAITING = 8
 
 
 class Shadow:
-    """Compares a version with stable: on a thread that gives way to all others, and while no image waits for an answer."""
+    """Compares a version with stable, on a thread of the lowest priority, while no image waits for an answer.
+
+    Attributes:
+        version: version number, as a decimal string.
+        model: model that is compared with stable.
+    """
 
     def __init__(
         self, model: Classifier, metrics: Metrics, name: str, version: str, *, max_batch_size: int, idle: asyncio.Event
@@ -30,11 +35,11 @@ class Shadow:
         """Starts on the running event loop.
 
         Args:
-            model: the version that is tried.
-            metrics: where its agreement with stable is counted.
-            name: of the model.
-            version: of the model.
-            max_batch_size: images in a run, at most.
+            model: model to compare with stable.
+            metrics: counts agreement with stable.
+            name: name of the model.
+            version: version number, as a decimal string.
+            max_batch_size: most images in one run.
             idle: set while no image waits for an answer.
         """
         self.version = version
@@ -45,22 +50,27 @@ class Shadow:
             metrics.shadow_images.labels(name, version, outcome) for outcome in ("agreed", "disagreed", "failed", "skipped")
         )
         self._waiting: deque[tuple[memoryview, NDArray[np.intp]]] = deque()
-        self._images = 0  # that wait
+        self._images_waiting = 0
         self._work = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=_give_way)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=_lower_priority)
         self._runner = asyncio.create_task(self._compare_all())
 
     def compare(self, pixels: bytes, digits: NDArray[np.intp]) -> None:
-        """Has the shadow read n images of 784 bytes too, some time, and compares with `digits`, (n,), what stable read."""
-        if self._images and self._images + len(digits) > _RUNS_BEHIND * self._max_batch_size:
+        """Queues images for comparison, or skips them if the shadow is too far behind.
+
+        Args:
+            pixels: n images, 784 bytes each.
+            digits: (n,) digits that stable read.
+        """
+        if self._images_waiting and self._images_waiting + len(digits) > _MAX_RUNS_WAITING * self._max_batch_size:
             self._skipped.inc(len(digits))
             return
         self._waiting.append((memoryview(pixels), digits))
-        self._images += len(digits)
+        self._images_waiting += len(digits)
         self._work.set()
 
     def stop(self) -> None:
-        """Compares no more."""
+        """Stops comparing, and drops the images that wait."""
         self._runner.cancel()
         self._thread.shutdown(wait=False)
 
@@ -85,24 +95,24 @@ class Shadow:
             self._failed.inc(len(rows) - int(finite.sum()))
 
     def _next_batch(self) -> tuple[bytes, NDArray[np.intp]]:
-        """Takes up to a batch off what waits: the pixels of n images, and the (n,) digits that stable read in them."""
+        """Takes up to one batch off the queue: pixels of n images, and the (n,) digits that stable read."""
         pixels: list[memoryview] = []
         digits: list[NDArray[np.intp]] = []
         room = self._max_batch_size
         while self._waiting and room:
-            images, read = self._waiting.popleft()
-            size = min(room, len(read))
+            images, stable_digits = self._waiting.popleft()
+            size = min(room, len(stable_digits))
             pixels.append(images[: size * IMAGE_BYTES])
-            digits.append(read[:size])
-            if size < len(read):
-                self._waiting.appendleft((images[size * IMAGE_BYTES :], read[size:]))
+            digits.append(stable_digits[:size])
+            if size < len(stable_digits):
+                self._waiting.appendleft((images[size * IMAGE_BYTES :], stable_digits[size:]))
             room -= size
-        self._images -= self._max_batch_size - room
+        self._images_waiting -= self._max_batch_size - room
         if not self._waiting:
             self._work.clear()
         return b"".join(pixels), np.concatenate(digits)
 
 
-def _give_way() -> None:
-    """Lets every other thread of the machine go first; on Linux niceness is a thread's own."""
+def _lower_priority() -> None:
+    """Gives this thread the lowest priority; on Linux, niceness belongs to a thread."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

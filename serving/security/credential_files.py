@@ -1,4 +1,4 @@
-"""The files that protect the service - tokens, certificates, keys - read at the start, and again whenever they change."""
+"""Credential files: tokens, certificates and keys, read at start and reloaded when they change."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How soon a change is looked at a second time.
+# Interval between the two reads that confirm a change.
 _SETTLING_SECONDS = 0.5
 
 
 class CredentialsError(CannotStart):
-    """A file of tokens, certificates or keys can't be used; the message names it and says why."""
+    """A file of tokens, certificates or keys can't be used; the message names the file and the reason."""
 
 
 def read(path: Path) -> bytes:
-    """The content of a file. Raises CredentialsError if it can't be read."""
+    """Reads a file. Raises CredentialsError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -28,74 +28,76 @@ def read(path: Path) -> bytes:
 
 
 class CredentialFiles:
-    """Files that are taken up together, and again after each change; what can't be used never replaces what could.
+    """Files that belong together and are reloaded together; invalid files never replace valid ones.
 
-    They are read and compared whole, which notices every change: a file that is renamed, a symbolic link that is switched
-    (as Kubernetes changes a Secret), two changes in one tick of the file system's clock. A change counts once two reads in a
-    row have found the same, and so the writer is done: a list of clients that is half written can look like a shorter one.
+    Each poll reads the files whole and compares the content. This detects every kind of change: a rename, a symbolic link
+    that is switched (as Kubernetes updates a Secret), two writes within one tick of the file system's clock.
+
+    A change is applied once two reads in a row find the same content. A half-written list of clients can look like a valid
+    shorter list, and must not lock clients out.
     """
 
-    def __init__(self, kind: str, paths: Sequence[Path], take: Callable[[Sequence[bytes]], None], metrics: Metrics):
-        """Reads the files, and hands them on.
+    def __init__(self, kind: str, paths: Sequence[Path], apply: Callable[[Sequence[bytes]], None], metrics: Metrics):
+        """Reads the files and applies them.
 
         Args:
-            kind: what they are, as log and metrics name it.
+            kind: name of these files in logs and metrics.
             paths: the files.
-            take: makes use of their contents, in the order of `paths`; or leaves everything as it was, and raises
-                CredentialsError. After the start it is called in a thread.
-            metrics: where failures are counted.
+            apply: takes their contents, in the order of `paths`. Raises CredentialsError, and changes nothing, if they are
+                invalid. After the start it is called on a thread.
+            metrics: counts reloads that fail.
 
         Raises:
-            CredentialsError: a file can't be read or used.
+            CredentialsError: a file can't be read or is invalid.
         """
         self._kind = kind
         self._paths = paths
-        self._take = take
+        self._apply = apply
         self._failures = metrics.credentials_reload_failures.labels(kind)
         contents: Sequence[bytes] = [read(path) for path in paths]
-        take(contents)
-        self._last: Sequence[bytes] | str = contents  # what the last read found: contents, or why there are none
-        self._judged: Sequence[bytes] | str = contents  # the last that was found twice
-        self._wrong = ""  # what is wrong with that
+        apply(contents)
+        self._last_read: Sequence[bytes] | str = contents  # contents, or the error of reading them
+        self._last_settled: Sequence[bytes] | str = contents  # the latest that two reads in a row have found
+        self._error = ""  # reason why self._last_settled can't be used
 
     def poll(self) -> bool:
-        """Reads the files, and takes them up if they have changed. False while they seem to be changing still."""
+        """Reads the files, and applies them if they have changed. Returns False while they still change."""
         found: Sequence[bytes] | str
         try:
             found = [read(path) for path in self._paths]
         except CredentialsError as error:
             found = str(error)
-        settled, self._last = found == self._last, found
+        settled, self._last_read = found == self._last_read, found
         if not settled:
             return False
-        if found != self._judged:
-            self._judged, self._wrong = found, self._judge(found)
-            if self._wrong:
-                message = f"{self._wrong}; going on with what was read before"
+        if found != self._last_settled:
+            self._last_settled, self._error = found, self._try_to_apply(found)
+            if self._error:
+                message = f"{self._error}; the previous content stays in use"
                 log_event(log, logging.ERROR, "credentials_refused", message, kind=self._kind)
             else:
-                message = f"{self._kind} read anew: {', '.join(map(str, self._paths))}"
+                message = f"{self._kind} reloaded: {', '.join(map(str, self._paths))}"
                 log_event(log, logging.INFO, "credentials_changed", message, kind=self._kind)
-        if self._wrong:
-            self._failures.inc()  # at every poll, so that an alert lasts for as long as it is so
+        if self._error:
+            self._failures.inc()  # at every poll, so that an alert on the rate lasts until the files are repaired
         return True
 
     async def watch(self, poll_seconds: float) -> None:
-        """Polls until it is cancelled."""
+        """Polls until cancelled."""
         settled = True
         while True:
             await asyncio.sleep(poll_seconds if settled else min(poll_seconds, _SETTLING_SECONDS))
             settled = await asyncio.to_thread(self.poll)
 
-    def _judge(self, found: Sequence[bytes] | str) -> str:
-        """Takes up what was found; returns what is wrong with it, which is nothing when it was taken up."""
+    def _try_to_apply(self, found: Sequence[bytes] | str) -> str:
+        """Applies contents; returns the reason why they can't be used, empty on success."""
         if isinstance(found, str):
             return found
         try:
-            self._take(found)
+            self._apply(found)
         except CredentialsError as error:
             return str(error)
-        except Exception as error:  # whatever it is, it must not end the watch
+        except Exception as error:  # an unexpected error must not end the watch
             message = f"{self._kind} cannot be used"
             log_event(log, logging.ERROR, "credentials_refused", message, exc_info=True, kind=self._kind)
             return f"{self._paths[0]} cannot be used: {type(error).__name__}"

@@ -1,4 +1,4 @@
-"""DOC."""
+"""Rate limits of clients, in a file that several processes can share."""
 
 import fcntl
 import hashlib
@@ -11,23 +11,25 @@ from pathlib import Path
 
 from serving.security.credential_files import CredentialsError
 
-# A slot in the file of limits: the first bytes of the SHA-256 of the client's name, and when what it sent is paid off.
+# A slot of the file: the first 8 bytes of the SHA-256 of the client's name, and the time at which its debt is paid off.
 _SLOT = struct.Struct("=8sd")
 
 
 class RateLimits:
-    """How much each client has sent, in a file that several processes can share.
+    """Rate limiter by the generic cell rate algorithm (GCRA).
 
-    The generic cell rate algorithm: of each client there is only the time at which what it sent is paid off, at its rate.
-    Source: ITU-T I.371, as "virtual scheduling". The clock is CLOCK_MONOTONIC, which all processes of a machine share.
+    The state of a client is one number: the time at which the images that it has sent are paid off, at its rate. The clock
+    is CLOCK_MONOTONIC, which all processes of a machine share. Source: ITU-T I.371, "virtual scheduling algorithm".
 
-    The file is a sequence of slots, in the order in which clients were first seen, and none is ever taken away, so that
-    processes that have read different versions of the token file agree. The first slot is nobody's: who locks it may add.
+    The file is a sequence of slots, in the order in which clients were first seen. Slots are never removed, so that
+    processes that have read different versions of the token file agree. The first slot belongs to no client: the process
+    that locks it may append one.
     """
 
     def __init__(self, path: Path | None):
+        """Opens the file, or one in memory if `path` is None. Raises CredentialsError."""
         if path is None:
-            self._file = os.memfd_create("digits-limits")  # needs no directory that can be written
+            self._file = os.memfd_create("digits-limits")  # works without a writable directory
             return
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -40,8 +42,8 @@ class RateLimits:
             os.close(self._file)
         self._file = -1
 
-    def slot(self, name: str) -> int:
-        """Where the client's slot is in the file, made where there is none yet."""
+    def find_slot(self, name: str) -> int:
+        """Returns the offset of a client's slot in the file; appends the slot if there is none. Raises CredentialsError."""
         key = hashlib.sha256(name.encode()).digest()[:8]
         with self._locked(0):
             end = max(os.fstat(self._file).st_size, _SLOT.size)
@@ -52,11 +54,15 @@ class RateLimits:
             try:
                 os.pwrite(self._file, _SLOT.pack(key, 0.0), end)
             except OSError as error:
-                raise CredentialsError(f"the rate limits cannot be kept: {error.strerror}") from error
+                raise CredentialsError(f"the rate limits cannot be stored: {error.strerror}") from error
             return end
 
     def take(self, slot: int, images: int, images_per_second: float) -> float:
-        """Takes `images` off what the slot's client may send; returns 0, or the seconds after which that can be done."""
+        """Charges `images` to a client.
+
+        Returns:
+            0 if they were charged, else the seconds after which they can be.
+        """
         burst = max(1.0, images_per_second)
         with self._locked(slot):
             now = time.monotonic()
@@ -69,14 +75,14 @@ class RateLimits:
             return 0.0
 
     def give_back(self, slot: int, seconds: float) -> None:
-        """Has what the slot's client sent paid off so much earlier, whatever it has sent since."""
+        """Reduces the debt of a client by `seconds`; images that it has sent since stay charged."""
         with self._locked(slot):
             key, paid_off = _SLOT.unpack(os.pread(self._file, _SLOT.size, slot))
             os.pwrite(self._file, _SLOT.pack(key, paid_off - seconds), slot)
 
     @contextmanager
     def _locked(self, slot: int) -> Iterator[None]:
-        """Keeps other processes away from a slot. The kernel gives it free when a process ends, however it does."""
+        """Locks a slot against other processes. The kernel releases the lock when a process dies."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, _SLOT.size, slot)
         try:
             yield

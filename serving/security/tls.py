@@ -1,4 +1,4 @@
-"""TLS, and mutual TLS, from PEM files that may be replaced while the server runs."""
+"""TLS and mutual TLS, from PEM files that may be replaced while the server runs."""
 
 import os
 import re
@@ -18,47 +18,51 @@ _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DO
 
 
 class TLS:
-    """The server's certificate with its key, and, for mutual TLS, the authorities that sign its clients' certificates.
+    """TLS of a server: its certificate and key, and for mutual TLS the authorities that sign client certificates.
 
-    Connections that are open stay open when the files change; handshakes after that use the new ones.
+    Handshakes use the current files. Open connections stay open when the files change.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None, metrics: Metrics):
         """Reads and checks the files.
 
         Args:
-            certificate: the certificate, followed by those that lead from it to an authority that clients know.
-            key: the private key of the first one, not encrypted.
-            client_ca: authorities, one of which must have signed a client's certificate. None asks clients for none.
-            metrics: where the certificate's expiry is shown, and files that can't be used are counted.
+            certificate: certificate of the server, then the intermediate certificates up to an authority that clients trust.
+            key: private key of the server's certificate, without a password.
+            client_ca: authorities; a client certificate must be signed by one. None asks for no client certificate.
+            metrics: shows when the certificate expires, and counts reloads that fail.
 
         Raises:
-            CredentialsError: a file can't be read or used.
+            CredentialsError: a file can't be read or is invalid.
         """
         self._paths = [certificate, key, *([client_ca] if client_ca else [])]
         self._metrics = metrics
-        self._files = CredentialFiles("tls", self._paths, self._take, metrics)
+        self._files = CredentialFiles("tls", self._paths, self._apply, metrics)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """What a gRPC server listens with; keep it for as long as the server lives."""
-        handed_over = self._configuration
+        """Returns credentials for a gRPC server, which must be referenced for as long as the server lives."""
+        current = self._configuration
 
-        def changed() -> grpc.ServerCertificateConfiguration | None:
-            """Called by gRPC before each handshake, on a thread of its own, so nothing is read or checked here."""
-            nonlocal handed_over
-            if handed_over is self._configuration:
+        def fetch_if_changed() -> grpc.ServerCertificateConfiguration | None:
+            """Runs before each handshake, on a gRPC thread, so it does no reading and no checking."""
+            nonlocal current
+            if current is self._configuration:
                 return None
-            handed_over = self._configuration
-            return handed_over
+            current = self._configuration
+            return current
 
         mutual = len(self._paths) == 3
-        return grpc.dynamic_ssl_server_credentials(handed_over, changed, mutual)  # type: ignore[arg-type] # None is allowed
+        return grpc.dynamic_ssl_server_credentials(current, fetch_if_changed, mutual)  # type: ignore[arg-type] # None is allowed
+
+    def poll(self) -> bool:
+        """Reloads the files if they have changed; returns False while they still change."""
+        return self._files.poll()
 
     async def watch(self, poll_seconds: float) -> None:
-        """Takes the files up again whenever they change, until it is cancelled."""
+        """Reloads the files whenever they change, until cancelled."""
         await self._files.watch(poll_seconds)
 
-    def _take(self, contents: Sequence[bytes]) -> None:
+    def _apply(self, contents: Sequence[bytes]) -> None:
         certificate, key, *authorities = contents
         expiry = _check_pair(self._paths, certificate, key)
         if authorities:
@@ -68,10 +72,15 @@ class TLS:
 
 
 def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
-    """What a client connects with: `ca` are the authorities it trusts; certificate and key are its own, for mutual TLS.
+    """Reads the credentials of a client.
+
+    Args:
+        ca: authorities that the client trusts, PEM.
+        certificate: certificate of the client, PEM, for mutual TLS.
+        key: private key of that certificate, PEM, without a password.
 
     Raises:
-        CredentialsError: a file can't be read or used.
+        CredentialsError: a file can't be read or is invalid.
     """
     authorities = read(ca)
     _check_authorities(ca, authorities)
@@ -83,46 +92,46 @@ def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | N
 
 
 def _check_pair(paths: Sequence[Path], certificate: bytes, key: bytes) -> float:
-    """When the certificate expires, Unix time. Raises CredentialsError unless it and its key can be used now."""
-    first = _blocks(paths[0], certificate, "CERTIFICATE")[0]
-    _blocks(paths[1], key, "PRIVATE KEY")
+    """Checks that a certificate and its key can be used now; returns the expiry, Unix time. Raises CredentialsError."""
+    first = _parse_blocks(paths[0], certificate, "CERTIFICATE")[0]
+    _parse_blocks(paths[1], key, "PRIVATE KEY")
 
-    def refuse() -> str:  # without it, OpenSSL would ask at the terminal
-        raise CredentialsError(f"{paths[1]} is encrypted; a key without a password is needed")
+    def refuse_password() -> str:  # without this callback, OpenSSL asks at the terminal
+        raise CredentialsError(f"{paths[1]} is encrypted, expected a key without a password")
 
     try:
-        with _file(certificate) as certificate_file, _file(key) as key_file:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_file, key_file, refuse)
+        with _in_memory(certificate) as certificate_file, _in_memory(key) as key_file:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_file, key_file, refuse_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CredentialsError(f"{paths[1]} is not the key of {paths[0]}") from error
         raise CredentialsError(f"{paths[0]} with {paths[1]} cannot be used: {error.reason or error}") from error
-    expiry = _expiry(ssl.PEM_cert_to_DER_cert(first.decode()))
+    expiry = _parse_expiry(ssl.PEM_cert_to_DER_cert(first.decode()))
     if expiry <= time.time():
-        raise CredentialsError(f"{paths[0]} has expired on {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M} UTC")
+        raise CredentialsError(f"{paths[0]} expired on {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M} UTC")
     return expiry
 
 
 def _check_authorities(path: Path, content: bytes) -> None:
-    blocks = _blocks(path, content, "CERTIFICATE")
+    blocks = _parse_blocks(path, content, "CERTIFICATE")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=b"\n".join(blocks).decode())
     except ssl.SSLError as error:
         raise CredentialsError(f"{path} cannot be used: {error.reason or error}") from error
 
 
-def _blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
-    """The PEM blocks of a file whose kind ends in `kind`. Raises CredentialsError if there is none, or one is cut off."""
+def _parse_blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
+    """Returns the PEM blocks whose label ends in `kind`. Raises CredentialsError if there is none, or a block is cut off."""
     blocks = list(_BLOCK.finditer(content))
     found = [block[0] for block in blocks if block[1].endswith(kind.encode())]
     if len(blocks) != content.count(b"-----BEGIN ") or not found:
-        raise CredentialsError(f"{path} holds no complete PEM block {kind}, or one that is cut off")
+        raise CredentialsError(f"{path} holds no complete PEM block {kind}, or a block that is cut off")
     return found
 
 
 @contextmanager
-def _file(content: bytes) -> Iterator[str]:
-    """A path at which OpenSSL, which reads no bytes, can read just these; they touch no disk."""
+def _in_memory(content: bytes) -> Iterator[str]:
+    """Puts bytes into a file in memory, for OpenSSL, which loads a certificate chain only from a path."""
     file = os.memfd_create("pem")
     try:
         path = Path(f"/proc/self/fd/{file}")
@@ -132,27 +141,27 @@ def _file(content: bytes) -> Iterator[str]:
         os.close(file)
 
 
-def _expiry(certificate: bytes) -> float:
-    """When a DER certificate that OpenSSL has accepted expires, Unix time.
+def _parse_expiry(certificate: bytes) -> float:
+    """Returns the expiry of a DER certificate that OpenSSL has accepted, Unix time.
 
-    Python's ssl tells it only of a peer's certificate, and one whose chain it could verify. Source: RFC 5280, 4.1.
+    Python's ssl shows the expiry only for a verified certificate of a peer. Source: RFC 5280, section 4.1.
     """
-    _, body, _ = _element(certificate)
-    _, rest, _ = _element(body)  # tbsCertificate
-    tag, _, after = _element(rest)
-    if tag == 0xA0:  # the version, which may be left out
+    _, body, _ = _parse_element(certificate)
+    _, rest, _ = _parse_element(body)  # tbsCertificate
+    tag, _, after = _parse_element(rest)
+    if tag == 0xA0:  # version, which is optional
         rest = after
     for _ in range(3):  # serialNumber, signature, issuer
-        _, _, rest = _element(rest)
-    _, validity, _ = _element(rest)
-    _, _, rest = _element(validity)  # notBefore
-    tag, text, _ = _element(rest)  # notAfter
-    year = "%y" if tag == 0x17 else "%Y"  # UTCTime, of the years 1950 to 2049; GeneralizedTime
+        _, _, rest = _parse_element(rest)
+    _, validity, _ = _parse_element(rest)
+    _, _, rest = _parse_element(validity)  # notBefore
+    tag, text, _ = _parse_element(rest)  # notAfter
+    year = "%y" if tag == 0x17 else "%Y"  # UTCTime, for 1950 to 2049; else GeneralizedTime
     return datetime.strptime(text.decode(), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-def _element(encoded: bytes) -> tuple[int, bytes, bytes]:
-    """The first DER element of `encoded`: its tag, its content, and what comes after it."""
+def _parse_element(encoded: bytes) -> tuple[int, bytes, bytes]:
+    """Splits DER into the tag of its first element, the content of that element, and the rest."""
     tag, length, start = encoded[0], encoded[1], 2
     if length >= 0x80:
         start += length - 0x80

@@ -1,98 +1,55 @@
-"""Who may call: bearer tokens, the roles that come with them, and how many images a second each client may send.
-
-The tokens are in a TOML file, which holds nothing that a caller could present:
-
-    [clients.sorter-7]
-    token_sha256 = "..."        # the SHA-256 of the token, 64 hexadecimal digits
-    roles = ["recognize"]
-    images_per_second = 5000
-"""
+"""Bearer tokens: who makes a call, which roles the client has, and how many images a second it may send."""
 
 import hashlib
 import hmac
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from serving.errors import PermissionDenied, RateLimited, Unauthenticated
+from serving.security import token_file
 from serving.security.credential_files import CredentialFiles, CredentialsError
 from serving.security.rate_limits import RateLimits
+from serving.security.token_file import ClientEntry, Role
 from serving.telemetry.metrics import Metrics
-
-Role = Literal["recognize", "truth", "admin"]
-"""What a client may do: have images read; report what they were; load and unload models."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
-# The same whatever is wrong with a token, so that trying tokens teaches nothing.
+# One message for every wrong token, so that a caller learns nothing by trying tokens.
 _UNAUTHENTICATED = "no valid token: this server asks for metadata `authorization: Bearer TOKEN`"
 
 
-class _Entry(BaseModel):
-    """What the file says of one client."""
-
-    # Not built before it is needed: most servers have no such file, and start sooner.
-    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
-
-    token_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
-    roles: Annotated[frozenset[Role], Field(min_length=1, strict=False)]
-    images_per_second: Annotated[float | None, Field(ge=0.001, allow_inf_nan=False)] = None
-
-
-class _Tokens(BaseModel):
-    """The whole file."""
-
-    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
-
-    clients: Annotated[
-        dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")], _Entry], Field(min_length=1)
-    ]
-
-    @model_validator(mode="after")
-    def _tell_clients_apart(self) -> "_Tokens":
-        names: dict[str, str] = {}
-        for name, entry in self.clients.items():
-            other = names.setdefault(entry.token_sha256.lower(), name)
-            if other != name:
-                raise ValueError(f"{other} and {name} have the same token")
-        return self
-
-
 class Client:
-    """One client, for as long as its token and its roles stand.
+    """A client, for as long as it keeps its token and its roles.
 
     Attributes:
-        name: its name in the file.
+        name: name in the token file.
         digest: SHA-256 of its token.
-        roles: what it may do.
-        revoked: its token was taken back, or a role of it; calls that are under way end too.
+        roles: its permissions.
+        revoked: True once its token, or one of its roles, was withdrawn; its open streams end then.
     """
 
-    def __init__(self, name: str, entry: _Entry, limits: "RateLimits"):
+    def __init__(self, name: str, entry: ClientEntry, limits: RateLimits):
         self.name = name
         self.digest = bytes.fromhex(entry.token_sha256)
         self.revoked = False
         self._limits = limits
-        self._slot = limits.slot(name)
+        self._slot = limits.find_slot(name)
         self.update(entry)
 
-    def update(self, entry: _Entry) -> None:
-        """Takes roles and limit from what the file says now."""
+    def update(self, entry: ClientEntry) -> None:
+        """Takes roles and rate limit from a changed token file."""
         self.roles = entry.roles
         self._images_per_second = entry.images_per_second
 
     def spend(self, images: int) -> None:
-        """Takes `images` off what the client may send.
+        """Charges `images` to the client's rate limit.
 
-        A client may send one second's worth at once. A call with more than that is taken when the client has sent nothing
-        for long enough, and is paid off afterwards: the rate holds on average, whatever the size of its calls.
+        A client may send the images of one second in one burst. A larger call is accepted when the client has been silent
+        for long enough, and charged in full afterwards: the average rate holds for calls of any size.
 
         Raises:
-            RateLimited: that would be too many, with the time after which it would not; nothing was taken off.
-            Unauthenticated: the client is no longer known, as may happen in the middle of a stream.
+            RateLimited: the limit is used up, and nothing was charged; the error has the time after which to retry.
+            Unauthenticated: the client was revoked, as may happen in the middle of a stream.
         """
         if self.revoked:
             raise Unauthenticated(_UNAUTHENTICATED)
@@ -104,45 +61,49 @@ class Client:
             raise RateLimited(message, retry_after_seconds=wait)
 
     def give_back(self, images: int) -> None:
-        """Puts back what `spend` took for images that were not read after all."""
+        """Refunds a `spend`, for images that were not read."""
         if self._images_per_second is not None:
             self._limits.give_back(self._slot, images / self._images_per_second)
 
 
-class Access:
-    """The clients of the token file."""
+class TokenAuthenticator:
+    """Authenticates calls against the clients of a token file."""
 
     def __init__(self, path: Path, metrics: Metrics, limits: Path | None = None):
-        """Reads the tokens.
+        """Reads the token file.
 
         Args:
-            path: the token file.
-            metrics: where it is counted that a changed file can't be used.
-            limits: a file, made where it is missing, in which the processes that serve together keep their rate limits; it
-                must not outlive a restart of the machine. None where one process serves alone.
+            path: token file.
+            metrics: counts reloads that fail.
+            limits: file of the rate limits, created if missing, for processes that serve together. It must not outlive a
+                restart of the machine. None for a process that serves alone.
 
         Raises:
-            CredentialsError: the file can't be read, or is not as it should be.
+            CredentialsError: the token file can't be read or is not valid, or `limits` can't be opened.
         """
         self._path = path
         self._clients: dict[str, Client] = {}
         self._limits = RateLimits(limits)
         try:
-            self._files = CredentialFiles("tokens", [path], self._take, metrics)
+            self._files = CredentialFiles("tokens", [path], self._apply, metrics)
         except CredentialsError:
             self._limits.close()
             raise
 
-    def admit(self, metadata: Metadata | None, role: Role | None) -> Client:
-        """The client that calls, by the metadata of its call; `role` is what the call needs, None when any client may.
+    def authenticate(self, metadata: Metadata | None, role: Role | None) -> Client:
+        """Returns the client that makes a call.
+
+        Args:
+            metadata: metadata of the call.
+            role: role that the call needs; None if any client may make it.
 
         Raises:
-            Unauthenticated: there is no token, or none that is known.
+            Unauthenticated: there is no token, or an unknown one.
             PermissionDenied: the client doesn't have the role.
         """
-        presented = hashlib.sha256(_token(metadata)).digest()
+        presented = hashlib.sha256(_parse_bearer_token(metadata)).digest()
         known = None
-        for client in self._clients.values():  # all of them, whichever it is: time must not tell where it was found
+        for client in self._clients.values():  # compares with every client: the time must not depend on the match
             if hmac.compare_digest(client.digest, presented):
                 known = client
         if known is None:
@@ -151,57 +112,38 @@ class Access:
             raise PermissionDenied(f"client {known.name} does not have the role {role}")
         return known
 
+    def poll(self) -> bool:
+        """Reloads the token file if it has changed; returns False while it still changes."""
+        return self._files.poll()
+
     async def watch(self, poll_seconds: float) -> None:
-        """Takes the file up again whenever it changes, until it is cancelled."""
+        """Reloads the token file whenever it changes, until cancelled."""
         await self._files.watch(poll_seconds)
 
     def close(self) -> None:
-        """Leaves the file of limits; no client may spend any more."""
+        """Closes the file of the rate limits; clients can't spend any more."""
         self._limits.close()
 
-    def _take(self, contents: Sequence[bytes]) -> None:
-        """Lets in those whom the file names, and nobody else. A client that keeps its token and its roles stays the same."""
-        entries = _parse(self._path, contents[0])
+    def _apply(self, contents: Sequence[bytes]) -> None:
+        """Replaces the clients by those of the file. A client that keeps its token and its roles stays the same object."""
+        entries = token_file.parse(self._path, contents[0])
         clients = {}
         for name, entry in entries.items():
             client = self._clients.get(name)
             if client is None or client.digest.hex() != entry.token_sha256.lower() or client.roles - entry.roles:
                 client = Client(name, entry, self._limits)
             clients[name] = client
-        for name, client in clients.items():  # from here nothing can fail
+        for name, client in clients.items():  # nothing below raises, so the switch is all or nothing
             client.update(entries[name])
         before, self._clients = self._clients, clients
         for name, client in before.items():
             client.revoked = clients.get(name) is not client
 
 
-def _token(metadata: Metadata | None) -> bytes:
-    """The token that a call carries; empty, which is no client's, where it carries none or anything else."""
+def _parse_bearer_token(metadata: Metadata | None) -> bytes:
+    """Extracts the token of a call; empty, which no client has, unless there is exactly one well-formed token."""
     values = [value for key, value in metadata or () if key == "authorization"]
     if len(values) != 1 or not isinstance(values[0], str) or not values[0].isascii():
         return b""
     scheme, _, token = values[0].partition(" ")
     return token.strip().encode() if scheme.lower() == "bearer" else b""
-
-
-_NO_TOKEN = hashlib.sha256(b"").hexdigest()
-
-
-def _parse(path: Path, content: bytes) -> dict[str, _Entry]:
-    """What a token file says, by client. Raises CredentialsError with all that is wrong with it, but without its values."""
-    try:
-        tables: dict[str, Any] = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise CredentialsError(f"{path} is no TOML: {error}") from error
-    try:
-        clients = _Tokens.model_validate(tables).clients
-    except ValidationError as error:
-        mistakes = [
-            ": ".join(filter(None, (".".join(map(str, mistake["loc"])), mistake["msg"])))
-            for mistake in error.errors(include_input=False, include_url=False)
-        ]
-        raise CredentialsError(f"{path}: {'; '.join(mistakes)}") from None
-    for name, entry in clients.items():
-        if entry.token_sha256.lower() == _NO_TOKEN:
-            raise CredentialsError(f"{path}: clients.{name}.token_sha256: that is the SHA-256 of nothing, not of a token")
-    return clients

@@ -119,7 +119,7 @@ def test_a_lexicon_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     found = check("--lexicons", str(tmp_path))
     assert found.returncode == 1
     assert found.stderr == (
-        f"digits check: the lexicon {tmp_path}/zip.txt, line 2: '9O210' is no code, expected 1 to 18 digits\n"
+        f"digits check: the lexicon {tmp_path}/zip.txt, line 2: '9O210' is not a code, expected 1 to 18 digits\n"
     )
 
 

@@ -61,7 +61,7 @@ def test_an_id_that_was_forged_or_spoilt_is_refused_at_any_byte() -> None:
     for place in range(len(content)):
         spoilt = bytearray(content)
         spoilt[place] ^= 1
-        with pytest.raises(InvalidRequest, match=r"is no recognition id|its signature is wrong"):
+        with pytest.raises(InvalidRequest, match=r"is not a recognition id|its signature is wrong"):
             ids.read(base64.urlsafe_b64encode(bytes(spoilt)).decode().rstrip("="))
     for forged in (issue(RecognitionIds()), issue(RecognitionIds([OTHER]))):
         with pytest.raises(InvalidRequest, match="its signature is wrong"):
@@ -84,13 +84,13 @@ def test_an_id_of_what_cannot_have_been_answered_is_refused(
 ) -> None:
     ids = RecognitionIds()
     about = (bytes(digits), bytes(decisions), audited, [1.0] * len(decisions))
-    with pytest.raises(InvalidRequest, match="is no recognition id"):
+    with pytest.raises(InvalidRequest, match="is not a recognition id"):
         ids.read(ids.issue(Recognized("digits", "1", of_field, *about)))
 
 
 @pytest.mark.parametrize("text", ["", "x", "????", "AAAA", "A" * 200, "ä" * 40, "AQAA" * 1000])
 def test_what_is_no_id_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no recognition id"):
+    with pytest.raises(InvalidRequest, match="is not a recognition id"):
         RecognitionIds().read(text)
 
 

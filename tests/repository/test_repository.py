@@ -6,56 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from numpy.typing import NDArray
 
 from serving.api import digits
 from serving.errors import LoadFailed, ModelNotReady, UnknownModel
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.process.server import Server
-from serving.repository.routing import Routing, RoutingError
 from serving.repository.versions import RepositoryError
 from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+from tests.repository.rollout import Images, index, recognize_all, stable_version, until_refused, until_stable
 from tests.support.model_files import place, publish, publish_shifted
 
-Images = NDArray[np.uint8]
 
-
-async def answers(server: Server, images: Images, **request: Any) -> list[pb.RecognizeResponse]:
-    """The answers to one call an image."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        stub = DigitServiceStub(channel)
-        calls = [stub.Recognize(pb.RecognizeRequest(image=image.tobytes(), **request), timeout=TIMEOUT) for image in images]
-        return list(await asyncio.gather(*calls))
-
-
-def index(server: Server) -> dict[tuple[str, str], tuple[str, str]]:
-    """State and reason of every version."""
-    return {(entry.name, entry.version): (entry.state, entry.reason) for entry in server.repository.index()}
-
-
-async def serves(server: Server, version: str) -> None:
-    """Waits until a version is stable."""
-    async with asyncio.timeout(TIMEOUT):
-        while server.repository.answering()[0].version != version:
-            await asyncio.sleep(0.01)
-
-
-async def refuses(server: Server, reason: str) -> None:
-    await until(server.metrics.registry, "digits_model_refused", 1, reason=reason)
-
-
-def route(models: Path, text: str) -> None:
-    models.joinpath("digits", "new").write_text(text)
-    models.joinpath("digits", "new").rename(models / "digits" / "routing.toml")
-
-
-async def test_a_new_version_takes_over_while_calls_go_on_and_none_is_lost(
+async def test_a_new_version_takes_over_under_load_and_no_call_is_lost(
     start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
@@ -82,25 +48,25 @@ async def test_a_new_version_takes_over_while_calls_go_on_and_none_is_lost(
     assert index(server) == {("digits", "1"): ("UNAVAILABLE", "it has no role"), ("digits", "2"): ("READY", "stable")}
 
 
-async def test_a_broken_version_is_refused_with_its_reason_while_the_old_one_serves(
+async def test_a_broken_version_is_refused_with_a_reason_and_the_old_serves(
     start_server: StartServer, images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(tmp_path, 1)
     server = await start_server(None, models=tmp_path, poll_seconds=0.02)
     place(tmp_path, 2).write_bytes(b"no model")
-    await refuses(server, "unreadable")
+    await until_refused(server, "unreadable")
     state, reason = index(server)["digits", "2"]
     assert state == "UNAVAILABLE"
     assert reason.startswith("cannot be loaded: ")
-    assert str(tmp_path) not in reason, "a caller is told no path"
+    assert str(tmp_path) not in reason, "callers must not see paths"
     assert str(tmp_path / "digits" / "2") in caplog.text
-    assert [answer.model_version for answer in await answers(server, images[:2])] == ["1", "1"]
-    publish(tmp_path, 2)  # mended
-    await serves(server, "2")
+    assert [answer.model_version for answer in await recognize_all(server, images[:2])] == ["1", "1"]
+    publish(tmp_path, 2)  # repaired
+    await until_stable(server, "2")
     assert value(server.metrics.registry, "digits_model_refused") == 0
 
 
-async def test_after_a_restart_the_highest_sound_version_serves(
+async def test_after_a_restart_the_highest_valid_version_serves(
     start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
@@ -108,36 +74,36 @@ async def test_after_a_restart_the_highest_sound_version_serves(
     place(tmp_path, 3).write_bytes(publish(tmp_path, 4).read_bytes()[:1000])
     place(tmp_path, 4).write_bytes(b"")
     server = await start_server(None, models=tmp_path)
-    assert server.repository.route().version == "2"
+    assert stable_version(server) == "2"
     assert value(server.metrics.registry, "digits_model_refused", reason="unreadable") == 2
 
 
-async def test_a_file_overwritten_with_rubbish_or_deleted_while_it_serves_changes_no_answer(
+async def test_a_serving_file_overwritten_or_deleted_changes_no_answer(
     start_server: StartServer, model: Model, images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(tmp_path, 1)
     file = publish(tmp_path, 2)
     server = await start_server(None, models=tmp_path, poll_seconds=0.02)
     expected = model.predict(images[:50]).argmax(axis=1).tolist()
-    file.write_bytes(b"rubbish")
-    await refuses(server, "unreadable")
-    assert [answer.digit for answer in await answers(server, images[:50])] == expected
+    file.write_bytes(b"not a model")
+    await until_refused(server, "unreadable")
+    assert [answer.digit for answer in await recognize_all(server, images[:50])] == expected
     assert index(server)["digits", "2"][0] == "READY"
     assert "stable; the file as it is now cannot be loaded" in index(server)["digits", "2"][1]
     shutil.rmtree(tmp_path / "digits")
     await until(server.metrics.registry, "digits_model_refused", 0)
-    after = await answers(server, images[:50])
+    after = await recognize_all(server, images[:50])
     assert [answer.digit for answer in after] == expected
     assert {answer.model_version for answer in after} == {"2"}
     assert index(server) == {("digits", "2"): ("READY", "stable; its file is gone from the repository")}
     shutil.rmtree(tmp_path)
     async with asyncio.timeout(TIMEOUT):
-        while "cannot be read: No such file or directory; what is loaded goes on" not in caplog.text:
+        while "cannot be read: No such file or directory; loaded models keep serving" not in caplog.text:
             await asyncio.sleep(0.01)
-    assert len(await answers(server, images[:1])) == 1
+    assert len(await recognize_all(server, images[:1])) == 1
 
 
-async def test_a_file_that_is_still_being_written_is_left_alone(
+async def test_a_file_is_not_loaded_while_it_is_being_written(
     start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = publish(tmp_path, 1).read_bytes()
@@ -149,158 +115,17 @@ async def test_a_file_that_is_still_being_written_is_left_alone(
             await server.repository.refresh()
     await server.repository.refresh()
     await server.repository.refresh()
-    assert server.repository.route().version == "2"
+    assert stable_version(server) == "2"
     assert "refused" not in caplog.text
 
 
-async def test_a_version_taken_away_hands_over_to_the_one_before(start_server: StartServer, tmp_path: Path) -> None:
+async def test_a_deleted_version_is_replaced_by_the_one_before(start_server: StartServer, tmp_path: Path) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2)
     server = await start_server(None, models=tmp_path, poll_seconds=0.02)
-    assert server.repository.route().version == "2"
+    assert stable_version(server) == "2"
     shutil.rmtree(tmp_path / "digits" / "2")
-    await serves(server, "1")
-
-
-async def test_a_pinned_version_serves_and_newer_ones_wait(start_server: StartServer, tmp_path: Path) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1")
-    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
-    assert server.repository.route().version == "1"
-    route(tmp_path, "stable = 2")
-    await serves(server, "2")
-    route(tmp_path, "stable = 7")
-    await refuses(server, "missing")
-    assert server.repository.route().version == "2"
-
-
-async def test_a_canary_of_ten_percent_answers_ten_percent(
-    start_server: StartServer, images: Images, tmp_path: Path
-) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 10")
-    server = await start_server(None, models=tmp_path)
-    assert index(server) == {("digits", "1"): ("READY", "stable"), ("digits", "2"): ("READY", "canary")}
-    seen: Counter[str] = Counter()
-    for _ in range(4):
-        seen.update(answer.model_version for answer in await answers(server, images))
-    share = seen["2"] / seen.total()
-    assert seen.total() == 4000
-    assert 0.1 - 5 * 0.0047 < share < 0.1 + 5 * 0.0047, "five standard deviations of a share of 0.1 among 4,000"
-    assert value(server.metrics.registry, "digits_predictions_total", version="2") == seen["2"]
-
-
-async def test_a_key_always_gets_the_same_version_and_keys_are_spread_as_asked(
-    start_server: StartServer, images: Images, tmp_path: Path
-) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 30")
-    server = await start_server(None, models=tmp_path)
-    for key in ("sorter-1", "sorter-2", "sorter-3", "sorter-4", "sorter-5"):
-        assert len({answer.model_version for answer in await answers(server, images[:30], key=key)}) == 1
-    versions = Counter(server.repository.route(key=f"piece {n}").version for n in range(10_000))
-    assert 0.27 < versions["2"] / 10_000 < 0.33
-    assert [server.repository.route(key=f"piece {n}").version for n in range(20)] == list("12111112121221211111")
-
-
-async def test_a_shadow_that_disagrees_is_counted_and_never_answers(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
-) -> None:
-    publish(tmp_path, 1)
-    publish_shifted(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
-    server = await start_server(None, models=tmp_path)
-    got = await answers(server, images[:200])
-    assert [answer.digit for answer in got] == model.predict(images[:200]).argmax(axis=1).tolist()
-    assert {answer.model_version for answer in got} == {"1"}
-    await until(server.metrics.registry, "digits_shadow_images_total", 200, version="2", outcome="disagreed")
-    assert value(server.metrics.registry, "digits_shadow_images_total") == 200
-    assert index(server)["digits", "2"] == ("UNAVAILABLE", "shadow")
-    with pytest.raises(UnknownModel, match="version '2' of model 'digits' doesn't answer here"):
-        server.repository.route(version="2")
-
-
-async def test_a_shadow_is_compared_on_what_shows_ink(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
-) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
-    server = await start_server(None, models=tmp_path)
-    some_blank = images[:50].copy()
-    some_blank[::5] = 0
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-        request = pb.RecognizeBatchRequest(images=some_blank.tobytes())
-        answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
-    assert len(answer.digits) == 50
-    registry = server.metrics.registry
-    await until(registry, "digits_shadow_images_total", 40, outcome="agreed")
-    assert value(registry, "digits_shadow_images_total") == value(registry, "digits_predictions_total") == 40
-
-
-async def test_a_shadow_that_agrees_is_counted_as_that_and_one_that_falls_behind_skips(
-    start_server: StartServer, images: Images, tmp_path: Path
-) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[shadow]\nversion = 2")
-    server = await start_server(None, models=tmp_path, max_batch_size=1, instances=1)
-    await asyncio.gather(*(answers(server, images[:100]) for _ in range(5)))
-    registry = server.metrics.registry
-    async with asyncio.timeout(TIMEOUT):
-        while value(registry, "digits_shadow_images_total") < 500:
-            await asyncio.sleep(0.01)
-    assert value(registry, "digits_shadow_images_total", outcome="agreed") > 0
-    assert value(registry, "digits_shadow_images_total", outcome="skipped") > 0
-    assert value(registry, "digits_shadow_images_total", outcome="disagreed") == 0
-
-
-async def test_a_canary_becomes_stable_without_being_loaded_again(start_server: StartServer, tmp_path: Path) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 50")
-    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
-    canary = server.repository.answering()[1]
-    route(tmp_path, "stable = 2")
-    await serves(server, "2")
-    assert server.repository.answering() == [canary]
-    assert value(server.metrics.registry, "digits_model_role", version="2", role="canary") == 0
-    assert value(server.metrics.registry, "digits_model_role", version="2", role="stable") == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "mistake"),
-    [
-        ("stable = 'newest'", "stable: Input should be a valid integer"),
-        ("stable = 1\n[canary]\nversion = 1\npercent = 5", "a version can have one role only"),
-        ("stable = 1\n[canary]\nversion = 2\npercent = 101", "canary.percent: Input should be less than or equal to 100"),
-        ("[canary]\nversion = 2", "canary.percent: Field required"),
-        ("[shadow]\nversion = 2", "beside a canary or a shadow, stable must be named"),
-        ("canry = 3", "canry: Extra inputs are not permitted"),
-        ("stable =", "Invalid value (at end of document)"),
-        ("stable = " + "1" * 5000, "Exceeds the limit"),
-        ("x = " + "[" * 20_000, "recursion"),
-    ],
-)
-async def test_a_routing_that_cannot_be_followed_is_told_and_the_one_before_stays(
-    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, mistake: str
-) -> None:
-    with pytest.raises(RoutingError, match=mistake.replace("(", r"\(").replace(")", r"\)")):
-        Routing.parse(text)
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1")
-    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
-    route(tmp_path, text)
-    await refuses(server, "routing")
-    assert mistake in caplog.text
-    assert server.repository.route().version == "1"
-    route(tmp_path, "stable = 2")
-    await serves(server, "2")
-    assert value(server.metrics.registry, "digits_model_refused") == 0
+    await until_stable(server, "1")
 
 
 async def test_several_models_serve_side_by_side(
@@ -311,36 +136,37 @@ async def test_several_models_serve_side_by_side(
     (tmp_path / "other" / "digits").rename(tmp_path / "shifted")
     (tmp_path / "other").rmdir()
     server = await start_server(None, models=tmp_path)
-    read = model.predict(images[:20]).argmax(axis=1)
-    assert [answer.digit for answer in await answers(server, images[:20])] == read.tolist()
-    assert [answer.digit for answer in await answers(server, images[:20], model="shifted")] == ((read + 1) % 10).tolist()
+    expected = model.predict(images[:20]).argmax(axis=1)
+    assert [answer.digit for answer in await recognize_all(server, images[:20])] == expected.tolist()
+    shifted = await recognize_all(server, images[:20], model="shifted")
+    assert [answer.digit for answer in shifted] == ((expected + 1) % 10).tolist()
     assert value(server.metrics.registry, "digits_predictions_total", model="shifted", version="7") == 20
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await answers(server, images[:1], model="letters")
+        await recognize_all(server, images[:1], model="letters")
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
     assert refusal.value.details() == "there is no model 'letters'"
 
 
-async def test_an_unloaded_model_answers_what_it_has_and_then_no_more_until_it_is_loaded(
+async def test_an_unloaded_model_drains_and_answers_again_once_loaded(
     start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
     server = await start_server(None, models=tmp_path)
-    waiting = [asyncio.create_task(server.repository.route().batcher.submit(images.tobytes())) for _ in range(4)]
-    await asyncio.sleep(0)  # they are in the queue
+    waiting = [asyncio.create_task(server.repository.catalog.route().batcher.submit(images.tobytes())) for _ in range(4)]
+    await asyncio.sleep(0)  # lets them reach the queue
     await server.repository.unload("digits")
     assert [len(task.result().rows) for task in waiting] == [len(images)] * 4
     with pytest.raises(ModelNotReady):
-        server.repository.route()
+        server.repository.catalog.route()
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await answers(server, images[:1])
+        await recognize_all(server, images[:1])
     assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
     assert index(server) == {("digits", "1"): ("UNAVAILABLE", "unloaded")}
     await server.repository.refresh()
     with pytest.raises(ModelNotReady):
-        server.repository.route()
+        server.repository.catalog.route()
     await server.repository.load("digits")
-    assert len(await answers(server, images[:1])) == 1
+    assert len(await recognize_all(server, images[:1])) == 1
 
 
 async def test_readiness_follows_the_default_model(start_server: StartServer, tmp_path: Path) -> None:
@@ -357,11 +183,11 @@ async def test_readiness_follows_the_default_model(start_server: StartServer, tm
         watch.cancel()
 
 
-async def test_loading_says_what_is_wrong_and_what_goes_on(start_server: StartServer, tmp_path: Path) -> None:
+async def test_a_failed_load_names_the_reason_and_the_version_that_serves(start_server: StartServer, tmp_path: Path) -> None:
     publish(tmp_path, 1)
     server = await start_server(None, models=tmp_path, poll_seconds=1000)
     place(tmp_path, 2).write_bytes(b"no model")
-    with pytest.raises(LoadFailed, match=r"version 2 cannot be loaded: .*; version 1 goes on$"):
+    with pytest.raises(LoadFailed, match=r"version 2 cannot be loaded: .*; version 1 keeps serving$"):
         await server.repository.load("digits")
     with pytest.raises(UnknownModel):
         await server.repository.load("letters")
@@ -369,54 +195,22 @@ async def test_loading_says_what_is_wrong_and_what_goes_on(start_server: StartSe
         await server.repository.unload("letters")
     publish(tmp_path, 2)
     await server.repository.load("digits")
-    assert server.repository.route().version == "2"
+    assert stable_version(server) == "2"
 
 
-async def test_a_repository_without_a_sound_default_model_is_refused_with_every_reason(
-    start_server: StartServer, tmp_path: Path
-) -> None:
+async def test_without_a_valid_default_model_the_start_fails_with_reasons(start_server: StartServer, tmp_path: Path) -> None:
     place(tmp_path, 1).write_bytes(b"no model")
     place(tmp_path, 2).write_bytes(b"")
     with pytest.raises(RepositoryError, match=r"2/model.onnx cannot be loaded.*1/model.onnx cannot be loaded"):
         await start_server(None, models=tmp_path)
 
 
-async def test_a_routing_that_is_being_rewritten_is_left_alone(start_server: StartServer, tmp_path: Path) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    route(tmp_path, "stable = 1")
-    server = await start_server(None, models=tmp_path, poll_seconds=1000)
-    for text in ("", "stable = 2\n[canary]\nversion", "stable = 1\n[shadow]\nversion = 2"):  # cut off twice, then whole
-        (tmp_path / "digits" / "routing.toml").write_text(text)
-        await server.repository.refresh()
-        assert [loaded.version for loaded in server.repository.answering()] == ["1"]
-    assert value(server.metrics.registry, "digits_model_refused") == 0
-    await server.repository.refresh()
-    assert index(server)["digits", "2"] == ("UNAVAILABLE", "shadow")
-    (tmp_path / "digits" / "routing.toml").unlink()
-    await server.repository.refresh()
-    assert server.repository.route().version == "1"
-    await server.repository.refresh()
-    assert server.repository.route().version == "2"
-
-
-@pytest.mark.parametrize("rubbish", [b"stable = one", b"stable = 1 # \xff"])
-async def test_a_start_with_a_routing_that_cannot_be_followed_is_refused(
-    start_server: StartServer, tmp_path: Path, rubbish: bytes
-) -> None:
-    publish(tmp_path, 1)
-    publish(tmp_path, 2)
-    (tmp_path / "digits" / "routing.toml").write_bytes(rubbish)
-    with pytest.raises(RepositoryError, match=r"digits/routing\.toml: "):
-        await start_server(None, models=tmp_path)
-
-
-async def test_a_repository_that_cannot_be_read_is_refused(start_server: StartServer, tmp_path: Path) -> None:
+async def test_an_unreadable_repository_fails_the_start(start_server: StartServer, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="nowhere cannot be read: No such file or directory"):
         await start_server(None, models=tmp_path / "nowhere")
 
 
-async def test_a_file_that_breaks_in_a_way_nobody_thought_of_is_refused_and_the_watch_goes_on(
+async def test_an_unforeseen_fault_in_a_file_is_refused_and_polling_continues(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
@@ -424,50 +218,31 @@ async def test_a_file_that_breaks_in_a_way_nobody_thought_of_is_refused_and_the_
     whole = onnx.load(publish(tmp_path / "aside", 2))
     (recipe,) = (entry.value.encode() for entry in whole.metadata_props if entry.key == "recipe")
     broken = whole.SerializeToString().replace(recipe, b"\xff" * len(recipe))
-    place(tmp_path, 2).write_bytes(broken)  # metadata that are no UTF-8
-    await refuses(server, "unreadable")
+    place(tmp_path, 2).write_bytes(broken)  # metadata that is not UTF-8
+    await until_refused(server, "unreadable")
     assert index(server)["digits", "2"][1].startswith("cannot be loaded: ")
     publish(tmp_path, 3)
-    await serves(server, "3")
+    await until_stable(server, "3")
 
 
-async def test_whoever_is_no_longer_stable_hands_nothing_to_the_shadow(
-    start_server: StartServer, images: Images, tmp_path: Path
-) -> None:
-    for version in (1, 2, 3):
-        publish(tmp_path, version)
-    route(tmp_path, "stable = 1\n[canary]\nversion = 2\npercent = 100\n[shadow]\nversion = 3")
-    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
-    route(tmp_path, "stable = 2\n[canary]\nversion = 1\npercent = 100\n[shadow]\nversion = 3")
-    await serves(server, "2")
-    assert {answer.model_version for answer in await answers(server, images[:50])} == {"1"}
-    stable, canary = server.repository.answering()
-    assert (stable.shadow is None, canary.shadow is None) == (False, True)
-    assert value(server.metrics.registry, "digits_shadow_images_total") == 0, "the canary's answers are not compared"
-    route(tmp_path, "stable = 2")
-    await until(server.metrics.registry, "digits_model_role", 0, role="shadow")
-    assert server.repository.answering() == [stable]
-    assert stable.shadow is None
-
-
-async def test_an_unload_goes_on_when_the_caller_who_asked_for_it_gives_up(
+async def test_an_unload_completes_when_its_caller_gives_up(
     start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
     server = await start_server(gated, instances=1)
-    running = asyncio.create_task(server.repository.route().batcher.submit(images[:1].tobytes()))
+    running = asyncio.create_task(server.repository.catalog.route().batcher.submit(images[:1].tobytes()))
     await gated.run_starts()
     unloading = asyncio.create_task(server.repository.unload("digits"))
     async with asyncio.timeout(TIMEOUT):
-        while server.repository.answering():
+        while server.repository.catalog.answering():
             await asyncio.sleep(0)
     unloading.cancel()
     gated.open()
     assert len((await running).rows) == 1
     await server.repository.load("digits")
-    assert len((await server.repository.route().batcher.submit(images[:1].tobytes())).rows) == 1
+    assert len((await server.repository.catalog.route().batcher.submit(images[:1].tobytes())).rows) == 1
 
 
-async def test_a_version_written_anew_is_told_as_it_is_now(start_server: StartServer, tmp_path: Path) -> None:
+async def test_a_rewritten_version_shows_its_new_metadata(start_server: StartServer, tmp_path: Path) -> None:
     file = publish(tmp_path, 1)
     server = await start_server(None, models=tmp_path, poll_seconds=0.02)
     model = onnx.load(file)
@@ -477,15 +252,15 @@ async def test_a_version_written_anew_is_told_as_it_is_now(start_server: StartSe
     assert value(server.metrics.registry, "digits_model_info") == 1
 
 
-async def test_a_directory_that_is_no_name_or_cannot_be_read_keeps_nobody_from_serving(
+async def test_an_invalid_name_or_routing_of_one_model_stops_no_other_model(
     start_server: StartServer, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
-    unspeakable = os.fsencode(tmp_path) + b"/\xff\xfe"
-    shutil.copytree(tmp_path / "digits", os.fsdecode(unspeakable))
+    not_utf8 = os.fsencode(tmp_path) + b"/\xff\xfe"
+    shutil.copytree(tmp_path / "digits", os.fsdecode(not_utf8))
     publish(tmp_path, 1, "other")
     (tmp_path / "other" / "routing.toml").mkdir()
     server = await start_server(None, models=tmp_path)
     assert index(server) == {("digits", "1"): ("READY", "stable"), ("other", "1"): ("UNAVAILABLE", "it has no role")}
-    assert len(await answers(server, images[:1])) == 1
+    assert len(await recognize_all(server, images[:1])) == 1
     assert value(server.metrics.registry, "digits_model_refused", model="other", reason="routing") == 1

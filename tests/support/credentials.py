@@ -1,4 +1,4 @@
-"""Made-up tokens, certificates and authorities, for tests of what protects the service."""
+"""Tokens, certificates and authorities for the tests of security."""
 
 import datetime
 import hashlib
@@ -11,11 +11,11 @@ import trustme
 from serving.security.tls import TLS
 from serving.telemetry.metrics import Metrics
 
-TOKEN = "b2f6c1e0a4"  # noqa: S105 # a made-up one
+TOKEN = "b2f6c1e0a4"  # noqa: S105 # known to the tests only
 
 
 def entry(name: str, token: str = TOKEN, roles: str = '"recognize"', more: str = "") -> str:
-    """A client's table in a token file."""
+    """Returns the table of one client in a token file."""
     digest = hashlib.sha256(token.encode()).hexdigest()
     return f'[clients.{name}]\ntoken_sha256 = "{digest}"\nroles = [{roles}]\n{more}\n'
 
@@ -26,7 +26,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 @dataclass
 class Files:
-    """A server's TLS files in a directory of its own."""
+    """TLS files of a server, in one directory."""
 
     directory: Path
 
@@ -64,7 +64,7 @@ def root(authority: trustme.CA) -> bytes:
 
 
 def issue(authority: trustme.CA, days: float = 30) -> trustme.LeafCert:
-    """A certificate for 127.0.0.1, that expires in so many days."""
+    """Issues a certificate for 127.0.0.1 and localhost; negative `days` make it expired."""
     now = datetime.datetime.now(datetime.UTC)
     before, after = now - datetime.timedelta(days=60), now + datetime.timedelta(days=days)
     return authority.issue_cert("127.0.0.1", "localhost", not_before=before, not_after=after)

@@ -1,4 +1,4 @@
-"""Model files for the tests: the bundled one, published as it is or changed."""
+"""Model files for the tests: copies of the bundled model, unchanged or with a fault."""
 
 import shutil
 from pathlib import Path
@@ -15,21 +15,21 @@ def bundled() -> Path:
 
 
 def place(models: Path, version: int, name: str = "digits") -> Path:
-    """Where a version's file goes, its directory made."""
+    """Creates the directory of a version; returns the path for its model file."""
     file = models / name / str(version) / "model.onnx"
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
 
 def publish(models: Path, version: int, name: str = "digits") -> Path:
-    """The bundled model as another version."""
+    """Publishes the bundled model as a version, by an atomic rename."""
     file = place(models, version, name)
     shutil.copyfile(bundled(), file.with_name("new"))
     return file.with_name("new").rename(file)
 
 
 def publish_shifted(models: Path, version: int) -> Path:
-    """A version that is sound, and says of every digit that it is the next one."""
+    """Publishes a valid version that takes every digit for the next one."""
     model = onnx.load(bundled())
     model.graph.initializer.append(helper.make_tensor("before", TensorProto.INT64, [10], [(n - 1) % 10 for n in range(10)]))
     for output in ("logits", "probabilities"):
@@ -41,13 +41,13 @@ def publish_shifted(models: Path, version: int) -> Path:
 
 
 def publish_breakable(models: Path, version: int) -> Path:
-    """A version that fails inside ONNX Runtime on a run with an all-white image in it."""
-    # index 1 is out of bounds
+    """Publishes a version that fails inside ONNX Runtime on every run that contains an all-white image."""
+    # `one` has one element, so index 1 is out of bounds.
     return _publish_with_factor(models, version, [helper.make_node("Gather", ["one", "white"], ["factor"])])
 
 
 def publish_unsound(models: Path, version: int) -> Path:
-    """A version that gives NaN, and no error, for an all-white image."""
+    """Publishes a version that returns NaN, without an error, for an all-white image."""
     nodes = [
         helper.make_node("Cast", ["white"], ["white_number"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["one", "white_number"], ["sound"]),
@@ -57,7 +57,13 @@ def publish_unsound(models: Path, version: int) -> Path:
 
 
 def _publish_with_factor(models: Path, version: int, nodes: list[onnx.NodeProto]) -> Path:
-    """Multiplies the probabilities by `factor`, (N,), that `nodes` make of `white`, (N,) int64, 1 for an all-white image."""
+    """Publishes a version that multiplies its probabilities by a factor per image.
+
+    Args:
+        models: model repository.
+        version: version number.
+        nodes: compute `factor`, (N,) float, from `white`, (N,) int64, which is 1 for an all-white image.
+    """
     model = onnx.load(bundled())
     rename_output(model, "probabilities", "true_probabilities")
     model.graph.initializer.extend(
@@ -85,9 +91,9 @@ def _publish_with_factor(models: Path, version: int, nodes: list[onnx.NodeProto]
 
 
 def rename_output(model: onnx.ModelProto, name: str, to: str) -> None:
-    """Renames what a node calls `name`, so that another node can make the graph's output of that name."""
+    """Renames a tensor in every node, so that a new node can produce the graph's output of the old name."""
     for node in model.graph.node:
         for names in (node.input, node.output):
-            for place, used in enumerate(names):
+            for index, used in enumerate(names):
                 if used == name:
-                    names[place] = to
+                    names[index] = to

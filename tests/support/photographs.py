@@ -1,4 +1,4 @@
-"""Photographs of digits: what a camera over a conveyor might have made of images that are framed already."""
+"""Photographs of digits, synthesized from framed images as a camera over a conveyor might take them."""
 
 import io
 
@@ -14,14 +14,17 @@ Images = NDArray[np.uint8]
 def photograph(
     image: Images, random: np.random.Generator, *, light_ink: bool = False, lines: int = 0, specks: int = 0
 ) -> bytes:
-    """A JPEG of a digit somewhere on unevenly lit, grainy paper.
+    """Draws a digit at a random position on unevenly lit, grainy paper.
 
     Args:
         image: (28, 28) uint8, 0 paper, 255 ink.
-        random: decides size, place, light and pen.
-        light_ink: on dark paper.
-        lines: ruling lines, anywhere, through the digit too.
-        specks: of dirt.
+        random: draws size, position, light and pen.
+        light_ink: True for light ink on dark paper.
+        lines: number of ruling lines, at random positions, which may cross the digit.
+        specks: number of specks of dirt.
+
+    Returns:
+        A JPEG file of 90x140 pixels.
     """
     scale = random.uniform(2, 3)
     side, margin = int(28 * scale), int(4 * scale)
@@ -43,7 +46,7 @@ def photograph(
 
 
 def cut_out(image: Images, random: np.random.Generator) -> bytes:
-    """A PNG of a digit cut out so closely that it touches every edge."""
+    """Draws a digit that touches every edge of the photo; returns a PNG file."""
     side = int(28 * random.uniform(2, 4))
     ink = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
     rows, columns = (np.flatnonzero((ink > 60).any(axis=axis)) for axis in (1, 0))
@@ -52,12 +55,12 @@ def cut_out(image: Images, random: np.random.Generator) -> bytes:
 
 
 def encode(grey: Images, form: str, **options: int) -> bytes:
-    """(height, width) uint8 as a file."""
+    """Encodes (height, width) uint8 grey levels as an image file."""
     content = io.BytesIO()
     Image.fromarray(grey).save(content, form, **options)
     return content.getvalue()
 
 
 def _grey(paper: NDArray[np.float64], ink: NDArray[np.float64], pen: float, *, light_ink: bool = False) -> Images:
-    seen = paper * (1 - ink) + pen * ink
-    return np.clip(255 - seen if light_ink else seen, 0, 255).astype(np.uint8)
+    dark = paper * (1 - ink) + pen * ink
+    return np.clip(255 - dark if light_ink else dark, 0, 255).astype(np.uint8)

@@ -1,0 +1,129 @@
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.errors import Stopping
+from serving.inference.model import Model
+from serving.repository.catalog import Loaded, ServedModel
+from serving.repository.loader import Loader, OpenModel
+from serving.repository.versions import ModelVersion, latest
+from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+from tests.conftest import TIMEOUT, GatedModel, value
+from tests.repository.rollout import Images
+from tests.support.model_files import place, publish
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def loader(metrics: Metrics, open_model: OpenModel = Model, **settings: Any) -> Loader:
+    return Loader(Settings(instances=1, **settings), metrics, open_model)
+
+
+async def load(loader: Loader, source: ModelVersion) -> Loaded:
+    loaded = await loader.load(ServedModel("digits"), source)
+    assert loaded
+    return loaded
+
+
+async def test_a_loaded_version_answers_and_carries_its_source(metrics: Metrics, images: Images, tmp_path: Path) -> None:
+    publish(tmp_path, 7)
+    source, opener = latest(tmp_path), loader(metrics)
+    loaded = await load(opener, source)
+    assert (loaded.name, loaded.version, loaded.source) == ("digits", "7", source)
+    assert len((await loaded.batcher.submit(images[:3].tobytes())).rows) == 3
+    assert await opener.close([loaded], TIMEOUT) == 0
+
+
+async def test_an_invalid_file_is_refused_until_the_refusal_is_forgotten(metrics: Metrics, tmp_path: Path) -> None:
+    place(tmp_path, 7).write_bytes(b"no model")
+    source, opener, model = latest(tmp_path), loader(metrics), ServedModel("digits")
+    assert await opener.load(model, source) is None
+    assert model.loading is None
+    assert model.refused[7].source == source
+    assert model.refused[7].reason.startswith("cannot be loaded: ")
+    refused = {"model": "digits", "version": "7", "reason": "unreadable"}
+    assert value(metrics.registry, "digits_model_refused", **refused) == 1
+    opener.forget_refusal(model, 7)
+    assert not model.refused
+    assert value(metrics.registry, "digits_model_refused", **refused) == 0
+
+
+async def test_a_version_is_loading_from_opening_to_the_end_of_warm_up(
+    metrics: Metrics, model: Model, bundled: ModelVersion
+) -> None:
+    served = ServedModel("digits")
+    seen: list[int | None] = []
+
+    class Watched(GatedModel):
+        def warm_up(self, max_batch_size: int) -> None:
+            seen.append(served.loading)
+
+    opener = loader(metrics, lambda *_: Watched(model))
+    loaded = await opener.load(served, bundled)
+    assert loaded
+    assert (seen, served.loading) == ([bundled.number], None)
+    await opener.close([loaded], TIMEOUT)
+
+
+async def test_a_retired_version_answers_its_queue_and_then_stops(
+    metrics: Metrics, gated: GatedModel, bundled: ModelVersion, images: Images
+) -> None:
+    opener = loader(metrics, lambda *_: gated)
+    loaded = await load(opener, bundled)
+    opener.set_info(loaded, serving=True)
+    running = asyncio.create_task(loaded.batcher.submit(images[:1].tobytes()))
+    await gated.run_starts()
+    waiting = asyncio.create_task(loaded.batcher.submit(images[:2].tobytes()))
+    await asyncio.sleep(0)  # lets it reach the queue
+    retired = opener.retire(loaded)
+    assert value(metrics.registry, "digits_model_info") == 0
+    gated.open()
+    assert [len((await answer).rows) for answer in (running, waiting)] == [1, 2]
+    assert await retired == 0
+    with pytest.raises(Stopping):
+        await loaded.batcher.submit(images[:1].tobytes())
+
+
+async def test_closing_counts_runs_that_have_not_ended_retired_ones_too(
+    metrics: Metrics, model: Model, bundled: ModelVersion, images: Images
+) -> None:
+    models = [GatedModel(model), GatedModel(model)]
+    opening = iter(models)
+    opener = loader(metrics, lambda *_: next(opening), grace_seconds=TIMEOUT)
+    versions = [await load(opener, bundled) for _ in models]
+    calls = [asyncio.create_task(loaded.batcher.submit(images[:1].tobytes())) for loaded in versions]
+    for gated in models:
+        await gated.run_starts()
+    retired = opener.retire(versions[0])
+    assert await opener.close(versions[1:], grace_seconds=0) == 2
+    for gated in models:
+        gated.open()
+    assert len((await calls[0]).rows) == 1, "a retired version keeps its own grace period"
+    assert await retired == 0
+    with pytest.raises(Stopping):
+        await calls[1]
+
+
+async def test_the_shadow_is_kept_while_its_model_stays_and_ends_with_none(
+    metrics: Metrics, model: Model, bundled: ModelVersion
+) -> None:
+    opener = loader(metrics, lambda *_: GatedModel(model))
+    stable, first, second = [await load(opener, bundled) for _ in range(3)]
+    opener.set_shadow(stable, first)
+    running = stable.shadow
+    assert running
+    assert running.model is first.model
+    opener.set_shadow(stable, first)
+    assert stable.shadow is running
+    opener.set_shadow(stable, second)
+    assert stable.shadow
+    assert stable.shadow.model is second.model
+    opener.set_shadow(stable, None)
+    assert stable.shadow is None
+    await opener.close([stable, first, second], TIMEOUT)

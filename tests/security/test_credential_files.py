@@ -1,0 +1,69 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from serving.security.credential_files import CredentialFiles, CredentialsError
+from serving.telemetry.metrics import Metrics
+from tests.conftest import value
+
+
+class Applied:
+    """Takes contents as a reload applies them, and refuses those that start with `no` or `crash`."""
+
+    def __init__(self) -> None:
+        self.contents: list[list[bytes]] = []
+
+    def __call__(self, contents: Sequence[bytes]) -> None:
+        if contents[0].startswith(b"no"):
+            raise CredentialsError("refused")
+        if contents[0].startswith(b"crash"):
+            raise ZeroDivisionError
+        self.contents.append([*contents])
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path in paths:
+        path.write_bytes(b"1")
+    return paths
+
+
+def test_a_change_is_applied_when_two_reads_in_a_row_agree(paths: list[Path], metrics: Metrics) -> None:
+    applied = Applied()
+    files = CredentialFiles("keys", paths, applied, metrics)
+    assert files.poll()
+    paths[0].write_bytes(b"2")
+    assert not files.poll()
+    paths[1].write_bytes(b"2")
+    assert not files.poll()
+    assert applied.contents == [[b"1", b"1"]]
+    assert files.poll()
+    assert files.poll()
+    assert applied.contents == [[b"1", b"1"], [b"2", b"2"]]
+
+
+@pytest.mark.parametrize("content", [b"no", b"crash"])
+def test_content_that_is_refused_counts_at_every_poll_until_repaired(
+    paths: list[Path], metrics: Metrics, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    applied = Applied()
+    files = CredentialFiles("keys", paths, applied, metrics)
+    paths[0].write_bytes(content)
+    assert [files.poll() for _ in range(3)] == [False, True, True]
+    assert value(metrics.registry, "digits_credentials_reload_failures_total", kind="keys") == 2
+    assert caplog.text.count("the previous content stays in use") == 1
+    paths[0].write_bytes(b"1")
+    assert [files.poll() for _ in range(2)] == [False, True]
+    assert value(metrics.registry, "digits_credentials_reload_failures_total", kind="keys") == 2
+    assert applied.contents == [[b"1", b"1"], [b"1", b"1"]]
+
+
+def test_a_missing_or_refused_file_at_start_is_an_error(paths: list[Path], metrics: Metrics) -> None:
+    paths[0].write_bytes(b"no")
+    with pytest.raises(CredentialsError, match="refused"):
+        CredentialFiles("keys", paths, Applied(), metrics)
+    paths[1].unlink()
+    with pytest.raises(CredentialsError, match="second cannot be read: No such file or directory"):
+        CredentialFiles("keys", paths, Applied(), metrics)
