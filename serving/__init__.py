@@ -1,35 +1,35 @@
-"""From a request to an answer. `python -m serving --help` is the way in.
+"""The inference service: reads handwritten digits by gRPC, batched, on ONNX Runtime.
 
-    client -- gRPC --> edge               who calls, decode, deadline; errors to status codes; count, log, trace
-                         | work(request, call)
-                       digit_service      digits.v1: decoded requests to decoded answers
-                       open_inference     inference, the Open Inference Protocol: likewise
-                         | read(pixels or crops, call, model, version, key); `decider` accepts or rejects what was read
-                       recognizer         limits, crops framed, the version that is to answer
-                         | submit(pixels, deadline)
-                       batcher            one a version: a bounded queue; whatever waits when a runner is free is a batch
-                         | infer(images)
-                       reader             what the model says, made out and counted, a run at a time
-                         | infer(images)
-                       model              one ONNX Runtime session, its contract checked when it was loaded
+The path of a request, which the packages show from the top:
 
-`pictures` decodes files, `ink` tells ink from paper, and `framing` makes of it what MNIST's makers would;
-`decision` has the thresholds that a model's training has certified, and `lexicon` the codes that a field may say.
+    transport     gRPC in and out: deadline, metadata, streams            grpc_front, stream
+    api           admit, parse, count, trace, encode; errors to codes     dispatch, digits, open_inference
+    recognition   one call for every front: recognize, read_field, infer  recognizer
+    repository    the version that answers                                catalog
+    inference     the queue of a version, batches, one ONNX Runtime run   batcher, classifier
+    recognition   threshold, decision, audit, id, capture                 policy
 
-What comes afterwards: `recognition_id` ties truth to its answer, `truths` counts it, and `accuracy` and `drift` say at each
-scrape what the counts mean; `capture` keeps in `capture_store` what was rejected or marked for audit, to learn from.
+Beside the path:
 
-`server` wires the path, binds the ports, and stops without losing a call; `repository` keeps the versions that serve, in the
-roles that `routing` gives them; `access` says who may call, `tls` encrypts, and `credentials` reads the files of both;
-`settings` holds what an operator can set, `metrics` what they can see; `client` is the other end of the wire, and `loadtest`
-many of them. With several workers, each is a process with the whole path, and `supervisor` keeps them alive.
+    cli           `digits serve`, `check`, `recognize`, ...: everything a person types
+    process       wiring, workers, supervisor, startup and shutdown
+    web           /metrics, /healthz, /readyz
+    feedback      truth becomes accuracy; drift; captured images
+    security      tokens, rate limits, TLS, signing keys
+    telemetry     metrics, logs, traces
+    answers       decisions, lexicons, recognition ids
+    imaging       decodes, finds the ink, frames a crop like MNIST
+    client        the Python client, also a wheel of its own
+    loadtest      `digits loadtest`
+
+Imports point one way, from the top of this list of packages to the bottom; tests/test_imports.py has the order.
 """
 
 import os
 
-# ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
+# ONNX Runtime reports usage to its vendor unless this is set before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# gRPC would write a line for every handshake that fails, and whoever can reach the port can have as many fail as they like.
-# GRPC_VERBOSITY=INFO in the environment shows them again.
+# gRPC logs each failed handshake, and anyone who reaches the port can cause any number of them. GRPC_VERBOSITY=INFO in the
+# environment shows these lines again.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

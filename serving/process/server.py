@@ -101,7 +101,7 @@ class Server:
         limits = control.directory / "rate-limits" if control else None
         self._authenticator = TokenAuthenticator(settings.tokens, self.metrics, limits) if settings.tokens else None
 
-        self.repository = Repository(settings, self.metrics, self._set_ready, open_model)
+        self.repository = Repository(settings, self.metrics, self._report_readiness, open_model)
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
         ids = RecognitionIds(read_signing_keys(settings.recognition_key) if settings.recognition_key else ())
         policy = Policy(
@@ -163,7 +163,7 @@ class Server:
             await self._capture.start()
         await self._grpc.start()
         self._health.set("", SERVING)
-        self._tell_readiness()
+        self._report_readiness()
         self._in_background(self.repository.watch())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
@@ -180,7 +180,7 @@ class Server:
             Runs of a model that have not ended, and whose threads live on.
         """
         self._draining = True
-        self._tell_readiness()
+        self._report_readiness()
         await asyncio.sleep(drain_seconds)
         end = time.monotonic() + grace_seconds
         for task in self._background:
@@ -220,10 +220,7 @@ class Server:
         accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
         return Described(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
 
-    def _set_ready(self, ready: bool) -> None:
-        self._tell_readiness()
-
-    def _tell_readiness(self) -> None:
+    def _report_readiness(self) -> None:
         unready = self.unready()
         if self._control:
             self._control.tell_readiness(unready)

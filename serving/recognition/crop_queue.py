@@ -1,4 +1,4 @@
-"""Crops, PNG or JPEG files of one digit each on paper and of any size, wait their turn to be framed."""
+"""The queue of crops: PNG or JPEG files of one digit each, which are framed like MNIST images before the network sees them."""
 
 import asyncio
 import contextlib
@@ -10,19 +10,26 @@ from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.telemetry.metrics import Metrics
 
-_AT_A_TIME = 4  # crops that are framed in one go: then it is others' turn, and the caller may have given up
-_MAX_WAITING_BYTES = 1 << 27
+_TURN = 4  # crops of one call framed in a row; then other calls have their turn, and the caller may have gone
+_MAX_WAITING_BYTES = 1 << 27  # 128 MiB
+_FIRST_GUESS_SECONDS = 0.001
+_SMOOTHING = 0.05  # weight of the newest crop in the average
 
 
 class CropQueue:
-    """Frames crops on a thread of its own, a few crops of each call in turn."""
+    """Frames crops on one thread, a few crops of each call in turn, so that the event loop stays free."""
 
     def __init__(self, max_waiting: int, metrics: Metrics):
-        """Takes calls as long as no more than so many crops wait, nor more than 128 MB of them."""
+        """Starts empty.
+
+        Args:
+            max_waiting: crops that may wait. They may also not exceed 128 MiB in total. One call is always accepted.
+            metrics: counts crops and their framing time.
+        """
         self._max_waiting = max_waiting
         self._metrics = metrics
         self._waiting = self._waiting_bytes = 0
-        self._seconds_per_crop = 0.001  # a guess, until there is something to measure
+        self._seconds_per_crop = _FIRST_GUESS_SECONDS
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = self._closed = False
@@ -32,49 +39,50 @@ class CropQueue:
         """Frames n crops.
 
         Args:
-            crops: the files.
+            crops: PNG or JPEG files.
             deadline: on the clock of time.monotonic.
 
         Returns:
-            The images, 784 bytes each, all paper where no ink is seen; and why crops can't be read, by their place.
+            The images, 784 bytes each, blank where a crop shows no ink or can't be decoded; and the reasons that crops
+            can't be decoded, by their index.
 
         Raises:
-            QueueFull: too many wait already, or so many that these would be late.
-            DeadlineExceeded: it has passed.
-            Stopping: it was closed.
+            QueueFull: the queue has no room, or the crops would be framed too late.
+            DeadlineExceeded: the deadline passed.
+            Stopping: the queue was closed.
         """
         size = sum(map(len, crops))
-        self._admit(len(crops), size, deadline)
+        self._refuse_excess(len(crops), size, deadline)
         self._count(len(crops), size)
         images: list[bytes] = []
-        troubles: dict[int, str] = {}
+        errors: dict[int, str] = {}
         try:
             while len(images) < len(crops):
                 if time.monotonic() > deadline:
                     raise DeadlineExceeded("the deadline passed before all crops were framed")
                 if self._closed:
                     raise Stopping("the server is stopping")
-                part = crops[len(images) : len(images) + _AT_A_TIME]
+                part = crops[len(images) : len(images) + _TURN]
                 framed = await asyncio.get_running_loop().run_in_executor(self._thread, _frame_all, part)
-                for image, trouble, seconds in framed:
-                    if trouble:
-                        troubles[len(images)] = trouble
+                for image, error, seconds in framed:
+                    if error:
+                        errors[len(images)] = error
                     images.append(image)
                     self._metrics.framing_seconds.observe(seconds)
-                    self._seconds_per_crop += 0.05 * (seconds - self._seconds_per_crop)
+                    self._seconds_per_crop += _SMOOTHING * (seconds - self._seconds_per_crop)
         finally:
             self._count(-len(crops), -size)
-        return b"".join(images), troubles
+        return b"".join(images), errors
 
     async def close(self, grace_seconds: float) -> None:
-        """Takes no more crops, and waits that long for those that it has; the others end as Stopping."""
+        """Refuses new crops and waits up to the grace for the queued ones; the rest end as Stopping."""
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_seconds)
         self._closed = True
         self._thread.shutdown(wait=False)
 
-    def _admit(self, count: int, size: int, deadline: float) -> None:
+    def _refuse_excess(self, count: int, size: int, deadline: float) -> None:
         if self._stopping:
             raise Stopping("the server is stopping")
         seconds = self._waiting * self._seconds_per_crop
@@ -94,15 +102,15 @@ class CropQueue:
 
 
 def _frame_all(crops: Sequence[bytes]) -> list[tuple[bytes, str, float]]:
-    """The image of each crop, why it can't be read, "" if it can, and how many seconds that took."""
-    from serving.imaging.decode import CropError, frame_crop  # a service that is sent no crops starts sooner and smaller
+    """Frames crops in the calling thread; returns each image, the reason that it can't be decoded or "", and the seconds."""
+    from serving.imaging.decode import CropError, frame_crop  # Pillow: a service without crops starts sooner and smaller
 
     framed = []
     for crop in crops:
-        began, trouble = time.perf_counter(), ""
+        began, error = time.perf_counter(), ""
         try:
             image = frame_crop(crop).tobytes()
-        except CropError as error:
-            image, trouble = bytes(IMAGE_BYTES), str(error)
-        framed.append((image, trouble, time.perf_counter() - began))
+        except CropError as refusal:
+            image, error = bytes(IMAGE_BYTES), str(refusal)
+        framed.append((image, error, time.perf_counter() - began))
     return framed

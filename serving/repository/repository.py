@@ -49,7 +49,7 @@ class Repository:
         self,
         settings: Settings,
         metrics: Metrics,
-        on_ready: Callable[[bool], None] = lambda ready: None,
+        on_ready_change: Callable[[], object] = lambda: None,
         open_model: OpenModel = Model,
     ):
         """Reads nothing yet.
@@ -57,14 +57,14 @@ class Repository:
         Args:
             settings: path of the repository, polling interval, default model, and all that the Loader needs.
             metrics: counts roles, refusals, and everything that the versions do.
-            on_ready: called with True when the default model starts to answer, and with False when it stops.
+            on_ready_change: called when the default model starts or stops answering.
             open_model: opens and checks one file; raises ModelError.
         """
         self.catalog = Catalog(settings.default_model)
         self._loader = Loader(settings, metrics, open_model)
         self._settings = settings
         self._metrics = metrics
-        self._on_ready = on_ready
+        self._on_ready_change = on_ready_change
         self._followed: dict[str, _Followed] = {}
         self._lock = asyncio.Lock()  # one change at a time
         self._requested: set[asyncio.Task[None]] = set()
@@ -269,7 +269,7 @@ class Repository:
         """
         before, model.roles = model.roles, roles
         if model.name == self.catalog.default and ("stable" in roles) != ("stable" in before):
-            self._on_ready("stable" in roles)
+            self._on_ready_change()
         for loaded in {*before.values(), *roles.values()}:
             self._loader.set_shadow(loaded, roles.get("shadow") if loaded is model.stable else None)
         for role, loaded in before.items():
