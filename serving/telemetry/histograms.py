@@ -1,31 +1,30 @@
-"""DOC."""
+"""A histogram that takes whole arrays, and the bucket edges for ink and centre of mass."""
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import (
-    Histogram,
-)
+from prometheus_client import Histogram
+
+INK = (*(0.02, 0.05, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.2), *(0.25, 0.3, 0.4, 0.6, 0.8))
+"""Upper edges of the buckets of ink, as a share of the image. Up to 0.2, each holds about a tenth of MNIST's images."""
+
+CENTRE = (6, 10, 12, 13, 13.4, 13.6, 13.8, 14, 14.2, 14.4, 14.6, 15, 16, 18, 22)
+"""Upper edges of the buckets of a centre of mass, in pixels, for rows and columns.
+
+MNIST's centres spread evenly from 13.5 to 14.5 and end there. No edge lies at 13.5 or 14.5: rounding would then move images
+from one bucket to the next.
+"""
 
 
 class BulkHistogram(Histogram):
-    """A histogram that takes many observations for little more than the price of one.
+    """A histogram that observes an array for little more than the cost of one value.
 
-    A request of a thousand images would otherwise pay for a thousand lock round trips.
+    `observe` takes a lock for each value, which a request of a thousand images would pay a thousand times.
     """
 
     def observe_all(self, values: NDArray[np.float32]) -> None:
-        """Observes every one of `values`."""
+        """Observes each of `values`, shape (n,)."""
         self._sum.inc(float(values.sum(dtype=np.float64)))
-        buckets = np.bincount(np.searchsorted(self._upper_bounds, values), minlength=len(self._buckets))
-        for bucket, count in enumerate(buckets.tolist()):
+        counts = np.bincount(np.searchsorted(self._upper_bounds, values), minlength=len(self._buckets))
+        for index, count in enumerate(counts.tolist()):
             if count:
-                self._buckets[bucket].inc(count)
-
-
-INK = (*(0.02, 0.05, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.16, 0.18, 0.2), *(0.25, 0.3, 0.4, 0.6, 0.8))
-"""Upper edges of the bins of ink, as a share of the image: about a tenth of MNIST's images each, and some beyond."""
-
-
-CENTRE = (6, 10, 12, 13, 13.4, 13.6, 13.8, 14, 14.2, 14.4, 14.6, 15, 16, 18, 22)
-"""Those of a centre of mass's row or column. MNIST's are evenly spread from 13.5 to 14.5, and end there: with edges there, a
-hair's breadth beyond them would make all the difference."""
+                self._buckets[index].inc(count)

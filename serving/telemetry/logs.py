@@ -1,40 +1,50 @@
-"""The log on stderr: a line an event, as text for people or as JSON for machines.
+"""The log on stderr: one line per event, as text for people or as JSON for machines.
 
-An event has a name that never changes and fields; its message is for reading. In JSON every line has `time`, `level`,
-`event`, `pid`, `logger` and `message`, besides the event's own fields, and `exception` with the whole traceback; a line that
-is no event of ours, as one of gRPC's or asyncio's, is the event "log".
+An event has a name that never changes, fields, and a message for people. Each JSON line has `time`, `level`, `event`,
+`pid`, `logger` and `message`, the fields of the event, and `exception` with the whole traceback if there is one. Lines of
+libraries, such as gRPC and asyncio, have the event "log". Each line that is written while a traced call is answered carries
+the call's `trace_id` and `span_id`, in both formats.
 """
 
 import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-# How often a line of OpenTelemetry's may come: it complains about every batch that an absent collector does not take.
-_SELDOM_SECONDS = 60.0
+trace_ids: ContextVar[Mapping[str, str]] = ContextVar("trace_ids", default=MappingProxyType({}))
+"""Fields for each line that is logged in the current context: trace_id and span_id of a traced call, else empty.
+
+A task inherits the context of its creator: one that outlives the call must be created outside the call's context, or its
+lines carry the ids of a call that has ended.
+"""
+
+# Minimum interval between two lines of OpenTelemetry, which complains about every batch that an absent collector refuses.
+_OPENTELEMETRY_INTERVAL_SECONDS = 60.0
 
 
 def configure(form: str, level: str) -> None:
-    """Sends the log of the whole process to stderr, the libraries' and Python's warnings too.
+    """Sends the log of the whole process to stderr, with the lines of libraries and Python's warnings.
 
     Args:
         form: "text" or "json".
-        level: the least that is logged, in lower case. Libraries' own lines for debugging never are.
+        level: the lowest level to log, in lower case. Debug lines of libraries are never logged.
     """
     handler = logging.StreamHandler()
-    handler.addFilter(_Seldom("opentelemetry", _SELDOM_SECONDS))
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_RateLimit("opentelemetry", _OPENTELEMETRY_INTERVAL_SECONDS))
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
     logging.getLogger("serving").setLevel(number)
     logging.captureWarnings(True)
     sys.excepthook = _log_crash
-    threading.excepthook = _log_crash_of_thread
+    threading.excepthook = _log_thread_crash
 
 
 def log_event(
@@ -43,19 +53,19 @@ def log_event(
     """Logs an event.
 
     Args:
-        logger: where.
-        level: one of logging's.
-        event: its name, which never changes.
-        message: what text shows of it; whole, with no % to fill in.
-        exc_info: whether to add the exception that is being dealt with.
-        fields: what JSON shows besides. Never an image, never a token.
+        logger: the logger of the calling module.
+        level: a level of the logging module.
+        event: the event's name, which never changes.
+        message: the line for people, complete, without % placeholders.
+        exc_info: True adds the exception that is being handled.
+        fields: further fields of the JSON line. Never pass an image or a token.
     """
     if logger.isEnabledFor(level):
         logger.log(level, "%s", message, exc_info=exc_info, extra={"event": event, "fields": fields})
 
 
-class _Json(JsonFormatter):
-    """One object a line."""
+class _JsonFormatter(JsonFormatter):
+    """Formats each record as one JSON object on one line."""
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         log_data.update(
@@ -65,18 +75,30 @@ class _Json(JsonFormatter):
             pid=record.process,
             logger=record.name,
             message=record.getMessage(),
-            **getattr(record, "fields", {}),
+            **{**trace_ids.get(), **getattr(record, "fields", {})},
         )
         if "exc_info" in message_dict:
             log_data["exception"] = message_dict["exc_info"]
 
 
-class _Seldom(logging.Filter):
-    """Lets a library's lines through one in so many seconds; those of others all."""
+class _TextFormatter(logging.Formatter):
+    """Formats each record as time, level and message, followed by the trace ids if there are any."""
 
-    def __init__(self, library: str, seconds: float):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        line = super().formatMessage(record)
+        ids = "".join(f" {name}={value}" for name, value in trace_ids.get().items())
+        return line if ids in line else line + ids
+
+
+class _RateLimit(logging.Filter):
+    """Passes at most one line of a library per interval, and all lines of others."""
+
+    def __init__(self, library: str, interval_seconds: float):
         super().__init__(library)
-        self._seconds = seconds
+        self._interval_seconds = interval_seconds
         self._next = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -85,17 +107,17 @@ class _Seldom(logging.Filter):
         now = time.monotonic()
         if now < self._next:
             return False
-        self._next = now + self._seconds
+        self._next = now + self._interval_seconds
         return True
 
 
-def _log_crash_of_thread(crash: threading.ExceptHookArgs) -> None:
-    if crash.exc_value is not None:  # it is None when Python is being taken down
+def _log_thread_crash(crash: threading.ExceptHookArgs) -> None:
+    if crash.exc_value is not None:  # None while the interpreter shuts down
         _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """What would otherwise be a traceback of many lines on stderr."""
+    """Logs an uncaught exception as one event, in place of Python's traceback of many lines."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
     else:

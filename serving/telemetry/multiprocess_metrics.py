@@ -1,8 +1,8 @@
-"""The metrics of several worker processes as one, by the multiprocess mode of prometheus_client.
+"""The metrics of several worker processes as one page, by the multiprocess mode of prometheus_client.
 
-Every worker counts in files of its own, mapped into its memory, and whoever is asked adds all of them up. The files are
-named after the worker's number rather than its process, so that the worker which takes the place of a dead one goes on with
-its counts: none is lost, and the files never grow in number. What this mode can't do is exemplars.
+Each worker counts in memory-mapped files of its own, and a scrape adds up the files of all workers. A file is named after
+the worker's number, not its process id: the replacement of a dead worker continues the same counts. So no count is lost, and
+the number of files stays constant. Exemplars do not work in this mode.
 """
 
 import contextlib
@@ -23,17 +23,18 @@ from prometheus_client.registry import Collector
 from serving.errors import CannotStart
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable by which an operator says where the directory is to be, and prometheus_client where it is."""
+"""Environment variable for the metrics directory. An operator may set it, and prometheus_client reads it."""
 
 disable_created_metrics()  # as the workers do
 
 _PREFIX = "digits-metrics-"
 
-# Every file that a worker writes, and its size. A disk or /dev/shm that is full would kill a worker (SIGBUS) when it first
-# touches a page without a block behind it, so all of them are given their blocks beforehand. A label set of a histogram
-# takes 5 KB: this is room for four hundred, where the methods take a dozen, and a model version seven and, of truth from
-# every source, twelve more. One of a counter takes 0.2 KB, and truth from every source three hundred and more a version; one
-# of a gauge as much, and what a version's training images were like sixty.
+# Every file that a worker writes, with its size in bytes. A worker maps its files into memory. On a full disk or /dev/shm,
+# the first write to a page without a disk block would kill the worker (SIGBUS), so all blocks are allocated beforehand.
+#
+# One label set takes 5 KB in a histogram: 2 MiB hold 400 of them. The methods use 12 label sets, a model version 7, and
+# truth from all sources 12 more per version. One label set takes 0.2 KB in a counter or gauge: truth from all sources uses
+# 300 and more per version, and the drift reference 60 per version.
 _SIZES = {
     "counter": 1 << 20,
     "histogram": 2 << 20,
@@ -46,46 +47,46 @@ _SIZES = {
 
 
 class NoRoom(CannotStart):
-    """There is no place for the workers' metrics; the message says where one was sought."""
+    """No candidate directory has room for the workers' metrics. The message lists the candidates."""
 
 
 class MetricsDirectory(Collector):
-    """The directory with the workers' files, and what they add up to.
+    """The directory with the workers' files. As a collector, it yields the merged metrics of all workers.
 
-    It is locked for as long as anybody who inherited `lock` lives. A supervisor that is killed leaves its directory
-    behind, and the next one sweeps it away once the workers that still count in it are gone.
+    The directory stays locked while any process that inherited `lock` lives. A supervisor that is killed leaves its
+    directory behind. The next supervisor removes it, once the last worker that counts in it has ended.
 
     Attributes:
         path: the directory.
         lock: a file descriptor for the workers to inherit.
     """
 
-    def __init__(self, workers: int, places: Iterable[Path]):
-        """Makes the directory in the first of `places` that has room for that many workers.
+    def __init__(self, workers: int, candidates: Iterable[Path]):
+        """Creates the directory within the first of `candidates` that has room for so many workers.
 
         Raises:
-            NoRoom: none has.
+            NoRoom: no candidate has room.
         """
         failures = []
-        for parent in places:
+        for parent in candidates:
             try:
-                self._make(parent, workers)
+                self._create(parent, workers)
                 break
             except OSError as error:
                 failures.append(f"{parent}: {error.strerror}")
         else:
             need = math.ceil(workers * sum(_SIZES.values()) / (1 << 20))
             raise NoRoom(
-                f"no room for the metrics of {workers} workers, {need} MiB ({'; '.join(failures)}): make some, name "
-                f"another directory by {DIRECTORY}, or serve with --workers 1, which needs none"
+                f"no room for the metrics of {workers} workers, {need} MiB ({'; '.join(failures)}): free some space, name "
+                f"another directory in {DIRECTORY}, or use --workers 1, which needs no such directory"
             )
         self._collector = MultiProcessCollector(None, str(self.path))
 
-    def _make(self, parent: Path, workers: int) -> None:
-        _sweep(parent)
+    def _create(self, parent: Path, workers: int) -> None:
+        _remove_abandoned(parent)
         unlocked = Path(tempfile.mkdtemp(prefix=".", suffix="-digits", dir=parent))
         self.lock = _lock(unlocked)
-        # Only now may it have a name that another supervisor would look at.
+        # Only a locked directory may bear a name that other supervisors look for.
         self.path = unlocked.rename(parent / f"{_PREFIX}{unlocked.name.strip('.')}")
         try:
             for number in range(workers):
@@ -95,59 +96,64 @@ class MetricsDirectory(Collector):
             raise
 
     def reserve(self, number: int) -> None:
-        """Sees to it that the worker of that number has the files that it is about to write in.
+        """Creates the missing files of worker `number`, and allocates the disk blocks of all its files.
 
         Raises:
-            OSError: there is no room for them.
+            OSError: the disk has no room for them.
         """
         for kind, size in _SIZES.items():
             file = self.path / f"{kind}_{number}.db"
-            # Under another name until it is whole: an empty file would fail a scrape.
-            making = file if file.exists() else file.with_suffix(".new")
-            with making.open("ab") as opened:
-                os.posix_fallocate(opened.fileno(), 0, max(size, file.stat().st_size if making is file else 0))
-            making.rename(file)
+            # Under a temporary name until its size is allocated: an empty file would fail a scrape.
+            reserved = file if file.exists() else file.with_suffix(".new")
+            with reserved.open("ab") as opened:
+                os.posix_fallocate(opened.fileno(), 0, max(size, file.stat().st_size if reserved is file else 0))
+            reserved.rename(file)
 
     def forget(self, number: int) -> None:
-        """Takes away what the dead worker of that number said of its present; its counts stay."""
+        """Drops the live gauges of the dead worker `number`. Its counts stay."""
         mark_process_dead(number, str(self.path))
 
     def collect(self) -> Iterable[Metric]:
-        """What all the workers' files add up to now."""
+        """Merges the files of all workers."""
         collected: Iterable[Metric] = self._collector.collect()
         return collected
 
     def remove(self) -> None:
-        """Removes it, with all that is in it."""
+        """Deletes the directory with its files, and releases the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.lock)
 
 
 def places(named: str) -> list[Path]:
-    """Where the directory may be: where an operator says, or else in memory if possible, as no count may wait for a disk."""
+    """Lists the candidates for the parent of the metrics directory.
+
+    Args:
+        named: the directory that the operator chose; empty for the default: in memory if possible, because a count must not
+            wait for a disk.
+    """
     return [Path(named)] if named else [Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))]  # noqa: S108 - by mkdtemp
 
 
 def count_alone() -> str:
-    """Has this process count in its own memory; to be called before any metric is made.
+    """Makes this process count in its own memory. Call it before the first metric is created.
 
     Returns:
-        The directory that the environment names, which is for a supervisor to use; empty if it names none.
+        The directory that the environment names for a supervisor to use; empty if it names none.
     """
-    # prometheus_client obeys either spelling from when it is imported, and fails, or leaves files that nobody clears away.
+    # prometheus_client follows either spelling from its import on: it would fail, or leave files that no process removes.
     named = [os.environ.pop(name, "") for name in (DIRECTORY, DIRECTORY.lower())]
     values.ValueClass = values.MutexValue
     return named[0] or named[1]
 
 
 def count_as(number: int, directory: Path) -> None:
-    """Has this process count in the files of the worker of that number; to be called before any metric is made."""
-    os.environ[DIRECTORY] = str(directory)  # where prometheus_client looks whenever a metric is made
+    """Makes this process count in the files of worker `number`. Call it before the first metric is created."""
+    os.environ[DIRECTORY] = str(directory)  # prometheus_client reads it each time a metric is created
     values.ValueClass = values.MultiProcessValue(lambda: number)
 
 
 def _lock(directory: Path) -> int:
-    """A file descriptor that holds the directory's lock until it, and every copy that others inherit, is closed."""
+    """Returns a file descriptor that locks the directory until it and all inherited copies are closed."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,35 +163,44 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _sweep(parent: Path) -> None:
-    """Removes the directories there that nobody counts in any more."""
+def _remove_abandoned(parent: Path) -> None:
+    """Deletes the metrics directories within `parent` that no process counts in any more."""
     for directory in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it is in use, or another user's
+        with contextlib.suppress(OSError):  # it is in use, or belongs to another user
             descriptor = _lock(directory)
             shutil.rmtree(directory, ignore_errors=True)
             os.close(descriptor)
 
 
 class SupervisorMetrics:
-    """What the supervisor says of its workers, together with what they say themselves, on one registry."""
+    """The metrics of a supervisor: the merged metrics of its workers, and metrics about the workers.
+
+    Attributes:
+        registry: all of them, for a scrape.
+        workers: worker processes that answer calls.
+        restarts: replacements of dead workers.
+    """
 
     def __init__(self, directory: Collector, pids: Callable[[], list[int]]):
-        """Collects from `directory`, and the use of this process and of its children `pids` from /proc."""
+        """Registers all collectors.
+
+        Args:
+            directory: the workers' metrics.
+            pids: lists the process ids of the workers, whose process_ metrics are added to those of this process.
+        """
         self.registry = CollectorRegistry()
         self.registry.register(directory)
         self.registry.register(_ProcessesCollector(pids))
-        self.workers = Gauge("digits_workers", "Worker processes that answer calls.", registry=self.registry)
+        self.workers = Gauge("digits_workers", "Worker processes that answer calls now.", registry=self.registry)
         self.restarts = Counter(
-            "digits_worker_restarts",
-            "Worker processes started in the place of one that died.",
-            registry=self.registry,
+            "digits_worker_restarts", "Worker processes started to replace a dead one.", registry=self.registry
         )
 
 
 class _ProcessesCollector(Collector):
-    """The process_ metrics of this process and its children, summed; they began when this process did.
+    """The process_ metrics of this process and its children, summed. The start time is that of this process.
 
-    Memory that several of them share is counted for each.
+    Memory that several processes share counts once for each of them.
     """
 
     def __init__(self, pids: Callable[[], list[int]]):
@@ -201,7 +216,7 @@ class _ProcessesCollector(Collector):
             if name != "process_start_time_seconds":
                 total += sum(other[name].samples[0].value for other in others if name in other)
             if name == "process_cpu_seconds":
-                # A child that ends while this looks could be missed, and a counter must never go down.
+                # A child that ends during the collection could be missed, and a counter must never decrease.
                 total = self._cpu_seconds = max(self._cpu_seconds, total + dead.ru_utime + dead.ru_stime)
             metric.samples = [sample._replace(value=total)]
             yield metric

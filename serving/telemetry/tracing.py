@@ -1,6 +1,7 @@
-"""Whether calls are traced: as OpenTelemetry's own environment variables say, and by default they are not.
+"""Starts tracing if OpenTelemetry's own environment variables ask for it. Without them, calls are not traced.
 
-Then nothing of OpenTelemetry is imported: spans.py, which is all that does, is imported here once it is asked for.
+Only `spans` imports OpenTelemetry, and this module imports `spans` only if tracing is on: a service without tracing never
+loads OpenTelemetry.
 Source: OpenTelemetry specification, "Environment Variable Specification" and "OpenTelemetry Protocol Exporter".
 """
 
@@ -18,16 +19,16 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 
 
 class TracingError(CannotStart):
-    """Traces are asked for in a way that can't be had; the message says which, and what to do."""
+    """The environment asks for tracing that this service can't provide. The message names the variable and the remedy."""
 
 
 def start() -> "Tracing | None":
-    """What traces the calls of this process, or None when no traces are asked for.
+    """Starts tracing for this process. Returns None if the environment asks for no traces.
 
-    Called once in each process that serves, and never before it forks: the spans leave it from a thread of its own.
+    Call it once in each serving process, after the last fork: a thread of the process exports the spans.
 
     Raises:
-        TracingError: the environment asks for what is not installed, or for what there is not.
+        TracingError: OpenTelemetry is not installed, or one of its variables has a value that this service does not support.
     """
     exporters = exporters_asked_for()
     if not exporters:
@@ -36,36 +37,38 @@ def start() -> "Tracing | None":
         from serving.telemetry.spans import Tracing
     except ImportError as error:
         raise TracingError(
-            f"OTEL_TRACES_EXPORTER or an OTLP endpoint asks for traces, which need OpenTelemetry ({error}): "
-            "pip install 'postal-digits[tracing]', or OTEL_SDK_DISABLED=true"
+            f"OTEL_TRACES_EXPORTER or an OTLP endpoint asks for traces, but OpenTelemetry is not installed ({error}): "
+            "pip install 'postal-digits[tracing]', or set OTEL_SDK_DISABLED=true"
         ) from error
-    except ValueError as error:  # OpenTelemetry reads OTEL_PROPAGATORS as it is imported
+    except ValueError as error:  # OpenTelemetry reads OTEL_PROPAGATORS while it is imported
         raise TracingError(f"OTEL_PROPAGATORS: {error}") from error
     try:
         return Tracing(exporters)
-    except ValueError as error:  # its message names the variable or its value
+    except ValueError as error:  # the message names the variable or its value
         raise TracingError(f"OpenTelemetry's variables (OTEL_...): {error}") from error
 
 
 def exporters_asked_for() -> set[str]:
-    """The exporters that the environment names, "otlp" or "console"; none when tracing is off.
+    """Returns the exporters that the environment asks for, "otlp" or "console"; empty if tracing is off.
 
     Raises:
-        TracingError: it asks for what there is not.
+        TracingError: the environment names an exporter or a protocol that this service does not support.
     """
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return set()
-    by_default = "otlp" if any(_variable(name) for name in _ENDPOINTS) else "none"
-    exporters = {name.strip() for name in (_variable("OTEL_TRACES_EXPORTER") or by_default).split(",")} - {"none", ""}
+    default = "otlp" if any(_variable(name) for name in _ENDPOINTS) else "none"
+    exporters = {name.strip() for name in (_variable("OTEL_TRACES_EXPORTER") or default).split(",")} - {"none", ""}
     if exporters - _EXPORTERS:
         unknown = ", ".join(sorted(exporters - _EXPORTERS))
-        raise TracingError(f"OTEL_TRACES_EXPORTER: no exporter {unknown} here, only otlp, console and none")
+        raise TracingError(f"OTEL_TRACES_EXPORTER: unknown exporter {unknown}, expected otlp, console or none")
     protocol = next((name for name in _PROTOCOLS if _variable(name)), None)
     if "otlp" in exporters and protocol and _variable(protocol) != "grpc":
-        raise TracingError(f"{protocol}: no {_variable(protocol)} here, only grpc (a collector takes it on port 4317)")
+        raise TracingError(
+            f"{protocol}: unsupported protocol {_variable(protocol)}, expected grpc (collectors take it on port 4317)"
+        )
     return exporters
 
 
 def _variable(name: str) -> str:
-    """The variable's value; an empty one counts as not set, as the specification wants it."""
+    """Returns the variable's value. An empty value counts as unset, as the specification requires."""
     return os.environ.get(name, "").strip()

@@ -67,7 +67,7 @@ def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
             "other/routing.toml: stabel: Extra inputs are not permitted",
             "other/1/model.onnx cannot be loaded: [ONNXRuntimeError] ",
             "other: no version can be stable, so the model would not answer",
-            "OTEL_TRACES_EXPORTER: no exporter zipkin here, only otlp",
+            "OTEL_TRACES_EXPORTER: unknown exporter zipkin, expected otlp",
         )
     ]
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
