@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from serving.feedback.accuracy import WithAccuracy
-from serving.feedback.drift import WithDrift
+from serving.feedback.accuracy import AccuracyCollector
+from serving.feedback.drift import DriftCollector
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import SupervisorMetrics
@@ -28,7 +28,7 @@ def metrics() -> list[str]:
     """A row for each metric."""
     rows = []
     workers = SupervisorMetrics(CollectorRegistry(), list)
-    for metric in [*WithDrift(WithAccuracy(Metrics().registry)).collect(), *workers.registry.collect()]:
+    for metric in [*DriftCollector(AccuracyCollector(Metrics().registry)).collect(), *workers.registry.collect()]:
         if metric.name.startswith("digits_"):
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             rows.append(f"| `{name}` | {metric.type} | {metric.documentation} |")

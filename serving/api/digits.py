@@ -8,7 +8,7 @@ from serving.api.rpc import Method, parse_message
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
-from serving.feedback.truth import Truth, Truths
+from serving.feedback.truth import Truth, TruthCounter
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadOptions, Verdict
 from serving.recognition.recognizer import Recognizer
@@ -42,7 +42,7 @@ class StreamAnswer(NamedTuple):
 class DigitService:
     """The native API, as protos/digits/v1/digit_service.proto defines it. Every method may raise RequestError."""
 
-    def __init__(self, recognizer: Recognizer, truths: Truths, max_truths_per_request: int):
+    def __init__(self, recognizer: Recognizer, truths: TruthCounter, max_truths_per_request: int):
         self._recognizer = recognizer
         self._truths = truths
         self._max_truths_per_request = max_truths_per_request

@@ -1,0 +1,12 @@
+"""Feedback on answers: reported truth, accuracy, drift, and captured images to learn from.
+
+The recognizer hands in each answer with its images, and callers report the truth about earlier answers. Out of it come
+metrics for operators and, if capture is on, a database of images and truths for the next training.
+
+    truth             checks, stores and counts reported truths, each once.
+    accuracy          accuracy and audited error, derived from the counts of truth.
+    drift             how far served images are from a version's training images, and the estimated accuracy.
+    capture           hands images and truths to a thread that stores them.
+    capture_records   selects the images to capture; the rows to store.
+    capture_store     the database: SQLite or PostgreSQL.
+"""

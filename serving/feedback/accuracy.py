@@ -1,4 +1,4 @@
-"""The accuracy that truth adds up to: worked out of the counts of all workers whenever somebody looks."""
+"""Accuracy and audited error, derived from the counts of truth of all workers at each scrape."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,17 +7,17 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-_Z = 1.959964  # 97.5 % point of the normal distribution: intervals are of 95 %
+_Z = 1.959964  # 97.5 % quantile of the normal distribution, for 95 % intervals
 
 
-class WithAccuracy(Collector):
-    """What another collector counts, and what its counts of truth mean."""
+class AccuracyCollector(Collector):
+    """Adds the metrics of accuracy to those of another collector."""
 
     def __init__(self, counted: Collector):
         self._counted = counted
 
     def collect(self) -> Iterator[Metric]:
-        """All of the other's metrics, then digits_accuracy_ratio and digits_accepted_error_ratio with its interval."""
+        """Yields all metrics of the other collector, then digits_accuracy_ratio and digits_accepted_error_ratio."""
         truth: Metric | None = None
         for metric in self._counted.collect():
             if metric.name == "digits_truth":
@@ -39,14 +39,14 @@ def _accuracy(truth: Metric | None) -> Iterable[Metric]:
             audited[*answered_by, labels["outcome"]] += sample.value
     accuracy = GaugeMetricFamily(
         "digits_accuracy_ratio",
-        "Share of answers that were right, of those whose truth was reported, by its source.",
+        "Share of right answers among those with a reported truth, by source of the truth.",
         labels=["model", "version", "unit", "source"],
     )
     for key, (right, wrong) in _outcomes(by_source).items():
         accuracy.add_metric(key, right / (right + wrong))
     error = GaugeMetricFamily(
         "digits_accepted_error_ratio",
-        "Share of accepted answers that were wrong, estimated by audits, with the bounds of its 95 % interval (Wilson).",
+        "Share of wrong answers among the accepted, estimated from audits, with the bounds of its 95 % interval (Wilson).",
         labels=["model", "version", "unit", "bound"],
     )
     for key, (right, wrong) in _outcomes(audited).items():
@@ -57,13 +57,16 @@ def _accuracy(truth: Metric | None) -> Iterable[Metric]:
 
 
 def _outcomes(counts: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], tuple[float, float]]:
-    """How many were right and how many wrong, by all labels but the last, which says which."""
+    """Pairs up the counts of right and wrong, the last label of each key, by the labels before it."""
     keys = sorted({key[:-1] for key in counts})
     return {key: (counts.get((*key, "right"), 0.0), counts.get((*key, "wrong"), 0.0)) for key in keys}
 
 
 def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
-    """The 95 % interval of a proportion, good near 0 and 1 too. Source: E. B. Wilson 1927, JASA 22, 209-212."""
+    """Computes the 95 % interval of a proportion; accurate near 0 and 1, too.
+
+    Source: E. B. Wilson 1927, JASA 22, 209-212.
+    """
     share = successes / trials
     centre = share + _Z * _Z / (2 * trials)
     spread = _Z * (share * (1 - share) / trials + _Z * _Z / (4 * trials * trials)) ** 0.5

@@ -1,8 +1,8 @@
-"""Capture: images that were rejected or marked for audit, and the truth about them, kept to learn from; off by default.
+"""Capture: stores images that were rejected or marked for audit, and the truth about them, to learn from. Off by default.
 
-An answer says that its images are captured only when they are on the disk, and truth is acknowledged only then, so that
-neither is lost when the process is killed. A thread of its own writes whatever waits in one transaction, so that a slow disk
-makes transactions larger; answers wait for it a moment at most, and when nothing can be stored, not at all.
+An answer reports its images as captured only once they are on disk, and truth is acknowledged only then: neither is lost if
+the process is killed. One thread writes all waiting records in one transaction, so a slow disk makes transactions larger.
+Answers wait for the disk for a moment at most. While the database fails, they do not wait at all.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.answers.recognition_id import Recognized
 from serving.errors import TruthNotStored
-from serving.feedback.capture_records import CapturedTruth, CaptureError, NotStored, Worth
+from serving.feedback.capture_records import CapturedTruth, CaptureError, CaptureSelection, NotStored
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
@@ -31,31 +31,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long an answer waits for its images to be stored, and how much of its call's time it leaves for what comes after.
-_PATIENCE_SECONDS = 0.1
+# Longest wait of an answer for its images to be stored, and the part of the call's time left for the rest of its work.
+_IMAGE_TIMEOUT_SECONDS = 0.1
 _RESERVED_SECONDS = 0.02
 
-# How long truth waits, which nobody is in a hurry for, but whose caller is to be told.
-_TRUTH_PATIENCE_SECONDS = 2.0
+# Longest wait of reported truth. No piece of mail waits for it, but its caller needs the acknowledgement.
+_TRUTH_TIMEOUT_SECONDS = 2.0
 
-# How often is looked for what is too old or too much.
-_RETENTION_SECONDS = 60.0
+# Interval between two deletions of images that are too old or too many.
+_RETENTION_INTERVAL_SECONDS = 60.0
 
-# Images and truths in a transaction, when more wait: all of them are on the disk or none, so those before wait for the last.
-_TOGETHER = 2000
+# A transaction takes no more entries once it has so many images and truths. All entries of a transaction are acknowledged
+# together, so the first entry waits for the last.
+_TRANSACTION_SIZE = 2000
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one call wants stored; `stored` is done on the event loop."""
+    """The records of one call. `stored` is completed on the event loop."""
 
-    worth: Worth | None
+    selection: CaptureSelection | None
     truths: Sequence[CapturedTruth]
     stored: "asyncio.Future[bool]"
 
     @property
     def images(self) -> int:
-        return len(self.worth.places) if self.worth else 0
+        return len(self.selection.indexes) if self.selection else 0
 
     @property
     def size(self) -> int:
@@ -63,7 +64,7 @@ class _Entry:
 
 
 def open_store(settings: Settings) -> "Store":
-    """What stores them, as the settings say. SQLAlchemy, which that takes, is loaded only here. Raises CaptureError."""
+    """Opens the database that the settings name. Only this function loads SQLAlchemy. Raises CaptureError."""
     try:
         from serving.feedback.capture_store import Store
     except ImportError as error:
@@ -72,33 +73,33 @@ def open_store(settings: Settings) -> "Store":
 
 
 class Capture:
-    """Hands images and truths to the thread that stores them, and counts what becomes of them."""
+    """Hands images and truths to the thread that stores them, and counts the outcomes."""
 
     def __init__(self, store: "Store", metrics: Metrics, max_waiting: int):
-        """Is ready to start.
+        """Creates the thread without starting it.
 
         Args:
-            store: where to.
-            metrics: where they are counted.
-            max_waiting: images and truths that may wait to be stored.
+            store: the database.
+            metrics: counts stored, failed and skipped records.
+            max_waiting: maximum number of images and truths that may wait to be stored; further ones are skipped.
         """
         self._store = store
         self._max_waiting = max_waiting
         self._counters = {
-            (kind, outcome): metrics.captured.labels(kind, outcome)
-            for kind in ("image", "truth")
+            (record, outcome): metrics.captured.labels(record, outcome)
+            for record in ("image", "truth")
             for outcome in ("stored", "failed", "skipped")
         }
         self._waiting = 0
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._failing: set[str] = set()  # what does, by the events of the log
+        self._failing: set[str] = set()  # "capture", "retention"
         self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
 
     async def start(self) -> None:
-        """Begins to store, and to delete what is too old, on the running event loop.
+        """Starts the thread, which stores records and deletes old ones. Call it on the event loop of the service.
 
         Raises:
-            CaptureError: a database on this machine can't be used; one over the network may yet come.
+            CaptureError: the database is a file and can't be used. A database on the network may become available later.
         """
         if self._store.local:
             try:
@@ -107,46 +108,49 @@ class Capture:
                 raise CaptureError(f"--capture: nothing can be stored in {self._store}: {error}") from error
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        message = f"what is rejected or marked for audit is captured in {self._store}"
+        message = f"images that are rejected or marked for audit are captured in {self._store}"
         log_event(log, logging.INFO, "capture_started", message)
 
     async def keep(self, answer: Recognized, images: NDArray[np.uint8], deadline: float) -> bool:
-        """Has those of an answer's `images`, (n, 784) uint8, stored that are worth to be learnt from.
+        """Stores the images of an answer that were rejected or marked for audit.
 
         Args:
-            answer: what was answered.
-            images: as the network saw them.
-            deadline: when the answer must be given, monotonic clock.
+            answer: the answer.
+            images: all images of the answer, (n, 784) uint8, the network's input.
+            deadline: deadline of the answer, on the clock of time.monotonic.
 
         Returns:
-            Whether there are any, and they are stored for certain, as far as that shows in a moment.
+            True only once such images are on disk. False if there are none, or the disk did not confirm them in time; they
+            may still be stored later.
         """
-        worth = Worth.of(answer, images)
-        entry = self._submit(_Entry(worth, (), self._loop.create_future())) if len(worth.places) else None
+        selection = CaptureSelection.of(answer, images)
+        if not selection.indexes:
+            return False
+        entry = self._submit(_Entry(selection, (), self._loop.create_future()))
         if entry is None or "capture" in self._failing:
             return False
-        patience = min(_PATIENCE_SECONDS, deadline - time.monotonic() - _RESERVED_SECONDS)
-        await asyncio.wait([entry.stored], timeout=max(0.0, patience))
+        timeout = min(_IMAGE_TIMEOUT_SECONDS, deadline - time.monotonic() - _RESERVED_SECONDS)
+        await asyncio.wait([entry.stored], timeout=max(0.0, timeout))
         return entry.stored.done() and entry.stored.result()
 
     async def keep_truths(self, truths: Sequence[CapturedTruth]) -> None:
-        """Returns once truths are stored. Raises TruthNotStored."""
+        """Returns once the truths are on disk. Raises TruthNotStored."""
         if not truths:
             return
         entry = self._submit(_Entry(None, truths, self._loop.create_future()))
         if entry is not None:
-            await asyncio.wait([entry.stored], timeout=_TRUTH_PATIENCE_SECONDS)
+            await asyncio.wait([entry.stored], timeout=_TRUTH_TIMEOUT_SECONDS)
         if entry is None or not entry.stored.done() or not entry.stored.result():
-            raise TruthNotStored("the truth can't be stored now, and nothing of it was counted: report it again later")
+            raise TruthNotStored("the truths can't be stored now, and none was counted; report them again later")
 
     async def close(self, grace_seconds: float) -> None:
-        """Stores what waits, if that takes no longer than `grace_seconds`."""
+        """Stores the waiting records, for at most `grace_seconds`, then stops the thread."""
         if self._thread.is_alive():
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join, grace_seconds)
 
     def _submit(self, entry: _Entry) -> _Entry | None:
-        """Puts it where the thread finds it; None if too much waits there already."""
+        """Queues the entry for the thread. Returns None if too many records are waiting."""
         if self._waiting + entry.size > self._max_waiting:
             self._count([entry], "skipped")
             return None
@@ -154,7 +158,7 @@ class Capture:
         self._queue.put(entry)
         return entry
 
-    def _answer(self, entries: Sequence[_Entry], stored: bool) -> None:
+    def _acknowledge(self, entries: Sequence[_Entry], stored: bool) -> None:
         for entry in entries:
             self._waiting -= entry.size
             entry.stored.set_result(stored)
@@ -165,22 +169,29 @@ class Capture:
         self._counters["truth", outcome].inc(sum(len(entry.truths) for entry in entries))
 
     def _work(self) -> None:
-        """In the thread: stores whatever waits, again and again, and now and then deletes what is too old."""
+        """Runs in the thread: stores waiting entries, and deletes old rows once per interval."""
         closing, delete_at = False, time.monotonic()
-        self._succeeds("capture", partial(self._store.add, (), ()))  # which makes the tables
+        self._try("capture", partial(self._store.add, (), ()))  # creates the tables
         while not closing:
             entries, closing = self._take(max(0.0, delete_at - time.monotonic()))
             if entries:
-                stored = self._succeeds("capture", partial(self._add, entries))
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._answer, entries, stored)
+                stored = self._try("capture", partial(self._add, entries))
+                with contextlib.suppress(RuntimeError):  # the event loop is closed, and no call waits any more
+                    self._loop.call_soon_threadsafe(self._acknowledge, entries, stored)
             if time.monotonic() >= delete_at:
-                self._succeeds("retention", self._store.delete_old)
-                delete_at = time.monotonic() + _RETENTION_SECONDS
+                self._try("retention", self._store.delete_old)
+                delete_at = time.monotonic() + _RETENTION_INTERVAL_SECONDS
         self._store.close()
 
     def _take(self, timeout_seconds: float) -> tuple[list[_Entry], bool]:
-        """Whatever waits, or comes within the timeout; and whether nothing more will come."""
+        """Takes the entries of one transaction off the queue.
+
+        Args:
+            timeout_seconds: longest wait for the first entry.
+
+        Returns:
+            The entries, and True if `close` was called and the queue is empty.
+        """
         entries: list[_Entry] = []
         size = 0
         with contextlib.suppress(queue.Empty):
@@ -188,28 +199,32 @@ class Capture:
             while entry is not None:
                 entries.append(entry)
                 size += entry.size
-                if size >= _TOGETHER:
+                if size >= _TRANSACTION_SIZE:
                     return entries, False
                 entry = self._queue.get_nowait()
             return entries, True
         return entries, False
 
     def _add(self, entries: Sequence[_Entry]) -> None:
-        images = [row for entry in entries if entry.worth for row in entry.worth.rows()]
+        images = [row for entry in entries if entry.selection for row in entry.selection.rows()]
         self._store.add(images, [truth for entry in entries for truth in entry.truths])
 
-    def _succeeds(self, what: str, work: Callable[[], None]) -> bool:
-        """Whether `work` does, on the database; the log has when it begins to fail, and when that is over."""
+    def _try(self, name: Literal["capture", "retention"], work: Callable[[], None]) -> bool:
+        """Runs `work` on the database. Logs an event when a series of failures begins, and one when it ends.
+
+        Returns:
+            True if the work succeeded.
+        """
         try:
             work()
-        except Exception as error:  # whatever it is, what comes next may be stored
-            if what not in self._failing:
-                unknown = not isinstance(error, NotStored)
-                message = f"{what} fails in {self._store}: {error}"
-                log_event(log, logging.ERROR, f"{what}_failing", message, error=str(error), exc_info=unknown)
-            self._failing.add(what)
+        except Exception as error:  # of any kind: the next entries may well be stored
+            if name not in self._failing:
+                unexpected = not isinstance(error, NotStored)
+                message = f"{name} fails in {self._store}: {error}"
+                log_event(log, logging.ERROR, f"{name}_failing", message, error=str(error), exc_info=unexpected)
+            self._failing.add(name)
             return False
-        if what in self._failing:
-            log_event(log, logging.INFO, f"{what}_recovered", f"{what} goes on in {self._store}")
-        self._failing.discard(what)
+        if name in self._failing:
+            log_event(log, logging.INFO, f"{name}_recovered", f"{name} works again in {self._store}")
+        self._failing.discard(name)
         return True

@@ -1,4 +1,4 @@
-"""What is captured, row by row: images that were rejected or marked for audit, and truths about them."""
+"""The rows of capture: images that were rejected or marked for audit, and truths about them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from serving.errors import CannotStart
 
 
 class CaptureError(CannotStart):
-    """Images can't be captured as they are to be; the message says why."""
+    """Capture can't start with these settings. The message gives the reason."""
 
 
 class NotStored(Exception):
-    """The database has not taken it; the message says why."""
+    """The database did not store or delete the rows. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class CapturedImage:
-    """An image that was rejected or marked for audit.
+    """One row of the table captured_images. Each attribute is a column.
 
     Attributes:
-        answer: the nonce of the answer's recognition id, 16 hexadecimal digits.
-        place: of the image in the answer, from 0.
-        field_length: digits of the field that it is of; 0 for a digit by itself.
-        model: that answered.
-        version: of it.
-        digit: that was read.
-        confidence: in that; of a field, in all of its digits.
-        decision: in a word, as metrics have it.
-        audited: whether it was marked for audit.
-        image: 784 bytes, as the network saw it.
+        answer: nonce of the answer's recognition id, 16 hexadecimal digits.
+        place: index of the image in the answer, from 0.
+        field_length: number of digits in the field that the image belongs to; 0 for a digit that is not in a field.
+        model: name of the model that answered.
+        version: its version.
+        digit: digit recognized.
+        confidence: confidence of the digit; for a field, confidence of the whole field.
+        decision: label of the decision, as in the metrics.
+        audited: True if the answer was marked for audit.
+        image: 784 bytes, the network's input.
     """
 
     answer: str
@@ -50,7 +50,14 @@ class CapturedImage:
 
 @dataclass(frozen=True)
 class CapturedTruth:
-    """What somebody said of an answer with such images; the attributes are as in CapturedImage, or as in truths.Truth."""
+    """One row of the table captured_truths. Each attribute is a column.
+
+    Attributes:
+        answer: nonce of the answer's recognition id, as in CapturedImage.
+        place: index of the image in the answer, from 0; 0 for a field.
+        source: "keying", "audit" or "replay".
+        value: true digit, or all true digits of a field.
+    """
 
     answer: str
     place: int
@@ -59,38 +66,38 @@ class CapturedTruth:
 
 
 @dataclass(frozen=True, eq=False)
-class Worth:
-    """Those images of an answer that are worth to be learnt from.
+class CaptureSelection:
+    """The images of one answer that are to be captured.
 
     Attributes:
-        answer: what was answered.
-        places: of the images in the answer, ascending; of a field all or none.
-        images: (len(places), 784) uint8, a copy, so that others of the same call are not kept with them.
+        answer: the answer.
+        indexes: index of each image in the answer, ascending. All images of a field are selected, or none is.
+        images: (len(indexes), 784) uint8, a copy: a view would keep all images of the call in memory.
     """
 
     answer: Recognized
-    places: Sequence[int]
+    indexes: Sequence[int]
     images: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, answer: Recognized, images: NDArray[np.uint8]) -> "Worth":
-        """Of all the `images`, (n, 784) uint8, of an answer."""
-        worth = _worth_learning(answer)
-        places = [place for place in range(len(images)) if worth[0 if answer.of_field else place]]
-        return cls(answer, places, images[places])
+    def of(cls, answer: Recognized, images: NDArray[np.uint8]) -> "CaptureSelection":
+        """Selects from all the `images` of an answer, (n, 784) uint8."""
+        selected = _selected(answer)
+        indexes = [index for index in range(len(images)) if selected[0 if answer.of_field else index]]
+        return cls(answer, indexes, images[indexes])
 
     def rows(self) -> Iterable[CapturedImage]:
-        """Each of them by itself."""
+        """Yields the row of each image."""
         answer, nonce = self.answer, self.answer.nonce.hex()
-        for place, image in zip(self.places, self.images, strict=True):
-            decided = 0 if answer.of_field else place
+        for index, image in zip(self.indexes, self.images, strict=True):
+            decided = 0 if answer.of_field else index
             yield CapturedImage(
                 answer=nonce,
-                place=place,
+                place=index,
                 field_length=len(answer.digits) if answer.of_field else 0,
                 model=answer.model,
                 version=answer.version,
-                digit=answer.digits[place],
+                digit=answer.digits[index],
                 confidence=answer.confidences[decided],
                 decision=Decision(answer.decisions[decided]).label,
                 audited=answer.audited[decided],
@@ -98,14 +105,18 @@ class Worth:
             )
 
 
-def worth_telling(answer: Recognized, places: Iterable[int]) -> list[int]:
-    """Those places of an answer whose images are captured, and whose truth is then too."""
-    worth = _worth_learning(answer)
-    return [place for place in places if worth[place]]
+def captured_indexes(answer: Recognized, indexes: Iterable[int]) -> list[int]:
+    """Keeps the `indexes` of an answer whose images are captured. Only their truths are stored."""
+    selected = _selected(answer)
+    return [index for index in indexes if selected[index]]
 
 
-def _worth_learning(answer: Recognized) -> list[bool]:
-    """Where a person will look, and find a digit: rejected although there is ink, or to be audited; n, or 1 of a field."""
+def _selected(answer: Recognized) -> list[bool]:
+    """Selects the decisions worth learning from: a person will look at the image, and there is ink to see.
+
+    Returns:
+        n flags, or 1 for a field: True if the image was marked for audit, or rejected although it has ink.
+    """
     return [
         audited or decision not in (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
         for decision, audited in zip(answer.decisions, answer.audited, strict=True)

@@ -1,4 +1,4 @@
-"""What was really there: truth about answers, from keying desks, audits and replays, by the version that answered."""
+"""Reported truth: counts how often answers were right, by model version and by source of the truth."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,20 +10,21 @@ from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
-from serving.feedback.capture_records import CapturedTruth, worth_telling
+from serving.feedback.capture_records import CapturedTruth, captured_indexes
 from serving.telemetry.metrics import Metrics
 
-_REMEMBERED = 200_000  # truths that a worker knows again, at least half as many
+# Truths that a worker remembers at most, to count each once. It forgets the older half at a time.
+_MAX_REMEMBERED = 200_000
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What somebody says of an answer.
+    """The truth about one answer.
 
     Attributes:
-        recognition_id: that of the answer.
-        source: keying, audit or replay.
-        values: by the place of a digit in the answer, from 0, what it is; or, by 0, all the digits of a field.
+        recognition_id: id of the answer.
+        source: "keying", "audit" or "replay".
+        values: true digit by index of the image in the answer, from 0. For a field, index 0 holds all its digits.
     """
 
     recognition_id: str
@@ -31,36 +32,36 @@ class Truth:
     values: dict[int, str]
 
 
-class Truths:
-    """Counts truth, and knows what it has counted."""
+class TruthCounter:
+    """Counts truths, each once per source."""
 
     def __init__(
         self, ids: RecognitionIds, knows: Callable[[str, str], bool], metrics: Metrics, capture: Capture | None = None
     ):
-        """Begins without a memory.
+        """Starts with no truth remembered.
 
         Args:
-            ids: reads the ids of answers.
-            knows: whether there is such a version, by model and version; ids without a signature may name no others.
-            metrics: where truth is counted.
-            capture: keeps the truth about images that it may have kept; None keeps nothing.
+            ids: parses the ids of answers.
+            knows: returns True if the server has this model and version. Unsigned ids may name no other version.
+            metrics: counts the truths.
+            capture: stores the truth about images that may have been captured; None stores nothing.
         """
         self._ids = ids
         self._knows = knows
         self._metrics = metrics
         self._capture = capture
-        self._seen: set[tuple[bytes, int, str]] = set()
-        self._seen_before: set[tuple[bytes, int, str]] = set()
+        self._recent: set[tuple[bytes, int, str]] = set()
+        self._older: set[tuple[bytes, int, str]] = set()
 
     async def report(self, truths: Sequence[Truth]) -> int:
-        """Stores and counts all of them, or none; what was counted before, of the same source, is passed over.
+        """Stores and counts all the truths, or none. Skips values that were already counted from the same source.
 
         Returns:
-            How many answers were counted now.
+            Number of values counted now.
 
         Raises:
-            InvalidRequest: one is not about an answer that was given here, or not about a digit in it.
-            TruthNotStored: capture is on, and can't store them.
+            InvalidRequest: a truth names an answer that was not given here, or a value that does not fit its answer.
+            TruthNotStored: capture is on, and the truths can't be stored.
         """
         answers = []
         for number, truth in enumerate(truths):
@@ -72,59 +73,64 @@ class Truths:
         if self._capture:
             await self._capture.keep_truths(
                 [
-                    CapturedTruth(answer.nonce.hex(), place, truth.source, truth.values[place])
+                    CapturedTruth(answer.nonce.hex(), index, truth.source, truth.values[index])
                     for truth, answer in zip(truths, answers, strict=True)
-                    for place in worth_telling(answer, truth.values)
+                    for index in captured_indexes(answer, truth.values)
                 ]
             )
         tally = _Tally()
         for truth, answer in zip(truths, answers, strict=True):
-            for place, value in truth.values.items():
-                if self._is_new((answer.nonce, place, truth.source)):
-                    tally.add(answer, place, value, truth.source)
+            for index, value in truth.values.items():
+                if self._remember((answer.nonce, index, truth.source)):
+                    tally.add(answer, index, value, truth.source)
         tally.count(self._metrics)
         return tally.truth.total()
 
     def _check(self, truth: Truth, answer: Recognized) -> None:
         if not self._ids.signed and not self._knows(answer.model, answer.version):
-            raise InvalidRequest("there is no such version here as it says has answered, and it has no signature")
+            raise InvalidRequest("recognition_id has no signature, and names a model version that this server does not have")
         length = len(answer.digits) if answer.of_field else 1
-        for place, value in truth.values.items():
-            if place >= len(answer.decisions):
-                raise InvalidRequest(f"there is no place {place}, the answer has {len(answer.decisions)}")
+        for index, value in truth.values.items():
+            if index >= len(answer.decisions):
+                raise InvalidRequest(f"values has index {index}, expected less than {len(answer.decisions)}")
             if len(value) != length or not (value.isascii() and value.isdigit()):
-                raise InvalidRequest(f"{value[:40]!r} is no truth about it, expected {length} digit(s)")
-            if truth.source == "audit" and not answer.audited[place]:
-                raise InvalidRequest("the answer was not marked for audit: the audited error would be biased")
+                raise InvalidRequest(f"values[{index}] is {value[:40]!r}, expected {length} digit(s) from 0 to 9")
+            if truth.source == "audit" and not answer.audited[index]:
+                raise InvalidRequest(
+                    "source is audit, but the answer was not marked for audit; counting it would bias the audited error"
+                )
 
-    def _is_new(self, key: tuple[bytes, int, str]) -> bool:
-        if key in self._seen or key in self._seen_before:
+    def _remember(self, key: tuple[bytes, int, str]) -> bool:
+        """Remembers a truth. Returns False if it was remembered already."""
+        if key in self._recent or key in self._older:
             return False
-        if len(self._seen) >= _REMEMBERED // 2:
-            self._seen, self._seen_before = set(), self._seen
-        self._seen.add(key)
+        if len(self._recent) >= _MAX_REMEMBERED // 2:
+            self._recent, self._older = set(), self._recent
+        self._recent.add(key)
         return True
 
 
 class _Tally:
-    """The truths of one call, added up before they are counted: a metric costs more than a truth."""
+    """The truths of one call, summed before they reach the metrics: one metric update costs more than one truth."""
 
     def __init__(self) -> None:
         self.truth: Counter[tuple[str, ...]] = Counter()
         self.confusion: Counter[tuple[str, ...]] = Counter()
         self.confidences: dict[tuple[str, ...], list[float]] = {}
 
-    def add(self, answer: Recognized, place: int, value: str, source: str) -> None:
-        said = answer.digits if answer.of_field else answer.digits[place : place + 1]
-        meant = bytes(map(int, value))
-        decision = Decision(answer.decisions[place])
+    def add(self, answer: Recognized, index: int, value: str, source: str) -> None:
+        predicted = answer.digits if answer.of_field else answer.digits[index : index + 1]
+        true = bytes(map(int, value))
+        decision = Decision(answer.decisions[index])
         version = (answer.model, answer.version)
-        kind = (*version, "field" if answer.of_field else "digit", source)
-        outcome = "right" if said == meant else "wrong"
-        self.truth[*kind, decision.label, outcome] += 1
-        if decision is not Decision.REJECT_INVALID_IMAGE:  # there, digits and confidence mean nothing
-            self.confidences.setdefault((*kind, outcome), []).append(answer.confidences[place])
-            self.confusion.update((*version, source, str(true), str(read)) for true, read in zip(meant, said, strict=True))
+        unit = (*version, "field" if answer.of_field else "digit", source)
+        outcome = "right" if predicted == true else "wrong"
+        self.truth[*unit, decision.label, outcome] += 1
+        if decision is not Decision.REJECT_INVALID_IMAGE:  # its digits and its confidence mean nothing
+            self.confidences.setdefault((*unit, outcome), []).append(answer.confidences[index])
+            self.confusion.update(
+                (*version, source, str(digit), str(guess)) for digit, guess in zip(true, predicted, strict=True)
+            )
 
     def count(self, metrics: Metrics) -> None:
         for labels, times in self.truth.items():

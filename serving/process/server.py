@@ -16,7 +16,7 @@ from serving.api.digits import DigitService
 from serving.api.dispatch import Dispatcher
 from serving.api.open_inference import OpenInference
 from serving.feedback.capture import Capture, open_store
-from serving.feedback.truth import Truths
+from serving.feedback.truth import TruthCounter
 from serving.inference.model import Model
 from serving.ports import PortTaken, address
 from serving.process.heartbeat import Heartbeat
@@ -116,7 +116,7 @@ class Server:
             self.repository.catalog, policy, self.metrics, settings.max_images_per_request, settings.max_queue_size
         )
 
-        truths = Truths(ids, self.repository.catalog.knows, self.metrics, self._capture)
+        truths = TruthCounter(ids, self.repository.catalog.knows, self.metrics, self._capture)
         digit_service = DigitService(self._recognizer, truths, settings.max_images_per_request)
         models: ModelControl = control or self.repository  # loads and unloads: in all workers, or in this process alone
         inference = OpenInference(settings, self.repository.catalog, models, self._recognizer, self.metrics, self.unready)

@@ -3,12 +3,12 @@
 The packages above report counts, durations, events and the times of each call. Operators read the results: the /metrics
 page, log lines on stderr, and spans in an OpenTelemetry collector.
 
-    metrics                every metric of a serving process: name, help text, labels
-    version_metrics        the metrics of one model version, with their labels already looked up
-    histograms             a histogram that takes an array at once; bucket edges for ink and centre of mass
-    model_statistics       totals of each model version, read back from the metrics
-    multiprocess_metrics   the metrics of several worker processes as one page
-    logs                   the log format, `log_event`, and the trace id in every line
-    tracing                reads OpenTelemetry's environment variables; imports `spans` only if tracing is on
-    spans                  the span of a call, with child spans for framing, queue and inference
+    metrics                every metric of a serving process: name, help text, labels.
+    version_metrics        the metrics of one model version, with their labels already looked up.
+    histograms             a histogram that takes an array at once; bucket edges for ink and centre of mass.
+    model_statistics       totals of each model version, read back from the metrics.
+    multiprocess_metrics   the metrics of several worker processes as one page.
+    logs                   the log format, `log_event`, and the trace id in every line.
+    tracing                reads OpenTelemetry's environment variables; imports `spans` only if tracing is on.
+    spans                  the span of a call, with child spans for framing, queue and inference.
 """

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from serving.feedback.accuracy import WithAccuracy
-from serving.feedback.drift import WithDrift
+from serving.feedback.accuracy import AccuracyCollector
+from serving.feedback.drift import DriftCollector
 from serving.ports import PortTaken, address
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class HttpServer:
             PortTaken: the port can't be listened on.
         """
         try:
-            self._server = _Server(host, port, WithDrift(WithAccuracy(metrics)), lost, unready)
+            self._server = _Server(host, port, DriftCollector(AccuracyCollector(metrics)), lost, unready)
         except OSError as error:
             raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]

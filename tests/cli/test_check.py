@@ -143,7 +143,7 @@ def test_a_database_to_capture_in_is_looked_at_and_not_made(tmp_path: Path) -> N
     assert not file.exists()
     found = check("--capture", f"sqlite:///{tmp_path}/none/captured.db")
     assert found.returncode == 1
-    assert "none is no directory that can be written to" in found.stderr
+    assert "none is not a writable directory" in found.stderr
     file.write_text("no database, although it is long enough to be read as the header of one" * 2)
     found = check("--capture", f"sqlite:///{file}")
     assert found.returncode == 1

@@ -11,8 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from serving import errors
 from serving.answers.decision import Decision
-from serving.feedback.accuracy import WithAccuracy
-from serving.feedback.drift import WithDrift
+from serving.feedback.accuracy import AccuracyCollector
+from serving.feedback.drift import DriftCollector
 from serving.inference.metadata import REFUSALS
 from serving.pb.digits.v1 import digit_service_pb2
 from serving.pb.inference import open_inference_pb2
@@ -54,7 +54,7 @@ def scraped() -> dict[str, Labels]:
         "up": TARGET,
         "ALERTS": TARGET | {"alertname", "alertstate", "severity"},
     }
-    for metric in [*WithDrift(WithAccuracy(server.registry)).collect(), *supervisor.registry.collect()]:
+    for metric in [*DriftCollector(AccuracyCollector(server.registry)).collect(), *supervisor.registry.collect()]:
         names: Iterable[str] = getattr(metric, "_labelnames", None) or own.get(metric.name, ())
         for part, more in _PARTS[metric.type].items():
             found[metric.name + part] = TARGET | {*names, *more}
