@@ -150,11 +150,8 @@ class Store:
         """Deletes images that are too old or too many, truths without an image, and superseded truths. Raises NotStored."""
         now, later = time.time(), _TRUTHS.alias()
         newest = select(func.max(_IMAGES.c.number)).scalar_subquery()
-        of_image = (
-            _IMAGES.c.answer == _TRUTHS.c.answer,
-            (_IMAGES.c.place == _TRUTHS.c.place) | (_IMAGES.c.field_length > 0),
-        )
-        has_image = select(_IMAGES.c.number).where(*of_image).exists()
+        same_place = (_IMAGES.c.place == _TRUTHS.c.place) | (_IMAGES.c.field_length > 0)  # truth of a field is at place 0
+        has_image = select(_IMAGES.c.number).where(_IMAGES.c.answer == _TRUTHS.c.answer, same_place).exists()
         same_subject = [later.c[name] == _TRUTHS.c[name] for name in ("answer", "place", "source")]
         superseded = select(later.c.number).where(later.c.number > _TRUTHS.c.number, *same_subject).exists()
         with self._transaction() as connection:

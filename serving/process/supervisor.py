@@ -33,7 +33,7 @@ from serving.process.startup_log import Described, announce, log_stopped
 from serving.process.worker_channel import Channel, Message
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
-from serving.telemetry.multiprocess_metrics import MetricsDirectory, SupervisorMetrics, places
+from serving.telemetry.multiprocess_metrics import MetricsDirectory, SupervisorMetrics, candidate_directories
 from serving.web.operations import HttpServer
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ async def supervise(settings: Settings, metrics_directory: str) -> int:
     """
     stops = stops_by_signal(settings)
     with reserve(settings.host, settings.grpc_port) as port:
-        directory = MetricsDirectory(settings.workers, places(metrics_directory))
+        directory = MetricsDirectory(settings.workers, candidate_directories(metrics_directory))
         try:
             supervisor = Supervisor(settings.model_copy(update={"grpc_port": port}), directory)
             http = HttpServer(

@@ -124,7 +124,7 @@ class MetricsDirectory(Collector):
         os.close(self.lock)
 
 
-def places(named: str) -> list[Path]:
+def candidate_directories(named: str) -> list[Path]:
     """Lists the candidates for the parent of the metrics directory.
 
     Args:
