@@ -1,4 +1,4 @@
-"""A stand-in for an OpenTelemetry collector: the real protocol on a real port, and all the spans that came."""
+"""A stand-in for an OpenTelemetry collector: speaks the real protocol on a real port, and keeps all spans."""
 
 import threading
 from collections.abc import Iterator
@@ -13,48 +13,48 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(pb_grpc.TraceServiceServicer):
-    """What takes the spans.
+    """Receives spans.
 
     Attributes:
-        endpoint: where, as OTEL_EXPORTER_OTLP_ENDPOINT wants it.
-        spans: all that came so far.
-        resources: what each batch said of who sent it.
+        endpoint: address of the collector, in the form of OTEL_EXPORTER_OTLP_ENDPOINT.
+        spans: all spans received so far.
+        resources: attributes of the sender, one entry per batch.
     """
 
     def __init__(self, port: int):
         self.endpoint = f"http://127.0.0.1:{port}"
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
-        self._came = threading.Condition()
+        self._received = threading.Condition()
 
     def Export(self, request: pb.ExportTraceServiceRequest, context: Any) -> pb.ExportTraceServiceResponse:  # noqa: N802
-        with self._came:
+        with self._received:
             for batch in request.resource_spans:
                 self.resources.append(attributes(batch.resource))
                 self.spans += [span for scope in batch.scope_spans for span in scope.spans]
-            self._came.notify_all()
+            self._received.notify_all()
         return pb.ExportTraceServiceResponse()
 
     def wait_for(self, count: int, timeout_seconds: float = 20) -> list[Span]:
-        """The spans, once there are so many; in order of their start."""
-        with self._came:
-            assert self._came.wait_for(lambda: len(self.spans) >= count, timeout_seconds), self.spans
+        """Waits for `count` spans, and returns all spans in order of their start."""
+        with self._received:
+            assert self._received.wait_for(lambda: len(self.spans) >= count, timeout_seconds), self.spans
             return sorted(self.spans, key=lambda span: span.start_time_unix_nano)
 
 
 @contextmanager
-def collector() -> Iterator[Collector]:
-    """A collector that listens while the block lasts."""
+def running_collector() -> Iterator[Collector]:
+    """Runs a collector while the block lasts."""
     server = grpc.server(futures.ThreadPoolExecutor(2))
-    taker = Collector(server.add_insecure_port("127.0.0.1:0"))
-    pb_grpc.add_TraceServiceServicer_to_server(taker, server)  # type: ignore[no-untyped-call]  # generated
+    collector = Collector(server.add_insecure_port("127.0.0.1:0"))
+    pb_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated
     server.start()
     try:
-        yield taker
+        yield collector
     finally:
         server.stop(None).wait()
 
 
 def attributes(holder: Any) -> dict[str, str]:
-    """The attributes of a span or a resource, all as text."""
+    """Returns the attributes of a span or a resource, all as text."""
     return {each.key: str(getattr(each.value, each.value.WhichOneof("value"))) for each in holder.attributes}

@@ -19,7 +19,7 @@ from tests.support.service import launch
 
 
 def logged(form: str, level: str, code: str) -> list[str]:
-    """The lines that a program leaves in a log."""
+    """Runs a program that logs, and returns the lines of its log."""
     program = (
         f"import logging\nfrom serving.telemetry.logs import configure, log_event\nconfigure({form!r}, {level!r})\n{code}"
     )
@@ -29,13 +29,14 @@ def logged(form: str, level: str, code: str) -> list[str]:
 
 
 def objects(code: str, level: str = "info") -> list[dict[str, Any]]:
+    """Runs a program that logs as JSON, and parses the lines of its log."""
     return [json.loads(line) for line in logged("json", level, code)]
 
 
 def test_an_event_is_one_json_object_with_its_fields() -> None:
     (line,) = objects(
         "log = logging.getLogger('serving.process.server')\n"
-        "log_event(log, logging.INFO, 'model_loaded', 'loaded 100 %\\nof it', model='digits', name='x', images=3)"
+        "log_event(log, logging.INFO, 'model_loaded', 'loaded 100 %\\nnow', model='digits', name='x', images=3)"
     )
     assert abs(datetime.fromisoformat(line.pop("time")) - datetime.now(UTC)) < timedelta(minutes=1)
     assert line.pop("pid") > 0
@@ -43,7 +44,7 @@ def test_an_event_is_one_json_object_with_its_fields() -> None:
         "level": "info",
         "event": "model_loaded",
         "logger": "serving.process.server",
-        "message": "loaded 100 %\nof it",
+        "message": "loaded 100 %\nnow",
         "model": "digits",
         "name": "x",
         "images": 3,
@@ -60,12 +61,12 @@ def test_an_exception_is_one_field() -> None:
     assert line["exception"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_what_libraries_log_and_what_python_warns_of_and_dies_of_come_out_in_the_same_form() -> None:
+def test_library_lines_warnings_and_crashes_have_the_same_form() -> None:
     lines = objects(
         "import asyncio, threading, warnings\n"
         "async def fail():\n    1 / 0\n"
         "async def forget():\n"
-        "    asyncio.get_running_loop().call_soon(lambda: 1 / 0)\n    await asyncio.sleep(0.01)\n"
+        "    asyncio.get_running_loop().call_soon(lambda: 1 / 0)\n    await asyncio.sleep(0)\n"
         "asyncio.run(forget())\n"
         "logging.getLogger('grpc._cython.cygrpc').error('unexpected %s', 'thing')\n"
         "warnings.warn('old')\n"
@@ -84,13 +85,53 @@ def test_what_libraries_log_and_what_python_warns_of_and_dies_of_come_out_in_the
     assert lines[1]["message"] == "unexpected thing"
 
 
-def test_text_is_for_people() -> None:
+def test_a_text_line_has_time_level_and_message() -> None:
     (line,) = logged("text", "info", "log_event(logging.getLogger('serving'), 20, 'started', '100 % there', model='digits')")
     assert line[:4].isdecimal()
     assert line.endswith(" INFO 100 % there")
 
 
-def test_below_its_level_nothing_is_logged_and_libraries_never_at_debug() -> None:
+CONTEXT = """
+import asyncio
+from serving.telemetry import logs
+log = logging.getLogger('serving')
+async def answer(trace, done):
+    logs.trace_ids.set({'trace_id': trace, 'span_id': trace * 2})
+    await asyncio.sleep(0)  # lets the other call set its own ids
+    logging.getLogger('asyncio').warning('slow')
+    log_event(log, 20, 'framed', f'framed for {trace}', images=1)
+    log_event(log, 20, 'call', f'call method=x trace_id={trace} span_id={trace * 2}', trace_id=trace, span_id=trace * 2)
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log_event(log, 40, 'call_failed', 'failed', exc_info=True)
+async def both():
+    await asyncio.gather(asyncio.create_task(answer('a', 1)), asyncio.create_task(answer('b', 2)))
+    log_event(log, 20, 'stopped', 'stopped')
+asyncio.run(both())
+"""
+
+
+def test_json_lines_of_a_traced_call_carry_its_ids() -> None:
+    lines = objects(CONTEXT)
+    for trace in ("a", "b"):
+        events = [line["event"] for line in lines if (line.get("trace_id"), line.get("span_id")) == (trace, trace * 2)]
+        assert events == ["log", "framed", "call", "call_failed"]
+    assert "trace_id" not in lines[-1], "no call is being answered"
+
+
+def test_text_lines_of_a_traced_call_carry_its_ids_once() -> None:
+    lines = logged("text", "info", CONTEXT)
+    messages = [line.partition(" INFO ")[2] for line in lines]
+    for trace in ("a", "b"):
+        ids = f" trace_id={trace} span_id={trace * 2}"
+        assert {f"framed for {trace}{ids}", f"call method=x{ids}"} <= {*messages}
+        (failure,) = (number for number, line in enumerate(lines) if line.endswith(f" ERROR failed{ids}"))
+        assert lines[failure + 1].startswith("Traceback "), "it follows the line with the ids"
+    assert messages[-1] == "stopped", "no call is being answered"
+
+
+def test_lines_below_the_level_and_library_debug_lines_are_dropped() -> None:
     code = (
         "for name in ('serving.transport.grpc_front', 'asyncio'):\n"
         "  log = logging.getLogger(name)\n  log.debug('a'); log.warning('b')"
@@ -100,7 +141,7 @@ def test_below_its_level_nothing_is_logged_and_libraries_never_at_debug() -> Non
     assert objects(code, "error") == []
 
 
-def test_opentelemetry_complains_once_in_a_while_only() -> None:
+def test_lines_of_opentelemetry_are_rate_limited() -> None:
     code = (
         "for _ in range(1000):\n    logging.getLogger('opentelemetry.sdk').warning('no collector')\n"
         "logging.getLogger('opentelemetrics').warning('x')"
@@ -109,7 +150,7 @@ def test_opentelemetry_complains_once_in_a_while_only() -> None:
 
 
 def serve_one_digit(*flags: str) -> list[dict[str, Any]]:
-    """The log of a server that reads a 7, is then asked for what is no image, and is stopped."""
+    """Returns the log of a server that recognizes a 7, refuses an invalid request, and is stopped."""
     with launch("--workers", "1", "--log-format", "json", "--drain-seconds", "0", *flags) as process:
         try:
             assert process.stderr is not None
@@ -128,7 +169,7 @@ def serve_one_digit(*flags: str) -> list[dict[str, Any]]:
             process.kill()
 
 
-def test_the_life_of_a_server_is_told_in_events() -> None:
+def test_a_server_logs_its_life_as_events() -> None:
     lines = serve_one_digit()
     assert {line["model"] for line in lines if line["event"] == "model_loaded"} == {"digits", "digits-small"}
     events = {line["event"]: line for line in lines if line.get("model") != "digits-small"}
@@ -142,7 +183,7 @@ def test_the_life_of_a_server_is_told_in_events() -> None:
     assert len({line["pid"] for line in events.values()}) == 1
 
 
-def test_at_debug_a_call_is_a_line_that_holds_no_image() -> None:
+def test_at_debug_each_call_is_a_line_without_its_image() -> None:
     read, refused = (line for line in serve_one_digit("--log-level", "debug") if line["event"] == "call")
     assert (read["method"], read["code"], read["images"], read["model"]) == ("Recognize", "OK", 1, "digits")
     assert read["version"].isdecimal()
@@ -153,7 +194,7 @@ def test_at_debug_a_call_is_a_line_that_holds_no_image() -> None:
     assert not {"trace_id", "span_id"} & read.keys(), "nothing is traced"
 
 
-def test_what_keeps_a_server_from_starting_is_an_event_too(tmp_path: Path) -> None:
+def test_a_failed_start_is_an_event(tmp_path: Path) -> None:
     with launch("--log-format", "json", "--models", str(tmp_path), DIGITS_DRAIN_SECOND="1") as process:
         _, log = process.communicate(timeout=TIMEOUT)
     warning, error = [json.loads(line) for line in log.splitlines()]
@@ -164,7 +205,7 @@ def test_what_keeps_a_server_from_starting_is_an_event_too(tmp_path: Path) -> No
     assert "exception" not in error
 
 
-def test_a_model_that_is_refused_is_an_event_with_its_reason(tmp_path: Path) -> None:
+def test_a_refused_model_is_an_event_with_its_reason(tmp_path: Path) -> None:
     directory = tmp_path / "digits"
     directory.mkdir()
     version = next((BUNDLED / "digits").iterdir())
@@ -175,7 +216,7 @@ def test_a_model_that_is_refused_is_an_event_with_its_reason(tmp_path: Path) -> 
     assert (refused["model"], refused["version"], refused["reason"]) == ("digits", "99999999999999", "unreadable")
 
 
-def test_a_model_that_accepts_nothing_is_an_event() -> None:
+def test_a_model_without_a_certified_threshold_is_an_event() -> None:
     lines = serve_one_digit("--target-error-rate", "0.0001", "--workers", "1")
     warned = [line for line in lines if line["event"] == "model_not_certified"]
     assert {line["model"] for line in warned} == {"digits", "digits-small"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from serving import build_info
 from serving.process.startup_log import calls_by_code
 from serving.telemetry.multiprocess_metrics import MetricsDirectory, NoRoom, SupervisorMetrics
 from tests.conftest import TIMEOUT, value
@@ -27,7 +28,7 @@ metrics.in_flight_requests.inc()
 metrics.tls_certificate_expiry.set(calls)
 for metric in vars(metrics).values():
     if getattr(metric, "_labelnames", ()):
-        metric.labels(*metric._labelnames)  # as if each had been used
+        metric.labels(*metric._labelnames)  # creates a series of each metric
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -41,13 +42,13 @@ def directory(tmp_path: Path) -> Iterator[MetricsDirectory]:
 
 
 def count(directory: MetricsDirectory, number: int, calls: int) -> None:
-    """A worker that counts its calls and is then killed; its certificate expires at as many seconds."""
+    """Runs a worker that counts `calls` calls, with a certificate that expires at `calls` seconds, and is then killed."""
     command = [sys.executable, "-c", COUNT, str(number), str(calls), str(directory.path)]
     ended = subprocess.run(command, timeout=TIMEOUT, check=False)
     assert ended.returncode == -9
 
 
-def test_the_counts_of_all_workers_add_up_and_outlive_those_that_die(directory: MetricsDirectory) -> None:
+def test_counts_of_all_workers_add_up_and_survive_dead_workers(directory: MetricsDirectory) -> None:
     metrics = SupervisorMetrics(directory, list)
     count(directory, 0, 5)
     count(directory, 1, 7)
@@ -61,7 +62,16 @@ def test_the_counts_of_all_workers_add_up_and_outlive_those_that_die(directory: 
     assert calls_by_code(directory)["OK"] == 112
 
 
-def test_a_worker_on_an_older_certificate_than_the_others_shows(directory: MetricsDirectory) -> None:
+def test_the_build_shows_once_however_many_workers_serve(directory: MetricsDirectory) -> None:
+    count(directory, 0, 1)
+    count(directory, 1, 1)
+    metrics = SupervisorMetrics(directory, list)
+    samples = [sample for metric in metrics.registry.collect() for sample in metric.samples]
+    (build,) = (sample for sample in samples if sample.name == "digits_build_info" and sample.value)
+    assert (build.value, build.labels["version"]) == (1, build_info.version())
+
+
+def test_the_oldest_certificate_of_all_workers_shows(directory: MetricsDirectory) -> None:
     count(directory, 0, 2000)
     count(directory, 1, 1000)
     assert value(SupervisorMetrics(directory, list).registry, EXPIRY) == 1000
@@ -69,40 +79,40 @@ def test_a_worker_on_an_older_certificate_than_the_others_shows(directory: Metri
     assert value(SupervisorMetrics(directory, list).registry, EXPIRY) == 2000
 
 
-def test_a_worker_writes_in_no_file_but_those_that_were_reserved(directory: MetricsDirectory) -> None:
+def test_a_worker_writes_only_to_its_reserved_files(directory: MetricsDirectory) -> None:
     before = {file.name: file.stat().st_size for file in directory.path.iterdir()}
     count(directory, 0, 1)
     assert {file.name: file.stat().st_size for file in directory.path.iterdir()} == before
 
 
-def test_a_full_disk_is_found_out_before_a_worker_could_die_of_it(
+def test_a_full_disk_is_an_error_before_any_worker_starts(
     small_disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with pytest.raises(NoRoom, match=rf"2 workers, 8 MiB \({small_disk}: No space left on device\).* --workers 1"):
         MetricsDirectory(2, [small_disk])
-    assert not [*small_disk.iterdir()], "what was begun should be gone"
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    directory = MetricsDirectory(2, [small_disk, elsewhere])
-    assert directory.path.parent == elsewhere
+    assert not [*small_disk.iterdir()], "the unfinished directory is removed"
+    second = tmp_path_factory.mktemp("second")
+    directory = MetricsDirectory(2, [small_disk, second])
+    assert directory.path.parent == second
     directory.remove()
 
 
-def test_what_a_killed_supervisor_left_is_swept_away_once_its_workers_are_gone(tmp_path: Path) -> None:
-    left = MetricsDirectory(1, [tmp_path])
-    worker = subprocess.Popen(["sleep", "infinity"], pass_fds=[left.lock])
-    os.close(left.lock)  # the supervisor is gone
+def test_an_abandoned_directory_is_removed_after_its_last_worker(tmp_path: Path) -> None:
+    abandoned = MetricsDirectory(1, [tmp_path])
+    worker = subprocess.Popen(["sleep", "infinity"], pass_fds=[abandoned.lock])
+    os.close(abandoned.lock)  # as if the supervisor were dead
     second = MetricsDirectory(1, [tmp_path])
-    assert left.path.exists(), "a worker still counts in it"
+    assert abandoned.path.exists(), "a worker still counts in it"
     worker.kill()
     worker.wait()
     third = MetricsDirectory(1, [tmp_path])
-    assert not left.path.exists()
+    assert not abandoned.path.exists()
     assert second.path.exists()
     second.remove()
     third.remove()
 
 
-def test_process_metrics_are_summed_and_never_lose_the_time_of_a_dead_worker(directory: MetricsDirectory) -> None:
+def test_process_metrics_are_summed_and_keep_a_dead_workers_time(directory: MetricsDirectory) -> None:
     busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         pids = [worker.pid]

@@ -21,7 +21,7 @@ from serving.process.server import Server
 from serving.telemetry import tracing
 from serving.telemetry.tracing import TracingError
 from tests.conftest import TIMEOUT, StartServer
-from tests.support.collector import Collector, attributes, collector
+from tests.support.collector import Collector, attributes, running_collector
 from tests.support.drawn_digits import draw
 from tests.support.service import launch
 
@@ -32,7 +32,7 @@ SERVICE = "digits.v1.DigitService"
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[pytest.MonkeyPatch]:
-    """An environment that asks for no traces, for each test to ask as it wants."""
+    """Removes OpenTelemetry's variables, so that each test sets its own."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("OTEL_"):
@@ -41,11 +41,11 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture
-def taker(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector, and an environment that sends the traces there."""
-    with collector() as taker:
-        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taker.endpoint)
-        yield taker
+def collector(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Runs a collector, and points the environment at it."""
+    with running_collector() as running:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.endpoint)
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def taker(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
         {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:1"},
     ],
 )
-def test_nothing_is_traced_unless_it_is_asked_for(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_nothing_is_traced_unless_the_environment_asks_for_it(
+    environment: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
     assert tracing.start() is None
@@ -69,16 +71,16 @@ def test_nothing_is_traced_unless_it_is_asked_for(environment: pytest.MonkeyPatc
     [
         (
             {"OTEL_TRACES_EXPORTER": "otlp,zipkin"},
-            "OTEL_TRACES_EXPORTER: no exporter zipkin here, only otlp, console and none",
+            "OTEL_TRACES_EXPORTER: unknown exporter zipkin, expected otlp, console or none",
         ),
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL: no http/protobuf here, only grpc",
+            "OTEL_EXPORTER_OTLP_PROTOCOL: unsupported protocol http/protobuf, expected grpc",
         ),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_.*could not convert.*'soon'"),
     ],
 )
-def test_what_there_is_not_is_refused_by_name(
+def test_an_unsupported_exporter_or_protocol_is_refused_by_name(
     environment: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
 ) -> None:
     for name, value in variables.items():
@@ -87,9 +89,9 @@ def test_what_there_is_not_is_refused_by_name(
         tracing.start()
 
 
-def test_traces_without_their_packages_are_refused_with_what_to_do() -> None:
+def test_tracing_without_opentelemetry_is_refused_with_the_remedy() -> None:
     code = (
-        "import sys; sys.modules['opentelemetry'] = None\n"  # an import of it fails, as where it is not installed
+        "import sys; sys.modules['opentelemetry'] = None\n"  # makes the import fail, as if it were not installed
         "from serving.telemetry import tracing\n"
         "try:\n    tracing.start()\nexcept tracing.TracingError as error:\n    print(error)"
     )
@@ -104,7 +106,7 @@ def test_traces_without_their_packages_are_refused_with_what_to_do() -> None:
     assert "pip install 'postal-digits[tracing]'" in ran.stdout
 
 
-def test_a_call_has_a_span_below_its_callers_and_two_of_its_own_with_the_times_they_took(taker: Collector) -> None:
+def test_a_call_has_a_span_with_children_for_queue_and_inference(collector: Collector) -> None:
     traces = tracing.start()
     assert traces is not None
     before = time.time_ns()
@@ -115,7 +117,7 @@ def test_a_call_has_a_span_below_its_callers_and_two_of_its_own_with_the_times_t
     after = time.time_ns()
     traces.stop(TIMEOUT)
 
-    call, queue, inference = taker.wait_for(3)
+    call, queue, inference = collector.wait_for(3)
     assert (call.name, call.kind, call.trace_id.hex(), call.parent_span_id.hex()) == (
         f"{SERVICE}/Recognize",
         call.SPAN_KIND_SERVER,
@@ -123,22 +125,38 @@ def test_a_call_has_a_span_below_its_callers_and_two_of_its_own_with_the_times_t
         CALLER,
     )
     assert (span.trace_id, span.span_id, span.sampled) == (TRACE, call.span_id.hex(), True)
-    read = {"digits.model": "digits", "digits.version": "7", "digits.images": "3"}
+    answered = {"digits.model": "digits", "digits.version": "7", "digits.images": "3"}
     assert attributes(call) == {
         "rpc.system": "grpc",
         "rpc.service": SERVICE,
         "rpc.method": "Recognize",
         "rpc.grpc.status_code": "0",
-        **read,
+        **answered,
     }
     assert call.status.code == call.status.STATUS_CODE_UNSET
     assert before <= call.start_time_unix_nano <= call.end_time_unix_nano <= after
     for child, name, seconds in ((queue, "queue", 0.25), (inference, "inference", 0.75)):
         assert (child.name, child.trace_id, child.parent_span_id) == (name, call.trace_id, call.span_id)
-        assert attributes(child) == read
+        assert attributes(child) == answered
         assert child.end_time_unix_nano - child.start_time_unix_nano == pytest.approx(seconds * 1e9, abs=1000)
     assert queue.end_time_unix_nano == inference.start_time_unix_nano
     assert before <= queue.start_time_unix_nano <= after
+
+
+def test_framing_is_a_child_span_with_the_number_of_crops(collector: Collector) -> None:
+    traces = tracing.start()
+    assert traces is not None
+    before = time.time_ns()
+    span = traces.begin(SERVICE, "ReadField", [])
+    started = time.monotonic()
+    span.framed(started, started + 0.125, crops=5)
+    span.end(Code.OK)
+    traces.stop(TIMEOUT)
+    call, framing = collector.wait_for(2)
+    assert (framing.name, framing.trace_id, framing.parent_span_id) == ("framing", call.trace_id, call.span_id)
+    assert attributes(framing) == {"digits.crops": "5"}
+    assert framing.end_time_unix_nano - framing.start_time_unix_nano == pytest.approx(0.125e9, abs=1000)
+    assert before <= framing.start_time_unix_nano <= time.time_ns()
 
 
 @pytest.mark.parametrize(
@@ -150,32 +168,31 @@ def test_a_call_has_a_span_below_its_callers_and_two_of_its_own_with_the_times_t
         (Code.RESOURCE_EXHAUSTED, False),
     ],
 )
-def test_a_span_is_an_error_when_the_server_is_at_fault(taker: Collector, code: Code, fault: bool) -> None:
+def test_a_span_is_an_error_when_the_server_is_at_fault(collector: Collector, code: Code, fault: bool) -> None:
     traces = tracing.start()
     assert traces is not None
     traces.begin(SERVICE, "Recognize", []).end(code)
     traces.stop(TIMEOUT)
-    (call,) = taker.wait_for(1)
+    (call,) = collector.wait_for(1)
     assert attributes(call)["rpc.grpc.status_code"] == str(int(code))
     assert (call.status.code == call.status.STATUS_CODE_ERROR) is fault
     assert not call.parent_span_id
 
 
-def test_what_the_caller_does_not_sample_is_not_sent(taker: Collector) -> None:
+def test_a_call_that_its_caller_does_not_sample_is_not_exported(collector: Collector) -> None:
     traces = tracing.start()
     assert traces is not None
     unsampled = traces.begin(SERVICE, "Recognize", [("traceparent", f"00-{TRACE}-{CALLER}-00")])
+    unsampled.framed(1, 2, crops=1)
     unsampled.answered(1, 2, 3, model="digits", version="7", images=1)
     unsampled.end(Code.OK)
     traces.begin(SERVICE, "RecognizeBatch", []).end(Code.OK)
     traces.stop(TIMEOUT)
     assert (unsampled.trace_id, unsampled.sampled) == (TRACE, False)
-    assert [span.name for span in taker.wait_for(1)] == [f"{SERVICE}/RecognizeBatch"]
+    assert [span.name for span in collector.wait_for(1)] == [f"{SERVICE}/RecognizeBatch"]
 
 
-def test_the_sampler_the_name_and_the_resource_are_as_the_environment_says(
-    environment: pytest.MonkeyPatch, taker: Collector
-) -> None:
+def test_sampler_name_and_resource_follow_the_environment(environment: pytest.MonkeyPatch, collector: Collector) -> None:
     for variables, name in (
         ({}, "postal-digits"),
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=desk,site=north"}, "desk"),
@@ -187,8 +204,8 @@ def test_the_sampler_the_name_and_the_resource_are_as_the_environment_says(
         assert traces is not None
         traces.begin(SERVICE, "Recognize", []).end(Code.OK)
         traces.stop(TIMEOUT)
-        assert taker.resources[-1]["service.name"] == name
-    assert taker.resources[-1]["site"] == "north"
+        assert collector.resources[-1]["service.name"] == name
+    assert collector.resources[-1]["site"] == "north"
     environment.setenv("OTEL_TRACES_SAMPLER", "always_off")
     traces = tracing.start()
     assert traces is not None
@@ -196,19 +213,19 @@ def test_the_sampler_the_name_and_the_resource_are_as_the_environment_says(
     traces.stop(TIMEOUT)
 
 
-def test_a_collector_that_is_not_there_holds_up_neither_calls_nor_the_end(
+def test_an_absent_collector_delays_neither_calls_nor_shutdown(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     traces = tracing.start()
     assert traces is not None
     with caplog.at_level(logging.WARNING, "serving"):
-        for _ in range(5000):  # more than the queue of spans holds
+        for _ in range(5000):  # more than the exporter's queue holds
             traces.begin(SERVICE, "Recognize", []).end(Code.OK)
         start = time.monotonic()
         traces.stop(0.5)
     assert time.monotonic() - start < TIMEOUT / 2
-    assert "not all spans could be sent within 0.5 s" in caplog.text
+    assert "not all spans could be exported within 0.5 s" in caplog.text
 
 
 def scrape(server: Server, accept: str) -> str:
@@ -217,8 +234,8 @@ def scrape(server: Server, accept: str) -> str:
         return str(page.read(), "utf-8")
 
 
-async def test_a_call_of_the_server_is_traced_from_its_caller_to_the_model_and_found_from_its_metrics(
-    taker: Collector, start_server: StartServer, images: NDArray[np.uint8]
+async def test_a_call_is_traced_to_the_model_and_linked_from_its_metrics(
+    collector: Collector, start_server: StartServer, images: NDArray[np.uint8]
 ) -> None:
     server = await start_server()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -236,8 +253,8 @@ async def test_a_call_of_the_server_is_traced_from_its_caller_to_the_model_and_f
     assert TRACE not in scrape(server, "text/plain")
     await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
 
-    call, queue, inference, refused = taker.wait_for(4)
-    assert len(taker.spans) == 4
+    call, queue, inference, refused = collector.wait_for(4)
+    assert len(collector.spans) == 4
     assert (call.name, call.trace_id.hex(), call.parent_span_id.hex()) == (f"{SERVICE}/RecognizeBatch", TRACE, CALLER)
     assert attributes(call)["digits.images"] == "5"
     assert [span.name for span in (queue, inference)] == ["queue", "inference"]
@@ -247,8 +264,8 @@ async def test_a_call_of_the_server_is_traced_from_its_caller_to_the_model_and_f
     assert attributes(refused)["rpc.grpc.status_code"] == str(grpc.StatusCode.INVALID_ARGUMENT.value[0])
 
 
-async def test_a_stream_is_one_span_with_two_more_for_each_request(
-    taker: Collector, start_server: StartServer, images: NDArray[np.uint8]
+async def test_a_stream_is_one_span_with_two_children_per_request(
+    collector: Collector, start_server: StartServer, images: NDArray[np.uint8]
 ) -> None:
     server = await start_server()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -258,21 +275,21 @@ async def test_a_stream_is_one_span_with_two_more_for_each_request(
         answers = [answer async for answer in DigitServiceStub(channel).RecognizeStream(requests, timeout=TIMEOUT)]
     assert len(answers) == 3
     await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
-    spans = taker.wait_for(7)
+    spans = collector.wait_for(7)
     (stream,) = (span for span in spans if span.name == f"{SERVICE}/RecognizeStream")
     assert sorted(span.name for span in spans if span.parent_span_id == stream.span_id) == ["inference"] * 3 + ["queue"] * 3
     assert attributes(stream)["digits.images"] == "3"
 
 
-def test_a_call_that_is_traced_says_so_in_the_log(taker: Collector) -> None:
+def test_a_traced_call_has_its_trace_id_in_the_log(collector: Collector) -> None:
     flags = ("--log-level", "debug", "--drain-seconds", "0")
-    with launch(*flags, OTEL_EXPORTER_OTLP_ENDPOINT=taker.endpoint) as process:
+    with launch(*flags, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as process:
         log = serve_a_seven(process)
-    (call, *_) = taker.wait_for(3)
+    (call, *_) = collector.wait_for(3)
     assert f"trace_id={call.trace_id.hex()} span_id={call.span_id.hex()}" in log
 
 
-def test_with_tracing_off_nothing_of_opentelemetry_is_imported() -> None:
+def test_without_tracing_opentelemetry_is_never_imported() -> None:
     with launch("--drain-seconds", "0", PYTHONPROFILEIMPORTTIME="1") as process:  # every import is a line on stderr
         log = serve_a_seven(process)
     assert "serving.telemetry.tracing" in log
@@ -281,15 +298,15 @@ def test_with_tracing_off_nothing_of_opentelemetry_is_imported() -> None:
     assert "serving.telemetry.spans" not in log
 
 
-def test_traces_that_cannot_be_had_keep_the_server_from_starting() -> None:
+def test_unsupported_tracing_keeps_the_server_from_starting() -> None:
     with launch(OTEL_TRACES_EXPORTER="zipkin") as process:
         _, log = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
-    assert "digits serve: OTEL_TRACES_EXPORTER: no exporter zipkin here" in log
+    assert "digits serve: OTEL_TRACES_EXPORTER: unknown exporter zipkin" in log
 
 
 def serve_a_seven(process: "subprocess.Popen[str]") -> str:
-    """The log of a server that reads a 7 and is then stopped."""
+    """Returns the log of a server that recognizes a 7 and is then stopped."""
     try:
         assert process.stderr is not None
         log: list[str] = []

@@ -1,0 +1,28 @@
+from importlib import metadata
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from serving import build_info
+from serving.telemetry.histograms import BulkHistogram
+from serving.telemetry.metrics import Metrics
+from tests.conftest import value
+
+
+def test_the_build_shows_with_version_commit_and_onnx_runtime() -> None:
+    labels = {"commit": build_info.commit(), "onnxruntime": metadata.version("onnxruntime")}
+    assert value(Metrics().registry, "digits_build_info", version=build_info.version(), **labels) == 1
+
+
+def test_an_array_counts_as_its_values_do_one_by_one() -> None:
+    registry = CollectorRegistry()
+    bulk, single = (BulkHistogram(name, name, buckets=(0.25, 0.5, 1), registry=registry) for name in ("bulk", "single"))
+    values = np.array([0, 0.25, 0.3, 0.5, 0.75, 1, 7], np.float32)  # on edges, between edges, and beyond the last
+    bulk.observe_all(values)
+    for one in values.tolist():
+        single.observe(one)
+    counts = {
+        metric.name: [(sample.name.removeprefix(metric.name), sample.labels, sample.value) for sample in metric.samples]
+        for metric in registry.collect()
+    }
+    assert counts["bulk"] == counts["single"]
