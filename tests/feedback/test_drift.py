@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prometheus_client import Metric
 
 from serving.client import DigitClient
-from serving.feedback.drift import WINDOW, WithDrift, stability_index
+from serving.feedback.drift import WINDOW, DriftCollector, stability_index
 from serving.imaging.framing import frame, measure
 from serving.inference.metadata import parse_drift_reference
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -38,8 +38,8 @@ def stated(**other: object) -> str:
     return json.dumps(whole | other)
 
 
-def test_what_is_measured_is_the_share_of_ink_and_its_centre_of_mass() -> None:
-    images = np.zeros((70, 28, 28), np.uint8)  # more than are measured at once
+def test_measure_gives_the_ink_share_and_the_centre_of_mass() -> None:
+    images = np.zeros((70, 28, 28), np.uint8)  # more than one block of `measure`
     images[:, 14, 14] = 255
     images[1, 10:12, 20] = (255, 51)
     images[1, 14, 14] = 0
@@ -50,12 +50,12 @@ def test_what_is_measured_is_the_share_of_ink_and_its_centre_of_mass() -> None:
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_what_is_framed_lies_within_half_a_pixel_of_the_middle(number: int) -> None:
+def test_a_framed_digit_is_centred_within_half_a_pixel(number: int) -> None:
     _, centres = measure(frame(draw(number) / 255)[None])
     assert np.abs(centres - 14).max() <= 0.5
 
 
-def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
+def test_a_reference_gives_the_share_of_each_bin() -> None:
     shares = parse_drift_reference(stated(digit=[0.05] * 5 + [0.15] * 5))
     assert {feature: sum(parts.values()) for feature, parts in shares.items()} == pytest.approx(dict.fromkeys(shares, 1.0))
     assert (shares["digit"]["4"], shares["digit"]["5"]) == (0.05, 0.15)
@@ -84,13 +84,13 @@ def test_a_reference_says_what_share_of_the_images_each_bin_has() -> None:
         stated(column=3),
     ],
 )
-def test_a_reference_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_reference_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not |^Expecting|could not convert"):
         parse_drift_reference(text)
 
 
 @given(counts, counts)
-def test_the_index_is_never_below_zero_the_same_both_ways_and_finite(one: list[int], other: list[int]) -> None:
+def test_the_index_is_nonnegative_symmetric_and_finite(one: list[int], other: list[int]) -> None:
     index = stability_index(one, other)
     assert index >= 0
     assert math.isfinite(index)
@@ -103,7 +103,7 @@ def test_the_index_of_a_worked_example() -> None:
     assert stability_index([50, 30, 20], [200, 300, 500]) == pytest.approx(expected)
 
 
-# Run where frouros is, with two samples on standard input: its index of them, in so many bins of equal width.
+# A program for an environment with frouros: reads pairs of samples, prints the index of each over bins of equal width.
 FROUROS = """
 import json, sys
 import numpy
@@ -117,8 +117,8 @@ for reference, sample, bins in json.load(sys.stdin):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_index_is_what_frouros_makes_of_the_same_samples(tmp_path: Path) -> None:
-    """In an environment of its own: it asks for an older NumPy than ours."""
+def test_the_index_equals_that_of_frouros(tmp_path: Path) -> None:
+    """Installs frouros into an environment of its own, because it needs an older NumPy than ours."""
     python = tmp_path / "bin" / "python"
     venv.create(tmp_path, with_pip=True)
     installing = [str(python), "-m", "pip", "install", "--quiet", "frouros==0.9.0"]
@@ -131,7 +131,7 @@ def test_the_index_is_what_frouros_makes_of_the_same_samples(tmp_path: Path) -> 
         (random.integers(0, 10, 10_000), random.integers(0, 10, 2000), 10),
         (random.integers(0, 10, 10_000), random.choice(10, 2000, p=other_mix), 10),
         (random.normal(0.13, 0.04, 10_000).clip(0.05, 0.25), random.normal(0.15, 0.04, 3000).clip(0.05, 0.25), 8),
-    ]  # no bin is empty, which each of the two fills by a rule of its own
+    ]  # without empty bins, for which the two have different rules
     ours = []
     for expected, found, bins in samples:
         both = np.concatenate([expected, found])
@@ -144,7 +144,7 @@ def test_the_index_is_what_frouros_makes_of_the_same_samples(tmp_path: Path) -> 
 
 
 class Served:
-    """A version that answers, and what an operator sees of it."""
+    """A version that answers, and the drift metrics that an operator sees."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -153,7 +153,7 @@ class Served:
             for name, share in shares.items():
                 self.metrics.drift_reference.labels(*VERSION, feature, name).set(share)
         self._version = VersionMetrics(self.metrics, *VERSION)
-        self._seen = WithDrift(self.metrics.registry)
+        self._collector = DriftCollector(self.metrics.registry)
 
     def answer(self, digits: list[int], confidence: float) -> None:
         self._version.count_predictions(np.array(digits), np.full(len(digits), confidence, np.float32))
@@ -161,8 +161,8 @@ class Served:
     def show(self, images: NDArray[np.uint8]) -> None:
         self._version.measure(images.reshape(-1, 784))
 
-    def look(self) -> dict[tuple[str, ...], float]:
-        page: list[Metric] = [*self._seen.collect()]
+    def scrape(self) -> dict[tuple[str, ...], float]:
+        page: list[Metric] = [*self._collector.collect()]
         named = [metric for metric in page if metric.name in ("digits_drift_psi", "digits_estimated_accuracy_ratio")]
         return {
             (sample.name, sample.labels.get("feature", "")): sample.value for metric in named for sample in metric.samples
@@ -172,64 +172,66 @@ class Served:
 PSI, ESTIMATE = ("digits_drift_psi", "digit"), ("digits_estimated_accuracy_ratio", "")
 
 
-def test_a_window_ends_when_somebody_looks_and_it_is_full_and_then_the_next_begins() -> None:
+def test_a_full_window_ends_at_the_next_scrape() -> None:
     served = Served()
     mixed = list(range(10)) * (WINDOW // 10)
     served.answer(mixed[1:], 0.99)
-    assert served.look() == {}, "one image is missing"
+    assert served.scrape() == {}, "one image is missing"
     served.answer([0], 0.99)
-    seen = served.look()
+    seen = served.scrape()
     assert seen == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.99)}
     served.answer([7] * (WINDOW - 1), 0.5)
-    assert served.look() == seen, "the window that began is not full"
+    assert served.scrape() == seen, "the window that began is not full"
     served.answer([7] * 1000, 0.5)
-    assert served.look() == {PSI: pytest.approx(stability_index([0] * 7 + [1, 0, 0], [0.1] * 10)), ESTIMATE: 0.5}
+    assert served.scrape() == {PSI: pytest.approx(stability_index([0] * 7 + [1, 0, 0], [0.1] * 10)), ESTIMATE: 0.5}
     served.answer(mixed, 0.98)
-    assert served.look() == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.98)}, "it is over when it is over"
+    assert served.scrape() == {PSI: pytest.approx(0, abs=1e-9), ESTIMATE: pytest.approx(0.98)}, (
+        "the window before it does not count"
+    )
 
 
-def test_ink_and_its_place_are_compared_bin_by_bin() -> None:
+def test_ink_and_centre_are_compared_bin_by_bin() -> None:
     served = Served()
     images = np.zeros((WINDOW, 28, 28), np.uint8)
     images[: WINDOW // 4, 14, 13:17] = 255  # a quarter lies half a pixel to the right
     images[WINDOW // 4 :, 14, 14] = 255
     served.show(images)
     expected = parse_drift_reference(stated())
-    seen = served.look()
+    seen = served.scrape()
     for feature, bins in (("ink", {"0.02": 1.0}), ("row", {"14.0": 1.0}), ("column", {"14.0": 0.75, "14.6": 0.25})):
         counts = [bins.get(name, 0.0) for name in expected[feature]]
         index = stability_index(counts, [*expected[feature].values()])
         assert seen["digits_drift_psi", feature] == pytest.approx(index), feature
 
 
-def test_a_version_that_is_no_longer_loaded_says_nothing() -> None:
+def test_an_unloaded_version_has_no_drift_metrics() -> None:
     served = Served()
     served.answer([3] * WINDOW, 0.9)
-    assert len(served.look()) == 2
+    assert len(served.scrape()) == 2
     served.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(0)
-    assert served.look() == {}
+    assert served.scrape() == {}
 
 
-def test_several_workers_tell_of_drift_together(images: NDArray[np.uint8]) -> None:
+def test_drift_covers_the_images_of_all_workers(images: NDArray[np.uint8]) -> None:
     with service("--workers", "2") as server, ExitStack() as connections:
         clients = [connections.enter_context(DigitClient(server.address, TIMEOUT)) for _ in range(4)]
 
-        def look(shown: NDArray[np.uint8]) -> dict[str, float]:
+        def indices(shown: NDArray[np.uint8]) -> dict[str, float]:
             for client in clients:
                 client.recognize_batch(shown[:500])
             features = ("digit", "ink", "row", "column")
             return {feature: server.scrape("digits_drift_psi", model="digits", feature=feature) for feature in features}
 
-        before = look(images)
-        after = look(np.roll(images, 2, axis=1))
-        assert server.scrape("digits_mass_centre_pixels_count", axis="row") == 4000, "all of them, whoever read them"
+        before = indices(images)
+        after = indices(np.roll(images, 2, axis=1))
+        assert server.scrape("digits_mass_centre_pixels_count", axis="row") == 4000, "all images, of either worker"
         assert 0 < server.scrape("digits_estimated_accuracy_ratio", model="digits") < 1
     assert all(index > 0 for index in before.values()), "drawn digits are not MNIST's"
     assert after["row"] > before["row"] + 5
     assert after["column"] == pytest.approx(before["column"])
 
 
-def test_blank_images_leave_nothing_behind() -> None:
+def test_blank_images_take_no_memory() -> None:
     version = VersionMetrics(Metrics(), *VERSION)
     for _ in range(100):
         version.measure(np.zeros((0, 784), np.uint8))
@@ -237,7 +239,7 @@ def test_blank_images_leave_nothing_behind() -> None:
 
 
 def thickened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Strokes broader by a pixel on every side, which moves their centre of mass too: they are not framed anew."""
+    """Makes strokes broader by a pixel on every side. This moves the centre of mass, too: images are not framed again."""
     for axis in (1, 2):
         images = np.maximum.reduce([np.roll(images, step, axis=axis) for step in (-1, 0, 1)])
     return images
@@ -251,38 +253,36 @@ SHIFTS: dict[str, tuple[Callable[[NDArray[np.uint8]], NDArray[np.uint8]], set[st
 }
 
 
-async def test_the_test_images_raise_no_index_and_shifted_ones_do_and_lower_the_estimated_accuracy(
-    start_server: StartServer, mnist_path: Path
-) -> None:
+async def test_shifted_test_images_raise_indices_and_lower_the_estimate(start_server: StartServer, mnist_path: Path) -> None:
     with np.load(mnist_path) as arrays:
         images = arrays["x_test"]
     server = await start_server()
-    seen = WithDrift(server.metrics.registry)
+    collector = DriftCollector(server.metrics.registry)
 
-    async def look(shown: NDArray[np.uint8]) -> tuple[set[str], float]:
-        """Which indices are above 0.2 for these images, and the estimated accuracy."""
+    async def drift(shown: NDArray[np.uint8]) -> tuple[set[str], float]:
+        """Returns the features with an index above 0.2 for these images, and the estimated accuracy."""
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             request = pb.RecognizeBatchRequest(images=shown.tobytes())
             await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
-        page = {metric.name: metric.samples for metric in seen.collect()}
+        page = {metric.name: metric.samples for metric in collector.collect()}
         indices = {sample.labels["feature"]: sample.value for sample in page["digits_drift_psi"]}
         assert set(indices) == {"digit", "ink", "row", "column"}
         [estimate] = page["digits_estimated_accuracy_ratio"]
         return {feature for feature, index in indices.items() if index > 0.2}, estimate.value
 
-    moved, unshifted = await look(images)
+    moved, unshifted = await drift(images)
     assert not moved
-    assert unshifted == pytest.approx(0.9961, abs=0.001), "the accuracy on them"
+    assert unshifted == pytest.approx(0.9961, abs=0.001), "the accuracy on the test images"
     for name, (shift, expected) in SHIFTS.items():
-        moved, estimate = await look(shift(images))
+        moved, estimate = await drift(shift(images))
         assert moved == expected, name
         assert estimate < unshifted - 0.001, name
-    moved, estimate = await look(images)
-    assert not moved, "once the mail is as it was, so are they"
+    moved, estimate = await drift(images)
+    assert not moved, "the indices fall again once the images are as before"
     assert estimate == pytest.approx(unshifted)
 
 
-def test_a_reference_describes_the_inked_images_that_it_is_made_of() -> None:
+def test_a_reference_describes_the_images_with_ink() -> None:
     images = np.stack([draw(number) for number in (1, 1, 1, 7)] + [np.zeros((28, 28), np.uint8)])
     probabilities = np.eye(10)[[1, 1, 1, 7, 0]]
     made = drift_reference(images, probabilities)

@@ -1,6 +1,8 @@
-"""Databases of captured images, as `digits serve --capture` leaves them."""
+"""Databases of captured images, in the form that `digits serve --capture` writes."""
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.feedback import capture_store
+from serving.feedback.capture_records import CapturedImage
 
 IMAGE = """
 INSERT INTO captured_images
@@ -23,8 +26,8 @@ class Store:
     """A database file that a test writes rows to.
 
     Attributes:
-        file: the database.
-        url: the same for `--captured`.
+        file: path of the database.
+        url: URL of the database, for `--captured`.
     """
 
     def __init__(self, file: Path):
@@ -35,22 +38,43 @@ class Store:
         service.close()
 
     def capture(self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0) -> None:
-        """The images of an answer, in the places that follow `place`."""
+        """Writes the images of an answer, from index `place` on."""
         rows = [(answer, place + index, field_length, bytes(image)) for index, image in enumerate(images)]
         self.write(IMAGE, rows)
 
     def report(self, answer: str, *values: str, place: int = 0, source: str = "keying") -> None:
-        """The truths about the digits in the places that follow `place`, or that about a field."""
+        """Writes the truths about the images from index `place` on, or the one truth about a field."""
         self.write(TRUTH, [(answer, place + index, source, value) for index, value in enumerate(values)])
 
     def write(self, statement: str, rows: Iterable[tuple[Any, ...]] = ((),)) -> None:
-        """Carries out a statement, once a row."""
+        """Executes a statement once per row."""
         with closing(sqlite3.connect(self.file)) as database, database:
-            database.execute("PRAGMA synchronous = OFF")  # nobody pulls a plug here, and the disk is what takes time
+            database.execute("PRAGMA synchronous = OFF")  # a test need not survive a power failure
             database.executemany(statement, rows)
 
 
 def answers(count: int, seed: int = 0) -> list[str]:
-    """Ids as they are drawn for answers."""
+    """Draws nonces of answers, 16 hexadecimal digits each."""
     random = np.random.default_rng(seed)
     return [random.bytes(8).hex() for _ in range(count)]
+
+
+def captured_image(answer: str = "0" * 16, **other: object) -> CapturedImage:
+    """Returns the row of a rejected 7, with `other` columns as given."""
+    about = {"place": 0, "field_length": 0, "model": "digits", "version": "1", "digit": 7, "confidence": 0.5}
+    rest = {"decision": "low_confidence", "audited": False, "image": b"\x07" * 784}
+    return CapturedImage(answer, **(about | rest | other))  # type: ignore[arg-type]
+
+
+def rows(file: Path, query: str) -> list[tuple[object, ...]]:
+    """Returns all rows of a query."""
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def count_in_another_process(file: Path) -> int:
+    """Counts the captured images in another process, which then disconnects."""
+    query = "SELECT count(*) FROM captured_images"
+    code = f"import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute({query!r}).fetchone())"
+    command = [sys.executable, "-c", code, str(file)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout)
