@@ -45,6 +45,12 @@ _RETENTION_INTERVAL_SECONDS = 60.0
 # together, so the first entry waits for the last.
 _TRANSACTION_SIZE = 2000
 
+# Events that the log has when work on the database begins to fail, and when it works again.
+_EVENTS = {
+    "capture": ("capture_failing", "capture_recovered"),
+    "retention": ("retention_failing", "retention_recovered"),
+}
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -92,7 +98,7 @@ class Capture:
         }
         self._waiting = 0
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._failing: set[str] = set()  # "capture", "retention"
+        self._failing: set[str] = set()  # keys of _EVENTS
         self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
 
     async def start(self) -> None:
@@ -215,16 +221,17 @@ class Capture:
         Returns:
             True if the work succeeded.
         """
+        failing, recovered = _EVENTS[name]
         try:
             work()
         except Exception as error:  # of any kind: the next entries may well be stored
             if name not in self._failing:
                 unexpected = not isinstance(error, NotStored)
                 message = f"{name} fails in {self._store}: {error}"
-                log_event(log, logging.ERROR, f"{name}_failing", message, error=str(error), exc_info=unexpected)
+                log_event(log, logging.ERROR, failing, message, error=str(error), exc_info=unexpected)
             self._failing.add(name)
             return False
         if name in self._failing:
-            log_event(log, logging.INFO, f"{name}_recovered", f"{name} works again in {self._store}")
+            log_event(log, logging.INFO, recovered, f"{name} works again in {self._store}")
         self._failing.discard(name)
         return True
