@@ -1,18 +1,19 @@
-"""`digits loadtest`: how much a service carries, and how fast, measured from outside.
+"""`digits loadtest`: measures a service's capacity and latency from outside.
 
-    command line ──> plan        what to send, how, how long
+    command line ──> plan        the calls to send, their rate, and the duration.
                       │
                       ▼
-                     processes   several, so that they are not what is measured; one plan's share each
-                      │            generator: an open loop sends when calls are due, a closed one when answers have come
-                      │            calls: the RPCs, their requests, and what their answers should be
+                     processes   several senders, so that the sender does not limit the result; each has a share of the plan.
+                      │            generator: an open loop sends when calls are due, a closed loop after each answer.
+                      │            calls: the RPCs, their requests, and the expected answers.
                       ▼
-                     tally       answers by code, right or wrong, and their times in an HDR histogram; added up
+                     tally       calls by status code, right and wrong answers, and latencies in an HDR histogram.
                       │
                       ▼
-                     report      table, JSON, picture; knee: the same again and again, faster, until an objective breaks
+                     report      table, JSON, picture.
+                     knee        repeats the measurement at rising rates until an objective is missed.
 
-In an open loop a call's time counts from when it was due, not from when it was sent: a server that stands still for a second
-is slow to all who came in that second, although a sender that waits for it would have asked only once ("coordinated
-omission": G. Tene, How NOT to Measure Latency, 2013).
+In an open loop, a call's latency counts from when it was due, not from when it was sent. A service that stalls for a second
+is slow for all calls due in that second. A sender that waits for the answer would have sent only one of these calls
+("coordinated omission": G. Tene, How NOT to Measure Latency, 2013).
 """

@@ -1,4 +1,4 @@
-"""The calls of a load test: requests made beforehand, how they are sent, and what their answers should say."""
+"""The RPCs of a load test: encodes requests, sends them over gRPC, and reads the digits in the answers."""
 
 import asyncio
 import itertools
@@ -23,13 +23,13 @@ Metadata = tuple[tuple[str, str], ...] | None
 
 @dataclass(frozen=True)
 class Kind:
-    """An RPC as a load test knows it.
+    """An RPC of a load test.
 
     Attributes:
-        method: its path.
-        request: makes the message of some images, (n, 28, 28) uint8, for a model.
-        response: the type of its answer.
-        digits: what an answer says.
+        method: path of the method.
+        request: builds the request message from images, (n, 28, 28) uint8, and a model name.
+        response: type of the response message.
+        digits: returns the digits in a response.
     """
 
     method: str
@@ -76,12 +76,14 @@ KINDS: dict[Rpc, Kind] = {
 
 @dataclass(frozen=True)
 class GrpcTarget:
-    """A service that speaks the protocols of this one, as its operator protects it.
+    """A service under test that speaks digits.v1 or the Open Inference Protocol over gRPC.
 
     Attributes:
-        address: host:port, or a name of several servers, as DigitClient takes it.
-        tls_ca, tls_certificate, tls_key: PEM files, for TLS; None without.
-        token: what the service knows the test by; None without.
+        address: host:port, or a name of several servers, as for DigitClient.
+        tls_ca: PEM file with the CA of the server; None without TLS.
+        tls_certificate: PEM file with the client's certificate; None without mutual TLS.
+        tls_key: PEM file with the client's key; None without mutual TLS.
+        token: bearer token; None without tokens.
     """
 
     address: str
@@ -91,12 +93,15 @@ class GrpcTarget:
     token: str | None = None
 
     def request(self, plan: Plan, images: Images) -> bytes:
-        """The message of some images, encoded."""
+        """Encodes a request of `images`."""
         kind = KINDS["recognize" if plan.rpc == "stream" else plan.rpc]
         return bytes(kind.request(images, plan.model).SerializeToString())
 
     def callers(self, plan: Plan) -> list[Caller]:
-        """Connections that share nothing: they are what a service's workers share out. Of several servers, one to each."""
+        """Opens channels that share no connection, because the workers of a service divide up connections, not calls.
+
+        If the address names several servers, each channel connects to each of them.
+        """
         metadata = None if self.token is None else (("authorization", f"Bearer {self.token}"),)
         kind = StreamCaller if plan.rpc == "stream" else UnaryCaller
         return [kind(self._channel(), plan, metadata) for _ in range(plan.connections)]
@@ -105,7 +110,7 @@ class GrpcTarget:
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", -1),
-            ("grpc.enable_retries", 0),  # a call that is sent twice would be a load that nobody asked for
+            ("grpc.enable_retries", 0),  # a call that is sent twice would add load beyond the plan
             ("grpc.service_config", json.dumps(BALANCED)),
         ]
         if self.tls_ca is None:
@@ -115,7 +120,7 @@ class GrpcTarget:
 
 
 class UnaryCaller:
-    """A call is an RPC."""
+    """Sends each call as an RPC of its own."""
 
     def __init__(self, channel: grpc.aio.Channel, plan: Plan, metadata: Metadata):
         kind = KINDS[plan.rpc]
@@ -124,14 +129,14 @@ class UnaryCaller:
         self._call: Any = channel.unary_unary(kind.method, response_deserializer=kind.response.FromString)
 
     async def call(self, request: bytes) -> Outcome:
-        """Sends it, and waits for its answer."""
+        """Sends the request and waits for the answer."""
         try:
             answer = await self._call(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             return Outcome(error.code().name, details=error.details() or "")
         try:
             return Outcome("OK", self._digits(answer))
-        except (IndexError, ValueError):  # it says no digits, which is wrong enough
+        except (IndexError, ValueError):  # an answer without digits counts as wrong
             return Outcome("OK")
 
     async def close(self) -> None:
@@ -140,7 +145,7 @@ class UnaryCaller:
 
 
 class StreamCaller:
-    """A call is an image of a stream, which is open all the time; one that breaks is opened again for the next call."""
+    """Sends each call as one image on an open stream. After a stream breaks, the next call opens a new one."""
 
     def __init__(self, channel: grpc.aio.Channel, plan: Plan, metadata: Metadata):
         self._timeout, self._metadata, self._channel = plan.timeout_seconds, metadata, channel
@@ -156,7 +161,7 @@ class StreamCaller:
         self._writing = asyncio.Lock()
 
     async def call(self, request: bytes) -> Outcome:
-        """Sends an image, and waits for the answer to it."""
+        """Sends an image and waits for its answer."""
         number = next(self._numbers)
         message = digits.RecognizeStreamRequest(id=number, timeout_ms=round(self._timeout * 1000))
         message.request.MergeFromString(request)
@@ -205,7 +210,10 @@ _ENDED = Outcome("UNAVAILABLE", details="the stream has ended")
 
 
 def _failed(error: grpc.aio.AioRpcError) -> Outcome:
-    """What a stream ended with; where that happens while something is written, gRPC makes up an error in its place."""
+    """Returns the status that a stream ended with.
+
+    If the stream ends during a write, gRPC raises an error of its own in place of the status.
+    """
     if error.details() == "Internal error from Core":
         return _ENDED
     return Outcome(error.code().name, details=error.details() or "")

@@ -1,4 +1,4 @@
-"""`digits loadtest`: reads what is asked for, carries it out, and shows what came of it."""
+"""`digits loadtest`: parses the flags, runs the measurements, and prints the results."""
 
 import argparse
 import json
@@ -21,76 +21,81 @@ from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
 from serving.loadtest.target import Target
 
-MISSED = 3  # the exit status where an objective is
-FIRST_RATE = 100.0  # calls a second, of a search for the knee
-IMAGES = 64  # in a call that takes several
+MISSED = 3  # exit status if an objective is missed
+FIRST_RATE = 100.0  # calls per second, default for the search of the knee
+IMAGES = 64  # per call of batch and infer, by default
 
-_MOST_PROCESSES = 1000
-_RECOVERY_SECONDS = 2.0  # that a service may need after a rate that was far too high
+_MAX_PROCESSES = 1000
+_RECOVERY_SECONDS = 2.0  # pause for the service after a rate far above its capacity
 
 Measure = Callable[[Plan], Tally]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags, but for those of the connection, which other commands have too."""
+    """Adds the flags of this command. The flags of the connection are shared with other commands."""
     kinds = (*KINDS, "stream")
-    parser.add_argument("--rpc", choices=kinds, default="recognize", help="what to call (default: %(default)s)")
+    parser.add_argument("--rpc", choices=kinds, default="recognize", help="RPC to call (default: %(default)s)")
     parser.add_argument(
-        "--images", type=_count, help=f"in a call of batch or infer (default: {IMAGES}), digits in a field (default: 5)"
+        "--images", type=_count, help=f"images per call of batch or infer (default: {IMAGES}), digits per field (default: 5)"
     )
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--callers", type=_count, help="a closed loop of so many (default: 32)")
-    load.add_argument("--rate", type=_positive, help="an open loop: calls a second, whether answers keep up or not")
+    load.add_argument("--callers", type=_count, help="closed loop with this number of callers (default: 32)")
+    load.add_argument(
+        "--rate", type=_positive, help="open loop with this number of calls per second, even if answers fall behind"
+    )
     parser.add_argument(
         "--arrivals",
         choices=("poisson", "fixed"),
-        help="of an open loop: at random, or evenly (default: poisson)",
+        help="arrivals in an open loop: at random, or at fixed intervals (default: poisson)",
     )
     parser.add_argument(
         "--find-knee",
         action="store_true",
-        help="raise the rate, from --rate on, until an objective of --slo breaks, or answers fall behind, twice",
+        help="raise the rate, starting at --rate, until an objective of --slo is missed, or answers fall behind, twice",
     )
     parser.add_argument(
         "--slo",
         type=_objectives,
         default=[],
         metavar="OBJECTIVES",
-        help="such as p99=20ms,errors=0.1%%; missed: exit status 3",
+        help="for example p99=20ms,errors=0.1%%; the exit status is 3 if one is missed",
     )
-    parser.add_argument("--seconds", type=_positive, default=10.0, help="to measure, each rate (default: %(default)g)")
-    parser.add_argument("--warmup", type=_duration, default=2.0, help="seconds sent beforehand (default: %(default)g)")
-    parser.add_argument("--processes", type=_count, default=1, help="that send (default: %(default)s)")
+    parser.add_argument("--seconds", type=_positive, default=10.0, help="length of each measurement (default: %(default)g)")
+    parser.add_argument("--warmup", type=_duration, default=2.0, help="seconds of load before it (default: %(default)g)")
+    parser.add_argument("--processes", type=_count, default=1, help="sending processes (default: %(default)s)")
     parser.add_argument(
-        "--connections", type=_count, default=8, help="of each process; workers share them (default: %(default)s)"
+        "--connections",
+        type=_count,
+        default=8,
+        help="per process; workers divide them up (default: %(default)s)",
     )
-    parser.add_argument("--model", default="", help="to read the images (default: the service's)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="with --find-knee: draw latency against throughput there")
+    parser.add_argument("--model", default="", help="name of the model (default: that of the service)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="with --find-knee: draw latency against throughput")
 
 
 def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
-    """What is to be measured; ends the program where flags contradict each other."""
+    """Builds the plan from the flags. Exits with status 2 and a message if flags contradict each other."""
     if options.find_knee and not options.slo:
-        parser.error("--find-knee needs --slo: it is where that breaks")
+        parser.error("--find-knee needs --slo, whose objectives define the knee")
     if options.find_knee and options.callers:
-        parser.error("--find-knee is of an open loop, and takes no --callers")
+        parser.error("--find-knee uses an open loop, and takes no --callers")
     if options.arrivals and not (options.rate or options.find_knee):
-        parser.error("--arrivals are of an open loop: it needs --rate or --find-knee")
+        parser.error("--arrivals needs an open loop: add --rate or --find-knee")
     if options.png and not options.find_knee:
-        parser.error("--png needs --find-knee: one rate makes no picture")
+        parser.error("--png needs --find-knee: a single rate is not drawn")
     if options.images and options.rpc in ("recognize", "stream"):
-        parser.error(f"--rpc {options.rpc} takes one image a call, and no --images")
+        parser.error(f"--rpc {options.rpc} takes one image per call, and no --images")
     if options.seed < 0:
         parser.error("--seed must not be negative")
-    if options.processes > _MOST_PROCESSES:
-        parser.error(f"--processes must be {_MOST_PROCESSES:,} at most")
+    if options.processes > _MAX_PROCESSES:
+        parser.error(f"--processes must be at most {_MAX_PROCESSES:,}")
     if not 0 < options.timeout < math.inf:
         parser.error("--timeout must be a number above 0")
-    for file in (options.json, options.png):  # rather than to find it out when all is measured
+    for file in (options.json, options.png):  # checked now, because the files are written after the measurement
         if file and not file.parent.is_dir():
-            parser.error(f"{file.parent} is no directory")
+            parser.error(f"{file.parent} is not a directory")
         if file and file.is_dir():
             parser.error(f"{file} is a directory")
     return Plan(
@@ -109,16 +114,16 @@ def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> P
 
 
 def run(plan: Plan, target: Target, options: argparse.Namespace) -> int:
-    """Carries out what `options` ask for; returns the exit status, as --help has it."""
+    """Runs the measurements that `options` ask for. Returns the exit status, as documented in --help."""
     try:
-        with _bar(plan, shown=sys.stderr.isatty()) as tell:
+        with _progress_bar(plan, shown=sys.stderr.isatty()) as report_progress:
 
             def measure(one: Plan) -> Tally:
-                return processes.measure(one, target, options.processes, tell)
+                return processes.measure(one, target, options.processes, report_progress)
 
             carry_out = _find_knee if options.find_knee else _measure
-            status, shown, numbers = carry_out(plan, options.slo, measure, options.png)
-        print(shown)
+            status, text, numbers = carry_out(plan, options.slo, measure, options.png)
+        print(text)
         if options.json:
             setting = {"address": target.address, "processes": options.processes}
             options.json.write_text(json.dumps({**setting, **numbers}, indent=2) + "\n")
@@ -134,21 +139,21 @@ def run(plan: Plan, target: Target, options: argparse.Namespace) -> int:
 def _measure(
     plan: Plan, slo: list[objectives.Objective], measure: Measure, _: Path | None
 ) -> tuple[int, str, dict[str, Any]]:
-    """One rate: the exit status, what to print, and its numbers."""
+    """Measures one rate. Returns the exit status, the text to print, and the numbers."""
     tally = measure(plan)
-    found = report.figures(plan, tally)
+    numbers = report.figures(plan, tally)
     _warn(tally)
     missed = objectives.broken(slo, tally)
-    shown = "\n".join([report.table([found]), *(f"missed: {one}" for one in missed)])
+    text = "\n".join([report.table([numbers]), *(f"missed: {one}" for one in missed)])
     if not tally.codes["OK"]:
-        raise processes.LoadTestError(f"no call was answered\n{shown}")
-    return MISSED if missed else 0, shown, {**found, "missed": missed}
+        raise processes.LoadTestError(f"no call was answered\n{text}")
+    return MISSED if missed else 0, text, {**numbers, "missed": missed}
 
 
 def _find_knee(
     plan: Plan, slo: list[objectives.Objective], measure: Measure, png: Path | None
 ) -> tuple[int, str, dict[str, Any]]:
-    """Many rates: likewise."""
+    """Measures rising rates. Returns the exit status, the text to print, and the numbers."""
     first_rate = plan.rate or FIRST_RATE
 
     def carry_out(rate: float) -> Step:
@@ -177,19 +182,19 @@ def _find_knee(
     if best:
         line = f"the knee: {best.rate:,.0f} calls a second, {best.rate * plan.images:,.0f} images, keep {named}"
     else:
-        line = f"the first rate, {steps[0].rate:,.0f} calls a second, breaks: {'; '.join(steps[0].broken)}"
+        line = f"the first rate, {steps[0].rate:,.0f} calls a second, misses: {'; '.join(steps[0].broken)}"
     numbers = {"slo": named, "knee": knee, "steps": rows}
     return 0 if best else MISSED, f"{report.table(rows)}\n{line}", numbers
 
 
 def _warn(tally: Tally) -> None:
-    if why := report.sender_too_slow(tally):
-        print(f"digits loadtest: {why}; more --processes, or a machine of its own, may help", file=sys.stderr, flush=True)
+    if warning := report.sender_too_slow(tally):
+        print(f"digits loadtest: {warning}; more --processes, or another machine, may help", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _bar(plan: Plan, *, shown: bool) -> Iterator[Callable[[processes.Progress], None]]:
-    """A bar on the terminal with the rate and the p99 of the latest half second."""
+def _progress_bar(plan: Plan, *, shown: bool) -> Iterator[Callable[[processes.Progress], None]]:
+    """Shows a progress bar with the rate and the p99 of the last half second."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -199,7 +204,7 @@ def _bar(plan: Plan, *, shown: bool) -> Iterator[Callable[[processes.Progress], 
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
         task = progress.add_task("warm-up", total=plan.warmup_seconds + plan.seconds, rate="-", p99="-")
 
-        def tell(now: processes.Progress) -> None:
+        def report_progress(now: processes.Progress) -> None:
             progress.update(
                 task,
                 description="measuring" if now.seconds > plan.warmup_seconds else "warm-up",
@@ -208,7 +213,7 @@ def _bar(plan: Plan, *, shown: bool) -> Iterator[Callable[[processes.Progress], 
                 p99=f"{now.latest.milliseconds(99):.1f}",
             )
 
-        yield tell
+        yield report_progress
 
 
 def _count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""One process of a load test: sends its share of the calls, and tells what became of them twice a second."""
+"""One process of a load test: sends its share of the calls, and reports the results twice a second."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,16 @@ from serving.loadtest.tally import Tally
 from serving.loadtest.target import Caller, Digits, Images, Target
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-_TELL_SECONDS = 0.5
-_EARLY_SECONDS = 0.001  # to which asyncio rounds waiting up: a call is sent so much too early rather than too late
-_MOST_ON_THEIR_WAY = 5000  # calls of an open loop, beyond which a process would be measuring itself
-_FIRST_CALLS = 3  # as connecting may take longer than a call may
-_MOST_IMAGES_MADE = 4096  # of all requests together
-_MOST_REQUESTS_MADE = 64
+_REPORT_SECONDS = 0.5  # interval between two reports
+_EARLY_SECONDS = 0.001  # asyncio rounds a sleep up by so much; a call is sent too early by that rather than too late
+_MAX_IN_FLIGHT = 5000  # calls of an open loop; beyond that, a process would measure itself
+_FIRST_CALLS = 3  # attempts, because connecting may take longer than a call's timeout
+_MAX_PREPARED_IMAGES = 4096  # in all requests together
+_MAX_PREPARED_REQUESTS = 64
 
 
 class Generator:
-    """Sends the calls of a plan, this process's share of them."""
+    """Sends this process's share of the calls."""
 
     def __init__(self, plan: Plan, callers: Sequence[Caller], requests: Sequence[tuple[bytes, Digits]]):
         self._plan = plan
@@ -33,15 +33,15 @@ class Generator:
         self._requests = cycle(requests)
         self._tally = Tally()
         self._counting_from = self._counting_until = 0.0
-        self._on_their_way = 0
+        self._in_flight = 0
 
-    def taken(self) -> Tally:
-        """What was counted since this was asked last."""
+    def take_tally(self) -> Tally:
+        """Returns the results since the last call of this method."""
         tally, self._tally = self._tally, Tally()
         return tally
 
     async def run(self, start: float) -> None:
-        """Sends until the plan's time is over, and waits for the answers. `start` is on the monotonic clock."""
+        """Sends until the plan's time is over, and waits for the answers. `start` is on the clock of time.monotonic."""
         plan = self._plan
         self._counting_from = start + plan.warmup_seconds
         end = self._counting_until = self._counting_from + plan.seconds
@@ -64,22 +64,22 @@ class Generator:
                 if early > _EARLY_SECONDS:
                     await asyncio.sleep(early - _EARLY_SECONDS)
                 elif early < -_EARLY_SECONDS:
-                    await asyncio.sleep(0)  # late: but answers must be taken too
-                if self._on_their_way < _MOST_ON_THEIR_WAY:
+                    await asyncio.sleep(0)  # late, but answers must be received, too
+                if self._in_flight < _MAX_IN_FLIGHT:
                     calls.create_task(self._send(next(callers), due))
                 else:
                     self._count("UNSENT", due, due, right=False)
 
     async def _send(self, caller: Caller, due: float) -> None:
-        request, shown = next(self._requests)
-        self._on_their_way += 1
+        request, expected = next(self._requests)
+        self._in_flight += 1
         sent = time.monotonic()
         due = min(due, sent)
         if self._counting_from <= due:
             self._tally.sent(sent - due)
         outcome = await caller.call(request)
-        self._on_their_way -= 1
-        self._count(outcome.code, due, time.monotonic(), right=outcome.digits == shown)
+        self._in_flight -= 1
+        self._count(outcome.code, due, time.monotonic(), right=outcome.digits == expected)
 
     def _count(self, code: str, due: float, end: float, *, right: bool) -> None:
         if self._counting_from <= due:
@@ -90,32 +90,32 @@ class Generator:
 
 
 def _arrivals(rate: float, plan: Plan, start: float, end: float) -> Iterator[float]:
-    """When the calls of an open loop are due."""
-    chance = np.random.default_rng(plan.seed)
+    """Yields the times at which the calls of an open loop are due."""
+    random = np.random.default_rng(plan.seed)
     due = start
     while due < end:
         yield due
-        due += 1 / rate if plan.arrivals == "fixed" else chance.exponential(1 / rate)
+        due += 1 / rate if plan.arrivals == "fixed" else random.exponential(1 / rate)
 
 
 def samples() -> Images:
-    """(10, 28, 28) uint8: the digits in their order."""
+    """Returns one image of each digit from 0 to 9, (10, 28, 28) uint8."""
     return np.stack([read_image(SAMPLES / f"{digit}.png") for digit in range(10)])
 
 
 def _requests(plan: Plan, target: Target) -> list[tuple[bytes, Digits]]:
-    """Different ones, of the plan's size, with samples that stand for all digits; and what they show."""
-    drawn = samples()
-    count = max(1, min(_MOST_REQUESTS_MADE, _MOST_IMAGES_MADE // plan.images))
-    shown = np.random.default_rng(plan.seed).integers(0, 10, (count, plan.images))
-    return [(target.request(plan, drawn[digits]), tuple(digits.tolist())) for digits in shown]
+    """Encodes different requests of the plan's size, from the samples. Returns each with the digits in its images."""
+    images = samples()
+    count = max(1, min(_MAX_PREPARED_REQUESTS, _MAX_PREPARED_IMAGES // plan.images))
+    expected = np.random.default_rng(plan.seed).integers(0, 10, (count, plan.images))
+    return [(target.request(plan, images[digits]), tuple(digits.tolist())) for digits in expected]
 
 
 async def _generate(plan: Plan, target: Target, pipe: Connection) -> None:
     callers = target.callers(plan)
     requests = _requests(plan, target)
     try:
-        for caller in callers:  # every connection is open before the time begins to run
+        for caller in callers:  # opens every connection before the test begins
             for _ in range(_FIRST_CALLS):
                 first = await caller.call(requests[0][0])
                 if first.code == "OK":
@@ -128,8 +128,8 @@ async def _generate(plan: Plan, target: Target, pipe: Connection) -> None:
         generator = Generator(plan, callers, requests)
         running = asyncio.create_task(generator.run(start))
         while not running.done():
-            await asyncio.wait([running], timeout=_TELL_SECONDS)
-            pipe.send(("tally", generator.taken().packed()))
+            await asyncio.wait([running], timeout=_REPORT_SECONDS)
+            pipe.send(("tally", generator.take_tally().packed()))
         running.result()
         pipe.send(("done", None))
     finally:
@@ -138,6 +138,6 @@ async def _generate(plan: Plan, target: Target, pipe: Connection) -> None:
 
 
 def generate(plan: Plan, target: Target, pipe: Connection) -> None:
-    """In a process of its own: says ready, waits for the time to start, then tells its tallies until it is done."""
+    """Runs in a process of its own: sends "ready", waits for the start time, then sends tallies, and "done" at the end."""
     with contextlib.suppress(KeyboardInterrupt, EOFError, ConnectionError):
         asyncio.run(_generate(plan, target, pipe))

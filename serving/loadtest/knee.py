@@ -1,4 +1,4 @@
-"""The most that a service carries before an objective breaks."""
+"""Finds the knee: the highest rate that a service carries without missing an objective."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from serving.loadtest.objectives import Objective, broken
 from serving.loadtest.tally import Tally
 
-_FALLING_BEHIND = 0.05  # of the calls that were due, or more, have not ended when the test does: a queue is growing
-_ON_THEIR_WAY = 10  # calls, which tell of no queue
-_CLOSE = 1.05  # the knee is between two rates that are no further apart
+# A queue is growing if more than this share of the calls that were due, and more than this number, have not ended with
+# the test.
+_MAX_UNENDED_SHARE = 0.05
+_MAX_UNENDED_CALLS = 10
+
+_RESOLUTION = 1.05  # the search ends once the lowest missed and the highest kept rate differ by less than this factor
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one rate.
+    """The result of one rate.
 
     Attributes:
-        rate: calls a second that were due.
-        answered: calls a second that were answered rightly.
-        tally: what became of them.
-        broken: the objectives that were.
+        rate: calls per second that were due.
+        answered: calls per second with a right answer.
+        tally: the results of the calls.
+        broken: descriptions of the missed objectives; empty if the service carried the rate.
     """
 
     rate: float
@@ -29,31 +32,32 @@ class Step:
 
 
 def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Objective]) -> Step:
-    """Whether a rate was carried for so many seconds."""
-    why = broken(objectives, tally)
+    """Judges by the tally of so many `seconds` if the service carried the rate."""
+    missed = broken(objectives, tally)
     answered = tally.answered / seconds
-    if tally.calls - tally.ended > max(_FALLING_BEHIND * tally.calls, _ON_THEIR_WAY):
-        why.append(f"falls behind: {tally.ended / seconds:,.0f} of {tally.calls / seconds:,.0f} calls a second end")
-    return Step(rate, answered, tally, tuple(why))
+    if tally.calls - tally.ended > max(_MAX_UNENDED_SHARE * tally.calls, _MAX_UNENDED_CALLS):
+        missed.append(f"falls behind: {tally.ended / seconds:,.0f} of {tally.calls / seconds:,.0f} calls a second end")
+    return Step(rate, answered, tally, tuple(missed))
 
 
 def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[Step | None, list[Step]]:
-    """Doubles the rate until an objective breaks, then halves the gap, until it is small; what breaks one is tried twice.
+    """Doubles the rate until an objective is missed, then bisects. A rate that misses an objective is measured twice.
 
     Args:
-        carry_out: what comes of a rate.
-        first_rate: calls a second.
+        carry_out: measures a rate.
+        first_rate: the first rate, calls per second.
 
     Returns:
-        The highest step without a broken objective, None where the first rate breaks one; and all, each by its last try.
+        The step of the highest rate that keeps all objectives, None if the first rate misses one; and all steps. A rate that
+        was measured twice has the second result.
     """
     steps: list[Step] = []
     best: Step | None = None
     lowest_broken = None
     rate = first_rate
-    while lowest_broken is None or (best is not None and lowest_broken / best.rate > _CLOSE):
+    while lowest_broken is None or (best is not None and lowest_broken / best.rate > _RESOLUTION):
         one = carry_out(rate)
-        if one.broken:  # a moment's noise would end the search at a rate that is kept otherwise
+        if one.broken:  # otherwise a moment's noise would end the search at too low a rate
             one = carry_out(rate)
         steps.append(one)
         if one.broken:

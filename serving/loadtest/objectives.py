@@ -10,17 +10,16 @@ _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 class ObjectiveError(ValueError):
-    """It is no objective; the message says what one looks like."""
+    """The text is not an objective. The message gives an example."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One of them.
+    """One objective: a percentile of the latency, or the share of errors, must not exceed a limit.
 
     Attributes:
-        percentile: whose answers are to come within `limit` milliseconds; None: `limit` is the share of calls without a
-            right answer.
-        limit: what may be reached, and not passed.
+        percentile: percentile of the latency, from 0 to 100; None for the share of calls without a right answer.
+        limit: the limit, in milliseconds or as a share.
     """
 
     percentile: float | None
@@ -30,7 +29,7 @@ class Objective:
         return f"errors={self.limit * 100:g}%" if self.percentile is None else f"p{self.percentile:g}={self.limit:g}ms"
 
     def broken(self, tally: Tally) -> str | None:
-        """How, in words; None if it is kept."""
+        """Describes how the tally misses the objective. Returns None if it is kept."""
         if not tally.codes["OK"]:
             return f"{self}, and no call was answered"
         found = tally.errors if self.percentile is None else tally.milliseconds(self.percentile)
@@ -40,12 +39,12 @@ class Objective:
 
 
 def broken(objectives: Sequence[Objective], tally: Tally) -> list[str]:
-    """Those that are, in words."""
-    return [words for one in objectives if (words := one.broken(tally))]
+    """Describes the objectives that the tally misses."""
+    return [description for one in objectives if (description := one.broken(tally))]
 
 
 def parse(text: str) -> list[Objective]:
-    """Reads objectives, separated by commas. Raises ObjectiveError."""
+    """Parses objectives separated by commas. Raises ObjectiveError."""
     return [_parse(one.strip()) for one in text.split(",")]
 
 
@@ -56,4 +55,4 @@ def _parse(text: str) -> Objective:
         limit = float(found[1]) / (100 if found[2] else 1)
         if limit <= 1:
             return Objective(None, limit)
-    raise ObjectiveError(f"{text!r} is no objective, expected such as p99=20ms or errors=0.1%")
+    raise ObjectiveError(f"{text!r} is not an objective, expected for example p99=20ms or errors=0.1%")

@@ -1,4 +1,4 @@
-"""What a load test sends, how, and how long."""
+"""The calls that a load test sends, their rate, and its duration."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,21 +9,21 @@ Arrivals = Literal["poisson", "fixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One measurement. Either `callers` or `rate` is given: a closed loop, or an open one.
+    """One measurement. Set either `callers`, for a closed loop, or `rate`, for an open loop.
 
     Attributes:
-        rpc: recognize (one image), batch and infer (`images`, in digits.v1 and in the Open Inference Protocol), stream (one
-            image after the other on an open stream), or field (`images` digits).
-        images: in a call; 1 for recognize and stream.
-        callers: that each send their next call when they have the answer to the last; on streams, the calls on their way.
-        rate: calls a second, whether the answers keep up or not.
-        arrivals: of the calls of an open loop: evenly spaced, or at random, as those of many independent senders are.
-        seconds: how long is measured.
-        warmup_seconds: how long is sent beforehand, and not counted.
-        timeout_seconds: each call's deadline.
-        model: name of the model; the server's default one when empty.
-        connections: of each process.
-        seed: of the random arrivals, and of where in the images each process begins.
+        rpc: recognize (one image), batch (`images`, digits.v1), infer (`images`, Open Inference Protocol), stream (single
+            images on an open stream) or field (`images` digits).
+        images: images per call; 1 for recognize and stream.
+        callers: callers that send the next call after the answer to the last; for streams, the calls in flight.
+        rate: calls per second, sent even if the answers fall behind.
+        arrivals: arrivals in an open loop: at fixed intervals, or at random (Poisson), like calls of independent senders.
+        seconds: duration of the measurement.
+        warmup_seconds: duration of the load before it, which is not counted.
+        timeout_seconds: deadline of each call.
+        model: name of the model; empty for the server's default.
+        connections: connections per process.
+        seed: seed of the random arrivals and of the images in the requests.
     """
 
     rpc: Rpc = "recognize"

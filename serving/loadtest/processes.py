@@ -1,4 +1,4 @@
-"""Several processes that carry out one plan together, and what all of them have seen."""
+"""Runs a plan in several processes, and adds up their results."""
 
 import multiprocessing
 import time
@@ -15,22 +15,22 @@ from serving.loadtest.tally import Tally
 from serving.loadtest.target import Target
 
 _READY_SECONDS = 60.0
-_START_SECONDS = 0.1
-_TELL_SECONDS = 0.5
+_START_SECONDS = 0.1  # from when all processes are ready until they start together
+_PROGRESS_SECONDS = 0.5  # interval between two reports of progress
 
 
 class LoadTestError(Exception):
-    """The test can't be carried out; the message says why."""
+    """The test can't be carried out. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a measurement is.
+    """The progress of a measurement.
 
     Attributes:
-        seconds: since its warm-up began.
-        latest: what became of the calls of the last half second or so; empty while it warms up.
-        answered_per_second: calls, meanwhile.
+        seconds: time since the warm-up began.
+        latest: results since the last report, about half a second; empty during the warm-up.
+        answered_per_second: calls answered per second in the same time.
     """
 
     seconds: float
@@ -38,48 +38,51 @@ class Progress:
     answered_per_second: float
 
 
-def measure(plan: Plan, target: Target, processes: int, tell: Callable[[Progress], None] = lambda _: None) -> Tally:
-    """Carries out a plan, and says what became of its calls.
+def measure(plan: Plan, target: Target, processes: int, report: Callable[[Progress], None] = lambda _: None) -> Tally:
+    """Carries out a plan.
 
     Args:
-        plan: what to send, by all processes together.
-        target: what is called.
-        processes: that send.
-        tell: is told how it goes, twice a second.
+        plan: the calls of all processes together.
+        target: the service under test.
+        processes: number of sending processes.
+        report: called with the progress, twice a second.
+
+    Returns:
+        The results of all calls.
 
     Raises:
-        LoadTestError: the service does not answer.
+        LoadTestError: the service does not answer, or a sending process died.
     """
     with _started([(share, target) for share in shares(plan, processes)]) as pipes:
         for pipe in pipes:
             if not pipe.poll(_READY_SECONDS):
                 raise LoadTestError(f"{target.address} does not answer")
-            said, what = _received(pipe)
-            if said != "ready":
-                raise LoadTestError(f"{target.address} answers a first call with {what}")
+            kind, content = _receive(pipe)
+            if kind != "ready":
+                raise LoadTestError(f"{target.address} answers a first call with {content}")
         start = time.monotonic() + _START_SECONDS
         for number, pipe in enumerate(pipes):
-            _send(pipe, start + (number / plan.rate if plan.rate else 0.0))  # calls at a fixed rate are not to come in pairs
+            _send(pipe, start + (number / plan.rate if plan.rate else 0.0))  # spreads the calls of a fixed rate evenly
         counted, total, open_pipes = Tally(), Tally(), set(pipes)
-        told = time.monotonic()
+        reported = time.monotonic()
         while open_pipes:
             ready = wait(open_pipes, timeout=1)
             for pipe in [pipe for pipe in open_pipes if pipe in ready]:
-                said, what = _received(pipe)
-                if said == "done":
+                kind, content = _receive(pipe)
+                if kind == "done":
                     open_pipes.remove(pipe)
                 else:
-                    counted.add(Tally.unpacked(what))
-            since = time.monotonic() - told
-            if since >= _TELL_SECONDS or not open_pipes:
+                    counted.add(Tally.unpacked(content))
+            interval = time.monotonic() - reported
+            if interval >= _PROGRESS_SECONDS or not open_pipes:
                 total.add(counted)
-                tell(Progress(time.monotonic() - start, counted, counted.answered / max(since, _TELL_SECONDS)))
-                counted, told = Tally(), told + since
+                report(Progress(time.monotonic() - start, counted, counted.answered / max(interval, _PROGRESS_SECONDS)))
+                counted, reported = Tally(), reported + interval
         return total
 
 
 def shares(plan: Plan, processes: int) -> list[Plan]:
-    """Each process's part of a plan; one that would have no caller has none."""
+    """Divides a plan among processes. A process that would have no caller is left out."""
     parts = []
     for number in range(processes):
         part = replace(plan, seed=plan.seed * 1000 + number)
@@ -93,39 +96,43 @@ def shares(plan: Plan, processes: int) -> list[Plan]:
     return parts
 
 
-def _received(pipe: Connection) -> tuple[str, Any]:
-    with _living():
-        said: tuple[str, Any] = pipe.recv()
-    return said
+def _receive(pipe: Connection) -> tuple[str, Any]:
+    with _reporting_death():
+        message: tuple[str, Any] = pipe.recv()
+    return message
 
 
 def _send(pipe: Connection, start: float) -> None:
-    with _living():
+    with _reporting_death():
         pipe.send(start)
 
 
 @contextmanager
-def _living() -> Iterator[None]:
+def _reporting_death() -> Iterator[None]:
+    """Turns the errors of a pipe whose process has died into LoadTestError."""
     try:
         yield
     except (EOFError, ConnectionError):
-        raise LoadTestError("a process of the test has died; if it could say why, that is above") from None
+        raise LoadTestError("a process of the test has died; its own error, if any, is printed above") from None
 
 
 @contextmanager
 def _started(work: list[tuple[Plan, Target]]) -> Iterator[list[Connection]]:
-    """The processes, by their pipes; none outlives the block. gRPC does not survive a fork, so they are spawned."""
+    """Starts a process for each share, and yields their pipes. All processes are gone after the block.
+
+    They are spawned, because gRPC does not survive a fork.
+    """
     context = multiprocessing.get_context("spawn")
     started: list[SpawnProcess] = []
     pipes: list[Connection] = []
     try:
         for arguments in work:
-            here, there = context.Pipe()
-            process = context.Process(target=generate, args=(*arguments, there), daemon=True)
+            pipe, other_end = context.Pipe()
+            process = context.Process(target=generate, args=(*arguments, other_end), daemon=True)
             process.start()
-            there.close()
+            other_end.close()
             started.append(process)
-            pipes.append(here)
+            pipes.append(pipe)
         yield pipes
     finally:
         for pipe in pipes:

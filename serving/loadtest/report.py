@@ -1,4 +1,4 @@
-"""What a load test has found: a table, JSON, and a picture."""
+"""The results of a load test as a table, as JSON, and as a picture."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,11 +11,11 @@ from serving.loadtest.tally import Tally
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
-_MUCH = 0.3  # of a call's time
+_MAX_LATE_SHARE = 0.3  # of the latency, that the sender's own delay may make up
 
 
 def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
-    """Everything that there is to say of one measurement, in numbers."""
+    """Returns all numbers of one measurement, for JSON."""
     return {
         **asdict(plan),
         "calls": tally.calls,
@@ -31,17 +31,17 @@ def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
 
 
 def sender_too_slow(tally: Tally) -> str:
-    """What to say where the times are much of the sender's own making; "" elsewhere."""
+    """Returns a warning if the sender itself caused much of the latency, otherwise ""."""
     if unsent := tally.codes["UNSENT"]:
-        return f"{unsent:,} of {tally.calls:,} calls were never sent: too many were on their way in a process of this test"
-    late, whole = tally.late_milliseconds(99), tally.milliseconds(99)
-    if tally.codes["OK"] < 100 or late < _MUCH * whole:
+        return f"{unsent:,} of {tally.calls:,} calls were never sent: a process of this test had too many calls in flight"
+    late, latency = tally.late_milliseconds(99), tally.milliseconds(99)
+    if tally.codes["OK"] < 100 or late < _MAX_LATE_SHARE * latency:
         return ""
-    return f"one call in a hundred was sent {late:.1f} ms late or more, of its p99 of {whole:.1f} ms: the sender is too slow"
+    return f"the sender is too slow: 1 % of the calls were sent {late:.1f} ms late or later, and p99 is {latency:.1f} ms"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Measurements side by side, as Markdown."""
+    """Formats measurements as a Markdown table, one row each."""
     lines = [
         "| load | calls/s | images/s | p50 ms | p90 ms | p99 ms | p99.9 ms | max ms | not OK | wrong |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
@@ -61,7 +61,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(steps: Sequence[Step], images_per_call: int, file: Path) -> None:
-    """Latency against throughput, as a PNG."""
+    """Draws latency against throughput into a PNG file."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -80,9 +80,9 @@ def draw(steps: Sequence[Step], images_per_call: int, file: Path) -> None:
         linestyle="none",
         marker="x",
         markersize=12,
-        label="an objective is broken",
+        label="an objective is missed",
     )
-    axes.set(xlabel="images a second, answered", ylabel="milliseconds", yscale="log")
+    axes.set(xlabel="images answered per second", ylabel="milliseconds", yscale="log")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(file, format="png")

@@ -1,4 +1,4 @@
-"""What became of calls: counted by status code, and timed in a histogram that knows every percentile."""
+"""Counts calls by status code, and records their latencies in a histogram that gives any percentile."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,24 +7,24 @@ from hdrh.histogram import HdrHistogram
 
 Packed = tuple[dict[str, int], int, int, int, bytes, bytes]
 
-_LEAST_MICROSECONDS, _MOST_MICROSECONDS, _DIGITS = 1, 3_600_000_000, 3
+_MIN_MICROSECONDS, _MAX_MICROSECONDS, _SIGNIFICANT_DIGITS = 1, 3_600_000_000, 3
 
 
 def _histogram() -> HdrHistogram:
-    return HdrHistogram(_LEAST_MICROSECONDS, _MOST_MICROSECONDS, _DIGITS)
+    return HdrHistogram(_MIN_MICROSECONDS, _MAX_MICROSECONDS, _SIGNIFICANT_DIGITS)
 
 
 @dataclass
 class Tally:
-    """Calls of some stretch of time.
+    """The results of the calls in an interval of time.
 
     Attributes:
-        codes: calls ended, by gRPC status code; UNSENT for those of an open loop that had too many on their way.
-        wrong: calls with OK whose answer was not what the images show.
-        ended: calls that did while the measurement lasted, whenever they were due.
-        answered: those of them with a right answer: its throughput.
-        microseconds: of the calls with OK, from when they were due to their answer.
-        late_microseconds: of the calls sent, from when they were due until then: part of that, and the sender's own.
+        codes: number of calls by gRPC status code. UNSENT counts calls of an open loop that had too many calls in flight.
+        wrong: calls that ended with OK and a wrong answer.
+        ended: calls that ended during the measurement, regardless of when they were due.
+        answered: the part of `ended` with a right answer: the throughput.
+        microseconds: latency of the calls with OK, from when they were due to their answer.
+        late_microseconds: delay of the sender, from when a call was due until it was sent; a part of the latency.
     """
 
     codes: Counter[str] = field(default_factory=Counter)
@@ -35,18 +35,18 @@ class Tally:
     late_microseconds: HdrHistogram = field(default_factory=_histogram)
 
     def sent(self, seconds_late: float) -> None:
-        """A call that was sent so long after it was due."""
+        """Records a call that was sent `seconds_late` after it was due."""
         self.late_microseconds.record_value(max(1, round(seconds_late * 1e6)))
 
     def count(self, code: str, seconds: float, *, right: bool) -> None:
-        """A call that ended with `code`, `seconds` after it was due."""
+        """Records a call that ended with `code`, `seconds` after it was due."""
         self.codes[code] += 1
         if code == "OK":
             self.wrong += not right
             self.microseconds.record_value(max(1, round(seconds * 1e6)))
 
     def add(self, other: "Tally") -> None:
-        """Takes in what another process has counted."""
+        """Adds the results of another process."""
         self.codes.update(other.codes)
         self.wrong += other.wrong
         self.ended += other.ended
@@ -56,29 +56,29 @@ class Tally:
 
     @property
     def calls(self) -> int:
-        """All of them."""
+        """Number of all calls."""
         return self.codes.total()
 
     @property
     def errors(self) -> float:
-        """The share of the calls that got no answer, or a wrong one."""
+        """Share of the calls with no answer or a wrong answer."""
         return 1 - (self.codes["OK"] - self.wrong) / self.calls if self.calls else 0.0
 
     def milliseconds(self, percentile: float) -> float:
-        """The time within which so many of a hundred answers came."""
+        """Returns a percentile of the latency; `percentile` is from 0 to 100."""
         return float(self.microseconds.get_value_at_percentile(percentile)) / 1000
 
     def late_milliseconds(self, percentile: float) -> float:
-        """The time within which so many of a hundred calls were sent, after they were due."""
+        """Returns a percentile of the sender's delay; `percentile` is from 0 to 100."""
         return float(self.late_microseconds.get_value_at_percentile(percentile)) / 1000
 
     def packed(self) -> Packed:
-        """For another process to unpack."""
+        """Encodes the tally for another process."""
         times = self.microseconds.encode(), self.late_microseconds.encode()
         return dict(self.codes), self.wrong, self.ended, self.answered, *times
 
     @classmethod
     def unpacked(cls, packed: Packed) -> "Tally":
-        """What another process has packed."""
+        """Decodes the tally of another process."""
         codes, wrong, ended, answered, *times = packed
         return cls(Counter(codes), wrong, ended, answered, *map(HdrHistogram.decode, times))

@@ -1,4 +1,4 @@
-"""What a load test is sent to, as its generator knows it: any server for which requests can be made and sent."""
+"""The generator's interface to the server under test: encodes requests, and sends them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -13,12 +13,12 @@ Digits = tuple[int, ...]
 
 
 class Outcome(NamedTuple):
-    """How a call ended.
+    """The end of a call.
 
     Attributes:
-        code: the name of a status code, OK for an answer.
-        digits: that the answer says.
-        details: why there is none.
+        code: name of the status code; OK for an answer.
+        digits: digits in the answer.
+        details: message of the error, if there is no answer.
     """
 
     code: str
@@ -27,24 +27,24 @@ class Outcome(NamedTuple):
 
 
 class Caller(Protocol):
-    """Sends calls over one connection, many at once."""
+    """Sends calls over one connection, many at the same time."""
 
     async def call(self, request: bytes) -> Outcome:
-        """Sends a call, and waits for its end."""
+        """Sends a call and waits for its end."""
 
     async def close(self) -> None:
-        """Ends what is on its way, and the connection."""
+        """Ends the calls in flight, and closes the connection."""
 
 
 class Target(Protocol):
-    """A server, and how it is called. It is sent to the processes of the test, so it can be pickled."""
+    """A server under test. It must be picklable: the processes of the test receive a copy."""
 
     @property
     def address(self) -> str:
-        """host:port."""
+        """host:port of the server."""
 
     def request(self, plan: Plan, images: Images) -> bytes:
-        """The message of some images, (plan.images, 28, 28) uint8: encoded once, as encoders are not what is tested."""
+        """Encodes a request of `images`, (plan.images, 28, 28) uint8. Called before the test, which measures no encoder."""
 
     def callers(self, plan: Plan) -> Sequence[Caller]:
-        """As many as the plan has connections, in a running event loop."""
+        """Opens as many connections as the plan has. Call it on the event loop."""

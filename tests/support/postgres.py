@@ -1,4 +1,4 @@
-"""A PostgreSQL of a test's own, on a free port, gone when it ends."""
+"""A PostgreSQL server for one test, on a free port."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ STARTS_WITHIN_SECONDS = 20
 
 
 def programs() -> Path | None:
-    """The directory with initdb and postgres; Debian keeps them out of the PATH."""
+    """Finds the directory with initdb and postgres, which Debian keeps out of the PATH. None if they are not installed."""
     found = shutil.which("initdb")
     if found:
         return Path(found).resolve().parent
@@ -29,7 +29,7 @@ class Postgres:
     """A server that can be stopped and started.
 
     Attributes:
-        url: of its database, with the password.
+        url: URL of its database, with the password.
     """
 
     url: str
@@ -38,44 +38,44 @@ class Postgres:
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Returns once it takes connections."""
+        """Starts the server, and waits until it takes connections."""
         self._process = subprocess.Popen(self._command, user=self._user, cwd="/", stderr=subprocess.DEVNULL)
         end = time.monotonic() + STARTS_WITHIN_SECONDS
         while True:
             try:
                 psycopg.connect(self.url, connect_timeout=STARTS_WITHIN_SECONDS).close()
                 return
-            except psycopg.OperationalError:  # it does not listen yet, or recovers from how it was stopped
+            except psycopg.OperationalError:  # it does not listen yet, or recovers from the last stop
                 assert time.monotonic() < end
                 assert self._process.poll() is None, "postgres ended"
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Breaks all connections, and loses nothing that was committed."""
+        """Stops the server at once. All connections break, and committed rows stay."""
         if self._process:
-            self._process.send_signal(3)  # SIGQUIT: at once, as a crash would
+            self._process.send_signal(3)  # SIGQUIT, which has the effect of a crash
             self._process.wait(STARTS_WITHIN_SECONDS)
 
 
 @contextmanager
 def stopped(directory: Path) -> Iterator[Postgres]:
-    """One whose programs are in `directory`; it is not started yet."""
-    user = "nobody" if os.getuid() == 0 else None  # it refuses to run as root
-    with tempfile.TemporaryDirectory() as place, socket.socket() as probe:
-        data, password = Path(place) / "data", Path(place) / "password"
+    """Creates a server with the programs in `directory`, without starting it. It is stopped and removed after the block."""
+    user = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
+    with tempfile.TemporaryDirectory() as home, socket.socket() as probe:
+        data, password = Path(home) / "data", Path(home) / "password"
         password.write_text("do-not-show-me")
         if user:
-            for path in (Path(place), password):
+            for path in (Path(home), password):
                 shutil.chown(path, user)
-        making = ["-D", str(data), "-U", "digits", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={password}"]
-        subprocess.run([directory / "initdb", *making], user=user, cwd="/", check=True, capture_output=True)
+        options = ["-D", str(data), "-U", "digits", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={password}"]
+        subprocess.run([directory / "initdb", *options], user=user, cwd="/", check=True, capture_output=True)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        where = ["-p", str(port), "-k", place, "-c", "listen_addresses=127.0.0.1"]
-        command = [str(directory / "postgres"), "-D", str(data), *where]
-        made = Postgres(f"postgresql://digits:do-not-show-me@127.0.0.1:{port}/postgres", command, user)
+        listen = ["-p", str(port), "-k", home, "-c", "listen_addresses=127.0.0.1"]
+        command = [str(directory / "postgres"), "-D", str(data), *listen]
+        postgres = Postgres(f"postgresql://digits:do-not-show-me@127.0.0.1:{port}/postgres", command, user)
         try:
-            yield made
+            yield postgres
         finally:
-            made.stop()
+            postgres.stop()
