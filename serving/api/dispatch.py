@@ -11,7 +11,7 @@ from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import Code, RequestError, Stopping, Unauthenticated
 from serving.security.tokens import Client, Metadata, TokenAuthenticator
-from serving.telemetry.logs import log_event
+from serving.telemetry.logs import log_event, trace_ids
 from serving.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Dispatcher:
         metadata: Metadata | None,
         peer: Callable[[], str],
     ) -> Call:
-        """Begins a call, and its trace span where calls are traced.
+        """Begins a call, and its trace span where calls are traced: lines logged in this context then have the trace's ids.
 
         Args:
             method: the method that is called.
@@ -98,7 +98,10 @@ class Dispatcher:
             metadata: of the call, which may name the caller's span.
             peer: returns the caller's address, for the log.
         """
-        span = self._tracing.begin(method.service, method.name, metadata or ()) if self._tracing else None
+        if self._tracing is None:
+            return Call(deadline, client, None, peer)
+        span = self._tracing.begin(method.service, method.name, metadata or ())
+        trace_ids.set({"trace_id": span.trace_id, "span_id": span.span_id})
         return Call(deadline, client, span, peer)
 
     async def answer(self, method: Method[Any, Any], encoded: bytes, call: Call) -> bytes:
@@ -127,9 +130,7 @@ class Dispatcher:
             self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else _CANCELLED).inc()
             raise
         except Exception:
-            log_event(
-                log, logging.ERROR, "call_failed", f"{method.name} failed", exc_info=True, method=method.name, **_ids(call)
-            )
+            log_event(log, logging.ERROR, "call_failed", f"{method.name} failed", exc_info=True, method=method.name)
             self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
             raise errors.Internal("internal error") from None
         finally:
@@ -158,10 +159,6 @@ def release_frames(error: RequestError) -> None:
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
-def _ids(call: Call) -> dict[str, str]:
-    return {} if call.span is None else {"trace_id": call.span.trace_id, "span_id": call.span.span_id}
-
-
 def _log_call(method: str, code: Code, call: Call, seconds: float) -> None:
     fields: dict[str, Any] = {
         "method": method,
@@ -172,7 +169,6 @@ def _log_call(method: str, code: Code, call: Call, seconds: float) -> None:
         "version": call.version,
         "client": call.client.name if call.client else "",
         "peer": call.peer(),
-        **_ids(call),
     }
     line = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
     log_event(log, logging.DEBUG, "call", f"call {line}", **fields)

@@ -12,6 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import Protocol
 
 import numpy as np
@@ -92,7 +93,8 @@ class Batcher:
         self._gathering = asyncio.Lock()  # one runner at a time lets requests arrive; a second would wait for the same ones
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
         self._queue_changed()
-        self._runners = [asyncio.create_task(self._run_batches()) for _ in range(instances)]
+        # An empty context: the log lines of a batcher that a traced call loads must not carry that call's ids.
+        self._runners = [asyncio.create_task(self._run_batches(), context=Context()) for _ in range(instances)]
 
     async def submit(self, pixels: bytes, deadline: float = math.inf) -> Answer:
         """Queues the images of one request and waits for their answer.

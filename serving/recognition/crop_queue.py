@@ -1,4 +1,4 @@
-"""The queue of crops: PNG or JPEG files of one digit each, which are framed like MNIST images before the network sees them."""
+"""The queue of crops: PNG or JPEG files of one digit each, framed like MNIST images before the network sees them."""
 
 import asyncio
 import contextlib

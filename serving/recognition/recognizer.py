@@ -112,7 +112,10 @@ class Recognizer:
             call.client.spend(call.images)
         try:
             if crops:
+                began = time.monotonic()
                 pixels, errors = await self._crops.frame(crops, call.deadline)
+                if call.span is not None:
+                    call.span.framed(began, time.monotonic(), len(crops))
                 if errors and not options.partial:
                     index, error = next(iter(errors.items()))
                     raise InvalidRequest(f"crop {index} can't be read: {error}" if len(crops) > 1 else f"crop: {error}")

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,8 @@ class Shadow:
         self._images_waiting = 0
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=_lower_priority)
-        self._runner = asyncio.create_task(self._compare_all())
+        # An empty context: its log lines must not carry the ids of a traced call that loads the model.
+        self._runner = asyncio.create_task(self._compare_all(), context=Context())
 
     def compare(self, pixels: bytes, digits: NDArray[np.intp]) -> None:
         """Queues images for comparison, or skips them if the shadow is too far behind.

@@ -1,5 +1,7 @@
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextvars import copy_context
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher, Network
 from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
 from serving.inference.model import Model
+from serving.telemetry.logs import trace_ids
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.conftest import TIMEOUT, value
@@ -87,3 +90,30 @@ def test_predictions_of_several_threads_are_all_counted(model: Model, metrics: M
         thread.join()
     assert value(metrics.registry, "digits_predictions_total") == 1024
     assert value(metrics.registry, "digits_ink_ratio_count") == 1024
+
+
+async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
+    start: Callable[[Network], Batcher], model: Model, images: Images
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Failing:
+        def classify(self, images: Images) -> NDArray[np.float32]:
+            raise RuntimeError("no")
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(dict(trace_ids.get()))
+
+    def load() -> Batcher:
+        trace_ids.set({"trace_id": "1" * 32, "span_id": "2" * 16})
+        return start(Failing())
+
+    recorder = Recorder()
+    logging.getLogger("serving.inference.batcher").addHandler(recorder)
+    try:
+        with pytest.raises(InferenceFailed):
+            await copy_context().run(load).submit(images[:1].tobytes())
+    finally:
+        logging.getLogger("serving.inference.batcher").removeHandler(recorder)
+    assert seen == [{}]
