@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub(object):
-    """Tensors in, tensors out, and what is known about the models in between.
+    """Runs models on tensors, and describes and controls the models.
     """
 
     def __init__(self, channel):
@@ -98,89 +98,89 @@ class GRPCInferenceServiceStub(object):
 
 
 class GRPCInferenceServiceServicer(object):
-    """Tensors in, tensors out, and what is known about the models in between.
+    """Runs models on tensors, and describes and controls the models.
     """
 
     def ServerLive(self, request, context):
-        """Whether the process lives.
+        """Reports that the process is alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether the server wants requests. It does not while it drains, nor before the default model is loaded.
+        """Reports readiness: false while the server drains, and until the default model is loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether a model answers; false, too, for one that there is not.
+        """Reports readiness of a model: false also for an unknown model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """What this server is.
+        """Describes the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """The tensors of a model, and the versions of it that answer.
+        """Describes a model: its tensors and its loaded versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Runs a model on some images.
+        """Runs a model on images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """ModelInfer, many times over on one stream. Answers come in the order of their requests, and a request that fails
-        leaves the stream, and all others on it, as they were.
+        """Runs a model on a stream of requests. Answers arrive in the order of the requests. A request that fails does not affect
+        the stream or the other requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """How a model is batched and on what it runs: what load generators ask for.
+        """Describes batching and devices of a model, for load generators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """What the versions that answer have done since the server started.
+        """Returns statistics of the loaded versions since the server started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Every model version on disk, and whether it answers.
+        """Lists every model version on disk with its state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """Loads a model from the repository; done when it answers. One that is loaded stays so.
+        """Loads a model from the repository, and returns once it is ready. A loaded model stays loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelUnload(self, request, context):
-        """Takes a model out of service; done when what it was asked before is answered.
+        """Unloads a model, and returns once its earlier requests are answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,7 +258,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService(object):
-    """Tensors in, tensors out, and what is known about the models in between.
+    """Runs models on tensors, and describes and controls the models.
     """
 
     @staticmethod

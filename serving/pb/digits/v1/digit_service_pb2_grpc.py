@@ -74,33 +74,35 @@ class DigitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RecognizeBatch(self, request, context):
-        """Reads many images in one call: the cheapest way where images come in groups. All are answered, or none.
+        """Reads many images in one call, at the lowest cost per image. The server answers all images or none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadField(self, request, context):
-        """Reads one field, such as a postcode: the images of its digits, from left to right, in; one answer out.
+        """Reads one field, such as a postcode, from the images of its digits, ordered from left to right.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportTruth(self, request, context):
-        """Takes the truth about answers, whenever it comes to be known: from a keying desk, an audit, or a replay of known images. All
-        of a call is counted or nothing. What a worker has counted is not counted again from the same source, as long as it remembers:
-        until it is restarted, and a hundred thousand truths. Another worker or replica does not know of it.
+        """Accepts the truth about earlier answers: from a keying desk, an audit, or a replay of known images. Truth may arrive at
+        any time after the answer. The server counts all truths of a call or none. A worker counts each truth once per source,
+        for as long as it remembers: until its restart, and for the last hundred thousand truths. Other workers and replicas
+        don't know what it counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecognizeStream(self, request_iterator, context):
-        """Reads images as they come, for as long as the stream is open. Many may be on their way at once; each answer carries the
-        id of its request, and they come in any order. An image that can't be read is answered with an error of its own, and the
-        stream goes on. When as many are on their way as the server allows, it reads no further until answers are taken.
-        The stream ends with OK when the caller has half-closed and all is answered, with UNAVAILABLE when the server stops.
+        """Reads images as they arrive, for as long as the stream is open. Many images may be in flight. Each answer carries the id
+        of its request, and answers arrive in any order. An image that can't be read gets an error of its own, and the stream
+        continues. Backpressure: once the allowed number of images is in flight, the server stops reading requests until the
+        client reads answers. The stream ends with OK after the client half-closed it and received all answers, and with
+        UNAVAILABLE when the server shuts down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
