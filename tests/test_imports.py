@@ -63,9 +63,17 @@ def imports(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+        elif isinstance(node, ast.ImportFrom):
+            package = file.relative_to(ROOT).parent.parts[: -(node.level - 1) or None] if node.level else ()
+            module = ".".join((*package, *([node.module] if node.module else [])))
+            found.update((module, *(f"{module}.{alias.name}" for alias in node.names)))
     return found
+
+
+def test_the_client_imports_nothing_of_the_service_but_the_stubs_of_digits() -> None:
+    for file in (ROOT / "serving" / "client").glob("*.py"):
+        used = {name for name in imports(file) if name.split(".")[0] in ("serving", "training")}
+        assert not [name for name in used if not name.startswith(("serving.client", "serving.pb.digits"))], file
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.answers.decision import Decision
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 from serving.loadtest import processes
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.plan import Plan

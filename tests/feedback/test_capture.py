@@ -19,9 +19,8 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import create_engine, text
 
-from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
-from serving.client import DigitClient, Field, Recognition
+from serving.client import Decision, DigitClient, Field, Recognition
 from serving.errors import TruthNotStored
 from serving.feedback import capture as capture_module
 from serving.feedback import capture_store

@@ -9,9 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import Metric
 
-from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 from serving.errors import InvalidRequest
 from serving.feedback import truth as truths_module
 from serving.feedback.accuracy import WithAccuracy, wilson_interval
