@@ -58,6 +58,8 @@ def _crop(crop: object, name: str, expected: str) -> bytes:
     if isinstance(crop, np.ndarray):
         raise TypeError(f"{name} is an array in a list, {expected}; join arrays with np.stack(images)")
     try:
+        if isinstance(crop, np.generic):  # a single number has the buffer protocol, too
+            raise TypeError
         content = crop if isinstance(crop, bytes) else bytes(memoryview(crop))  # type: ignore[arg-type]
     except TypeError:
         is_path = isinstance(crop, (str, PathLike))
