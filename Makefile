@@ -22,9 +22,9 @@ define generate
 	@mkdir -p $(1)
 	$(PROTOC)/bin/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
 		$(wildcard protos/*/*.proto protos/*/*/*.proto)
-	find $(1) -name '*_pb2*.py' -exec sed -i.bak -E -e 's/^(from [a-z0-9_.]+ )?import ([a-z_]+_pb2) as/from . import \2 as/' \
+	@find $(1) -name '*_pb2*.py' -exec sed -i.bak -E -e 's/^(from [a-z0-9_.]+ )?import ([a-z_]+_pb2) as/from . import \2 as/' \
 		-e "s/(BuildTopDescriptorsAndMessages\(DESCRIPTOR, )'[^']*'/\1__name__/" {} +
-	find $(1) -name '*.bak' -delete
+	@find $(1) -name '*.bak' -delete
 endef
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --quiet --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate
@@ -107,6 +107,7 @@ protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
 
 client: .venv/.everything ## build the Python client, a wheel of its own, into dist/
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist ./serving/client
+	@ls -l dist/postal_digits_client-$(VERSION)-*.whl
 
 lock: .venv/.everything ## choose the newest versions of all dependencies anew
 	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock

@@ -122,7 +122,8 @@ class ResourceExhausted(grpc.RpcError):
     """The server refused the call, because its queue is full or the caller exceeds a rate limit. It did no work.
 
     Attributes:
-        retry_after: seconds to wait before a retry. None if a retry fails again: the message is too large.
+        retry_after: seconds to wait before a retry. None if the server gave no time: too many streams are open, or the
+            message is too large, and a retry fails again.
     """
 
     def __init__(self, error: Any):

@@ -22,7 +22,7 @@ BALANCED: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # Only these methods are safe to repeat; a repeated ReportTruth could count twice. Only UNAVAILABLE is retried: retries after
 # RESOURCE_EXHAUSTED would add load to a server that has too much. Source: gRFC A6, client retries.
 _RETRIED = ("Recognize", "RecognizeBatch", "ReadField")
-_SERVICE_CONFIG = {
+SERVICE_CONFIG = {
     **BALANCED,
     "methodConfig": [
         {
@@ -46,7 +46,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", -1),  # the server limits the images per call, and so the size of an answer
     # Workers of a server share its load by connections, so each client opens its own; gRPC would share one.
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     # A rollout may replace all servers within half a minute; by default gRPC resolves a name only that often.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 5000),  # default: two minutes after a long outage

@@ -3,6 +3,7 @@ import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -29,8 +30,8 @@ class Identifying(stubs.DigitServiceServicer):
         if request.key == "hold":
             self.held.set()
             assert self.released.wait(TIMEOUT)
-        [certificate] = context.auth_context()["x509_pem_cert"]
-        return pb.RecognizeResponse(model_version=certificate.decode())
+        certificates: Any = context.auth_context()["x509_pem_cert"]
+        return pb.RecognizeResponse(model_version=certificates[0].decode())
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,9 @@ def client(servicer: Identifying, authority: trustme.CA, files: Files) -> Iterat
     server.stop(None).wait(TIMEOUT)
 
 
-def shown(client: DigitClient, **arguments: str) -> str:
+def shown(client: DigitClient, key: str = "") -> str:
     """The certificate that the client shows, its leaf."""
-    return client.recognize(SEVEN, **arguments).model_version
+    return client.recognize(SEVEN, key=key).model_version
 
 
 def leaf(certificate: trustme.LeafCert) -> str:

@@ -36,10 +36,17 @@ tensor = triton.InferInput("images", [1, 28, 28], "UINT8")
 tensor.set_data_from_numpy(np.zeros((1, 28, 28), np.uint8))
 with triton.InferenceServerClient(sys.argv[1]) as server:
     assert server.infer("digits", [tensor], client_timeout=20).as_numpy("logits").shape == (1, 10)
+
+try:
+    import postal_digits.client.image_files
+except ModuleNotFoundError as error:
+    assert str(error) == "reading image files needs Pillow: pip install pillow"
+else:
+    raise AssertionError("Pillow is installed")
 """
 
 
-def run(*command: str | Path, timeout: float = 100, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(*command: str | Path, timeout: float = 250, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs a command outside the checkout, without the variables that lead Python to it."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
@@ -51,7 +58,7 @@ def run(*command: str | Path, timeout: float = 100, **environment: str) -> "subp
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel as `make client` builds it."""
     directory = tmp_path_factory.mktemp("dist")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", directory, CLIENT]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(directory), str(CLIENT)]
     built = run(sys.executable, "-m", "pip", "wheel", *options, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     assert built.returncode == 0, built.stderr
     [file] = directory.iterdir()
@@ -98,6 +105,7 @@ def test_the_wheel_and_the_service_can_be_imported_together(unpacked: Path) -> N
     assert called.stdout.strip() == "imported", called.stderr
 
 
+@pytest.mark.timeout(300)  # downloads 40 MB
 def test_the_client_and_tritonclient_call_the_service_from_one_process(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if run(*pip, "index", "versions", "tritonclient").returncode:
