@@ -15,12 +15,22 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODEL ?= digits
 SERVING_LOCK := serving/requirements$(if $(wildcard .venv/.gpu),-gpu).lock
 CONTAINERS ?= $(firstword $(shell docker info >/dev/null 2>&1 && command -v docker; command -v podman buildah))
-generate = $(BIN)/python -m grpc_tools.protoc -Iserving/pb=protos \
-	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/*/*.proto protos/*/*/*.proto)
-LOCK = $(BIN)/uv pip compile pyproject.toml --group build --universal --python-version 3.11 --quiet \
-	--generate-hashes --no-emit-index-url --no-header --no-annotate
+PROTOC := build/protoc-venv
+# Writes the stubs to the directory $(1). They are part of two packages, serving and the client's wheel, so they import each
+# other relatively, and messages take the name of the module that they are in.
+define generate
+	@mkdir -p $(1)
+	$(PROTOC)/bin/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
+		$(wildcard protos/*/*.proto protos/*/*/*.proto)
+	@find $(1) -name '*_pb2*.py' -exec sed -i.bak -E -e 's/^(from [a-z0-9_.]+ )?import ([a-z_]+_pb2) as/from . import \2 as/' \
+		-e "s/(BuildTopDescriptorsAndMessages\(DESCRIPTOR, )'[^']*'/\1__name__/" {} +
+	@find $(1) -name '*.bak' -delete
+endef
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --quiet --generate-hashes --no-emit-index-url --no-header \
+	--no-annotate
+LOCK = $(COMPILE) pyproject.toml --group build
 
-.PHONY: help install install-gpu serve train test test-slow prove check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos lock format readme samples dashboards image clean
+.PHONY: help install install-gpu serve train test test-slow prove check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos client lock format readme samples dashboards image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,12 +60,13 @@ prove: .venv/.everything ## deploy it here: image, pods, Envoy, Prometheus, aler
 
 check: lint types test ## everything that CI asks of a change
 
-lint: .venv/.everything
+lint: .venv/.everything $(PROTOC)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint protos
-	@rm -rf build/stubs && mkdir -p build/stubs && $(call generate,build/stubs) && \
-		diff -r --exclude=__pycache__ build/stubs/serving/pb serving/pb || { echo 'stubs differ from protos/: make protos'; exit 1; }
+	@rm -rf build/stubs
+	$(call generate,build/stubs)
+	@diff -r --exclude=__pycache__ build/stubs serving/pb || { echo 'stubs differ from protos/: make protos'; exit 1; }
 
 types: .venv/.everything
 	$(BIN)/mypy
@@ -90,14 +101,19 @@ soak: .venv/.everything ## ten minutes of everything at once, after which memory
 fuzz: .venv/.everything ## throw malformed requests at the tensor API [SECONDS=30]
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
 
-protos: .venv/.everything ## generate the gRPC stubs from protos/
+protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
-	$(call generate,.)
+	$(call generate,serving/pb)
+
+client: .venv/.everything ## build the Python client, a wheel of its own, into dist/
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist ./serving/client
+	@ls -l dist/postal_digits_client-$(VERSION)-*.whl
 
 lock: .venv/.everything ## choose the newest versions of all dependencies anew
 	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock
 	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --output-file serving/requirements.lock
 	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --extra gpu --no-emit-package onnxruntime --output-file serving/requirements-gpu.lock
+	$(COMPILE) --upgrade --group protos --output-file protos/requirements.lock
 
 format: .venv/.everything ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only .
@@ -136,4 +152,10 @@ clean: ## remove everything that the verbs made, but for trained models
 .venv/.everything: tests/requirements.lock .venv/.serving
 	@test ! -e .venv/.gpu || { echo 'this .venv serves on CUDA: use another checkout, or `make clean` first'; exit 1; }
 	$(PIP) install --require-hashes -r tests/requirements.lock
+	@touch $@
+
+$(PROTOC)/.installed: protos/requirements.lock | .venv/bin/python
+	rm -rf $(PROTOC)
+	$(BIN)/python -m venv $(PROTOC)
+	$(PROTOC)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r protos/requirements.lock
 	@touch $@

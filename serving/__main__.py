@@ -314,13 +314,14 @@ def _send(files: list[Path], client: "DigitClient", address: str, target_error_r
     import grpc
     import numpy as np
 
-    from serving.client.image_files import ImageError, read_image
+    from serving.cli.framed_files import read_framed
+    from serving.client.image_files import ImageError
 
     failed = False
     readable = []
     for file in files:
         try:
-            readable.append((file, read_image(file)))
+            readable.append((file, read_framed(file)))
         except ImageError as error:
             print(f"digits recognize: {file}: {error}", file=sys.stderr)
             failed = True
@@ -382,10 +383,11 @@ def _frame(arguments: list[str]) -> int:
 
     from PIL import Image
 
-    from serving.client.image_files import ImageError, read_image
+    from serving.cli.framed_files import read_framed
+    from serving.client.image_files import ImageError
 
     try:
-        image = read_image(options.file)
+        image = read_framed(options.file)
         if options.out:
             Image.fromarray(image).save(options.out, "PNG")
     except (ImageError, OSError) as error:

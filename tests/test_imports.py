@@ -63,15 +63,23 @@ def imports(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+        elif isinstance(node, ast.ImportFrom):
+            package = file.relative_to(ROOT).parent.parts[: -(node.level - 1) or None] if node.level else ()
+            module = ".".join((*package, *([node.module] if node.module else [])))
+            found.update((module, *(f"{module}.{alias.name}" for alias in node.names)))
     return found
+
+
+def test_the_client_imports_nothing_of_the_service_but_stubs() -> None:
+    for file in (ROOT / "serving" / "client").glob("*.py"):
+        used = {name for name in imports(file) if name.split(".")[0] in ("serving", "training")}
+        assert not [name for name in used if not name.startswith(("serving.client", "serving.pb.digits"))], file
 
 
 @pytest.mark.parametrize(
     ("half", "other", "but"), [("serving", "training", ""), ("training", "serving", "serving.imaging.framing")]
 )
-def test_neither_half_imports_the_other_but_for_the_framing_that_both_must_do_alike(half: str, other: str, but: str) -> None:
+def test_neither_half_imports_the_other_except_for_the_shared_framing(half: str, other: str, but: str) -> None:
     for file in (ROOT / half).rglob("*.py"):
         allowed = {but, f"{but}.frame", f"{but}.measure"} if but else set()
         assert not {name for name in imports(file) if name.split(".")[0] == other} - allowed, file

@@ -1,5 +1,27 @@
-"""The Python client: `DigitClient` sends images and gets digits back."""
+"""The Python client of the service: images in, digits with a confidence and a decision out.
 
-from serving.client.client import DigitClient, Field, Recognition, Refusal
+The client is also a small wheel of its own, `postal-digits-client`, where this package is `postal_digits.client`. So it
+imports nothing of `serving` except the stubs in `pb`, and it imports them relatively.
 
-__all__ = ["DigitClient", "Field", "Recognition", "Refusal"]
+    client        DigitClient: one method per RPC, each with a deadline
+    requests      checks images and crops, and builds the requests
+    answers       Recognition, Field, Decision, and the errors of refused calls
+    channel       connections: load balancing, retries, replacement when certificates are renewed
+    credentials   TLS from PEM files
+    image_files   reads image files with Pillow, which nothing else here needs
+"""
+
+from .answers import Decision, Field, Recognition, Refusal, ResourceExhausted
+from .client import DigitClient
+from .credentials import CredentialsError, channel_credentials
+
+__all__ = [
+    "CredentialsError",
+    "Decision",
+    "DigitClient",
+    "Field",
+    "Recognition",
+    "Refusal",
+    "ResourceExhausted",
+    "channel_credentials",
+]

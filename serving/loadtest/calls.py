@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from serving.client.client import BALANCED
+from serving.client.channel import BALANCED
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Caller, Digits, Images, Outcome
 from serving.pb.digits.v1 import digit_service_pb2 as digits

@@ -100,7 +100,7 @@ def _arrivals(rate: float, plan: Plan, start: float, end: float) -> Iterator[flo
 
 def samples() -> Images:
     """Returns one image of each digit from 0 to 9, (10, 28, 28) uint8."""
-    return np.stack([read_image(SAMPLES / f"{digit}.png") for digit in range(10)])
+    return np.stack([np.asarray(read_image(SAMPLES / f"{digit}.png")) for digit in range(10)])
 
 
 def _requests(plan: Plan, target: Target) -> list[tuple[bytes, Digits]]:

@@ -15,9 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
 from serving.api import digits
-from serving.client import DigitClient, Recognition, Refusal
+from serving.client import Decision, DigitClient, Recognition, Refusal
 from serving.errors import Refused, RequestError, request_errors
 from serving.imaging.decode import frame_crop
 from serving.inference.model import Model

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.__main__ import main
-from serving.client.image_files import ImageError, read_image
+from serving.cli.framed_files import read_framed
+from serving.client.image_files import ImageError
 from serving.imaging.decode import frame_crop
 from tests.support.drawn_digits import SAMPLES, draw
 from tests.support.photographs import photograph
@@ -25,14 +26,14 @@ def save(image: Image.Image, file: Path) -> Path:
 
 @pytest.mark.parametrize("pixels", [SEVEN, 255 - SEVEN], ids=["light-on-dark", "dark-on-light"])
 def test_png_and_raw_bytes_are_read_whatever_their_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(read_image(save(Image.fromarray(pixels), tmp_path / "a.png")), SEVEN)
+    np.testing.assert_array_equal(read_framed(save(Image.fromarray(pixels), tmp_path / "a.png")), SEVEN)
     raw = tmp_path / "a.raw"
     raw.write_bytes(pixels.tobytes())
-    np.testing.assert_array_equal(read_image(raw), SEVEN)
+    np.testing.assert_array_equal(read_framed(raw), SEVEN)
 
 
 def test_a_jpeg_is_read_as_closely_as_jpeg_allows(tmp_path: Path) -> None:
-    read = read_image(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg"))
+    read = read_framed(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg"))
     assert np.abs(read.astype(int) - SEVEN).mean() < 8
 
 
@@ -46,27 +47,27 @@ def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
     else:
         image = Image.fromarray(255 - SEVEN).convert(mode, dither=Image.Dither.NONE)
     tolerance = 128 if mode == "1" else 1
-    assert np.abs(read_image(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
+    assert np.abs(read_framed(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
 
 
 def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = photograph(SEVEN, np.random.default_rng(1))
     photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
     photo.write_bytes(content)
-    np.testing.assert_array_equal(read_image(photo), frame_crop(content))
+    np.testing.assert_array_equal(read_framed(photo), frame_crop(content))
     assert main(["frame", str(photo), "--out", str(framed)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 28
     assert max(map(len, shown)) <= 56
-    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_image(photo) > 25).any(axis=1))
-    np.testing.assert_array_equal(read_image(framed), read_image(photo))
+    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_framed(photo) > 25).any(axis=1))
+    np.testing.assert_array_equal(read_framed(framed), read_framed(photo))
     assert main(["frame", str(tmp_path / "none.jpg")]) == 1
     assert "none.jpg: No such file or directory" in capsys.readouterr().err
 
 
 def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
     image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
-    np.testing.assert_allclose(read_image(save(image, tmp_path / "a.png")), SEVEN, atol=1)
+    np.testing.assert_allclose(read_framed(save(image, tmp_path / "a.png")), SEVEN, atol=1)
 
 
 def png(width: int, height: int) -> bytes:
@@ -93,12 +94,12 @@ def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, 
     file = tmp_path / "a.png"
     file.write_bytes(content)
     with pytest.raises(ImageError, match=reason):
-        read_image(file)
+        read_framed(file)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
-        read_image(tmp_path / "none.png")
+        read_framed(tmp_path / "none.png")
 
 
 def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not_there(
@@ -113,7 +114,7 @@ def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not
 
 @pytest.mark.parametrize("digit", range(10))
 def test_the_shipped_samples_are_what_the_drawing_code_draws(digit: int) -> None:
-    np.testing.assert_array_equal(read_image(SAMPLES / f"{digit}.png"), draw(digit))
+    np.testing.assert_array_equal(read_framed(SAMPLES / f"{digit}.png"), draw(digit))
 
 
 def test_a_picture_that_is_looked_at_no_further_ends_without_a_word(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.answers.decision import Decision
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 from serving.loadtest import processes
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.plan import Plan
@@ -33,7 +32,7 @@ def address(*servers: Server) -> str:
 
 
 async def call_on(client: DigitClient, over: asyncio.Event) -> Counter[str]:
-    """Calls without a pause until it is over, and returns how the calls ended."""
+    """Calls without a pause until `over` is set. Returns the number of calls by outcome."""
     ended: Counter[str] = Counter()
     while not over.is_set():
         try:
@@ -45,7 +44,7 @@ async def call_on(client: DigitClient, over: asyncio.Event) -> Counter[str]:
 
 
 async def until_called(server: Server) -> None:
-    """Waits until a server has answered ten calls more."""
+    """Waits until a server has answered ten more calls."""
     before = answered(server)
     async with asyncio.timeout(2 * TIMEOUT):
         while answered(server) < before + 10:
@@ -64,7 +63,7 @@ async def test_calls_go_to_all_servers_in_turn(start_server: StartServer) -> Non
     assert [answered(server) - old for server, old in zip(servers, before, strict=True)] == [10, 10, 10]
 
 
-async def test_a_server_that_stops_costs_no_call_and_is_called_again_when_it_is_back(start_server: StartServer) -> None:
+async def test_a_server_that_stops_costs_no_call_and_is_used_again_once_back(start_server: StartServer) -> None:
     stays, goes = await start_server(), await start_server()
     over = asyncio.Event()
     with DigitClient(address(stays, goes), TIMEOUT) as client:
@@ -98,7 +97,7 @@ class Refusing(stubs.DigitServiceServicer):
     def _refuse(self, method: str, context: grpc.ServicerContext) -> Any:
         self.calls[method] += 1
         context.set_trailing_metadata(self._metadata)
-        context.abort(self._code, "as it was told to")
+        context.abort(self._code, "refused by the test")
 
     def Recognize(self, request: pb.RecognizeRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's names
         self._refuse("Recognize", context)
@@ -118,7 +117,7 @@ class Refusing(stubs.DigitServiceServicer):
 
 @contextmanager
 def served(servicer: Refusing, timeout_seconds: float = TIMEOUT) -> Iterator[DigitClient]:
-    """A client of a server with this servicer."""
+    """Yields a client of a server with this servicer."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     stubs.add_DigitServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -129,7 +128,7 @@ def served(servicer: Refusing, timeout_seconds: float = TIMEOUT) -> Iterator[Dig
 
 
 def call_everything(client: DigitClient) -> set[grpc.StatusCode]:
-    """Calls each method once; returns how the calls ended."""
+    """Calls each method once, and returns the status codes."""
     answer = Recognition(7, 1.0, SEVEN[0].astype("f4"), "1", Decision.ACCEPT, None, None, recognition_id="an id")
     batch = SEVEN[None]
     ended = set()
@@ -146,7 +145,7 @@ def call_everything(client: DigitClient) -> set[grpc.StatusCode]:
     return ended
 
 
-def test_only_what_reads_is_tried_again_where_a_server_is_unavailable() -> None:
+def test_only_reads_are_retried_when_a_server_is_unavailable() -> None:
     servicer = Refusing(CODE.UNAVAILABLE)
     with served(servicer) as client:
         assert call_everything(client) == {CODE.UNAVAILABLE}
@@ -155,7 +154,7 @@ def test_only_what_reads_is_tried_again_where_a_server_is_unavailable() -> None:
 
 @pytest.mark.parametrize("metadata", [(), (("grpc-retry-pushback-ms", "1"),)])
 @pytest.mark.parametrize("code", [CODE.RESOURCE_EXHAUSTED, CODE.CANCELLED, CODE.INTERNAL])
-def test_nothing_is_tried_again_where_a_server_has_too_much_to_do_or_fails(
+def test_no_call_is_retried_when_a_server_is_overloaded_or_fails(
     code: grpc.StatusCode, metadata: tuple[tuple[str, str], ...]
 ) -> None:
     servicer = Refusing(code, *metadata)
@@ -164,7 +163,7 @@ def test_nothing_is_tried_again_where_a_server_has_too_much_to_do_or_fails(
     assert set(servicer.calls.values()) == {1}
 
 
-def test_the_timeout_is_for_all_tries_together_and_a_server_may_put_the_next_one_off() -> None:
+def test_all_attempts_share_the_timeout_and_honour_the_servers_delay() -> None:
     servicer = Refusing(CODE.UNAVAILABLE, ("grpc-retry-pushback-ms", "60000"))
     with served(servicer, timeout_seconds=0.5) as client, pytest.raises(grpc.RpcError) as refusal:
         client.recognize(SEVEN)

@@ -11,8 +11,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
-from serving.client import DigitClient, Field, Recognition
+from serving.client import Decision, DigitClient, Field, Recognition
 from serving.pb.digits.v1 import digit_service_pb2 as digits
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as inference

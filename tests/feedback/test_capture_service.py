@@ -15,9 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import create_engine, text
 
-from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds
-from serving.client import DigitClient, Field, Recognition
+from serving.client import Decision, DigitClient, Field, Recognition
 from serving.feedback import capture as capture_module
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub

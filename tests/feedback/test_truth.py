@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 from serving.errors import InvalidRequest
 from serving.feedback import truth as truth_module
 from serving.feedback.accuracy import wilson_interval

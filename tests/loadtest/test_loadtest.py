@@ -16,9 +16,8 @@ import pytest
 import trustme
 
 from serving.__main__ import main
-from serving.client.image_files import read_image
 from serving.loadtest.calls import KINDS, GrpcTarget, StreamCaller
-from serving.loadtest.generator import SAMPLES, Generator
+from serving.loadtest.generator import Generator, samples
 from serving.loadtest.knee import find_knee, judge
 from serving.loadtest.objectives import ObjectiveError, broken, parse
 from serving.loadtest.plan import Plan, Rpc
@@ -34,7 +33,7 @@ from tests.support.service import DIGITS, Service, service
 
 Answer = Callable[[pb.RecognizeRequest, Any], Awaitable[pb.RecognizeResponse]]
 
-DIGIT_OF = {read_image(SAMPLES / f"{digit}.png").tobytes(): digit for digit in range(10)}
+DIGIT_OF = {image.tobytes(): digit for digit, image in enumerate(samples())}
 TIMEOUT = 90.0
 
 

@@ -3,9 +3,9 @@
 import grpc
 import warnings
 
-from serving.pb.inference import open_inference_pb2 as serving_dot_pb_dot_inference_dot_open__inference__pb2
+from . import open_inference_pb2 as inference_dot_open__inference__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,15 +18,15 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/pb/inference/open_inference_pb2_grpc.py depends on'
+        + ' but the generated code in inference/open_inference_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class GRPCInferenceServiceStub:
-    """Tensors in, tensors out, and what is known about the models in between.
+class GRPCInferenceServiceStub(object):
+    """Runs models on tensors, and describes and controls the models.
     """
 
     def __init__(self, channel):
@@ -37,150 +37,150 @@ class GRPCInferenceServiceStub:
         """
         self.ServerLive = channel.unary_unary(
                 '/inference.GRPCInferenceService/ServerLive',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ServerLiveRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ServerLiveResponse.FromString,
                 _registered_method=True)
         self.ServerReady = channel.unary_unary(
                 '/inference.GRPCInferenceService/ServerReady',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ServerReadyRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ServerReadyResponse.FromString,
                 _registered_method=True)
         self.ModelReady = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelReady',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelReadyRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelReadyResponse.FromString,
                 _registered_method=True)
         self.ServerMetadata = channel.unary_unary(
                 '/inference.GRPCInferenceService/ServerMetadata',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ServerMetadataRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ServerMetadataResponse.FromString,
                 _registered_method=True)
         self.ModelMetadata = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelMetadata',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
         self.ModelInfer = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelInfer',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelInferResponse.FromString,
                 _registered_method=True)
         self.ModelStreamInfer = channel.stream_stream(
                 '/inference.GRPCInferenceService/ModelStreamInfer',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
                 _registered_method=True)
         self.ModelConfig = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelConfig',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
                 _registered_method=True)
         self.ModelStatistics = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelStatistics',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
                 _registered_method=True)
         self.RepositoryIndex = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryIndex',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
                 _registered_method=True)
         self.RepositoryModelLoad = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryModelLoad',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.RepositoryModelLoadResponse.FromString,
                 _registered_method=True)
         self.RepositoryModelUnload = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryModelUnload',
-                request_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
+                request_serializer=inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+                response_deserializer=inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
                 _registered_method=True)
 
 
-class GRPCInferenceServiceServicer:
-    """Tensors in, tensors out, and what is known about the models in between.
+class GRPCInferenceServiceServicer(object):
+    """Runs models on tensors, and describes and controls the models.
     """
 
     def ServerLive(self, request, context):
-        """Whether the process lives.
+        """Reports that the process is alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether the server wants requests. It does not while it drains, nor before the default model is loaded.
+        """Reports readiness: false while the server drains, and until the default model is loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether a model answers; false, too, for one that there is not.
+        """Reports readiness of a model: false also for an unknown model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """What this server is.
+        """Describes the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """The tensors of a model, and the versions of it that answer.
+        """Describes a model: its tensors and its loaded versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Runs a model on some images.
+        """Runs a model on images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """ModelInfer, many times over on one stream. Answers come in the order of their requests, and a request that fails
-        leaves the stream, and all others on it, as they were.
+        """Runs a model on a stream of requests. Answers arrive in the order of the requests. A request that fails does not affect
+        the stream or the other requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelConfig(self, request, context):
-        """How a model is batched and on what it runs: what load generators ask for.
+        """Describes batching and devices of a model, for load generators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """What the versions that answer have done since the server started.
+        """Returns statistics of the loaded versions since the server started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Every model version on disk, and whether it answers.
+        """Lists every model version on disk with its state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelLoad(self, request, context):
-        """Loads a model from the repository; done when it answers. One that is loaded stays so.
+        """Loads a model from the repository, and returns once it is ready. A loaded model stays loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryModelUnload(self, request, context):
-        """Takes a model out of service; done when what it was asked before is answered.
+        """Unloads a model, and returns once its earlier requests are answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,63 +191,63 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'ServerLive': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerLive,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ServerLiveRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ServerLiveResponse.SerializeToString,
             ),
             'ServerReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerReady,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ServerReadyRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ServerReadyResponse.SerializeToString,
             ),
             'ModelReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelReady,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelReadyRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelReadyResponse.SerializeToString,
             ),
             'ServerMetadata': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerMetadata,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ServerMetadataRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ServerMetadataResponse.SerializeToString,
             ),
             'ModelMetadata': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelMetadata,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelMetadataRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelMetadataResponse.SerializeToString,
             ),
             'ModelInfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelInfer,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelInferRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelInferResponse.SerializeToString,
             ),
             'ModelStreamInfer': grpc.stream_stream_rpc_method_handler(
                     servicer.ModelStreamInfer,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelInferRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelStreamInferResponse.SerializeToString,
             ),
             'ModelConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelConfig,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
             ),
             'ModelStatistics': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelStatistics,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
             ),
             'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryIndex,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.RepositoryIndexRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.RepositoryIndexResponse.SerializeToString,
             ),
             'RepositoryModelLoad': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryModelLoad,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.RepositoryModelLoadRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.RepositoryModelLoadResponse.SerializeToString,
             ),
             'RepositoryModelUnload': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryModelUnload,
-                    request_deserializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.SerializeToString,
+                    request_deserializer=inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.FromString,
+                    response_serializer=inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -257,8 +257,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class GRPCInferenceService:
-    """Tensors in, tensors out, and what is known about the models in between.
+class GRPCInferenceService(object):
+    """Runs models on tensors, and describes and controls the models.
     """
 
     @staticmethod
@@ -276,8 +276,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ServerLive',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerLiveResponse.FromString,
+            inference_dot_open__inference__pb2.ServerLiveRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ServerLiveResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -303,8 +303,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ServerReady',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerReadyResponse.FromString,
+            inference_dot_open__inference__pb2.ServerReadyRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ServerReadyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -330,8 +330,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ModelReady',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelReadyResponse.FromString,
+            inference_dot_open__inference__pb2.ModelReadyRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelReadyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -357,8 +357,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ServerMetadata',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ServerMetadataResponse.FromString,
+            inference_dot_open__inference__pb2.ServerMetadataRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ServerMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -384,8 +384,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ModelMetadata',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelMetadataResponse.FromString,
+            inference_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelMetadataResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -411,8 +411,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ModelInfer',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferResponse.FromString,
+            inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelInferResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -438,8 +438,8 @@ class GRPCInferenceService:
             request_iterator,
             target,
             '/inference.GRPCInferenceService/ModelStreamInfer',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+            inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -465,8 +465,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ModelConfig',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
+            inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -492,8 +492,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/ModelStatistics',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+            inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+            inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -519,8 +519,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/RepositoryIndex',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
+            inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
+            inference_dot_open__inference__pb2.RepositoryIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -546,8 +546,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/RepositoryModelLoad',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelLoadResponse.FromString,
+            inference_dot_open__inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+            inference_dot_open__inference__pb2.RepositoryModelLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -573,8 +573,8 @@ class GRPCInferenceService:
             request,
             target,
             '/inference.GRPCInferenceService/RepositoryModelUnload',
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
-            serving_dot_pb_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
+            inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+            inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

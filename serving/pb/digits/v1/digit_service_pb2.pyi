@@ -69,7 +69,7 @@ class RecognizeResponse(_message.Message):
     recognition_id: str
     audit: bool
     captured: bool
-    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ..., captured: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
     __slots__ = ("images", "model", "key", "crops", "target_error_rate")
@@ -116,7 +116,7 @@ class RecognizeBatchResponse(_message.Message):
     recognition_id: str
     audits: _containers.RepeatedScalarFieldContainer[int]
     captured: bool
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: bool = ...) -> None: ...
 
 class ReadFieldRequest(_message.Message):
     __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
@@ -165,7 +165,7 @@ class ReadFieldResponse(_message.Message):
     recognition_id: str
     audit: bool
     captured: bool
-    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: _Optional[bool] = ..., captured: _Optional[bool] = ...) -> None: ...
+    def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ...) -> None: ...
 
 class DigitCandidates(_message.Message):
     __slots__ = ("digits", "probabilities")

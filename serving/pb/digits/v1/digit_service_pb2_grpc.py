@@ -3,9 +3,9 @@
 import grpc
 import warnings
 
-from serving.pb.digits.v1 import digit_service_pb2 as serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2
+from . import digit_service_pb2 as digits_dot_v1_dot_digit__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/pb/digits/v1/digit_service_pb2_grpc.py depends on'
+        + ' but the generated code in digits/v1/digit_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class DigitServiceStub:
+class DigitServiceStub(object):
     """Reads images of single handwritten digits.
     """
 
@@ -37,32 +37,32 @@ class DigitServiceStub:
         """
         self.Recognize = channel.unary_unary(
                 '/digits.v1.DigitService/Recognize',
-                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.FromString,
                 _registered_method=True)
         self.RecognizeBatch = channel.unary_unary(
                 '/digits.v1.DigitService/RecognizeBatch',
-                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
                 _registered_method=True)
         self.ReadField = channel.unary_unary(
                 '/digits.v1.DigitService/ReadField',
-                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
                 _registered_method=True)
         self.ReportTruth = channel.unary_unary(
                 '/digits.v1.DigitService/ReportTruth',
-                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
                 _registered_method=True)
         self.RecognizeStream = channel.stream_stream(
                 '/digits.v1.DigitService/RecognizeStream',
-                request_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
+                request_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
+                response_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
                 _registered_method=True)
 
 
-class DigitServiceServicer:
+class DigitServiceServicer(object):
     """Reads images of single handwritten digits.
     """
 
@@ -74,33 +74,35 @@ class DigitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecognizeBatch(self, request, context):
-        """Reads many images in one call: the cheapest way where images come in groups. All are answered, or none.
+        """Reads many images in one call, at the lowest cost per image. The server answers all images or none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadField(self, request, context):
-        """Reads one field, such as a postcode: the images of its digits, from left to right, in; one answer out.
+        """Reads one field, such as a postcode, from the images of its digits, ordered from left to right.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportTruth(self, request, context):
-        """Takes the truth about answers, whenever it comes to be known: from a keying desk, an audit, or a replay of known images. All
-        of a call is counted or nothing. What a worker has counted is not counted again from the same source, as long as it remembers:
-        until it is restarted, and a hundred thousand truths. Another worker or replica does not know of it.
+        """Accepts the truth about earlier answers: from a keying desk, an audit, or a replay of known images. Truth may arrive at
+        any time after the answer. The server counts all truths of a call or none. A worker counts each truth once per source,
+        for as long as it remembers: until its restart, and for the last hundred thousand truths. Other workers and replicas
+        don't know what it counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecognizeStream(self, request_iterator, context):
-        """Reads images as they come, for as long as the stream is open. Many may be on their way at once; each answer carries the
-        id of its request, and they come in any order. An image that can't be read is answered with an error of its own, and the
-        stream goes on. When as many are on their way as the server allows, it reads no further until answers are taken.
-        The stream ends with OK when the caller has half-closed and all is answered, with UNAVAILABLE when the server stops.
+        """Reads images as they arrive, for as long as the stream is open. Many images may be in flight. Each answer carries the id
+        of its request, and answers arrive in any order. An image that can't be read gets an error of its own, and the stream
+        continues. Backpressure: once the allowed number of images is in flight, the server stops reading requests until the
+        client reads answers. The stream ends with OK after the client half-closed it and received all answers, and with
+        UNAVAILABLE when the server shuts down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,28 +113,28 @@ def add_DigitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Recognize': grpc.unary_unary_rpc_method_handler(
                     servicer.Recognize,
-                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.SerializeToString,
             ),
             'RecognizeBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.RecognizeBatch,
-                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.SerializeToString,
             ),
             'ReadField': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadField,
-                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.SerializeToString,
             ),
             'ReportTruth': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportTruth,
-                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.SerializeToString,
             ),
             'RecognizeStream': grpc.stream_stream_rpc_method_handler(
                     servicer.RecognizeStream,
-                    request_deserializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.SerializeToString,
+                    request_deserializer=digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.FromString,
+                    response_serializer=digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,7 +144,7 @@ def add_DigitServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class DigitService:
+class DigitService(object):
     """Reads images of single handwritten digits.
     """
 
@@ -161,8 +163,8 @@ class DigitService:
             request,
             target,
             '/digits.v1.DigitService/Recognize',
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.SerializeToString,
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.FromString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeRequest.SerializeToString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -188,8 +190,8 @@ class DigitService:
             request,
             target,
             '/digits.v1.DigitService/RecognizeBatch',
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeBatchRequest.SerializeToString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -215,8 +217,8 @@ class DigitService:
             request,
             target,
             '/digits.v1.DigitService/ReadField',
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
+            digits_dot_v1_dot_digit__service__pb2.ReadFieldRequest.SerializeToString,
+            digits_dot_v1_dot_digit__service__pb2.ReadFieldResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -242,8 +244,8 @@ class DigitService:
             request,
             target,
             '/digits.v1.DigitService/ReportTruth',
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
+            digits_dot_v1_dot_digit__service__pb2.ReportTruthRequest.SerializeToString,
+            digits_dot_v1_dot_digit__service__pb2.ReportTruthResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -269,8 +271,8 @@ class DigitService:
             request_iterator,
             target,
             '/digits.v1.DigitService/RecognizeStream',
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
-            serving_dot_pb_dot_digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeStreamRequest.SerializeToString,
+            digits_dot_v1_dot_digit__service__pb2.RecognizeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

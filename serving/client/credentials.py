@@ -1,0 +1,108 @@
+"""TLS credentials of the client, from PEM files that may be renewed while the client runs."""
+
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import grpc
+
+
+class CredentialsError(ValueError):
+    """A certificate or key file can't be used. The message names the file and the reason."""
+
+
+class TLSCredentials(grpc.ChannelCredentials):
+    """gRPC channel credentials that remember the files they were read from. Create them with `channel_credentials`."""
+
+    def __init__(self, paths: Sequence[Path]):
+        """Reads and checks the files.
+
+        Args:
+            paths: the authorities; for mutual TLS also the certificate chain and its private key.
+
+        Raises:
+            CredentialsError: a file can't be read or used, or the key does not belong to the certificate.
+        """
+        self._paths = paths
+        self._seen: list[bytes | None] = [_content(path) for path in paths]
+        self._check()
+        authorities, *own = self._seen
+        credentials = grpc.ssl_channel_credentials(authorities, *reversed(own))
+        # grpcio offers no public way to derive from its credentials; its channels take this one attribute.
+        self._credentials = credentials._credentials  # type: ignore[attr-defined]
+
+    def renewed(self) -> Self | None:
+        """Reads the files again.
+
+        Returns:
+            Credentials from the changed files, or None if the files did not change since the last call.
+
+        Raises:
+            CredentialsError: the changed files can't be used. These credentials stay valid.
+        """
+        contents = [_content(path) for path in self._paths]
+        if contents == self._seen:
+            return None
+        self._seen = contents
+        return type(self)(self._paths)
+
+    def _check(self) -> None:
+        for path, content in zip(self._paths, self._seen, strict=True):
+            if content is None:
+                raise CredentialsError(f"{path} can't be read: check that the file exists and that this user may read it")
+        authorities, *own = self._paths
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(authorities)
+        except ssl.SSLError as error:
+            raise CredentialsError(f"{authorities} holds no usable PEM certificates: {_reason(error)}") from error
+        if own:
+            _check_pair(context, *own)
+        if [_content(path) for path in self._paths] != self._seen:
+            raise CredentialsError("the files changed while they were read: read them again")
+
+
+def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> TLSCredentials:
+    """Returns credentials for a TLS connection, from PEM files.
+
+    `DigitClient` polls the files, and uses changed ones for new connections.
+
+    Args:
+        ca: certificates of the authorities that the client trusts.
+        certificate: the client's own certificate chain, for mutual TLS.
+        key: the private key of `certificate`, not encrypted.
+
+    Raises:
+        CredentialsError: a file can't be read or used, or the key does not belong to the certificate.
+        ValueError: only one of `certificate` and `key` is given.
+    """
+    if certificate is None and key is None:
+        return TLSCredentials([ca])
+    if certificate is None or key is None:
+        given, missing = ("certificate", "key") if key is None else ("key", "certificate")
+        raise ValueError(f"{given} was given without {missing}: mutual TLS needs both")
+    return TLSCredentials([ca, certificate, key])
+
+
+def _check_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    def refuse() -> str:  # otherwise OpenSSL would ask for the password at the terminal
+        raise CredentialsError(f"{key} is encrypted: store the key without a password")
+
+    try:
+        context.load_cert_chain(certificate, key, refuse)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise CredentialsError(f"{key} is not the key of {certificate}") from error
+        raise CredentialsError(f"{certificate} with {key} can't be used: {_reason(error)}") from error
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return error.reason or str(error)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

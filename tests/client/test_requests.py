@@ -1,0 +1,115 @@
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.client import DigitClient, Recognition
+from serving.client.image_files import ImageError, read_image
+from tests.conftest import TIMEOUT
+from tests.support.drawn_digits import SAMPLES, draw
+from tests.support.photographs import photograph
+from tests.support.service import service
+
+SEVEN = draw(7)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[DigitClient]:
+    """A client of a real server."""
+    with service("--workers", "1") as server, DigitClient(server.address, TIMEOUT) as connected:
+        yield connected
+
+
+@pytest.fixture
+def content() -> bytes:
+    """A photograph of a seven."""
+    return photograph(SEVEN, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, "strided", "mmap"])
+def test_a_crop_of_any_bytes_like_type_is_recognized(client: DigitClient, content: bytes, kind: Any, tmp_path: Path) -> None:
+    if kind == "mmap":
+        (tmp_path / "crop.jpg").write_bytes(content)
+        with (tmp_path / "crop.jpg").open("rb") as file:
+            crop: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    elif kind == "strided":
+        crop = memoryview(np.repeat(np.frombuffer(content, np.uint8), 2).tobytes())[::2]
+    else:
+        crop = kind(content)
+    assert client.recognize(crop).digit == 7
+    assert [one.digit for one in client.recognize_batch([crop, crop])] == [7, 7]
+    assert client.read_field(iter([crop, crop])).value == "77"
+    (answer,) = (one for _, one in client.recognize_stream([crop]))
+    assert isinstance(answer, Recognition)
+    assert answer.digit == 7
+
+
+BATCH = SEVEN[None]
+
+WRONG_IMAGES: list[tuple[Any, type[Exception], str]] = [
+    ("7.png", TypeError, "image has type str, .*read the file first"),
+    (SAMPLES / "7.png", TypeError, "image has type PosixPath, .*read the file first"),
+    (None, TypeError, "image has type NoneType, expected one image"),
+    (SEVEN.tolist(), TypeError, "image has type list, expected one image"),
+    (b"", ValueError, "image is an empty crop"),
+    (SEVEN / np.float32(255), ValueError, r"dtype float32.*from 0 to 1, convert with np.round\(images \* 255\)"),
+    (SEVEN.astype(float), ValueError, r"dtype float64.*convert with np.round\(images\).astype"),
+    (SEVEN.astype(np.int64), ValueError, "dtype int64"),
+    (SEVEN.astype(np.int64) - 1, ValueError, "range from -1 to 254, outside 0"),
+    (np.full((28, 28), np.nan), ValueError, "range from nan to nan, outside 0"),
+    (SEVEN > 0, ValueError, "dtype bool.*255"),
+    (SEVEN.astype(str), ValueError, "the dtype is not a number"),
+    (np.stack([SEVEN] * 3, axis=-1), ValueError, "the last axis holds colours"),
+    (BATCH, ValueError, "this is a batch, call recognize_batch"),
+    (SEVEN.ravel(), ValueError, r"the pixels are flat, convert with images.reshape\(28, 28\)"),
+    (np.zeros((64, 64), np.uint8), ValueError, r"shape \(64, 64\).*as a crop"),
+    (np.uint8(7), TypeError, "image has type uint8, expected one image"),
+]
+
+
+@pytest.mark.parametrize(("image", "kind", "reason"), WRONG_IMAGES)
+def test_a_wrong_image_is_explained(client: DigitClient, image: Any, kind: type[Exception], reason: str) -> None:
+    with pytest.raises(kind, match=reason):
+        client.recognize(image)
+    answered = []
+    with pytest.raises(kind, match=reason):  # noqa: PT012 - the image before it is answered first
+        for place, _ in client.recognize_stream([SEVEN, image]):
+            answered.append(place)
+    assert answered == [0]
+
+
+WRONG_BATCHES: list[tuple[Any, type[Exception], str]] = [
+    ("7.png", TypeError, "images has type str"),
+    (b"\x89PNG", TypeError, r"images has type bytes, .*put one crop in a list"),
+    (7, TypeError, "images has type int"),
+    ([], ValueError, "images is empty"),
+    ([b"\x89PNG", b""], ValueError, r"images\[1\] is an empty crop"),
+    ([b"\x89PNG", "7.png"], TypeError, r"images\[1\] has type str"),
+    ([SEVEN, SEVEN], TypeError, r"images\[0\] is an array in a list, .*np.stack"),
+    (np.zeros((0, 28, 28), np.uint8), ValueError, "there are no images"),
+    (SEVEN, ValueError, "this is one image"),
+    (BATCH.reshape(1, 784), ValueError, r"images.reshape\(-1, 28, 28\)"),
+    (BATCH[..., None], ValueError, "the last axis holds colours"),
+    (BATCH.astype(np.float16), ValueError, "dtype float16"),
+]
+
+
+@pytest.mark.parametrize(("images", "kind", "reason"), WRONG_BATCHES)
+def test_a_wrong_batch_is_explained(client: DigitClient, images: Any, kind: type[Exception], reason: str) -> None:
+    with pytest.raises(kind, match=reason):
+        client.recognize_batch(images)
+    with pytest.raises(kind, match=reason):
+        client.read_field(images)
+
+
+def test_an_image_file_is_read_as_an_image_or_a_crop(client: DigitClient, content: bytes, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(SAMPLES / "7.png"), SEVEN)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(content)
+    assert read_image(photo) == content
+    assert [client.recognize(read_image(file)).digit for file in (photo, SAMPLES / "7.png")] == [7, 7]
+    with pytest.raises(ImageError, match="No such file"):
+        read_image(tmp_path / "none.png")
