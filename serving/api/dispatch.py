@@ -1,6 +1,7 @@
 """Answers requests for every transport: the one place that admits, counts, traces and logs them and maps errors to codes."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -47,6 +48,9 @@ class Dispatcher:
         self._metrics = metrics
         self._authenticator = authenticator
         self._tracing = tracing
+        # labels() takes longer than the counting itself.
+        self._request_seconds = functools.cache(metrics.request_seconds.labels)
+        self._requests = functools.cache(metrics.requests.labels)
         for reason in {error.reason for error in errors.request_errors()} | {_CANCELLED}:
             metrics.rejected_requests.labels(
                 reason
@@ -137,15 +141,15 @@ class Dispatcher:
             self._metrics.in_flight_requests.dec()
             seconds = time.monotonic() - start
             exemplar = None if call.span is None else call.span.exemplar
-            self._metrics.request_seconds.labels(method.name).observe(seconds, exemplar)
-            self._metrics.requests.labels(method.name, code.name).inc()
+            self._request_seconds(method.name).observe(seconds, exemplar)
+            self._requests(method.name, code.name).inc()
             if log.isEnabledFor(logging.DEBUG):
                 _log_call(method.name, code, call, seconds)
 
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call that ends with an error before any of its requests reaches `answer`."""
         self._metrics.rejected_requests.labels(error.reason).inc()
-        self._metrics.requests.labels(method, error.code.name).inc()
+        self._requests(method, error.code.name).inc()
 
 
 def code_of_cancelled(call: Call) -> Code:
