@@ -1,7 +1,8 @@
 """What `make prove` prints in the end: what was proved with the real components, what was checked, what is not known."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import pytest
@@ -27,6 +28,16 @@ class Prove(Protocol):
     """Tells the report of `make prove` what a test has found."""
 
     def __call__(self, fact: str) -> None: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def neutral_environment() -> Iterator[None]:
+    """Hides this machine's settings of the service and its proxies, which the tests must not depend on."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("DIGITS_") or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import KUBERNETES
+from tests.deploy.tracked import tracked_files
 from tests.support.service import free_ports
 
 COMPONENTS = KUBERNETES / "components"
@@ -79,7 +80,7 @@ def write(variant: str, to: Path, ports: Ports, names: int, certificates: Path |
         names: port of the name server on 127.0.0.1 that knows the replicas, in the place of the cluster's.
         certificates: directory, in the place of where the Secret is mounted.
     """
-    for file in (COMPONENTS / variant).glob("*.yaml"):
+    for file in tracked_files(f"deploy/kubernetes/components/{variant}"):
         text = file.read_text().replace(CONFIGURATION, str(to)).replace(CERTIFICATES, str(certificates))
         (to / file.name).write_text(text)
     written = to / "envoy.yaml"

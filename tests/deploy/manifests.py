@@ -8,12 +8,21 @@ from typing import Any
 
 import yaml
 
+from tests.deploy.tracked import tracked_files
+
 Manifest = dict[str, Any]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-RENDERED = (*sorted(f"overlays/{overlay.name}" for overlay in (KUBERNETES / "overlays").iterdir()), "kserve")
-"""All that can be applied, by its directory; an overlay that somebody adds is checked like ours."""
+RENDERED = (
+    *(
+        str(file.parent.relative_to(KUBERNETES))
+        for file in tracked_files("deploy/kubernetes/overlays")
+        if file.name == "kustomization.yaml"
+    ),
+    "kserve",
+)
+"""Directories that kubectl can apply. An overlay of your own is checked too, once Git tracks it (`git add`)."""
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ServingRuntime")
 

@@ -7,8 +7,9 @@ from serving.settings import Settings
 from tests import readme_tables
 from tests.deploy import policy, schemas
 from tests.deploy.conftest import Prove
-from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, render, servers
+from tests.deploy.manifests import KUBERNETES, RENDERED, Manifest, environment, render, servers
 from tests.deploy.mutations import MUTATIONS, mutated
+from tests.deploy.tracked import tracked_files
 
 METRICS = {row.split("`")[1] for row in readme_tables.metrics()}
 SERIES = METRICS | {f"{name}_{part}" for name in METRICS for part in ("bucket", "sum", "count")}
@@ -82,8 +83,8 @@ def test_what_is_scaled_by_is_made_of_metrics_that_there_are() -> None:
 def test_all_that_is_deployed_speaks_of_settings_and_metrics_that_there_are() -> None:
     known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
     adapted = {"digits_requests_in_flight"}
-    for file in sorted(DEPLOY.rglob("*")):
-        if not file.is_file() or file.suffix in (".png", ".json"):
+    for file in tracked_files("deploy"):
+        if file.suffix in (".png", ".json"):
             continue
         text = file.read_text()
         assert set(re.findall(r"\bDIGITS_[A-Z_]+", text)) - known == set(), file

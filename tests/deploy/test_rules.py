@@ -14,9 +14,10 @@ from tests.deploy.generated import RULES
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.monitoring import needs
 from tests.deploy.series import Rule
+from tests.deploy.tracked import tracked_files
 
 RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text()
-SOURCES = "".join(file.read_text() for file in (DEPLOY.parent / "serving").rglob("*.py"))
+SOURCES = "".join(file.read_text() for file in tracked_files("serving") if file.suffix == ".py")
 ALERTS: list[Rule] = [rule for rule in series.rules() if "alert" in rule]
 TESTED = ("rules_test.yaml", "rules_days_test.yaml")
 CASES: list[dict[str, Any]] = [
