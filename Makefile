@@ -72,7 +72,7 @@ bench-export: .venv/.everything ## measure exported models beside one built by h
 bench-drift: .venv/.everything ## measure what looking for drift costs of a call
 	$(BIN)/python -m tests.benchmarks.drift
 
-capacity: .venv/.everything ## measure a replica, and simulate how many are needed and how they scale: deploy/CAPACITY.md
+capacity: .venv/.everything ## measure a replica, and simulate how many pods a load needs: the tables of deploy/CAPACITY.md
 	$(BIN)/python -m tests.benchmarks.capacity
 
 loop: .venv/.everything ## learn from captured mail, compare, roll out: the whole loop once [DIGITS_DATA=mnist.npz]
@@ -109,8 +109,8 @@ readme: .venv/.everything ## write README's tables of settings and metrics anew
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.support.drawn_digits
 
-dashboards: .venv/.everything ## write Grafana's dashboard and the PrometheusRule anew, from what they are made of
-	$(BIN)/python -m tests.deploy.generated
+dashboards: .venv/.everything ## write the Grafana dashboard and the PrometheusRule from their sources
+	$(BIN)/python -m deploy.generate
 
 image: ## build the container image of the service [IMAGE=postal-digits VARIANT=cpu|gpu CONTAINERS=podman BUILD_FLAGS=...]
 	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is cpu or gpu, not '$(VARIANT)'))

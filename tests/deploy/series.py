@@ -9,6 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from deploy.generate import RULES
 from serving import errors
 from serving.answers.decision import Decision
 from serving.feedback.accuracy import AccuracyCollector
@@ -20,7 +21,6 @@ from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import SupervisorMetrics
 from tests.deploy import promql
-from tests.deploy.generated import RULES
 
 Labels = frozenset[str]
 Rule = dict[str, Any]

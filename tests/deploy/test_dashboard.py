@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.grafana import dashboard
+from deploy.grafana import dashboard, selectors
 from tests.deploy import promql, series
 
 Panel = dict[str, Any]
@@ -35,9 +35,9 @@ def test_it_has_everything_that_an_operator_asks_for() -> None:
     asked = {
         *("Read rate", "Rejects by reason", "Audited error among the accepted", "Accuracy by version"),
         *("p50 by method", "p99 by method", "p99.9 by method", "Errors by code"),
-        *("Images that wait", "Time in the queue", "Batch size"),
-        *("Requests in flight", "Runs at the same time", "CPU", "Memory", "Worker restarts"),
-        *("Read rate by role", "Failed by role", "Audited error by role", "Shadow", "Versions by pod"),
+        *("Queue length", "Time in the queue", "Batch size"),
+        *("Requests in flight", "Concurrent runs", "CPU", "Memory", "Worker restarts"),
+        *("Read rate by role", "Failed by role", "Audited error by role", "Shadow", "Versions by pod", "Builds"),
         *("Stability index", "Estimated accuracy"),
     }
     assert asked <= {panel["title"] for panel in PANELS}
@@ -93,6 +93,6 @@ def test_the_choices_are_the_source_of_data_the_namespace_and_the_model() -> Non
 
 def test_lines_are_drawn_where_alerts_have_their_bounds() -> None:
     rules = {rule["alert"]: rule["expr"] for rule in series.rules() if "alert" in rule}
-    assert f"> 14.4 * {1 - dashboard.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
-    assert f"> 14.4 * {1 - dashboard.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
-    assert f"digits:drift_psi:avg > {dashboard.MUCH_MOVED}" in rules["DigitsDrift"]
+    assert f"> 14.4 * {1 - selectors.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
+    assert f"> 14.4 * {1 - selectors.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
+    assert f"digits:drift_psi:avg > {selectors.MUCH_MOVED}" in rules["DigitsDrift"]

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import generate
+from deploy.generate import RULES
 from serving.feedback.accuracy import wilson_interval
 from serving.settings import Settings
-from tests.deploy import generated, promql, series
+from tests.deploy import promql, series
 from tests.deploy.conftest import Prove
-from tests.deploy.generated import RULES
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.monitoring import needs
 from tests.deploy.series import Rule
@@ -26,8 +27,8 @@ CASES: list[dict[str, Any]] = [
 
 
 def test_the_prometheus_rule_is_made_of_the_rules() -> None:
-    made = generated.prometheus_rule()
-    assert generated.PROMETHEUS_RULE.read_text() == made, "make dashboards"
+    made = generate.prometheus_rule()
+    assert generate.PROMETHEUS_RULE.read_text() == made, "make dashboards"
     assert yaml.safe_load(made)["spec"] == yaml.safe_load(RULES.read_text())
 
 
