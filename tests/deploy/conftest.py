@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pytest
 
+from serving.settings import Settings
 from tests.deploy.containers import image, podman  # noqa: F401 - fixtures
 
 NOT_VERIFIED = (
@@ -23,6 +24,9 @@ NOT_VERIFIED = (
 
 _REAL = "with real components"
 
+LOOPBACK = [f"127.0.0.{host}" for host in range(1, 32)]
+"""The addresses of the tests' servers and replicas."""
+
 
 class Prove(Protocol):
     """Tells the report of `make prove` what a test has found."""
@@ -32,11 +36,12 @@ class Prove(Protocol):
 
 @pytest.fixture(scope="session", autouse=True)
 def neutral_environment() -> Iterator[None]:
-    """Hides this machine's settings of the service and its proxies, which the tests must not depend on."""
+    """Removes the service's settings from the environment, and keeps calls of the loopback interface off any proxy."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith("DIGITS_") or name.lower().endswith("_proxy"):
-                patch.delenv(name)
+        for name in Settings.model_fields:
+            patch.delenv(f"DIGITS_{name.upper()}", raising=False)
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, ",".join(filter(None, (os.environ.get(name), "localhost", *LOOPBACK))))
         yield
 
 

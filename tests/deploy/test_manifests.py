@@ -81,7 +81,7 @@ def test_what_is_scaled_by_is_made_of_metrics_that_there_are() -> None:
 
 
 def test_all_that_is_deployed_speaks_of_settings_and_metrics_that_there_are() -> None:
-    known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
+    known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields} | {"DIGITS_COMMIT"}
     adapted = {"digits_requests_in_flight"}
     for file in tracked_files("deploy"):
         if file.suffix in (".png", ".json"):
