@@ -13,11 +13,11 @@ from tests.deploy.containers import image, podman  # noqa: F401 - fixtures
 NOT_VERIFIED = (
     "scheduling: topology spread, node selectors, tolerations, evictions",
     "enforcement of the NetworkPolicies and of Pod Security by an API server",
-    "prometheus-adapter, KEDA and the HPA controller acting on the metrics (deploy/CAPACITY.md simulates them)",
-    "KServe, the Prometheus operator and cert-manager acting on their objects",
+    "prometheus-adapter, KEDA and the HPA controller with the metrics (deploy/CAPACITY.md simulates them)",
+    "KServe, the Prometheus operator and cert-manager with their objects",
     "the image for GPUs on a GPU (it was built once, by hand), and the GPU device plugin",
-    "compose.yaml as a whole: its images can't be had where this was made",
-    "Grafana itself: every query of its dashboard was answered, its drawing was not looked at",
+    "compose.yaml as a whole: its images were not available",
+    "Grafana itself: every query of its dashboard has data, but the drawing was not inspected",
 )
 """What no test here shows, as deploy/README.md says too."""
 

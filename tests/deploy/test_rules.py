@@ -19,6 +19,7 @@ from tests.deploy.tracked import tracked_files
 
 RUNBOOK = (DEPLOY / "RUNBOOK.md").read_text()
 SOURCES = "".join(file.read_text() for file in tracked_files("serving") if file.suffix == ".py")
+RUNBOOK_URL = "https://runbooks.example/postal-digits"
 ALERTS: list[Rule] = [rule for rule in series.rules() if "alert" in rule]
 TESTED = ("rules_test.yaml", "rules_days_test.yaml")
 CASES: list[dict[str, Any]] = [
@@ -59,7 +60,7 @@ def test_what_is_recorded_is_named_by_level_metric_and_operation_with_its_window
 def test_an_alert_says_how_urgent_it_is_what_is_wrong_and_where_to_read_on(alert: Rule) -> None:
     assert alert["labels"] in ({"severity": "page"}, {"severity": "ticket"})
     assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
-    assert alert["annotations"]["runbook_url"] == f"deploy/RUNBOOK.md#{alert['alert'].lower()}"
+    assert alert["annotations"]["runbook_url"] == f"{RUNBOOK_URL}#{alert['alert'].lower()}"
     labels = promql.labels(promql.parse(alert["expr"]), series.known())
     named = set(re.findall(r"\$labels\.(\w+)", " ".join(alert["annotations"].values())))
     assert named <= labels, "an annotation names a label that the alert does not have"
