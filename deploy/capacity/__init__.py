@@ -1,13 +1,15 @@
-"""Simulates pods under load and writes the tables and the picture of deploy/CAPACITY.md.
+"""Simulates pods under load, and writes the tables and the picture of deploy/CAPACITY.md.
 
-    ../capacity.json ──> measured      one replica at several rates, and interpolated between them
-                            │
-    hpa, fleet ───────> simulation     pods, senders, Prometheus and the autoscaler, second by second
-                            │
-                        scenarios      loads: a step, a ramp, a day, a lost zone
-                            │
-                    page, picture      the tables of ../CAPACITY.md, and ../capacity.png
+    ../capacity.json -> measured -> fleet, hpa -> simulation -> scenarios -> page, picture
 
-`python -m deploy.capacity` writes the page and the picture from capacity.json. It needs no service and gives the same
-result each time. `make capacity` (tests/benchmarks/capacity) measures a replica and writes such a file with `--save`.
+- `measured`: one replica at several rates, and a curve between them.
+- `hpa`: the autoscaler of Kubernetes.
+- `fleet`: pods, senders, and the metrics that the autoscaler sees.
+- `simulation`: a load on a fleet, step by step.
+- `scenarios`: a step, a ramp, a day, a lost zone.
+- `page`: the tables of ../CAPACITY.md.
+- `picture`: ../capacity.png.
+
+`python -m deploy.capacity` writes page and picture from capacity.json. It needs no service, and its result is always the same.
+`make capacity` (tests/benchmarks/capacity) measures a replica, and writes such a file with `--save`.
 """

@@ -18,7 +18,7 @@ from deploy.capacity.scenarios import BUSY, DAY, RAMP_SECONDS, Result, Scenario,
 PAGE = Path(__file__).parents[1] / "CAPACITY.md"
 
 PIECES_AN_HOUR = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-DIGITS_A_FIELD = 5
+FIELD_LENGTH = 5
 PEAK = 1.5  # load of the busiest minute over the mean of its hour
 SHARES = (0.5, BUSY, 0.8)  # of the calls a second at the knee
 STEP_FACTORS = (2.0, 7.0)
@@ -146,7 +146,7 @@ def _pieces(measured: Measured) -> str:
         cells = []
         for way in measured.ways:
             curve = measured.curve(way.name)
-            calls = fields * DIGITS_A_FIELD / way.images
+            calls = fields * FIELD_LENGTH / way.images
             cells.append(f"{calls / curve.knee.rate:.2f} → {pods_for(calls, curve)}")
         rows.append((f"{pieces:,}", f"{pieces / 3600:,.1f}", f"{fields:,.1f}", *cells))
     return _table(("pieces an hour", "fields/s", "busiest minute", *(way.name for way in measured.ways)), rows, left=0)
