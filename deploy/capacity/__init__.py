@@ -10,6 +10,7 @@
 - `page`: the tables of ../CAPACITY.md.
 - `picture`: ../capacity.png.
 
-`python -m deploy.capacity` writes page and picture from capacity.json. It needs no service, and its result is always the same.
+`python -m deploy.capacity` writes page and picture from capacity.json. It needs no service, and is
+deterministic.
 `make capacity` (tests/benchmarks/capacity) measures a replica, and writes such a file with `--save`.
 """

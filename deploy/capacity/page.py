@@ -112,8 +112,7 @@ def _curve(way: Way) -> str:
         for point in way.points
     ]
     head = ("calls/s", "answered", "answers/s", "p50 ms", "p99 ms", "in flight", "scraped", "outside", "cores")
-    head = (*head, "rounds within objectives")
-    return _table(head, rows, left=0)
+    return _table((*head, "rounds within objectives"), rows, left=0)
 
 
 def _ways(measured: Measured) -> str:
