@@ -45,7 +45,7 @@ test: .venv/.everything ## run the tests, but for those that train larger networ
 test-slow: .venv/.everything ## run those that train larger networks
 	$(BIN)/pytest -m slow
 
-prove: .venv/.everything ## deploy it here: image, pods, Envoy, Prometheus, alerts; say what is proved and what is not
+prove: .venv/.everything ## test the deployment with real components: image, pods, Envoy, Prometheus, alerts; report the gaps
 	$(BIN)/pytest tests/deploy
 
 check: lint types test ## everything that CI asks of a change
@@ -113,8 +113,8 @@ dashboards: .venv/.everything ## write the Grafana dashboard and the PrometheusR
 	$(BIN)/python -m deploy.generate
 
 image: ## build the container image of the service [IMAGE=postal-digits VARIANT=cpu|gpu CONTAINERS=podman BUILD_FLAGS=...]
-	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is cpu or gpu, not '$(VARIANT)'))
-	$(if $(CONTAINERS),,$(error no docker, podman or buildah here to build the image with))
+	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is '$(VARIANT)', expected cpu or gpu))
+	$(if $(CONTAINERS),,$(error docker, podman or buildah is needed to build the image))
 	$(CONTAINERS) build $(if $(filter docker,$(notdir $(CONTAINERS))),,--format docker) --file deploy/docker/Dockerfile \
 		--build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--label org.opencontainers.image.created=$$(git log -1 --format=%cI) $(BUILD_FLAGS) \
