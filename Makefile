@@ -55,7 +55,7 @@ test: .venv/.everything ## run the tests, but for those that train larger networ
 test-slow: .venv/.everything ## run those that train larger networks
 	$(BIN)/pytest -m slow
 
-prove: .venv/.everything ## deploy it here: image, pods, Envoy, Prometheus, alerts; say what is proved and what is not
+prove: .venv/.everything ## test the deployment with real components: image, pods, Envoy, Prometheus, alerts; report the gaps
 	$(BIN)/pytest tests/deploy
 
 check: lint types test ## everything that CI asks of a change
@@ -83,7 +83,7 @@ bench-export: .venv/.everything ## measure exported models beside one built by h
 bench-drift: .venv/.everything ## measure what looking for drift costs of a call
 	$(BIN)/python -m tests.benchmarks.drift
 
-capacity: .venv/.everything ## measure a replica, and simulate how many are needed and how they scale: deploy/CAPACITY.md
+capacity: .venv/.everything ## measure a replica, and simulate how many pods a load needs: the tables of deploy/CAPACITY.md
 	$(BIN)/python -m tests.benchmarks.capacity
 
 loop: .venv/.everything ## learn from captured mail, compare, roll out: the whole loop once [DIGITS_DATA=mnist.npz]
@@ -125,12 +125,12 @@ readme: .venv/.everything ## write README's tables of settings and metrics anew
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.support.drawn_digits
 
-dashboards: .venv/.everything ## write Grafana's dashboard and the PrometheusRule anew, from what they are made of
-	$(BIN)/python -m tests.deploy.generated
+dashboards: .venv/.everything ## write the Grafana dashboard and the PrometheusRule from their sources
+	$(BIN)/python -m deploy.generate
 
 image: ## build the container image of the service [IMAGE=postal-digits VARIANT=cpu|gpu CONTAINERS=podman BUILD_FLAGS=...]
-	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is cpu or gpu, not '$(VARIANT)'))
-	$(if $(CONTAINERS),,$(error no docker, podman or buildah here to build the image with))
+	$(if $(filter cpu gpu,$(VARIANT)),,$(error VARIANT is '$(VARIANT)', expected cpu or gpu))
+	$(if $(CONTAINERS),,$(error docker, podman or buildah is needed to build the image))
 	$(CONTAINERS) build $(if $(filter docker,$(notdir $(CONTAINERS))),,--format docker) --file deploy/docker/Dockerfile \
 		--build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--label org.opencontainers.image.created=$$(git log -1 --format=%cI) $(BUILD_FLAGS) \

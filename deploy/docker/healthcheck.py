@@ -1,6 +1,6 @@
-"""The container's health check: exit status 0 while the service wants traffic; else 1, and the reason on stderr.
+"""Health check of the container: exits with 0 while the service is ready, else with 1 and the reason on stderr.
 
-It asks the port that DIGITS_METRICS_PORT names, not one that a flag or a file does.
+The port comes from DIGITS_METRICS_PORT. A port set by a flag or a settings file is not seen here.
 """
 
 import http.client
@@ -14,6 +14,6 @@ try:
     answer = connection.getresponse()
     reason = answer.read().decode().strip()
 except OSError as error:
-    sys.exit(f"127.0.0.1:{port}: {error}")
+    sys.exit(f"no answer from 127.0.0.1:{port}: {error}")
 if answer.status != http.HTTPStatus.OK:
     sys.exit(f"not ready: {reason}")

@@ -1,4 +1,4 @@
-"""What a panel is here, and what it is to Grafana."""
+"""Rows, panels and queries of the dashboard, and their translation for Grafana."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
-"""Whom all of them ask: the one that is chosen above."""
+"""The Prometheus that the dashboard's variable selects."""
 
 Kind = TypeVar("Kind", timeseries.Panel, stat.Panel, table.Panel)
 
 
 class Query(NamedTuple):
-    """What a panel asks Prometheus.
+    """A query of a panel.
 
     Attributes:
-        expr: the question.
-        legend: what a series of the answer is called, with labels in double braces.
+        expr: PromQL.
+        legend: name of a series, with labels in double braces.
     """
 
     expr: str
@@ -34,17 +34,17 @@ class Panel:
     """One panel.
 
     Attributes:
-        title: what it shows.
-        description: how to read it.
-        unit: one of Grafana's, or a suffix.
-        queries: what it asks; of a table one.
-        kind: how it shows the answers.
-        width: of 24.
-        steps: values from which on it is orange, then red; or, falling, up to which.
-        stacked: whether series are drawn on top of each other.
-        dashed: whose lines are dashed, a regular expression; of bounds.
-        top: where the axis ends.
-        columns: of a table, the labels that it shows.
+        title: heading.
+        description: help text on how to read the panel.
+        unit: a unit of Grafana, or "suffix: " and a text.
+        queries: at least one; a table has exactly one.
+        kind: "timeseries", "stat" or "table".
+        width: 1 to 24 columns.
+        steps: thresholds for orange and red. If the second is lower, low values are bad.
+        stacked: True stacks the series.
+        dashed: regular expression of the names of series with dashed lines.
+        top: end of the axis; None for automatic.
+        columns: labels that a table shows.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels that belong together; those of a closed row are asked for only when it is opened."""
+    """A row of panels. Grafana runs the queries of a closed row only once the row is opened."""
 
     title: str
     panels: Sequence[Panel]
@@ -70,7 +70,7 @@ class Row:
 
 
 def quantiles(metric: str, labels: str, by: str, legend: str, *quantiles: float) -> list[Query]:
-    """Quantiles of a histogram, those of each combination of the labels `by`."""
+    """Returns one query for each quantile of a histogram, grouped by the labels `by`."""
     grouping = f"le, {by}" if by else "le"
     return [
         Query(
@@ -82,13 +82,13 @@ def quantiles(metric: str, labels: str, by: str, legend: str, *quantiles: float)
 
 
 def mean(metric: str, labels: str, by: str) -> str:
-    """The mean of a histogram or summary."""
+    """Returns PromQL for the mean of a histogram or summary, grouped by the labels `by`."""
     total, count = (f"sum by ({by}) (rate({metric}_{part}{{{labels}}}[$__rate_interval]))" for part in ("sum", "count"))
     return f"{total} / ({count} > 0)"
 
 
 def draw(panel: Panel, number: int) -> Builder[dashboard.Panel]:
-    """Grafana's panel, of that number."""
+    """Translates a panel for Grafana, with a number that is unique in the dashboard."""
     return _KINDS[panel.kind](panel, number)
 
 
@@ -143,20 +143,20 @@ def _table(panel: Panel, number: int) -> table.Panel:
 
 
 def _common(made: Kind, panel: Panel, number: int) -> Kind:
-    """What all kinds of panels have."""
+    """Sets the options that all kinds of panels share."""
     made.id(number).title(panel.title).description(panel.description).unit(panel.unit).span(panel.width).datasource(SOURCE)
-    for place, query in enumerate(panel.queries):
-        asked = prometheus.Dataquery().ref_id(chr(ord("A") + place)).datasource(SOURCE).expr(query.expr)
+    for index, query in enumerate(panel.queries):
+        target = prometheus.Dataquery().ref_id(chr(ord("A") + index)).datasource(SOURCE).expr(query.expr)
         if panel.kind == "table":
-            asked.instant().format(PromQueryFormat.TABLE)
+            target.instant().format(PromQueryFormat.TABLE)
         else:
-            asked.range().legend_format(query.legend)
-        made.with_target(asked)
+            target.range().legend_format(query.legend)
+        made.with_target(target)
     return made
 
 
 def _thresholds(steps: tuple[float, float]) -> builders.ThresholdsConfig:
-    """Green, orange from the first step on, red from the second; where the second is lower, the other way round."""
+    """Colours values green, orange from the first step, red from the second. A lower second step reverses the order."""
     first, second = steps
     if first < second:
         levels = [(None, "green"), (first, "orange"), (second, "red")]

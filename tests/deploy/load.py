@@ -1,4 +1,4 @@
-"""Clients that call without a pause while something happens to the service, and what becomes of their calls."""
+"""Clients that call without a pause while the service changes, and a tally of their calls."""
 
 import itertools
 import threading
@@ -20,20 +20,25 @@ IMAGES = [draw(digit) for digit in range(10)]
 CLIENTS = 6
 
 Read = Callable[[int], int]
-"""Sends one of the images, and returns the digit that was read. Raises grpc.RpcError."""
+"""Sends the image of a digit and returns the recognized digit. Raises grpc.RpcError."""
 
 
 class Tally:
-    """How calls ended: OK, WRONG where another digit was read, or the status code; and words about the first that failed."""
+    """Counts calls by result.
+
+    Attributes:
+        ended: calls by OK, WRONG for a misread digit, or the name of the status code.
+        complaint: message of the first failed call.
+    """
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()
         self.complaint = ""
         self._writing = threading.Lock()
 
-    def add(self, how: str, complaint: str = "") -> None:
+    def add(self, result: str, complaint: str = "") -> None:
         with self._writing:
-            self.ended[how] += 1
+            self.ended[result] += 1
             self.complaint = self.complaint or complaint
 
     @property
@@ -45,25 +50,25 @@ class Tally:
         return self.calls - self.ended["OK"]
 
     def wait(self, more: int) -> None:
-        """Waits until so many calls more have ended."""
+        """Waits until so many more calls have ended."""
         enough = self.calls + more
         until(lambda: self.calls >= enough)
 
 
 def until(condition: Callable[[], object], seconds: float = 2 * TIMEOUT) -> float:
-    """Waits until something is so, and returns how long that took, seconds."""
+    """Waits for a condition and returns the time that it took, seconds."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() < start + seconds, "it has not come to that"
+        assert time.monotonic() < start + seconds, f"the condition did not hold within {seconds:g} s"
         time.sleep(0.01)
     return time.monotonic() - start
 
 
 @contextmanager
 def one_connection(address: str, credentials: grpc.ChannelCredentials | None = None) -> Iterator[Read]:
-    """A client as plain as they come: one connection, and no call is sent twice, so that whatever fails shows.
+    """Opens a client with one connection and no retries, so that every failure shows.
 
-    Where it has to connect anew, it asks for the address again.
+    Before each reconnect it resolves the address again.
     """
     options = [
         ("grpc.enable_retries", 0),
@@ -78,20 +83,20 @@ def one_connection(address: str, credentials: grpc.ChannelCredentials | None = N
 
 @contextmanager
 def balancing(address: str) -> Iterator[Read]:
-    """A DigitClient."""
+    """Opens a DigitClient."""
     with DigitClient(address, TIMEOUT) as client:
         yield lambda digit: client.recognize(IMAGES[digit]).digit
 
 
 @contextmanager
 def load(connect: Callable[[], AbstractContextManager[Read]], clients: int) -> Iterator[Tally]:
-    """So many clients call, each the next time when it is answered, until the block ends."""
-    tally, over = Tally(), threading.Event()
+    """Runs clients until the end of the block. Each sends its next call once the previous one is answered."""
+    tally, stopped = Tally(), threading.Event()
 
     def call() -> None:
         with connect() as read:
             for digit in itertools.cycle(range(len(IMAGES))):
-                if over.is_set():
+                if stopped.is_set():
                     return
                 try:
                     tally.add("OK" if read(digit) == digit else "WRONG")
@@ -104,6 +109,6 @@ def load(connect: Callable[[], AbstractContextManager[Read]], clients: int) -> I
     try:
         yield tally
     finally:
-        over.set()
+        stopped.set()
         for thread in threads:
             thread.join(2 * TIMEOUT)

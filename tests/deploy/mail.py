@@ -1,4 +1,4 @@
-"""All that callers do, well and badly, again and again: what there has to be for every metric to say something."""
+"""Traffic of every kind, valid and invalid, so that every metric has data."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -21,24 +21,24 @@ from tests.conftest import TIMEOUT
 Images = NDArray[np.uint8]
 Answer = Recognition | Field
 
-_CONNECTIONS = 4  # of which each worker has one at least, most likely
-_UNCERTIFIED = 1e-6  # an error rate that no version is certified for, so that all is rejected
+_CONNECTIONS = 4  # enough that each worker most likely has one
+_UNCERTIFIED = 1e-6  # no version is certified for this error rate, so every answer is rejected
 
 
 class Mail:
-    """A sorter, a keying desk and an auditor, from the beginning of a block to its end.
+    """A sorter, a keying desk and an auditor, active within a block.
 
     Attributes:
-        rounds: how often all of it was done.
+        rounds: completed rounds.
     """
 
     def __init__(self, address: str, images: Images, labels: NDArray[np.uint8], crop: Path):
-        """Begins with the block.
+        """Prepares the traffic, which starts with the block.
 
         Args:
-            address: of the service.
-            images: (n, 28, 28) uint8, to be read.
-            labels: (n,) uint8, what they are.
+            address: host:port of the service.
+            images: (n, 28, 28) uint8.
+            labels: (n,) uint8, the digits of the images.
             crop: a PNG file of a digit.
         """
         self.rounds = 0
@@ -74,26 +74,26 @@ class Mail:
             self._failure = error
 
     def _read(self, client: DigitClient) -> list[tuple[Answer, str]]:
-        """Has images read in every way; the answers, each with what was there."""
+        """Calls every reading method. Returns each answer with the true digits."""
         start = self.rounds * 100 % (len(self._images) - 500)
         images, labels = self._images[start : start + 500], self._labels[start : start + 500]
         answers: list[tuple[Answer, str]] = []
         for image, label in zip(images[:10], labels, strict=False):
             answers.append((client.recognize(image), str(label)))
         answers += zip(client.recognize_batch(images), map(str, labels), strict=True)
-        for place in range(0, 20, 5):
-            value = "".join(map(str, labels[place : place + 5]))
-            answers.append((client.read_field(images[place : place + 5]), value))
-            answers.append((client.read_field(images[place : place + 5], target_error_rate=_UNCERTIFIED), value))
-        for place, answer in client.recognize_stream(images[:10], target_error_rate=_UNCERTIFIED):
+        for index in range(0, 20, 5):
+            value = "".join(map(str, labels[index : index + 5]))
+            answers.append((client.read_field(images[index : index + 5]), value))
+            answers.append((client.read_field(images[index : index + 5], target_error_rate=_UNCERTIFIED), value))
+        for index, answer in client.recognize_stream(images[:10], target_error_rate=_UNCERTIFIED):
             assert isinstance(answer, Recognition), answer
-            answers.append((answer, str(labels[place])))
+            answers.append((answer, str(labels[index])))
         client.recognize(self._crop)
         client.recognize(np.zeros((28, 28), np.uint8))
         return answers
 
     def _report(self, client: DigitClient, answers: Sequence[tuple[Answer, str]]) -> None:
-        """Truth about what was marked for audit, what was rejected, and a little of the rest; a desk errs, too."""
+        """Reports truth about audited, rejected and some other answers. The desk makes one error."""
         audited = [(answer, true) for answer, true in answers if answer.audit]
         keyed = [(answer, true) for answer, true in answers if answer.decision is not Decision.ACCEPT]
         if audited:
@@ -110,7 +110,7 @@ class Mail:
         stub.ModelInfer(request, timeout=TIMEOUT)
 
     def _err(self, stub: DigitServiceStub) -> None:
-        """What goes wrong at callers: no image, no such model, and no time."""
+        """Makes the typical errors of callers: an invalid image, an unknown model, a deadline that is too short."""
         mistakes: list[Callable[[], object]] = [
             lambda: stub.Recognize(digits.RecognizeRequest(image=b"no image"), timeout=TIMEOUT),
             lambda: stub.Recognize(digits.RecognizeRequest(image=bytes(784), model="letters"), timeout=TIMEOUT),

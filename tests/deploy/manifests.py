@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, rendered as `kubectl apply -k` would, without a cluster."""
+"""Renders the Kubernetes manifests as `kubectl apply -k` does, without a cluster, and reads their objects."""
 
 import subprocess
 import sys
@@ -8,18 +8,31 @@ from typing import Any
 
 import yaml
 
+from tests.deploy.tracked import ROOT, tracked_files
+
 Manifest = dict[str, Any]
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-RENDERED = (*sorted(f"overlays/{overlay.name}" for overlay in (KUBERNETES / "overlays").iterdir()), "kserve")
-"""All that can be applied, by its directory; an overlay that somebody adds is checked like ours."""
+RENDERED = (
+    *(
+        str(file.parent.relative_to(KUBERNETES))
+        for file in tracked_files("deploy/kubernetes/overlays")
+        if file.name == "kustomization.yaml"
+    ),
+    "kserve",
+)
+"""Directories that kubectl can apply. An overlay of your own is checked too, once Git tracks it (`git add`)."""
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ServingRuntime")
 
 
-def render(directory: str) -> list[Manifest]:
-    """The objects of a directory of deploy/kubernetes. Raises ValueError with what kustomize says of it."""
+def render(directory: str | Path) -> list[Manifest]:
+    """Renders a directory into objects; a relative one is of deploy/kubernetes.
+
+    Raises:
+        ValueError: kustomize failed. The message is its error output.
+    """
     kubectl = Path(sys.executable).with_name("kubectl")
     rendered = subprocess.run(
         [kubectl, "kustomize", KUBERNETES / directory], capture_output=True, text=True, timeout=60, check=False
@@ -30,35 +43,35 @@ def render(directory: str) -> list[Manifest]:
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> Iterator[Manifest]:
-    """The objects of some kinds."""
+    """Returns the objects of some kinds."""
     return (manifest for manifest in manifests if manifest["kind"] in kinds)
 
 
 def name(manifest: Manifest) -> str:
-    """What a report calls an object."""
+    """Returns an object's name for a report, such as "Service digits"."""
     return f"{manifest['kind']} {manifest['metadata']['name']}"
 
 
 def pod_of(workload: Manifest) -> Manifest:
-    """The specification of its pods."""
+    """Returns the specification of a workload's pods."""
     spec: Manifest = workload["spec"]
     return spec if workload["kind"] == "ServingRuntime" else spec["template"]["spec"]
 
 
 def labels_of(workload: Manifest) -> dict[str, str]:
-    """Of its pods; those of a ServingRuntime are KServe's to choose."""
+    """Returns the labels of a workload's pods. A ServingRuntime has none, as KServe chooses them."""
     template = workload["spec"].get("template", {})
     labels: dict[str, str] = template.get("metadata", {}).get("labels", {})
     return labels
 
 
 def containers(pod: Manifest) -> list[Manifest]:
-    """All that run in a pod, at first or in the end."""
+    """Returns all containers of a pod, including init containers."""
     return [*pod.get("initContainers", ()), *pod["containers"]]
 
 
 def servers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
-    """Each workload that runs our service, and its container."""
+    """Yields each workload that runs the service, with its container."""
     for workload in of_kind(manifests, *WORKLOADS):
         for container in pod_of(workload)["containers"]:
             if "postal-digits" in container["image"]:
@@ -66,17 +79,17 @@ def servers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
 
 
 def declared_ports(container: Manifest) -> set[str | int]:
-    """The ports of a container, by name and by number."""
+    """Returns the names and the numbers of a container's ports."""
     return {port[key] for port in container.get("ports", ()) for key in ("name", "containerPort") if key in port}
 
 
 def probes_of(container: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """The probes of a container, with what each is called."""
+    """Yields the probes of a container by name."""
     return ((kind, container[kind]) for kind in ("startupProbe", "readinessProbe", "livenessProbe") if kind in container)
 
 
 def environment(container: Manifest, manifests: list[Manifest]) -> dict[str, str]:
-    """What a container finds in its environment, as far as the manifests say it."""
+    """Returns a container's environment, as far as the manifests set it."""
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         reference = source.get("configMapRef", {}).get("name")
@@ -84,11 +97,3 @@ def environment(container: Manifest, manifests: list[Manifest]) -> dict[str, str
             if config["metadata"]["name"] == reference:
                 found |= config.get("data", {})
     return found | {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
-
-
-def quantity(text: str | float) -> float:
-    """A quantity of Kubernetes', in cores or bytes. Source: Kubernetes, apimachinery, Quantity."""
-    units = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    said = str(text)
-    unit = said.lstrip("0123456789.")
-    return float(said.removesuffix(unit)) * (units[unit] if unit else 1)

@@ -1,7 +1,7 @@
-"""The real Prometheus and the real Alertmanager around a real service, on this machine alone, in seconds rather than days.
+"""Runs the real Prometheus and the real Alertmanager for a service, in seconds rather than days.
 
-The configuration is that of deploy/prometheus, and so are the rules, but for their times: a scrape a second in the place of
-one in fifteen, and each window in the expressions as WINDOWS has it, as nobody waits three days for a test.
+Configuration and rules come from deploy/prometheus, with shorter times. Prometheus scrapes every second instead of every
+15 s, and WINDOWS replaces each window of the expressions.
 """
 
 import http.server
@@ -37,27 +37,27 @@ WINDOWS = {
     "3d": "18s",
     "7d": "20s",
 }
-"""The windows and offsets of the rules, and what they are here."""
+"""The windows and offsets of the rules, and their replacements."""
 
 _EVERY = "1s"
-"""How often is scraped and evaluated, and for how long an alert is pending."""
+"""Interval of scrapes and evaluations, and time for which an alert is pending."""
 
 _READY_SECONDS = 20
 
 
 def needs(program: str) -> str:
-    """Why a test can't be tried here; nothing where the program is installed."""
+    """Returns the reason to skip a test, or "" if the program is installed."""
     package = {"promtool": "prometheus", "amtool": "prometheus-alertmanager"}.get(program, program)
     return "" if shutil.which(program) else f"needs {program}: apt-get install {package}"
 
 
 def shortened(expr: str) -> str:
-    """An expression with its windows and offsets as they are here."""
+    """Replaces the windows and offsets of an expression."""
     return re.sub(r"(?<=\[)\w+(?=\])|(?<=offset )\w+", lambda found: WINDOWS[found[0]], expr)
 
 
 def shortened_rules(text: str) -> dict[str, Any]:
-    """The rules with all their times as they are here."""
+    """Replaces all times of the rules."""
     content: dict[str, Any] = yaml.safe_load(text)
     for group in content["groups"]:
         group["interval"] = _EVERY
@@ -69,10 +69,10 @@ def shortened_rules(text: str) -> dict[str, Any]:
 
 
 class Webhook:
-    """What Alertmanager tells.
+    """The alerts that Alertmanager has sent.
 
     Attributes:
-        url: where.
+        url: address of the webhook.
     """
 
     def __init__(self, url: str):
@@ -86,16 +86,16 @@ class Webhook:
             self._came.notify_all()
 
     def wait_for(self, name: str, timeout_seconds: float, **labels: str) -> Alert:
-        """The first firing alert of that name with these labels, once it is here."""
+        """Waits for a firing alert of that name with these labels."""
 
         def found() -> Alert | None:
             wanted = {"alertname": name, **labels}.items()
-            told = (alert for alert in self._alerts if alert["status"] == "firing" and wanted <= alert["labels"].items())
-            return next(told, None)
+            matching = (alert for alert in self._alerts if alert["status"] == "firing" and wanted <= alert["labels"].items())
+            return next(matching, None)
 
         with self._came:
             alert = self._came.wait_for(found, timeout_seconds)
-            assert alert is not None, f"{name} {labels} did not come; these did: {self._names()}"
+            assert alert is not None, f"{name} {labels} did not arrive, these did: {self._names()}"
             return alert
 
     def _names(self) -> list[str]:
@@ -104,11 +104,11 @@ class Webhook:
 
 @contextmanager
 def webhook() -> Iterator[Webhook]:
-    """Somebody who takes alerts while the block lasts."""
+    """Runs a webhook that receives alerts."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            taker.take(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"])
+            receiver.take(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"])
             self.send_response(200)
             self.end_headers()
 
@@ -116,37 +116,37 @@ def webhook() -> Iterator[Webhook]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        taker = Webhook(f"http://127.0.0.1:{server.server_address[1]}/")
+        receiver = Webhook(f"http://127.0.0.1:{server.server_address[1]}/")
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
-            yield taker
+            yield receiver
         finally:
             server.shutdown()
 
 
 class Prometheus:
-    """A Prometheus that answers."""
+    """A running Prometheus."""
 
     def __init__(self, url: str):
         self._url = url
 
     def query(self, expr: str) -> list[Sample]:
-        """The samples of an answer that are numbers."""
+        """Runs a query and returns its samples, without NaN."""
         return [sample for sample in self._ask("query", query=expr)["result"] if sample["value"][1] != "NaN"]
 
     def firing(self) -> set[str]:
-        """The names of all alerts that fire now."""
+        """Returns the names of all firing alerts."""
         return {alert["labels"]["alertname"] for alert in self._ask("alerts")["alerts"] if alert["state"] == "firing"}
 
-    def troubles(self) -> list[str]:
-        """Rules whose last evaluation failed, each with the reason."""
+    def rule_errors(self) -> list[str]:
+        """Returns the rules whose last evaluation failed, with the errors."""
         groups = self._ask("rules")["groups"]
         return [
             f"{rule['name']}: {rule['lastError']}" for group in groups for rule in group["rules"] if rule.get("lastError")
         ]
 
-    def _ask(self, what: str, **parameters: str) -> Any:
-        address = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+    def _ask(self, endpoint: str, **parameters: str) -> Any:
+        address = f"{self._url}/api/v1/{endpoint}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(address, timeout=10) as page:
                 return json.load(page)["data"]
@@ -157,7 +157,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path, targets: Mapping[str, str], alertmanager: str) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes `targets`, the addresses of metrics by the name of their pod, and tells `alertmanager`."""
+    """Starts a Prometheus that scrapes `targets`, metrics addresses by pod, and notifies `alertmanager`."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": _EVERY, "scrape_timeout": _EVERY, "evaluation_interval": _EVERY}
     config["alerting"]["alertmanagers"][0]["static_configs"] = [{"targets": [alertmanager]}]
@@ -177,14 +177,14 @@ def prometheus(directory: Path, targets: Mapping[str, str], alertmanager: str) -
 
 
 @contextmanager
-def alertmanager(directory: Path, receiver: str) -> Iterator[str]:
-    """An Alertmanager that tells `receiver` at once; its address."""
+def alertmanager(directory: Path, webhook_url: str) -> Iterator[str]:
+    """Starts an Alertmanager that notifies the webhook at once. Yields its address."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "alertmanager.yaml").read_text())
     for route in (config["route"], *config["route"]["routes"]):
         route.update(group_wait=_EVERY, group_interval=_EVERY)
     for one in config["receivers"]:
         for hook in one["webhook_configs"]:
-            hook["url"] = receiver
+            hook["url"] = webhook_url
     directory.mkdir()
     (directory / "alertmanager.yaml").write_text(yaml.safe_dump(config))
     (port,) = free_ports(1)
@@ -196,7 +196,7 @@ def alertmanager(directory: Path, receiver: str) -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], directory: Path, port: int) -> Iterator[None]:
-    """A program that is ready when the block begins, and gone when it ends."""
+    """Starts a program, waits until it is ready, and kills it at the end of the block."""
     log = directory / "log"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:

@@ -1,6 +1,6 @@
-"""Mistakes that people make in manifests, each of them in a set that has none: what the checks are held to.
+"""Typical mistakes in manifests, each applied to a correct set, to test the rules.
 
-Every one is the kind that a cluster takes without a word, or takes badly: at night, in a rollout, or when a node is drained.
+A cluster accepts each mistake silently, or fails later: at night, during a rollout, or when a node is drained.
 """
 
 import copy
@@ -13,7 +13,7 @@ Mutation = Callable[[list[Manifest]], object]
 
 
 def mutated(manifests: list[Manifest], mutation: Mutation) -> list[Manifest]:
-    """A copy of a set, with one mistake."""
+    """Returns a copy of a set with one mistake."""
     copied = copy.deepcopy(manifests)
     mutation(copied)
     return copied
@@ -36,7 +36,7 @@ def _settings(manifests: list[Manifest]) -> Any:
 
 
 def _envoy(manifests: list[Manifest]) -> Iterator[tuple[Any, str]]:
-    """The data of ConfigMaps that hold a configuration of Envoy's, and the key of each."""
+    """Yields the data of each ConfigMap with a configuration of Envoy, and the key of the configuration."""
     for config in of_kind(manifests, "ConfigMap"):
         for key, content in config["data"].items():
             if "static_resources" in content:
@@ -56,15 +56,15 @@ MUTATIONS: dict[str, Mutation] = {
     "a Service that selects Envoy's pods as well": lambda all_: _one(all_, "Service")["spec"]["selector"].pop(
         "app.kubernetes.io/component"
     ),
-    "a Service to a port that the pods have not": lambda all_: _one(all_, "Service")["spec"]["ports"][0].update(
+    "a Service to a port that the pods do not declare": lambda all_: _one(all_, "Service")["spec"]["ports"][0].update(
         targetPort="rpc"
     ),
     "a Deployment whose selector is not its pods' labels": lambda all_: _one(all_, "Deployment")["spec"]["selector"][
         "matchLabels"
     ].update({"app.kubernetes.io/component": "service"}),
-    "a PodMonitor of a port that is not there": lambda all_: _one(all_, "PodMonitor")["spec"]["podMetricsEndpoints"][
-        0
-    ].update(port="http"),
+    "a PodMonitor of an unknown port": lambda all_: _one(all_, "PodMonitor")["spec"]["podMetricsEndpoints"][0].update(
+        port="http"
+    ),
     "a PodMonitor with a field misspelt": lambda all_: _one(all_, "PodMonitor")["spec"]["podMetricsEndpoints"][0].update(
         intervall="15s"
     ),
@@ -73,54 +73,50 @@ MUTATIONS: dict[str, Mutation] = {
     "a setting misspelt": lambda all_: _settings(all_).update(DIGITS_DRAIN_SECOND="5"),
     "a setting out of range": lambda all_: _settings(all_).update(DIGITS_AUDIT_RATE="1%"),
     "a service that listens inside its pod only": lambda all_: _settings(all_).pop("DIGITS_HOST"),
-    "a ConfigMap that is not there": lambda all_: _container(all_)["envFrom"][0]["configMapRef"].update(
+    "a ConfigMap that does not exist": lambda all_: _container(all_)["envFrom"][0]["configMapRef"].update(
         name="digits-settings"
     ),
-    "a volume that is mounted and not there": lambda all_: _pod(all_)["volumes"].pop(),
-    "a certificate outside what is mounted": lambda all_: _settings(all_).update(DIGITS_TLS_KEY="/etc/tls/tls.key"),
-    "audits whose truth anybody may report": lambda all_: _settings(all_).pop("DIGITS_RECOGNITION_KEY"),
+    "a mounted volume that does not exist": lambda all_: _pod(all_)["volumes"].pop(),
+    "a certificate outside the mounted Secret": lambda all_: _settings(all_).update(DIGITS_TLS_KEY="/etc/tls/tls.key"),
+    "audits without a key, so that callers can invent truth": lambda all_: _settings(all_).pop("DIGITS_RECOGNITION_KEY"),
     "a liveness probe by gRPC": lambda all_: _container(all_).update(
         livenessProbe={"grpc": {"port": 8001, "service": "digits.v1.DigitService"}}
     ),
     "a liveness probe of readiness": lambda all_: _container(all_)["livenessProbe"]["httpGet"].update(path="/readyz"),
     "no startup probe": lambda all_: _container(all_).pop("startupProbe"),
     "a grace period shorter than the drain": lambda all_: _pod(all_).update(terminationGracePeriodSeconds=15),
-    "a longer drain than the grace period knows of": lambda all_: _settings(all_).update(DIGITS_DRAIN_SECONDS="20"),
+    "a drain longer than the grace period allows": lambda all_: _settings(all_).update(DIGITS_DRAIN_SECONDS="20"),
     "no preStop": lambda all_: _container(all_).pop("lifecycle"),
-    "more memory asked for than allowed": lambda all_: _container(all_)["resources"]["requests"].update(memory="2Gi"),
+    "a memory request above the limit": lambda all_: _container(all_)["resources"]["requests"].update(memory="2Gi"),
     "half a core": lambda all_: _container(all_)["resources"]["limits"].update(cpu="2500m"),
     "more workers than cores": lambda all_: _settings(all_).update(DIGITS_WORKERS="8"),
     "replicas beside an autoscaler": lambda all_: _one(all_, "Deployment")["spec"].update(replicas=3),
-    "an autoscaler of something else": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(
+    "an autoscaler of another workload": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"].update(
         name="digit"
     ),
-    "an autoscaler by a metric that is not there": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["metrics"][0][
-        "pods"
-    ]["metric"].update(name="digits_in_flight_requests"),
-    "a budget that keeps nodes from being drained": lambda all_: _one(all_, "PodDisruptionBudget")["spec"].update(
-        maxUnavailable=0
-    ),
+    "an autoscaler by an unknown metric": lambda all_: _one(all_, "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"][
+        "metric"
+    ].update(name="digits_in_flight_requests"),
+    "a budget that blocks node drains": lambda all_: _one(all_, "PodDisruptionBudget")["spec"].update(maxUnavailable=0),
     "no budget for disruptions": lambda all_: all_.remove(_one(all_, "PodDisruptionBudget")),
-    "a rollout that takes pods away first": lambda all_: _one(all_, "Deployment")["spec"]["strategy"][
-        "rollingUpdate"
-    ].update(maxUnavailable=1),
-    "a NetworkPolicy that keeps scrapes out": lambda all_: _one(all_, "NetworkPolicy")["spec"]["ingress"].pop(),
-    "a NetworkPolicy that lets nobody look up names": lambda all_: _one(all_, "NetworkPolicy")["spec"].pop("egress"),
-    "a container that runs as root": lambda all_: _pod(all_)["securityContext"].update(runAsUser=0, runAsNonRoot=False),
-    "a root file system that can be written to": lambda all_: _container(all_)["securityContext"].pop(
-        "readOnlyRootFilesystem"
+    "a rollout that removes pods first": lambda all_: _one(all_, "Deployment")["spec"]["strategy"]["rollingUpdate"].update(
+        maxUnavailable=1
     ),
+    "a NetworkPolicy that forbids scrapes": lambda all_: _one(all_, "NetworkPolicy")["spec"]["ingress"].pop(),
+    "a NetworkPolicy that forbids DNS": lambda all_: _one(all_, "NetworkPolicy")["spec"].pop("egress"),
+    "a container that runs as root": lambda all_: _pod(all_)["securityContext"].update(runAsUser=0, runAsNonRoot=False),
+    "a writable root file system": lambda all_: _container(all_)["securityContext"].pop("readOnlyRootFilesystem"),
     "capabilities kept": lambda all_: _container(all_)["securityContext"].pop("capabilities"),
-    "a volume of the host's": lambda all_: _pod(all_)["volumes"][0].update(emptyDir=None, hostPath={"path": "/tmp"}),  # noqa: S108
+    "a volume of the host": lambda all_: _pod(all_)["volumes"][0].update(emptyDir=None, hostPath={"path": "/tmp"}),  # noqa: S108
     "an image that changes under its name": lambda all_: _container(all_).update(
         image="registry.example/postal-digits:latest"
     ),
-    "an apiVersion that is no more": lambda all_: _one(all_, "PodDisruptionBudget").update(apiVersion="policy/v1beta1"),
+    "an apiVersion that was removed": lambda all_: _one(all_, "PodDisruptionBudget").update(apiVersion="policy/v1beta1"),
     "a namespace without Pod Security": lambda all_: _one(all_, "Namespace")["metadata"].pop("labels"),
     "an object left in another namespace": lambda all_: _one(all_, "ServiceAccount")["metadata"].update(namespace="default"),
     "Envoy on the Service with one address": lambda all_: _replace_in_envoy(all_, "digits-headless", "digits"),
-    "Envoy without TLS before pods that have it": lambda all_: _replace_in_envoy(all_, "transport_socket", "metadata"),
-    "Envoy that asks for readiness where calls queue": lambda all_: _replace_in_envoy(
+    "Envoy without TLS in front of pods with TLS": lambda all_: _replace_in_envoy(all_, "transport_socket", "metadata"),
+    "Envoy that checks readiness on the port of the calls": lambda all_: _replace_in_envoy(
         all_, "health_check_config: {port_value: 8002}", "health_check_config: {port_value: 8001}"
     ),
 }

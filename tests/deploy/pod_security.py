@@ -1,4 +1,4 @@
-"""Pod Security "restricted", which the namespaces enforce, and a read-only root besides, which they don't.
+"""Checks pods against Pod Security "restricted", which the namespaces enforce, and for a read-only root.
 
 Source: Kubernetes, Pod Security Standards, profiles Baseline and Restricted, of Linux pods.
 """
@@ -20,37 +20,37 @@ _SYSCTLS = {
 
 
 def violations(pod: Manifest) -> Iterator[str]:
-    """What "restricted" would not let in, of a pod's specification."""
+    """Yields the violations of a pod's specification."""
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(field):
             yield f"{field} is set"
     for volume in pod.get("volumes", ()):
         for kind in set(volume) - {"name"} - _VOLUMES:
             yield f"volume {volume['name']} is a {kind}"
-    of_pod = pod.get("securityContext", {})
-    for sysctl in of_pod.get("sysctls", ()):
+    pod_context = pod.get("securityContext", {})
+    for sysctl in pod_context.get("sysctls", ()):
         if sysctl["name"] not in _SYSCTLS:
             yield f"sysctl {sysctl['name']} is set"
     for container in containers(pod):
-        for violation in _of_container(container, of_pod):
+        for violation in _container_violations(container, pod_context):
             yield f"container {container['name']}: {violation}"
 
 
-def _of_container(container: Manifest, of_pod: Manifest) -> Iterator[str]:
+def _container_violations(container: Manifest, pod_context: Manifest) -> Iterator[str]:
     own = container.get("securityContext", {})
 
-    def said(field: str) -> object:
-        return own.get(field, of_pod.get(field))
+    def effective(field: str) -> object:
+        return own.get(field, pod_context.get(field))
 
     if own.get("privileged"):
         yield "privileged"
     if own.get("allowPrivilegeEscalation") is not False:
         yield "allowPrivilegeEscalation is not false"
-    if said("runAsNonRoot") is not True:
+    if effective("runAsNonRoot") is not True:
         yield "runAsNonRoot is not true"
-    if said("runAsUser") == 0:
+    if effective("runAsUser") == 0:
         yield "runAsUser is 0"
-    seccomp = said("seccompProfile")
+    seccomp = effective("seccompProfile")
     if not isinstance(seccomp, dict) or seccomp.get("type") not in _SECCOMP:
         yield "no seccompProfile RuntimeDefault"
     capabilities = own.get("capabilities", {})
@@ -61,7 +61,7 @@ def _of_container(container: Manifest, of_pod: Manifest) -> Iterator[str]:
     if own.get("procMount", "Default") != "Default":
         yield f"procMount is {own['procMount']}"
     if own.get("readOnlyRootFilesystem") is not True:
-        yield "its root file system can be written to"
+        yield "its root file system is writable"
     for port in container.get("ports", ()):
         if "hostPort" in port:
-            yield f"port {port['containerPort']} is the host's"
+            yield f"port {port['containerPort']} is bound to the host"

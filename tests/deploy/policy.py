@@ -1,6 +1,6 @@
-"""What is wrong with a set of manifests although each of them fits its schema.
+"""Finds mistakes in a set of manifests that the schemas accept.
 
-A rule goes through a set, as one overlay renders it, and says what it finds. mutations.py has the mistakes that they find.
+Each rule takes the objects of one overlay and yields its findings. mutations.py has the mistakes that the rules must find.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ RULES: tuple[Callable[[list[Manifest]], Iterator[str]], ...] = (
 
 
 def findings(manifests: list[Manifest]) -> list[str]:
-    """Everything that is wrong with a set."""
-    misread = [*pods.settings(manifests)]
-    if misread:  # the other rules take the settings for what they should be
-        return misread
+    """Returns the findings of all rules."""
+    wrong_settings = [*pods.settings(manifests)]
+    if wrong_settings:  # the other rules rely on valid settings
+        return wrong_settings
     return [finding for rule in RULES for finding in rule(manifests)]

@@ -1,4 +1,4 @@
-"""What a PromQL expression asks for: series, labels, values; and what is left of it without its thresholds."""
+"""Analyses PromQL expressions: their series, labels and values, and their parts without thresholds."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -29,17 +29,17 @@ _NONE: Labels = frozenset()
 
 
 def parse(expr: str) -> Expr:
-    """The expression. Raises ValueError if it is none."""
+    """Parses an expression. Raises ValueError if it is invalid."""
     return promql_parser.parse(expr)
 
 
 def filled(expr: str) -> str:
-    """A dashboard's query with its variables filled in: all namespaces, all models, five minutes."""
+    """Fills in the variables of a dashboard's query: all namespaces, all models, five minutes."""
     return re.sub(r"\$(namespace|model)", ".*", expr).replace("$__rate_interval", "5m")
 
 
 def selectors(expr: Expr) -> Iterator[VectorSelector]:
-    """Whatever is looked for in the database."""
+    """Returns all selectors of series in an expression."""
     found: list[VectorSelector] = []
 
     def visit(node: Expr) -> None:
@@ -51,7 +51,7 @@ def selectors(expr: Expr) -> Iterator[VectorSelector]:
 
 
 def unknown_values(expr: Expr, values: Mapping[tuple[str, str], set[str]]) -> Iterator[str]:
-    """What a selector looks for in a label that can't be there, as far as `values` know, by series or "", and label."""
+    """Yields matchers for label values that can't occur, according to `values`, by series (or "") and label."""
     for selector in selectors(expr):
         for matcher in selector.matchers.matchers:
             known = values.get((selector.name or "", matcher.name), values.get(("", matcher.name)))
@@ -60,14 +60,14 @@ def unknown_values(expr: Expr, values: Mapping[tuple[str, str], set[str]]) -> It
 
 
 def labels(expr: Expr, known: Mapping[str, Labels]) -> Labels:
-    """The labels of an answer.
+    """Returns the labels of an expression's result.
 
     Args:
-        expr: the question.
+        expr: the expression.
         known: the labels of all series, by name.
 
     Raises:
-        ValueError: it asks for a series or a label that there is not, or for two sides that can't match.
+        ValueError: the expression has an unknown series or label, or two sides that can't match.
     """
     match expr:
         case VectorSelector():
@@ -84,13 +84,13 @@ def labels(expr: Expr, known: Mapping[str, Labels]) -> Labels:
             return labels(expr.expr, known)
         case NumberLiteral() | StringLiteral():
             return _NONE
-    raise ValueError(f"{expr.prettify()} is not understood here")
+    raise ValueError(f"{expr.prettify()} is not supported here")
 
 
 def vectors(expr: Expr) -> list[str]:
-    """What has to be answered also when all is well: the sides of all that is compared or put together, each by itself.
+    """Returns the parts that need data even when no alert fires: the sides of all comparisons and set operations.
 
-    Of `a > 1 and b unless absent(c) == 1` these are a, b and c: an alert that is silent must have something to look at.
+    For `a > 1 and b unless absent(c) == 1` these are a, b and c. A silent alert without data could never fire.
     """
     match expr:
         case ParenExpr():
@@ -107,7 +107,7 @@ def vectors(expr: Expr) -> list[str]:
 def _selected(selector: VectorSelector, known: Mapping[str, Labels]) -> Labels:
     has = known.get(selector.name or "")
     if has is None:
-        raise ValueError(f"there is no {selector.name}")
+        raise ValueError(f"unknown series {selector.name}")
     _require({matcher.name for matcher in selector.matchers.matchers}, has, selector)
     return has
 
@@ -131,7 +131,7 @@ def _called(expr: Call, known: Mapping[str, Labels]) -> Labels:
     if expr.func.name == "histogram_quantile":
         _require({"le"}, given[1], expr)
         return given[1] - {"le"}
-    return max(given, key=len, default=_NONE)  # the others are numbers
+    return max(given, key=len, default=_NONE)  # the other arguments are numbers
 
 
 def _combined(expr: BinaryExpr, known: Mapping[str, Labels]) -> Labels:
@@ -156,4 +156,4 @@ def _combined(expr: BinaryExpr, known: Mapping[str, Labels]) -> Labels:
 
 def _require(names: set[str] | Labels, has: Labels, where: Expr) -> None:
     if missing := set(names) - has:
-        raise ValueError(f"no label {', '.join(sorted(missing))} there, only {sorted(has)}: {where.prettify()}")
+        raise ValueError(f"unknown label {', '.join(sorted(missing))}, expected one of {sorted(has)}: {where.prettify()}")

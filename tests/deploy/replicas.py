@@ -1,4 +1,4 @@
-"""Replicas of the service as the pods of a headless Service are: each at an address of its own, all on the same ports."""
+"""Replicas of the service, like the pods of a headless Service: each at its own address, all on the same ports."""
 
 import re
 import signal
@@ -10,35 +10,36 @@ from tests.deploy.manifests import KUBERNETES
 from tests.support.service import Service, service
 
 WORKERS = ("--workers", "2")
-"""Flags: as many as in a pod of two cores, whatever this machine has."""
+"""Flags for as many workers as in a pod of two cores, on any machine."""
 
-_OTHERWISE_HERE = ("DIGITS_HOST", "DIGITS_LOG_FORMAT")
+_NOT_FROM_PODS = ("DIGITS_HOST", "DIGITS_LOG_FORMAT")
 
 SETTINGS = dict(line.split("=", 1) for line in (KUBERNETES / "base/settings.env").read_text().split())
-"""What all pods are set to."""
+"""The settings of the pods."""
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One that answers.
+    """A running replica.
 
     Attributes:
-        address: its own, of loopback.
+        address: its own address of the loopback network.
+        service: the process.
     """
 
     address: str
     service: Service
 
     def answered(self) -> int:
-        """Calls, since it began."""
+        """Returns the number of answered calls since the start."""
         return int(self.service.scrape("digits_requests_total", code="OK"))
 
     def terminate(self) -> None:
-        """Tells it to drain and stop, as the kubelet does."""
+        """Sends SIGTERM, as the kubelet does, so that the replica drains and stops."""
         self.service.process.send_signal(signal.SIGTERM)
 
     def end(self) -> tuple[int, int]:
-        """Its exit status, once it has stopped as it was told to, and the calls that it had answered."""
+        """Waits for the end after `terminate`. Returns the exit status and the number of answered calls."""
         status, log = self.service.end()
         counted = re.search(r"by status code: \{.*?'OK': (\d+)", log)
         return status, int(counted[1]) if counted else 0
@@ -46,8 +47,8 @@ class Replica:
 
 @contextmanager
 def replica(address: str, grpc_port: int, metrics_port: int, *flags: str) -> Iterator[Replica]:
-    """One with the settings of the pods, but for where it listens and what its log is like, and with these flags."""
-    settings = {name: value for name, value in SETTINGS.items() if name not in _OTHERWISE_HERE}
+    """Starts a replica with the settings of the pods, except for its address and log format, and with these flags."""
+    settings = {name: value for name, value in SETTINGS.items() if name not in _NOT_FROM_PODS}
     where = ("--host", address, "--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port))
     with service(*where, *flags, **settings) as started:
         yield Replica(address, started)

@@ -1,4 +1,4 @@
-"""Whether manifests are what Kubernetes takes: its own schemas, and strict ones of ours for the custom resources in use."""
+"""Validates manifests against Kubernetes' own schemas, and against strict schemas for the custom resources in use."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from referencing import Registry, Resource
 from tests.deploy.manifests import Manifest, name
 
 VERSIONS = ("1.33", "1.37")
-"""Of Kubernetes: the oldest that the manifests are meant for, and the newest that there are schemas of."""
+"""Versions of Kubernetes: the oldest supported, and the newest with published schemas."""
 
 BUILT_IN = {
     ("apps/v1", "Deployment"),
@@ -29,21 +29,21 @@ CUSTOM = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"),
     ("serving.kserve.io/v1beta1", "InferenceService"),
 }
-"""Kinds that may be in a set: what is not here is a slip of the pen, as a validator of schemas only warns of it."""
+"""Kinds that a set may have. Any other is taken for a typing error, of which a schema validator would only warn."""
 
 _OURS = Path(__file__).parent / "schemas"
 
 
 def violations(manifests: list[Manifest], version: str) -> Iterator[str]:
-    """What a Kubernetes of this version would not take, or would silently leave out."""
+    """Yields fields that Kubernetes of this version would refuse or silently drop."""
     for manifest in manifests:
         identity = manifest.get("apiVersion", ""), manifest.get("kind", "")
         if identity not in BUILT_IN | CUSTOM:
-            yield f"{name(manifest)}: no object of {identity[0]} is expected here"
+            yield f"{name(manifest)}: objects of {identity[0]} are not expected here"
             continue
         for error in _validator(version, *identity).iter_errors(manifest):
-            place = ".".join(map(str, error.absolute_path))
-            yield f"{name(manifest)}: {place}: {error.message[:200]}"
+            path = ".".join(map(str, error.absolute_path))
+            yield f"{name(manifest)}: {path}: {error.message[:200]}"
 
 
 @functools.cache

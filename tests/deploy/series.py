@@ -1,6 +1,7 @@
-"""Every series that Prometheus has of the service: those that a scrape brings, and those that the rules record."""
+"""All series of the service in Prometheus: scraped ones and recorded ones, with their labels and label values."""
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from deploy.generate import RULES
 from serving import errors
 from serving.answers.decision import Decision
 from serving.feedback.accuracy import AccuracyCollector
@@ -20,13 +22,12 @@ from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import SupervisorMetrics
 from tests.deploy import promql
-from tests.deploy.generated import RULES
 
 Labels = frozenset[str]
 Rule = dict[str, Any]
 
 TARGET: Labels = frozenset({"job", "instance", "namespace", "pod"})
-"""What a scrape adds: the operator's PodMonitor, and prometheus.yaml for compose."""
+"""Labels that a scrape adds, by the operator's PodMonitor and by prometheus.yaml for compose."""
 
 _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "counter": {"_total": ()},
@@ -37,13 +38,13 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def rules() -> list[Rule]:
-    """All rules, in their order."""
+    """Reads all rules, in order."""
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
 def scraped() -> dict[str, Labels]:
-    """What the service exports, with one worker or several, and what Prometheus says of it, by name: their labels."""
+    """Returns the labels of each scraped series by name, with one worker or several, and of `up` and `ALERTS`."""
     server, supervisor = Metrics(), SupervisorMetrics(CollectorRegistry(), list)
     own = {
         metric._name: metric._labelnames
@@ -61,15 +62,25 @@ def scraped() -> dict[str, Labels]:
     return found
 
 
+def metric_names() -> set[str]:
+    """Returns the names of the service's series, and of its histograms and summaries without their suffixes."""
+    names = {name for name in scraped() if name.startswith("digits_")}
+    return names | {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+
+
 @functools.cache
 def known() -> dict[str, Labels]:
-    """The same, and what the rules make of it. Raises ValueError for a rule that asks for what there is not."""
+    """Returns the labels of each scraped or recorded series by name.
+
+    Raises:
+        ValueError: a rule asks for an unknown series or label, or records one series with different labels.
+    """
     found = scraped()
     for rule in rules():
         if "record" in rule:
             labels = promql.labels(promql.parse(rule["expr"]), found) | {*rule.get("labels", ())}
             if found.setdefault(rule["record"], labels) != labels:
-                raise ValueError(f"{rule['record']} is recorded twice, with other labels")
+                raise ValueError(f"{rule['record']} is recorded twice, with different labels")
     return found
 
 
@@ -109,4 +120,4 @@ VALUES: dict[tuple[str, str], set[str]] = {
     ("", "role"): {"stable", "canary", "shadow"},
     ("", "bound"): {"estimate", "lower", "upper"},
 }
-"""The values that a label may have, of one series or, named "", of all."""
+"""Possible values by series and label; the series "" stands for all series."""

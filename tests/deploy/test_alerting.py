@@ -1,9 +1,8 @@
-"""Rules, alerts and dashboard against a real service, which the real Prometheus scrapes under load.
+"""Rules, alerts and dashboard with a real service under load and the real Prometheus.
 
-promtool can't see that a metric does not exist, or that two series never match. Here every recording rule, both sides of
-every alert without its threshold, and every query of the dashboard have to be answered. Times are shorter, as
-tests/deploy/monitoring.py has them; nothing else is changed. Then three things really go wrong, and Alertmanager tells a
-webhook.
+promtool does not notice a missing metric, or two series that never match. Here every recording rule, both sides of every
+alert without its threshold, and every query of the dashboard must return data. tests/deploy/monitoring.py shortens the
+times and changes nothing else. Then three failures are caused, and Alertmanager must notify a webhook.
 """
 
 import os
@@ -33,11 +32,11 @@ from tests.support.service import Service, service
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]
 
 STABLE, CANARY, SHADOW, BROKEN = 1, 2, 3, 9
-ANSWERED_SECONDS = 90  # until all is answered, at the latest: windows must fill first
-TOLD_SECONDS = 60  # until an alert is there, at the latest
+DATA_SECONDS = 90  # timeout until every query has data, as windows must fill first
+NOTIFIED_SECONDS = 60  # timeout until an alert arrives
 
-# What nothing is wrong with, whatever callers do and however slow this machine is.
-WELL = {
+# Alerts that must not fire, for any traffic and on a slow machine too.
+SILENT = {
     *("DigitsDown", "DigitsAbsent", "DigitsReplicaRestarting", "DigitsWorkersRestarting", "DigitsDefaultModelMissing"),
     *("DigitsCertificateExpiresSoon", "DigitsCertificateExpiresToday", "DigitsCredentialsNotReloaded"),
     *("DigitsRoutingRefused", "DigitsVersionSkew"),
@@ -46,11 +45,14 @@ WELL = {
 
 @dataclass
 class Stack:
-    """All of it, running.
+    """Service, Prometheus, Alertmanager and webhook, all running.
 
     Attributes:
-        models: the repository that both replicas serve.
-        replica: a second one, which nobody calls; with TLS and tokens.
+        models: the repository of both replicas.
+        service: the first replica, which gets all calls.
+        replica: the second replica, without calls, with TLS and tokens.
+        prometheus: scrapes both replicas.
+        webhook: receives the alerts.
     """
 
     models: Path
@@ -61,15 +63,15 @@ class Stack:
 
 
 def route(models: Path, stable: int = STABLE, canary: int | None = None) -> None:
-    """Half of the calls to the canary, if there is one, and a shadow to it."""
+    """Writes a routing.toml. A canary gets half of the calls, and is accompanied by a shadow."""
     others = f"[canary]\nversion = {canary}\npercent = 50\n[shadow]\nversion = {SHADOW}\n" if canary else ""
     file = models / "digits" / "routing.toml"
     file.with_name("new").write_text(f"stable = {stable}\n{others}")
     file.with_name("new").rename(file)
 
 
-def break_off(models: Path, version: int, name: str = "digits") -> None:
-    """A version that was copied no further than to here."""
+def truncate(models: Path, version: int, name: str = "digits") -> None:
+    """Publishes a truncated version."""
     file = model_files.place(models, version, name)
     file.with_name("new").write_bytes(model_files.bundled().read_bytes()[:100_000])
     file.with_name("new").rename(file)
@@ -88,7 +90,7 @@ def stack(
         model_files.publish(models, version)
     model_files.publish_shifted(models, SHADOW)
     route(models, canary=CANARY)
-    break_off(models, 1, "digits-small")  # of which nobody knows better
+    truncate(models, 1, "digits-small")  # a refused version without a sound one
     key, tokens, tls = directory / "key", directory / "tokens.toml", credentials.Files(directory)
     key.write_text("a key that nobody else has\n")
     tokens.write_text(credentials.entry("sorter"))
@@ -100,13 +102,13 @@ def stack(
     with ExitStack() as stack:
         first = stack.enter_context(service(*both, "--workers", "2", "--audit-rate", "0.5", "--capture", capture))
         second = stack.enter_context(service(*both, "--workers", "1", *protection))
-        taker = stack.enter_context(webhook())
-        manager = stack.enter_context(alertmanager(directory / "alertmanager", taker.url))
+        receiver = stack.enter_context(webhook())
+        manager = stack.enter_context(alertmanager(directory / "alertmanager", receiver.url))
         targets = {"first": address(first), "second": address(second)}
         watching = stack.enter_context(prometheus(directory / "prometheus", targets, manager))
         images, labels = well_read(first, *drawings)
         stack.enter_context(Mail(first.address, images, labels, SAMPLES / "7.png"))
-        yield Stack(models, first, second, watching, taker)
+        yield Stack(models, first, second, watching, receiver)
 
 
 def address(server: Service) -> str:
@@ -116,74 +118,74 @@ def address(server: Service) -> str:
 def well_read(
     server: Service, images: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Those that are read right, so that what is accepted is wrong only once the model is."""
+    """Returns the images that the service reads right, so that accepted answers are wrong only with a wrong model."""
     with DigitClient(server.address, TIMEOUT) as client:
         read = np.array([answer.digit for answer in client.recognize_batch(images)])
     return images[read == labels], labels[read == labels]
 
 
-def questions() -> dict[str, str]:
-    """What is to be answered, by where it is asked."""
-    asked = {}
+def queries() -> dict[str, str]:
+    """Returns all queries that must have data, by their source."""
+    found = {}
     for number, rule in enumerate(series.rules()):
         if "record" in rule:
             labels = ",".join(f'{name}="{value}"' for name, value in rule.get("labels", {}).items())
-            asked[f"rule {number}"] = f"{rule['record']}{{{labels}}}"
+            found[f"rule {number}"] = f"{rule['record']}{{{labels}}}"
         else:
             for part, expr in enumerate(promql.vectors(promql.parse(shortened(rule["expr"])))):
-                asked[f"{rule['alert']}, part {part}"] = expr
+                found[f"{rule['alert']}, part {part}"] = expr
     for panel in PANELS:
         for target in panel["targets"]:
-            asked[f"panel {panel['id']}, {panel['title']}, {target['refId']}"] = shortened(promql.filled(target["expr"]))
-    return asked
+            found[f"panel {panel['id']}, {panel['title']}, {target['refId']}"] = shortened(promql.filled(target["expr"]))
+    return found
 
 
-def test_prometheus_answers_every_rule_alert_and_panel_of_the_service_under_load(stack: Stack, prove: Prove) -> None:
-    asked = questions()
+def test_every_rule_alert_and_panel_has_data_under_load(stack: Stack, prove: Prove) -> None:
+    queried = queries()
     answers: dict[str, list[Sample]] = {}
-    unanswered = dict(asked)
-    end = time.monotonic() + ANSWERED_SECONDS
+    unanswered = dict(queried)
+    end = time.monotonic() + DATA_SECONDS
     while unanswered and time.monotonic() < end:
         time.sleep(1)
-        answers |= {place: stack.prometheus.query(expr) for place, expr in unanswered.items()}
-        unanswered = {place: expr for place, expr in unanswered.items() if not answers[place]}
-    assert not unanswered, "\n".join(f"{place}: {expr}" for place, expr in unanswered.items())
-    assert stack.prometheus.troubles() == []
-    assert stack.prometheus.firing() & WELL == set()
-    recorded = sum(place.startswith("rule") for place in asked)
-    shown = sum(place.startswith("panel") for place in asked)
+        answers |= {source: stack.prometheus.query(expr) for source, expr in unanswered.items()}
+        unanswered = {source: expr for source, expr in unanswered.items() if not answers[source]}
+    assert not unanswered, "\n".join(f"{source}: {expr}" for source, expr in unanswered.items())
+    assert stack.prometheus.rule_errors() == []
+    assert stack.prometheus.firing() & SILENT == set()
+    recorded = sum(source.startswith("rule") for source in queried)
+    shown = sum(source.startswith("panel") for source in queried)
     prove(
-        f"answered, none empty: {recorded} recording rules, {len(asked) - recorded - shown} parts of "
-        f"{len({place.partition(',')[0] for place in asked if place.startswith('Digits')})} alerts, "
+        f"with data: {recorded} recording rules, {len(queried) - recorded - shown} parts of "
+        f"{len({source.partition(',')[0] for source in queried if source.startswith('Digits')})} alerts, "
         f"{shown} queries of {len(PANELS)} panels"
     )
-    for place, samples in answers.items():
-        if place.startswith("panel"):
-            prove(f"{place}: {len(samples)} series, the first {float(samples[0]['value'][1]):.4g}")
+    for source, samples in answers.items():
+        if source.startswith("panel"):
+            prove(f"{source}: {len(samples)} series, the first {float(samples[0]['value'][1]):.4g}")
 
 
-def test_a_version_that_can_not_be_served_is_told_to_the_webhook(stack: Stack, prove: Prove) -> None:
-    break_off(stack.models, BROKEN)
+def test_a_version_that_can_not_be_served_reaches_the_webhook(stack: Stack, prove: Prove) -> None:
+    truncate(stack.models, BROKEN)
     began = time.monotonic()
     route(stack.models, canary=BROKEN)
-    alert = stack.webhook.wait_for("DigitsModelRefused", TOLD_SECONDS, version=str(BROKEN))
+    alert = stack.webhook.wait_for("DigitsModelRefused", NOTIFIED_SECONDS, version=str(BROKEN))
     assert alert["labels"]["reason"] == "unreadable"
     prove(f"{time.monotonic() - began:.0f} s after: {alert['annotations']['summary']}")
 
 
-def test_a_model_that_reads_wrongly_is_told_to_the_webhook(stack: Stack, prove: Prove) -> None:
+def test_a_model_that_misreads_reaches_the_webhook(stack: Stack, prove: Prove) -> None:
     assert "DigitsAcceptedErrorHigh" not in stack.prometheus.firing()
     began = time.monotonic()
-    route(stack.models, stable=SHADOW)  # it says of every digit that it is the next one
-    alert = stack.webhook.wait_for("DigitsAcceptedErrorHigh", TOLD_SECONDS, version=str(SHADOW), unit="digit")
+    route(stack.models, stable=SHADOW)  # answers every digit with the next one
+    alert = stack.webhook.wait_for("DigitsAcceptedErrorHigh", NOTIFIED_SECONDS, version=str(SHADOW), unit="digit")
     assert alert["labels"]["severity"] == "page"
     prove(f"{time.monotonic() - began:.0f} s after: {alert['annotations']['summary']}")
 
 
-def test_a_replica_that_is_killed_is_told_to_the_webhook(stack: Stack, prove: Prove) -> None:
+def test_a_killed_replica_reaches_the_webhook(stack: Stack, prove: Prove) -> None:
     began = time.monotonic()
     os.killpg(stack.replica.process.pid, signal.SIGKILL)
-    alert = stack.webhook.wait_for("DigitsReplicaDown", TOLD_SECONDS, pod="second")
+    alert = stack.webhook.wait_for("DigitsReplicaDown", NOTIFIED_SECONDS, pod="second")
     assert alert["labels"]["instance"] == address(stack.replica)
-    assert "DigitsDown" not in stack.prometheus.firing(), "the other answers still"
+    assert "DigitsDown" not in stack.prometheus.firing(), "the other replica still answers"
     prove(f"{time.monotonic() - began:.0f} s after: {alert['annotations']['summary']}")

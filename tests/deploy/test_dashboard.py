@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.grafana import dashboard
+from deploy.grafana import dashboard, selectors
 from tests.deploy import promql, series
 
 Panel = dict[str, Any]
@@ -16,9 +16,9 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def rows() -> Iterator[tuple[Panel, list[Panel]]]:
-    """Each row, with its panels; those of one that is closed are within it."""
+    """Yields each row with its panels. A closed row contains its panels."""
     top = DASHBOARD["panels"]
-    starts = [place for place, panel in enumerate(top) if panel["type"] == "row"]
+    starts = [index for index, panel in enumerate(top) if panel["type"] == "row"]
     for start, end in zip(starts, [*starts[1:], len(top)], strict=True):
         yield top[start], top[start]["panels"] + top[start + 1 : end]
 
@@ -27,24 +27,24 @@ PANELS: list[Panel] = [panel for _, panels in rows() for panel in panels]
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
 
 
-def test_the_dashboard_is_what_its_generator_makes() -> None:
+def test_the_dashboard_matches_its_generator() -> None:
     assert dashboard.JSON.read_text() == dashboard.build(), "make dashboards"
 
 
-def test_it_has_everything_that_an_operator_asks_for() -> None:
+def test_the_dashboard_has_every_panel_that_operators_need() -> None:
     asked = {
         *("Read rate", "Rejects by reason", "Audited error among the accepted", "Accuracy by version"),
         *("p50 by method", "p99 by method", "p99.9 by method", "Errors by code"),
-        *("Images that wait", "Time in the queue", "Batch size"),
-        *("Requests in flight", "Runs at the same time", "CPU", "Memory", "Worker restarts"),
-        *("Read rate by role", "Failed by role", "Audited error by role", "Shadow", "Versions by pod"),
+        *("Queue length", "Time in the queue", "Batch size"),
+        *("Requests in flight", "Concurrent runs", "CPU", "Memory", "Worker restarts"),
+        *("Read rate by role", "Failed by role", "Audited error by role", "Shadow", "Versions by pod", "Builds"),
         *("Stability index", "Estimated accuracy"),
     }
     assert asked <= {panel["title"] for panel in PANELS}
 
 
 @each_panel
-def test_a_panel_says_what_it_shows_in_which_unit_and_whom_it_asks(panel: Panel) -> None:
+def test_a_panel_has_a_description_a_unit_and_a_data_source(panel: Panel) -> None:
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert panel["datasource"] == SOURCE
@@ -54,7 +54,7 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_whom_it_asks(panel: Panel)
 
 
 @each_panel
-def test_a_panel_asks_for_series_labels_and_values_that_there_are(panel: Panel) -> None:
+def test_a_panel_queries_existing_series_labels_and_values(panel: Panel) -> None:
     known = series.known()
     for target in panel["targets"]:
         expr = promql.parse(promql.filled(target["expr"]))
@@ -66,7 +66,7 @@ def test_a_panel_asks_for_series_labels_and_values_that_there_are(panel: Panel) 
             assert set(shown["options"]["include"]["names"]) - {"Value"} == labels
 
 
-def test_no_two_panels_have_the_same_number_or_the_same_place() -> None:
+def test_no_two_panels_share_a_number_or_overlap() -> None:
     heads = [row for row, _ in rows()]
     numbers = [panel["id"] for panel in (*heads, *PANELS)]
     assert len(set(numbers)) == len(numbers)
@@ -78,7 +78,7 @@ def test_no_two_panels_have_the_same_number_or_the_same_place() -> None:
         assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
 
 
-def test_the_choices_are_the_source_of_data_the_namespace_and_the_model() -> None:
+def test_the_variables_are_data_source_namespace_and_model() -> None:
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert list(variables) == ["datasource", "namespace", "model"]
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
@@ -91,8 +91,8 @@ def test_the_choices_are_the_source_of_data_the_namespace_and_the_model() -> Non
         assert variables[name]["allValue"] == ".*"
 
 
-def test_lines_are_drawn_where_alerts_have_their_bounds() -> None:
+def test_the_lines_of_panels_are_the_thresholds_of_alerts() -> None:
     rules = {rule["alert"]: rule["expr"] for rule in series.rules() if "alert" in rule}
-    assert f"> 14.4 * {1 - dashboard.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
-    assert f"> 14.4 * {1 - dashboard.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
-    assert f"digits:drift_psi:avg > {dashboard.MUCH_MOVED}" in rules["DigitsDrift"]
+    assert f"> 14.4 * {1 - selectors.AVAILABILITY:g} " in rules["DigitsAvailabilityBurnFast"]
+    assert f"> 14.4 * {1 - selectors.IN_TIME:g} " in rules["DigitsLatencyBurnFast"]
+    assert f"digits:drift_psi:avg > {selectors.MUCH_MOVED}" in rules["DigitsDrift"]

@@ -26,7 +26,7 @@ from tests.deploy.replicas import WORKERS, Replica
 
 pytestmark = pytest.mark.deploy
 
-EVICTED_SECONDS = 2.0  # what is asked of it
+EVICTED_SECONDS = 2.0  # the objective
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
 
 
 def model_control(one: Replica, verb: str, port: int) -> None:
-    """Has a replica load or unload its model."""
+    """Makes a replica load or unload its model."""
     with grpc.insecure_channel(f"{one.address}:{port}") as channel:
         stub = GRPCInferenceServiceStub(channel)
         if verb == "unload":
@@ -45,7 +45,7 @@ def model_control(one: Replica, verb: str, port: int) -> None:
             stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="digits"), timeout=TIMEOUT)
 
 
-async def test_the_calls_of_one_connection_are_spread_over_replicas_and_their_workers(pair: Edge, prove: Prove) -> None:
+async def test_calls_of_one_connection_are_spread_over_replicas_and_workers(pair: Edge, prove: Prove) -> None:
     before = pair.answered()
     callers, calls_each = 128, 8
     digits: Counter[int] = Counter()
@@ -57,7 +57,7 @@ async def test_the_calls_of_one_connection_are_spread_over_replicas_and_their_wo
 
     async with grpc.aio.insecure_channel(pair.envoy.address) as channel:
         await asyncio.gather(*(call(DigitServiceStub(channel)) for _ in range(callers)))
-    assert digits == {0: callers * calls_each}, "every digit was read right"
+    assert digits == {0: callers * calls_each}, "a digit was misread"
     answered = [now - then for now, then in zip(pair.answered(), before, strict=True)]
     assert sum(answered) == callers * calls_each
     assert min(answered) > 0.3 * sum(answered)
@@ -67,7 +67,7 @@ async def test_the_calls_of_one_connection_are_spread_over_replicas_and_their_wo
 
 
 def _connections(pid: int, port: int) -> int:
-    """How many are open at a port of a process."""
+    """Counts the open connections at a port of a process."""
     return sum(
         one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED
         for one in psutil.Process(pid).net_connections(kind="tcp")
@@ -82,7 +82,7 @@ def test_a_call_larger_than_envoys_buffers_passes(pair: Edge) -> None:
     assert list(answer.digits) == [*range(10)] * 200
 
 
-def test_models_are_not_unloaded_by_way_of_envoy_which_would_reach_one_replica(pair: Edge) -> None:
+def test_envoy_refuses_to_unload_models_as_it_reaches_one_replica(pair: Edge) -> None:
     with grpc.insecure_channel(pair.envoy.address) as channel, pytest.raises(grpc.RpcError) as refusal:
         GRPCInferenceServiceStub(channel).RepositoryModelUnload(
             oip.RepositoryModelUnloadRequest(model_name="digits"), timeout=TIMEOUT
@@ -91,7 +91,7 @@ def test_models_are_not_unloaded_by_way_of_envoy_which_would_reach_one_replica(p
     assert "one pod of several" in str(refusal.value.details())
 
 
-def test_envoy_shows_its_readiness_and_its_metrics_and_nothing_else(pair: Edge) -> None:
+def test_envoy_exposes_only_its_readiness_and_its_metrics(pair: Edge) -> None:
     def get(path: str, method: str = "GET") -> tuple[int, str]:
         url = f"http://127.0.0.1:{pair.ports.metrics}{path}"
         try:
@@ -107,7 +107,7 @@ def test_envoy_shows_its_readiness_and_its_metrics_and_nothing_else(pair: Edge) 
     assert get("/ready", "POST") == (404, "")
 
 
-def test_a_call_that_failed_is_logged_without_who_called_and_what_was_said(pair: Edge) -> None:
+def test_a_failed_call_is_logged_without_client_and_content(pair: Edge) -> None:
     with grpc.insecure_channel(pair.envoy.address) as channel, pytest.raises(grpc.RpcError):
         DigitServiceStub(channel).Recognize(
             pb.RecognizeRequest(image=b"private"), timeout=TIMEOUT, metadata=(("authorization", "Bearer private"),)
@@ -122,7 +122,7 @@ def test_a_call_that_failed_is_logged_without_who_called_and_what_was_said(pair:
     assert "127.0.0.1" not in line
 
 
-def test_a_replica_without_its_model_is_left_out_within_two_seconds_without_a_failed_call(pair: Edge, prove: Prove) -> None:
+def test_a_replica_without_its_model_is_evicted_without_a_failed_call(pair: Edge, prove: Prove) -> None:
     first, second = pair.replicas
     with load(partial(one_connection, pair.envoy.address), CLIENTS) as tally:
         until(lambda: min(pair.answered()) > 0)
@@ -130,34 +130,34 @@ def test_a_replica_without_its_model_is_left_out_within_two_seconds_without_a_fa
         took = until(lambda: not pair.envoy.replicas()[first.address])
         at_first, at_second = first.answered(), second.answered()
         tally.wait(200)
-        assert first.answered() <= at_first + CLIENTS, "only what was under way"
+        assert first.answered() <= at_first + CLIENTS, "only open calls"
         assert second.answered() >= at_second + 200 - CLIENTS
         model_control(first, "load", pair.ports.replica_grpc)
         until(lambda: first.answered() > at_first + 100)
     assert tally.failed == 0, (tally.ended, tally.complaint)
     assert took < EVICTED_SECONDS
-    prove(f"left out after {took:.2f} s; {tally.calls:,} calls, {tally.failed} failed")
+    prove(f"evicted after {took:.2f} s; {tally.calls:,} calls, {tally.failed} failed")
 
 
-def test_a_replica_that_drains_is_left_out_within_two_seconds_without_a_failed_call(tmp_path: Path, prove: Prove) -> None:
+def test_a_draining_replica_is_evicted_without_a_failed_call(tmp_path: Path, prove: Prove) -> None:
     with edge(tmp_path) as started:
         first, _ = started.replicas
         with load(partial(one_connection, started.envoy.address), CLIENTS) as tally:
             tally.wait(100)
-            first.terminate()  # and its name keeps its address
+            first.terminate()  # its address stays in DNS
             took = until(lambda: not started.envoy.replicas()[first.address])
             before = first.answered()
             tally.wait(200)
-            assert first.answered() <= before + CLIENTS, "only what was under way"
+            assert first.answered() <= before + CLIENTS, "only open calls"
             status, _ = first.end()
             tally.wait(200)
     assert status == 0
     assert tally.failed == 0, (tally.ended, tally.complaint)
     assert took < EVICTED_SECONDS
-    prove(f"left out after {took:.2f} s; {tally.calls:,} calls, {tally.failed} failed")
+    prove(f"evicted after {took:.2f} s; {tally.calls:,} calls, {tally.failed} failed")
 
 
-async def test_an_overloaded_replica_is_not_left_out(tmp_path: Path, prove: Prove) -> None:
+async def test_an_overloaded_replica_is_not_evicted(tmp_path: Path, prove: Prove) -> None:
     with edge(tmp_path, "--workers", "1", "--max-pending-calls", "20", count=1) as started:
         (busy,) = started.replicas
         ended: Counter[str] = Counter()
@@ -170,13 +170,13 @@ async def test_an_overloaded_replica_is_not_left_out(tmp_path: Path, prove: Prov
                     answers = await asyncio.gather(*burst, return_exceptions=True)
                     ended.update(one.code().name if isinstance(one, grpc.aio.AioRpcError) else "OK" for one in answers)
                     assert started.envoy.replicas() == {busy.address: True}
-        assert ended.keys() == {"OK", "CANCELLED"}, "it should have more calls than it can begin"
+        assert ended.keys() == {"OK", "CANCELLED"}, "the burst should exceed the pending calls"
         assert started.envoy.stat("cluster.digits.health_check.failure") == 0
         assert started.envoy.stat("cluster.digits.upstream_rq_retry") == 0
-        prove(f"it refused {ended['CANCELLED']:,} of {ended.total():,} calls; none was sent again, no health check failed")
+        prove(f"{ended['CANCELLED']:,} of {ended.total():,} calls refused; no retry, no failed health check")
 
 
-def test_a_replica_that_is_killed_costs_no_call_that_reads(tmp_path: Path, prove: Prove) -> None:
+def test_a_killed_replica_costs_no_call_of_a_reading_method(tmp_path: Path, prove: Prove) -> None:
     with edge(tmp_path, *WORKERS) as started:
         first, second = started.replicas
         with load(partial(one_connection, started.envoy.address), 10 * CLIENTS) as tally:
@@ -188,5 +188,5 @@ def test_a_replica_that_is_killed_costs_no_call_that_reads(tmp_path: Path, prove
         assert started.envoy.stat("cluster.digits.outlier_detection.ejections_enforced_total") > 0
         assert second.answered() > 200
     assert tally.failed == 0, (tally.ended, tally.complaint)
-    assert retried > 0, "some calls should have been under way"
-    prove(f"{tally.calls:,} calls, {tally.failed} failed, {retried} sent again; left out after {took:.2f} s")
+    assert retried > 0, "some calls should have been open"
+    prove(f"{tally.calls:,} calls, {tally.failed} failed, {retried} retried; evicted after {took:.2f} s")

@@ -48,7 +48,7 @@ def routes(variant: str) -> list[dict[str, Any]]:
 
 
 def route(method: str) -> dict[str, Any]:
-    """What becomes of the calls of a method, by its path."""
+    """Returns the route of a method, by its path."""
     for one in routes(PLAIN):
         match = one["match"]
         by_pattern = "safe_regex" in match and re.fullmatch(match["safe_regex"]["regex"], method)
@@ -62,19 +62,19 @@ def seconds(duration: str) -> float:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_envoy_takes_its_configuration_without_a_warning(variant: str, tmp_path: Path) -> None:
+def test_envoy_accepts_its_configuration_without_a_warning(variant: str, tmp_path: Path) -> None:
     file = write(variant, tmp_path, Ports.free(), names=53, certificates=tmp_path)
     command = [program(), "--mode", "validate", "--config-path", str(file), "--log-level", "warning"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_the_image_has_the_envoy_that_is_tested_here() -> None:
-    said = subprocess.run([program(), "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    assert f"/{CONTAINER['image'].rpartition(':v')[2]}/" in said
+def test_the_image_has_the_tested_version_of_envoy() -> None:
+    printed = subprocess.run([program(), "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f"/{CONTAINER['image'].rpartition(':v')[2]}/" in printed
 
 
-def test_both_configurations_are_one_but_for_tls() -> None:
+def test_both_configurations_differ_only_by_tls() -> None:
     plain, mutual = ((COMPONENTS / variant / "envoy.yaml").read_text().splitlines() for variant in VARIANTS)
     assert [line for line in difflib.ndiff(plain, mutual) if line.startswith("- ")] == []
     with_tls = bootstrap(MUTUAL_TLS)
@@ -87,7 +87,7 @@ def test_both_configurations_are_one_but_for_tls() -> None:
     assert with_tls == bootstrap(PLAIN)
 
 
-def test_truth_is_sent_twice_only_if_it_never_arrived_and_everything_else_reads() -> None:
+def test_only_reading_methods_are_retried_once_a_call_has_arrived() -> None:
     services = (
         digit_service_pb2.DESCRIPTOR.services_by_name["DigitService"],
         open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
@@ -95,52 +95,52 @@ def test_truth_is_sent_twice_only_if_it_never_arrived_and_everything_else_reads(
     for method in (method for service in services for method in service.methods):
         found = route(f"/{method.containing_service.full_name}/{method.name}")
         if method.name in ("RepositoryModelLoad", "RepositoryModelUnload"):
-            assert "direct_response" in found, "it would reach one pod of several"
+            assert "direct_response" in found, "the call would reach one pod of several"
             continue
         retried = {"connect-failure", "refused-stream", "reset", "unavailable"}
         if method.name == "ReportTruth":
             retried = {"connect-failure", "refused-stream", "reset-before-request"}
         assert set(found["route"]["retry_policy"]["retry_on"].split(",")) == retried, method.full_name
-        # Envoy's own limit would be 15 seconds.
+        # Envoy's default is 15 seconds.
         assert found["route"]["timeout"] == "0s"
         assert found["route"]["max_stream_duration"] == {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
 
 
-def test_a_replica_that_is_not_ready_is_found_within_two_seconds_and_a_busy_one_is_not() -> None:
+def test_health_checks_find_an_unready_replica_in_two_seconds() -> None:
     digits = cluster(PLAIN)
     (check,) = digits["health_checks"]
-    assert "http_health_check" in check, "by gRPC it would wait behind calls"
+    assert "http_health_check" in check, "a gRPC check would wait behind calls"
     outliers = digits["outlier_detection"]
     for answers in ("consecutive_5xx", "consecutive_gateway_failure", "success_rate"):
-        assert outliers[f"enforcing_{answers}"] == 0, "missed deadlines would be taken for a fault of the replica"
+        assert outliers[f"enforcing_{answers}"] == 0, "missed deadlines would count against the replica"
     assert seconds(check["interval"]) + seconds(check["interval_jitter"]) < 1
-    assert check["no_traffic_interval"] == check["interval"], "a minute otherwise, before the first call"
+    assert check["no_traffic_interval"] == check["interval"], "the default before the first call is a minute"
     assert seconds(digits["cluster_type"]["typed_config"]["dns_refresh_rate"]) <= 1
 
 
-def test_envoys_ports_are_those_of_its_container() -> None:
+def test_the_ports_of_envoy_match_its_container() -> None:
     declared = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     for name, port in declared.items():
         assert listener(PLAIN, name)["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": port}  # noqa: S104
     admin = bootstrap(PLAIN)["admin"]["address"]["socket_address"]
-    assert admin["address"] == "127.0.0.1", "whoever reaches it may stop Envoy"
+    assert admin["address"] == "127.0.0.1", "the admin interface can stop Envoy"
     assert f"/dev/tcp/127.0.0.1/{admin['port_value']}" in pre_stop()
 
 
-def test_keepalive_is_no_more_often_than_the_service_takes_it() -> None:
+def test_keepalive_pings_are_as_rare_as_the_service_demands() -> None:
     options = cluster(PLAIN)["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
     keepalive = options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
     sooner = 0.15  # Envoy's jitter
     assert seconds(keepalive["interval"]) * (1 - sooner) > 10
 
 
-def test_connections_and_what_is_under_way_on_them_end_as_at_the_service() -> None:
+def test_the_drain_timeout_matches_the_service() -> None:
     (chain,) = listener(PLAIN, "grpc")["filter_chains"]
     connection = chain["filters"][0]["typed_config"]
     assert seconds(connection["drain_timeout"]) == Settings.model_fields["max_connection_age_grace_seconds"].default
 
 
-def test_envoy_has_time_to_drain_before_it_is_killed_and_memory_before_it_refuses_calls() -> None:
+def test_envoy_drains_before_its_kill_and_refuses_before_its_memory_limit() -> None:
     pause = int(re.search(r"sleep (\d+)", pre_stop())[1])  # type: ignore[index]
     arguments = CONTAINER["args"]
     drain = int(arguments[arguments.index("--drain-time-s") + 1])
@@ -156,7 +156,7 @@ def pre_stop() -> str:
 
 
 @pytest.mark.parametrize("overlay", ["staging", "prod-cpu", "prod-gpu"])
-def test_whoever_has_certificates_has_them_at_envoy_too(overlay: str) -> None:
+def test_an_overlay_with_certificates_mounts_them_in_envoy_too(overlay: str) -> None:
     manifests = render(f"overlays/{overlay}")
     (deployment,) = (one for one in of_kind(manifests, "Deployment") if one["metadata"]["name"] == "digits-envoy")
     pod = deployment["spec"]["template"]["spec"]

@@ -21,16 +21,16 @@ CODE = grpc.StatusCode
 
 
 class Refusing(stubs.DigitServiceServicer):
-    """Refuses every call with the code that it is told at the moment, and counts them.
+    """Refuses every call with `code`, and counts the calls.
 
-    Told DEADLINE_EXCEEDED, it holds a call until that has ended.
+    With DEADLINE_EXCEEDED it holds each call until the call has ended.
     """
 
     def __init__(self) -> None:
         self.code = CODE.UNAVAILABLE
         self.calls: Counter[str] = Counter()
         self.remaining: float | None = None  # seconds to the deadline of the last call
-        self.ended = threading.Event()  # a call that was held has ended
+        self.ended = threading.Event()  # a held call has ended
 
     def _refuse(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls[method] += 1
@@ -38,7 +38,7 @@ class Refusing(stubs.DigitServiceServicer):
         if self.code is CODE.DEADLINE_EXCEEDED:
             context.add_callback(self.ended.set)
             self.ended.wait(TIMEOUT)
-        context.abort(self.code, "as it was told to")
+        context.abort(self.code, "refused by the test")
 
     def Recognize(self, request: pb.RecognizeRequest, context: grpc.ServicerContext) -> None:  # noqa: N802 - gRPC's names
         self._refuse("Recognize", context)
@@ -48,7 +48,7 @@ class Refusing(stubs.DigitServiceServicer):
 
 
 class Ready(BaseHTTPRequestHandler):
-    """Ready, whatever is asked."""
+    """Answers 200 for every path."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -60,7 +60,7 @@ class Ready(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def refusing(tmp_path: Path) -> Iterator[tuple[Refusing, stubs.DigitServiceStub]]:
-    """A replica that refuses, and a stub that calls it by way of Envoy and sends nothing twice."""
+    """Starts a refusing replica, and opens a stub without retries that calls it through Envoy."""
     program()
     ports = Ports.free()
     servicer = Refusing()
@@ -82,7 +82,7 @@ def refusing(tmp_path: Path) -> Iterator[tuple[Refusing, stubs.DigitServiceStub]
     server.stop(None).wait(TIMEOUT)
 
 
-def test_envoy_sends_only_what_reads_again_and_only_where_a_replica_is_unavailable(
+def test_envoy_retries_only_reading_methods_and_only_unavailable(
     refusing: tuple[Refusing, stubs.DigitServiceStub],
 ) -> None:
     servicer, stub = refusing

@@ -25,8 +25,8 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def place(certificate: trustme.LeafCert, authority: trustme.CA, directory: Path, version: str) -> None:
-    """Puts a Secret's files where it is mounted, at once, as the kubelet does: by links through one that is replaced."""
+def mount(certificate: trustme.LeafCert, authority: trustme.CA, directory: Path, version: str) -> None:
+    """Replaces the files of a mounted Secret atomically, as the kubelet does: through a symlink."""
     content = directory / version
     content.mkdir(parents=True)
     for name, data in (("tls.crt", chain(certificate)), ("tls.key", key(certificate)), ("ca.crt", root(authority))):
@@ -44,39 +44,39 @@ def tls_flags(directory: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Iterator[tuple[Edge, Path]]:
-    """Envoy and replicas with certificates, and where the Secret is mounted that all of them share."""
+    """Starts Envoy and replicas with certificates. Yields them and the directory of the shared Secret."""
     mounted = tmp_path_factory.mktemp("secret")
-    place(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "first")
+    mount(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "first")
     directory = tmp_path_factory.mktemp("secured")
     with edge(directory, *tls_flags(mounted), variant=MUTUAL_TLS, certificates=mounted) as started:
         yield started, mounted
 
 
-def shown(authority: trustme.CA, certificate: trustme.LeafCert | None) -> grpc.ChannelCredentials:
-    """What a client shows, who trusts an authority."""
+def credentials_of(authority: trustme.CA, certificate: trustme.LeafCert | None) -> grpc.ChannelCredentials:
+    """Returns the credentials of a client that trusts an authority."""
     return grpc.ssl_channel_credentials(root(authority), *((key(certificate), chain(certificate)) if certificate else ()))
 
 
-def test_with_mutual_tls_only_clients_with_a_certificate_of_the_authority_are_answered(
+def test_only_clients_with_a_certificate_of_the_authority_are_answered(
     secured: tuple[Edge, Path], authority: trustme.CA, prove: Prove
 ) -> None:
     started, _ = secured
     client, stranger = authority.issue_cert("client"), trustme.CA().issue_cert("client")
-    with one_connection(started.envoy.address, shown(authority, client)) as read:
+    with one_connection(started.envoy.address, credentials_of(authority, client)) as read:
         assert [read(digit) for digit in range(10)] == [*range(10)]
-    refused = [grpc.ssl_channel_credentials(root(authority)), shown(authority, stranger), None]
+    refused = [grpc.ssl_channel_credentials(root(authority)), credentials_of(authority, stranger), None]
     for credentials in refused:
         with one_connection(started.envoy.address, credentials) as read, pytest.raises(grpc.RpcError) as refusal:
             read(7)
         assert refusal.value.code() is UNAVAILABLE
-    prove("a certificate: read; none, one of another authority, no TLS: refused")
+    prove("a certificate of the authority: answered; none, another authority, no TLS: refused")
 
 
-def test_with_mutual_tls_envoy_calls_the_replicas_by_tls_and_asks_for_their_readiness_without(
+def test_envoy_calls_replicas_with_tls_and_checks_their_health_without(
     secured: tuple[Edge, Path], authority: trustme.CA
 ) -> None:
     started, _ = secured
-    with one_connection(started.envoy.address, shown(authority, authority.issue_cert("client"))) as read:
+    with one_connection(started.envoy.address, credentials_of(authority, authority.issue_cert("client"))) as read:
         assert read(7) == 7
     assert started.envoy.stat("cluster.digits.ssl.handshake") > 0
     assert started.envoy.stat("cluster.digits.health_check.success") > 0
@@ -88,9 +88,9 @@ def test_with_mutual_tls_envoy_calls_the_replicas_by_tls_and_asks_for_their_read
 
 def test_envoy_calls_no_replica_whose_certificate_has_another_name(tmp_path: Path, authority: trustme.CA) -> None:
     own, others = tmp_path / "own", tmp_path / "others"
-    place(authority.issue_cert(NAME, "127.0.0.1"), authority, own, "first")
-    place(authority.issue_cert("somebody-else"), authority, others, "first")
-    client = shown(authority, authority.issue_cert("client"))
+    mount(authority.issue_cert(NAME, "127.0.0.1"), authority, own, "first")
+    mount(authority.issue_cert("somebody-else"), authority, others, "first")
+    client = credentials_of(authority, authority.issue_cert("client"))
     with edge(tmp_path, *tls_flags(others), variant=MUTUAL_TLS, certificates=own, count=1) as started:
         with one_connection(started.envoy.address, client) as read, pytest.raises(grpc.RpcError) as refusal:
             read(7)
@@ -98,17 +98,17 @@ def test_envoy_calls_no_replica_whose_certificate_has_another_name(tmp_path: Pat
         assert started.envoy.stat("cluster.digits.ssl.fail_verify_san") > 0
 
 
-def test_envoy_takes_up_a_renewed_certificate_without_a_restart(secured: tuple[Edge, Path], authority: trustme.CA) -> None:
+def test_envoy_loads_a_renewed_certificate_without_a_restart(secured: tuple[Edge, Path], authority: trustme.CA) -> None:
     started, mounted = secured
     before = certificate_of(started.envoy, authority)
-    place(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "second")
+    mount(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "second")
     until(lambda: certificate_of(started.envoy, authority) != before)
-    with one_connection(started.envoy.address, shown(authority, authority.issue_cert("client"))) as read:
+    with one_connection(started.envoy.address, credentials_of(authority, authority.issue_cert("client"))) as read:
         assert read(7) == 7
 
 
 def certificate_of(one: Envoy, authority: trustme.CA) -> str:
-    """The serial number of what Envoy shows a client."""
+    """Returns the serial number of the certificate that Envoy presents."""
     context = ssl.create_default_context(cadata=root(authority).decode())
     authority.issue_cert("client").configure_cert(context)
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""The manifests, run by `podman kube play`."""
+"""The local overlay, run by `podman kube play`."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.quantity import parse_quantity
 from serving.client import DigitClient
 from serving.client.image_files import read_image
 from tests.deploy.conftest import Prove
-from tests.deploy.containers import Container, Podman, PodmanError
-from tests.deploy.manifests import Manifest, containers, environment, of_kind, pod_of, quantity, render
+from tests.deploy.containers import Container
+from tests.deploy.manifests import Manifest, containers, environment, of_kind, pod_of, render
+from tests.deploy.podman import Podman, PodmanError
+from tests.deploy.tracked import ROOT
 from tests.support.service import free_ports
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]  # it may be the first that needs the image
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]  # the first test may build the image
 
 
 @contextmanager
 def played(podman: Podman, image: str, file: Path, manifests: list[Manifest]) -> Iterator[Container]:
-    """The service of these manifests, but on ports that are free here; gone when the block ends."""
+    """Runs the service of these manifests on free ports, and removes it at the end of the block."""
     (deployment,) = of_kind(manifests, "Deployment")
     (container,) = containers(pod_of(deployment))
     ports = dict(zip(("grpc", "metrics"), free_ports(2), strict=True))
@@ -30,18 +33,18 @@ def played(podman: Podman, image: str, file: Path, manifests: list[Manifest]) ->
     podman("tag", image, container["image"])
     file.write_text(yaml.safe_dump_all(manifests))
     try:
-        # This network needs neither a bridge nor rules of the firewall: nothing of this machine's is changed.
+        # This network needs no bridge and no firewall rules, so nothing on this machine changes.
         printed = podman("kube", "play", "--network=slirp4netns", file).split()
         playing = Container(
             podman, printed[-1], ports["grpc"], ports["metrics"]
-        )  # the pod's name goes before the container's
+        )  # podman prints the pod's name, then the container's
         playing.wait_until_ready()
         yield playing
     finally:
         podman.attempt("kube", "down", file)
 
 
-def test_the_local_overlay_under_podman_kube_play_reads_a_digit_through_its_port_and_is_secured_as_it_says(
+def test_the_local_overlay_reads_a_digit_and_is_hardened_under_podman(
     podman: Podman, image: str, tmp_path: Path, prove: Prove
 ) -> None:
     missing = [program for program in ("catatonit", "slirp4netns") if shutil.which(program) is None]
@@ -52,7 +55,7 @@ def test_the_local_overlay_under_podman_kube_play_reads_a_digit_through_its_port
     (container,) = containers(pod_of(deployment))
     with played(podman, image, tmp_path / "local.yaml", manifests) as playing:
         with DigitClient(playing.address, timeout_seconds=20) as client:
-            assert client.recognize(read_image(Path("serving/samples/7.png"))).digit == 7
+            assert client.recognize(read_image(ROOT / "serving" / "samples" / "7.png")).digit == 7
 
         context = pod_of(deployment)["securityContext"]
         status = playing.status()
@@ -65,9 +68,9 @@ def test_the_local_overlay_under_podman_kube_play_reads_a_digit_through_its_port
 
         limits = container["resources"]["limits"]
         host = podman.inspect(playing.name)["HostConfig"]
-        assert host["Memory"] == quantity(limits["memory"])
-        assert host["NanoCpus"] == quantity(limits["cpu"]) * 1e9
-        started = playing.event("started")  # in JSON, and on all addresses: as the ConfigMap has it
+        assert host["Memory"] == parse_quantity(limits["memory"])
+        assert host["NanoCpus"] == parse_quantity(limits["cpu"]) * 1e9
+        started = playing.event("started")  # as in the ConfigMap: in JSON, and on all addresses
         settings = environment(container, manifests)
         assert started["grpc_address"] == f"{settings['DIGITS_HOST']}:8001"
-        prove(f"{limits['cpu']} CPUs: {started['workers']} workers with {started['instances']} runs at a time each")
+        prove(f"{limits['cpu']} CPUs: {started['workers']} workers with {started['instances']} concurrent runs each")

@@ -1,17 +1,17 @@
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from serving.settings import Settings
-from tests import readme_tables
-from tests.deploy import policy, schemas
+from tests.deploy import policy, schemas, series
 from tests.deploy.conftest import Prove
-from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, render, servers
+from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, of_kind, render, servers
 from tests.deploy.mutations import MUTATIONS, mutated
+from tests.deploy.tracked import tracked_files
 
-METRICS = {row.split("`")[1] for row in readme_tables.metrics()}
-SERIES = METRICS | {f"{name}_{part}" for name in METRICS for part in ("bucket", "sum", "count")}
 WHOLE = [directory for directory in RENDERED if directory != "overlays/local"]
 
 
@@ -26,27 +26,25 @@ def wrong(manifests: list[Manifest]) -> set[str]:
 
 @pytest.mark.parametrize("directory", RENDERED)
 @pytest.mark.parametrize("version", schemas.VERSIONS)
-def test_every_object_is_one_that_kubernetes_takes(
-    rendered: dict[str, list[Manifest]], directory: str, version: str
-) -> None:
+def test_every_object_is_valid_for_kubernetes(rendered: dict[str, list[Manifest]], directory: str, version: str) -> None:
     assert [*schemas.violations(rendered[directory], version)] == []
 
 
 @pytest.mark.parametrize("directory", [one for one in WHOLE if one != "kserve"])
-def test_what_the_objects_of_an_overlay_say_of_each_other_is_so(rendered: dict[str, list[Manifest]], directory: str) -> None:
+def test_the_objects_of_an_overlay_are_consistent(rendered: dict[str, list[Manifest]], directory: str) -> None:
     assert policy.findings(rendered[directory]) == []
 
 
-def test_the_overlay_for_podman_lacks_only_what_podman_does_not_know(rendered: dict[str, list[Manifest]]) -> None:
+def test_the_overlay_for_podman_lacks_only_unsupported_objects(rendered: dict[str, list[Manifest]]) -> None:
     assert policy.findings(rendered["overlays/local"]) == [
-        "no PodDisruptionBudget is there for Deployment digits",
-        "no NetworkPolicy is there for Deployment digits",
-        "Deployment digits: container digits: port 8001 is the host's",
-        "Deployment digits: container digits: port 8002 is the host's",
+        "Deployment digits has no PodDisruptionBudget",
+        "Deployment digits has no NetworkPolicy",
+        "Deployment digits: container digits: port 8001 is bound to the host",
+        "Deployment digits: container digits: port 8002 is bound to the host",
     ]
 
 
-def test_the_runtime_for_kserve_is_what_the_deployment_is(rendered: dict[str, list[Manifest]]) -> None:
+def test_the_runtime_for_kserve_matches_the_deployment(rendered: dict[str, list[Manifest]]) -> None:
     assert policy.findings(rendered["kserve"]) == []
     (ours,), (theirs,) = (
         [container for _, container in servers(rendered[directory])] for directory in ("overlays/dev", "kserve")
@@ -56,8 +54,8 @@ def test_the_runtime_for_kserve_is_what_the_deployment_is(rendered: dict[str, li
     assert ours["securityContext"].items() <= theirs["securityContext"].items()
     own = {"DIGITS_MODELS": "/mnt/models"}
     shared = environment(ours, rendered["overlays/dev"])
-    del shared["DIGITS_LOG_LEVEL"]  # that overlay's own
-    assert environment(theirs, rendered["kserve"]) == shared | own, "kserve/servingruntime.yaml has base/settings.env, too"
+    del shared["DIGITS_LOG_LEVEL"]  # only in this overlay
+    assert environment(theirs, rendered["kserve"]) == shared | own, "kserve/servingruntime.yaml repeats base/settings.env"
 
 
 @pytest.mark.parametrize("mistake", MUTATIONS)
@@ -68,24 +66,45 @@ def test_a_mistake_in_a_manifest_is_found(rendered: dict[str, list[Manifest]], m
     prove(f"{mistake}: {min(found)}")
 
 
-def test_every_rule_finds_a_mistake_and_there_are_thirty_at_least(rendered: dict[str, list[Manifest]]) -> None:
+def test_every_rule_finds_one_of_at_least_thirty_mistakes(rendered: dict[str, list[Manifest]]) -> None:
     assert len(MUTATIONS) >= 30
     sets = [mutated(rendered["overlays/prod-cpu"], mutation) for mutation in MUTATIONS.values()]
     assert [rule.__name__ for rule in policy.RULES if not any([*rule(manifests)] for manifests in sets)] == []
 
 
-def test_what_is_scaled_by_is_made_of_metrics_that_there_are() -> None:
+@pytest.mark.parametrize("overlay", ["staging", "prod-cpu", "prod-gpu"])
+def test_an_overlay_sets_the_runbook_of_every_alert(overlay: str, tmp_path: Path) -> None:
+    copied = tmp_path / "deploy"
+    for file in tracked_files("deploy/kubernetes") + tracked_files("deploy/grafana"):
+        target = copied / file.relative_to(DEPLOY)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    kustomization = copied / "kubernetes" / "overlays" / overlay / "kustomization.yaml"
+    own = kustomization.read_text().replace("https://runbooks.example/postal-digits", "https://wiki.example/digits")
+    kustomization.write_text(own)
+    (rules,) = of_kind(render(kustomization.parent), "PrometheusRule")
+    alerts = {
+        rule["alert"]: rule["annotations"]["runbook_url"]
+        for group in rules["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    assert len(alerts) > 20
+    assert alerts == {name: f"https://wiki.example/digits#{name.lower()}" for name in alerts}
+
+
+def test_the_adapter_reads_existing_metrics() -> None:
     for rule in yaml.safe_load((KUBERNETES / "components/hpa/prometheus-adapter.yaml").read_text())["rules"]["custom"]:
-        assert rule["seriesQuery"].partition("{")[0] in SERIES
+        assert rule["seriesQuery"].partition("{")[0] in series.scraped()
 
 
-def test_all_that_is_deployed_speaks_of_settings_and_metrics_that_there_are() -> None:
-    known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields}
+def test_files_of_deploy_name_only_existing_settings_and_metrics() -> None:
+    known = {f"DIGITS_{name.upper()}" for name in Settings.model_fields} | {"DIGITS_COMMIT"}
     adapted = {"digits_requests_in_flight"}
-    for file in sorted(DEPLOY.rglob("*")):
-        if not file.is_file() or file.suffix in (".png", ".json"):
+    for file in tracked_files("deploy"):
+        if file.suffix in (".png", ".json"):
             continue
         text = file.read_text()
         assert set(re.findall(r"\bDIGITS_[A-Z_]+", text)) - known == set(), file
         named = {name for name in re.findall(r"(?<![\w:.-])digits_\w+", text) if not name.endswith("_")}
-        assert named - SERIES - adapted == set(), file
+        assert named - series.metric_names() - adapted == set(), file

@@ -27,7 +27,7 @@ KNOWN = {
         ("up * 2 > 1", {"job", "pod"}),
     ],
 )
-def test_the_labels_of_an_answer_are_known(expr: str, labels: set[str]) -> None:
+def test_the_labels_of_a_result_are_derived(expr: str, labels: set[str]) -> None:
     assert promql.labels(promql.parse(expr), KNOWN) == labels
 
 
@@ -44,8 +44,8 @@ def test_the_labels_of_an_answer_are_known(expr: str, labels: set[str]) -> None:
         "up unless reads_total",
     ],
 )
-def test_a_question_that_can_have_no_answer_is_found(expr: str) -> None:
-    with pytest.raises(ValueError, match=r"there is no|no label|one side has"):
+def test_an_expression_without_a_possible_result_is_found(expr: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown series|unknown label|one side has"):
         promql.labels(promql.parse(expr), KNOWN)
 
 
@@ -55,6 +55,6 @@ def test_values_that_a_label_never_has_are_found() -> None:
     assert list(found) == ['reads_total: outcome=~"right|left"', 'up: pod="b"']
 
 
-def test_what_is_left_without_thresholds_is_what_an_alert_looks_at() -> None:
+def test_an_alert_is_split_into_its_parts_without_thresholds() -> None:
     expr = '(sum by (pod) (up) > 14.4 * 0.001 or min(reads_total) < 2) and absent(role{pod="a"}) unless sum(up) == 0'
     assert promql.vectors(promql.parse(expr)) == ["sum by (pod) (up)", "min(reads_total)", 'role{pod="a"}', "sum(up)"]

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.deploy
 
 @dataclass(frozen=True)
 class Rollout:
-    """What came of replacing both replicas while clients called.
+    """The replacement of both replicas while clients call.
 
     Attributes:
-        behind_envoy: calls of clients that know Envoy alone.
-        balancing: calls of clients that know all replicas by their name.
-        old, new: calls of both kinds, at each of the old replicas and of the new ones.
-        statuses: that the old ones ended with.
+        behind_envoy: calls of clients that call Envoy.
+        balancing: calls of clients that resolve the replicas.
+        old, new: answered calls of each old and each new replica.
+        statuses: exit statuses of the old replicas.
     """
 
     behind_envoy: Tally
@@ -37,9 +37,9 @@ class Rollout:
 
 @pytest.fixture(scope="module")
 def rollout(tmp_path_factory: pytest.TempPathFactory) -> Rollout:
-    """Replaces each replica as a Deployment does: a new one serves before an old one is told to leave.
+    """Replaces each replica as a Deployment does: the new one serves before the old one gets SIGTERM.
 
-    The pods' preStop pause is left out: an old one drains from the moment that its address is taken from the name.
+    There is no preStop pause: an old replica drains from the moment that its address leaves DNS.
     """
     with edge(tmp_path_factory.mktemp("rollout"), *WORKERS) as started, ExitStack() as stack:
         names, ports = started.names, started.ports
@@ -78,14 +78,14 @@ def test_a_rolling_restart_behind_envoy_loses_no_call(rollout: Rollout, prove: P
     prove(f"{CLIENTS} clients, {tally.calls:,} calls, {tally.failed} failed")
 
 
-def test_a_rolling_restart_without_envoy_loses_no_call_of_clients_that_balance(rollout: Rollout, prove: Prove) -> None:
+def test_a_rolling_restart_loses_no_call_of_balancing_clients(rollout: Rollout, prove: Prove) -> None:
     tally = rollout.balancing
     assert tally.failed == 0, (tally.ended, tally.complaint)
     assert tally.calls > 1000
     prove(f"{CLIENTS} clients, {tally.calls:,} calls, {tally.failed} failed")
 
 
-def test_in_a_rolling_restart_every_call_is_answered_once_and_all_replicas_answer(rollout: Rollout, prove: Prove) -> None:
+def test_in_a_rolling_restart_every_call_is_answered_exactly_once(rollout: Rollout, prove: Prove) -> None:
     answered = [*rollout.old, *rollout.new]
     assert min(answered) > 0
     assert sum(answered) == rollout.behind_envoy.calls + rollout.balancing.calls
@@ -93,16 +93,14 @@ def test_in_a_rolling_restart_every_call_is_answered_once_and_all_replicas_answe
     prove(f"{sum(answered):,} calls of both kinds: {old} at the old replicas, {new} at the new ones")
 
 
-def test_envoy_itself_leaves_without_losing_a_call_of_clients_that_send_again_what_it_did_not_begin(
-    tmp_path: Path, prove: Prove
-) -> None:
+def test_a_shutdown_of_envoy_loses_no_call_of_retrying_clients(tmp_path: Path, prove: Prove) -> None:
     (tmp_path / "other").mkdir()
     with edge(tmp_path, *WORKERS, count=1) as stays:
         ports = stays.ports.beside("127.0.0.20")
         with envoy(PLAIN, tmp_path / "other", ports, stays.names.port) as leaves, name_server(ports.host) as names:
-            # As the Service in front of Envoy's pods does, the name leads whoever connects to one that is not leaving.
+            # Like the Service in front of Envoy's pods, DNS leads new connections to an Envoy that is not stopping.
             by_name = f"dns://127.0.0.1:{names.port}/digits-envoy:{ports.grpc}"
-            # All gRPC clients do, unless they are told not to: a connection that ends as a call comes has not begun it.
+            # gRPC clients retry a call by default if the connection closed before the call began.
             with load(partial(balancing, by_name), CLIENTS) as tally:
                 tally.wait(200)
                 names.addresses = [stays.ports.host]
@@ -117,7 +115,7 @@ def test_envoy_itself_leaves_without_losing_a_call_of_clients_that_send_again_wh
 
 
 def pre_stop(admin_port: int) -> str:
-    """Does what the Deployment has the kubelet do before it stops Envoy, and returns what Envoy said to it."""
+    """Runs the Deployment's preStop hook for Envoy, and returns the answer of the admin interface."""
     deployed = bootstrap(PLAIN)["admin"]["address"]["socket_address"]["port_value"]
     command: list[str] = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     here = [part.replace(f"127.0.0.1/{deployed}", f"127.0.0.1/{admin_port}") for part in command]

@@ -1,14 +1,8 @@
-"""How many pods for how much mail: `python -m tests.benchmarks.capacity` measures a replica and simulates many.
+"""Measures the capacity of one replica, for `make capacity`.
 
-    measurement ──> measured     what a replica does at several rates, as JSON; and at any rate in between
-      (sender)          │
-                        ▼
-      hpa, fleet ──> scenarios   pods, who sends to them, and the autoscaler, second by second
-                        │
-                        ▼
-                       page      the tables of deploy/CAPACITY.md; picture draws some
+- `measurement`: every workload at several rates, in rounds; the start of the service; its memory.
+- `sender`: sends calls at random times at a given rate, and scrapes the service meanwhile.
 
-deploy/capacity.json is what was measured last: all that comes after it needs no service, and says the same each time.
-To take a new measurement into the repository: `--save deploy/capacity.json --page deploy/CAPACITY.md --png
-deploy/capacity.png`.
+deploy/capacity simulates many replicas from the result. To commit a new measurement, run
+`python -m tests.benchmarks.capacity --save deploy/capacity.json`, then `python -m deploy.capacity`.
 """

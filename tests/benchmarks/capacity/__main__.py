@@ -1,50 +1,41 @@
-"""`make capacity`: measures a replica on this machine, simulates many, and prints the tables of deploy/CAPACITY.md."""
+"""`make capacity`: measures a replica on this machine and prints the tables of deploy/CAPACITY.md for it."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from tests.benchmarks.capacity import hpa, measured, measurement, page, picture
+from deploy.capacity import hpa, measured, page
+from tests.benchmarks.capacity import measurement
 
-_LEAST_SECONDS = 1.5
+_MIN_SECONDS = 1.5
 
 
 def main() -> None:
-    """Measures, or takes what was measured, and prints Markdown."""
+    """Measures, simulates, and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="do not measure, take what is there")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write what was measured there")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables anew into this page")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the simulations there")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each rate, each round (default: %(default)s)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the measurement to this file, as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each rate (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: %(default)s)")
     parser.add_argument(
         "--patience",
         type=float,
         default=600.0,
-        help="seconds to wait for what others do here, in all (default: %(default)g)",
+        help="seconds to wait, in total, while other work keeps this machine busy (default: %(default)g)",
     )
     options = parser.parse_args()
-    if options.seconds < _LEAST_SECONDS:
-        parser.error(f"--seconds must be {_LEAST_SECONDS} at least: a stream is looked at twice a second")
-    if options.measured:
-        found = measured.read(options.measured)
-    else:
-        found = measurement.measure(options.rounds, options.seconds, options.patience, _say)
+    if options.seconds < _MIN_SECONDS:
+        parser.error(
+            f"--seconds is {options.seconds:g}, expected {_MIN_SECONDS} or more: a stream is sampled twice a second"
+        )
+    found = measurement.measure(options.rounds, options.seconds, options.patience, _report)
     if options.save:
         measured.write(found, options.save)
-        found = measured.read(options.save)  # rounded, as the next one will have it
-    autoscaling = hpa.read()
-    tables = page.tables(found, autoscaling)
-    for name, table in tables.items():
+        found = measured.read(options.save)  # with the rounded numbers that the committed page uses
+    for name, table in page.tables(found, hpa.read()).items():
         print(f"{name}\n\n{table}\n")
-    if options.page:
-        options.page.write_text(page.written(options.page.read_text(), tables))
-    if options.png:
-        picture.draw(found, autoscaling, options.png)
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

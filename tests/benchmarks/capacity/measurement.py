@@ -1,4 +1,4 @@
-"""Measures a replica: its curve for every way to call it, its start, its memory."""
+"""Measures a replica: its curve under each workload, its start, its memory."""
 
 import os
 import platform
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from deploy.capacity.measured import SIMULATED, Measured, Point, Way
 from serving.client import DigitClient
 from serving.cores import usable_cores
 from serving.inference.model import Model
@@ -26,7 +27,6 @@ from serving.loadtest.target import Images
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.repository import versions
 from serving.settings import BUNDLED, Settings
-from tests.benchmarks.capacity.measured import SIMULATED, Measured, Point, Way
 from tests.benchmarks.capacity.sender import Sent, send
 from tests.benchmarks.generators import WrongAnswers, check, load
 from tests.support.photographs import photograph
@@ -34,15 +34,15 @@ from tests.support.service import Service, service
 
 OBJECTIVES = "p99=100ms,errors=0.1%"
 DEADLINE_SECONDS = 1.0
-CONNECTIONS = 32  # of an open loop: a pod has two workers, and shares connections out among them
+CONNECTIONS = 32  # of an open loop; the kernel spreads connections over the two workers of a pod
 
-# The rates, as shares of what a closed loop makes of it; more of them, and past the knee, of the way that is simulated.
+# Rates as shares of the closed loop's calls a second. The simulated workload has more of them, some past the knee.
 SHARES = (0.35, 0.5, 0.6, 0.75, 1.0)
 SIMULATED_SHARES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 2.0, 3.5, 7.0)
 _WARMUP_SECONDS = 0.5
 _STARTS = 3
 
-# What others may do on the machine meanwhile. Where they take more, a rate is sent again, while patience lasts.
+# Cores that other work on the machine may use. Above this, a rate is measured again until the patience is used up.
 _OTHERS_CORES = 0.1
 _TRIES = 4
 _QUIET_SECONDS = 0.3
@@ -68,22 +68,26 @@ _CALLS = (
 
 @dataclass(frozen=True)
 class CropTarget(GrpcTarget):
-    """A service that is sent photographs of the digits, as a camera makes them, in the place of framed images."""
+    """A service that receives photographs of the digits, as a camera makes them, instead of framed images."""
 
     def request(self, plan: Plan, images: Images) -> bytes:
-        """A field of photographs: JPEG, 90 by 140 pixels."""
+        """Returns a field of JPEG photographs, 90 by 140 pixels each."""
         crops = [photograph(image, np.random.default_rng(int(image.sum()))) for image in images]
         return bytes(pb.ReadFieldRequest(crops=crops, model=plan.model).SerializeToString())
 
 
 class _Patience:
-    """How long is waited for others yet."""
+    """The remaining time to wait for a quiet machine.
+
+    Attributes:
+        left: seconds.
+    """
 
     def __init__(self, seconds: float):
         self.left = seconds
 
     def wait(self) -> None:
-        """Until others are quiet, or no patience is left."""
+        """Waits until other work on the machine pauses, or no time is left."""
         while self.left > 0:
             begun = time.monotonic()
             if psutil.cpu_percent(_QUIET_SECONDS) / 100 * (os.cpu_count() or 1) <= _OTHERS_CORES:
@@ -91,18 +95,18 @@ class _Patience:
             self.left -= time.monotonic() - begun
 
 
-def measure(rounds: int, seconds: float, patience_seconds: float, say: Callable[[str], None]) -> Measured:
-    """Measures all of it, in rounds that follow each other, so that what disturbs one point disturbs its neighbours too.
+def measure(rounds: int, seconds: float, patience_seconds: float, report: Callable[[str], None]) -> Measured:
+    """Measures every workload at every rate, in rounds, so that a disturbance hits one round and not one point.
 
     Args:
-        rounds: of which the median counts.
-        seconds: of each rate in each round.
-        patience_seconds: to wait, in all, for what others do on this machine.
-        say: is told how far it is.
+        rounds: number of measurements of each rate; the median counts.
+        seconds: length of each measurement.
+        patience_seconds: total time to wait while other work keeps this machine busy.
+        report: receives lines of progress.
     """
     patience = _Patience(patience_seconds)
     started = sorted(_start_seconds() for _ in range(_STARTS))[_STARTS // 2]
-    say(f"ready after {started:.2f} s")
+    report(f"ready after {started:.2f} s")
     most: dict[str, float] = {}
     on_one_connection: dict[str, list[float]] = defaultdict(list)
     found: dict[tuple[str, float], list[_Round]] = defaultdict(list)
@@ -110,11 +114,11 @@ def measure(rounds: int, seconds: float, patience_seconds: float, say: Callable[
         for call in _CALLS:
             target, plan = _target(server, call), _plan(call, seconds)
             check(target, replace(plan, callers=call.callers))
-            for _ in range(_TRIES):  # less than the most it can do is what others took
+            for _ in range(_TRIES):  # the best try counts: other work only ever lowers the number
                 patience.wait()
                 answered = load(target, replace(plan, callers=call.callers, seconds=seconds / 2)).calls_per_second
                 most[call.name] = max(most.get(call.name, 0.0), answered)
-            say(f"{call.name}: {most[call.name]:,.0f} calls a second")
+            report(f"{call.name}: {most[call.name]:,.0f} calls a second")
         for number in range(rounds):
             for share in sorted({*SHARES, *SIMULATED_SHARES}):
                 for call in _CALLS:
@@ -126,8 +130,8 @@ def measure(rounds: int, seconds: float, patience_seconds: float, say: Callable[
                 sent = _point(server, call, plan, patience).sent
                 on_one_connection[call.name].append(sent.rate * (1 - sent.tally.errors))
             others = [one.others for points in found.values() for one in points]
-            noise = f"others took {statistics.median(others):.2f} cores mostly, {max(others):.2f} at most"
-            say(f"round {number + 1} of {rounds}; {noise}")
+            noise = f"other work used {statistics.median(others):.2f} cores (median), {max(others):.2f} at most"
+            report(f"round {number + 1} of {rounds}; {noise}")
         memory = sum(one.memory_full_info().pss for one in _processes(server)) / 1e6
     ways = []
     for call in _CALLS:
@@ -171,12 +175,12 @@ def _plan(call: _Call, seconds: float) -> Plan:
 
 @dataclass(frozen=True)
 class _Round:
-    """One rate, once.
+    """One measurement of one rate.
 
     Attributes:
-        sent: what became of it.
-        others: cores that others took meanwhile.
-        kept: whether the objectives were.
+        sent: the calls and their results.
+        others: cores that other work used meanwhile.
+        kept: True if the objectives were met.
     """
 
     sent: Sent
@@ -185,7 +189,7 @@ class _Round:
 
 
 def _point(server: Service, call: _Call, plan: Plan, patience: _Patience) -> _Round:
-    """The quietest of some tries."""
+    """Measures a rate several times on a busy machine, and returns the quietest try."""
     tries: list[_Round] = []
     while not tries or (tries[-1].others > _OTHERS_CORES and len(tries) < _TRIES and patience.left > 0):
         patience.wait()
@@ -202,7 +206,7 @@ def _try(server: Service, call: _Call, plan: Plan) -> _Round:
 
 
 def _busy_seconds(server: Service) -> float:
-    """CPU time that the machine spent, but for the service's, this process's, and theirs whose end it has seen."""
+    """Returns the CPU seconds of all other processes: not the service, not this process, not its finished children."""
     machine, ours = psutil.cpu_times(), os.times()
     spent = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - getattr(machine, "guest", 0.0)
     return spent - sum(ours[:4]) - _cpu_seconds(server)
@@ -238,7 +242,7 @@ def _cpu_seconds(server: Service) -> float:
 
 
 def _start_seconds() -> float:
-    """From nothing to the first right answer, with as many workers as there are cores."""
+    """Returns the seconds from the start of the process to the first right answer, with one worker a core."""
     start = time.monotonic()
     with service() as server, DigitClient(server.address, timeout_seconds=10) as client:
         if client.recognize(samples()[7]).digit != 7:

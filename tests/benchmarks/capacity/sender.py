@@ -1,8 +1,8 @@
-"""What sends the calls of an open loop, at random, to a service on the same cores, and what became of them.
+"""Sends the calls of an open loop at random times to a service on the same cores, and collects the results.
 
-h2load where it is installed and can: it takes a tenth of the CPU time that our load test does. It does not read what is
-answered, so the service says how calls ended: when some were refused, the quickest of all calls are taken for these, and the
-slowest for those that ended at their deadline.
+The sender is h2load if it is installed and speaks the RPC, as it uses a tenth of the CPU time of our load test. h2load does
+not parse answers, so the service's metrics supply the number of refused and late calls. The quickest calls then count as
+the refused ones, and the slowest as the late ones.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from serving.loadtest.tally import Tally
 from tests.benchmarks.generators import WrongAnswers
 
 _SCRAPE_SECONDS = 0.25
-_CONNECTING_SECONDS = 0.4  # until all processes of h2load have
-_MANY = 10_000  # calls on their way on a connection, more than there will be
+_CONNECTING_SECONDS = 0.4  # until all processes of h2load are connected
+_MANY = 10_000  # concurrent calls allowed on a connection; never reached
 _FEW_REFUSED = 0.01
 
 _SERIES = {
@@ -44,13 +44,14 @@ _SERIES = {
 
 @dataclass(frozen=True)
 class Scrape:
-    """What the service said of itself at a time, Unix time.
+    """The service's metrics at one moment.
 
     Attributes:
+        at: Unix time.
         in_flight: requests in work.
-        seconds: that all requests so far were in work.
-        ended, ok, late: requests so far: all, answered, and those whose deadline passed.
-        cpu: seconds of CPU time so far, of all its processes.
+        seconds: total seconds that requests have been in work so far.
+        ended, ok, late: requests so far: all, answered, and past their deadline.
+        cpu: CPU seconds of all processes so far.
     """
 
     at: float
@@ -63,7 +64,7 @@ class Scrape:
 
 
 def scrape(metrics: str) -> Scrape:
-    """Asks the service at its URL of metrics."""
+    """Scrapes the service at the URL of its metrics."""
     with urllib.request.urlopen(metrics, timeout=20) as page:
         text = str(page.read(), "utf-8")
     at = time.time()
@@ -76,14 +77,14 @@ def scrape(metrics: str) -> Scrape:
 
 @dataclass
 class Sent:
-    """What became of the calls of one measurement, within the time from the first scrape to the last.
+    """The calls of one measurement, from the first scrape to the last.
 
     Attributes:
-        sender: what sent.
-        rate: calls a second that came.
-        tally: of those.
-        scrapes: of the service, meanwhile.
-        outside: calls that the sender waited for, on average over the time.
+        sender: program that sent them.
+        rate: calls a second.
+        tally: their results and times.
+        scrapes: of the service, in order of time.
+        outside: mean number of calls that the sender waited for.
     """
 
     sender: str
@@ -94,22 +95,27 @@ class Sent:
 
     @property
     def seconds(self) -> float:
-        """How long was measured."""
+        """Length of the measurement."""
         return self.scrapes[-1].at - self.scrapes[0].at
 
     @property
     def in_flight(self) -> float:
-        """Requests in work, on average over the time."""
+        """Mean number of requests in work."""
         return (self.scrapes[-1].seconds - self.scrapes[0].seconds) / self.seconds
 
     @property
     def cores(self) -> float:
-        """That the service took."""
+        """CPU cores that the service used."""
         return (self.scrapes[-1].cpu - self.scrapes[0].cpu) / self.seconds
 
 
 def send(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
-    """Carries out a plan with a rate. Raises WrongAnswers, LoadTestError."""
+    """Sends the calls of a plan that has a rate.
+
+    Raises:
+        WrongAnswers: an answer was wrong, or h2load failed.
+        LoadTestError: the load test failed.
+    """
     if plan.rpc != "stream" and shutil.which("h2load"):
         return _by_h2load(target, metrics, plan)
     return _by_loadtest(target, metrics, plan)
@@ -118,28 +124,28 @@ def send(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
 def _by_loadtest(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
     scrapes: list[Scrape] = []
 
-    def tell(progress: Progress) -> None:
+    def look(progress: Progress) -> None:
         if plan.warmup_seconds <= progress.seconds < plan.warmup_seconds + plan.seconds:
             scrapes.append(scrape(metrics))
 
-    tally = processes.measure(plan, target, 1, tell)
+    tally = processes.measure(plan, target, 1, look)
     mean_seconds = tally.microseconds.get_mean_value() / 1e6
     rate = tally.calls / plan.seconds
     return Sent("digits loadtest", rate, tally, scrapes, tally.answered / plan.seconds * mean_seconds)
 
 
 def _by_h2load(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
-    """A process for each connection, with its own times: those of one process would all send at the same."""
+    """Runs one h2load for each connection: the connections of a single h2load would all send at the same times."""
     assert plan.rate is not None
     message = target.request(plan, np.resize(samples(), (plan.images, 28, 28)))
     headers = "content-type: application/grpc", "te: trailers", f"grpc-timeout: {plan.timeout_seconds * 1000:.0f}m"
     chance = np.random.default_rng(plan.seed)
     lasting = _CONNECTING_SECONDS + plan.warmup_seconds + plan.seconds
     before = scrape(metrics)
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as senders:
-        body = Path(place) / "body"
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as senders:
+        body = Path(directory) / "body"
         body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
-        started, logs = [], [Path(place) / f"log{number}" for number in range(plan.connections)]
+        started, logs = [], [Path(directory) / f"log{number}" for number in range(plan.connections)]
         for log in logs:
             script = log.with_suffix(".script")
             due = _due(chance, plan.rate / plan.connections, lasting)
@@ -155,27 +161,27 @@ def _by_h2load(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
             time.sleep(max(0.0, next_at - time.time()))
             scrapes.append(scrape(metrics))
         for one in started:
-            said, _ = one.communicate(timeout=60)
+            output, _ = one.communicate(timeout=60)
             if one.returncode:
-                raise WrongAnswers(f"{target.address}: h2load ended with {one.returncode}: {said}")
+                raise WrongAnswers(f"{target.address}: h2load ended with exit status {one.returncode}: {output}")
         logged = np.concatenate([np.loadtxt(log, dtype=np.float64, usecols=(0, 2), ndmin=2) for log in logs])
-    return _seen(plan, logged[:, 0] / 1e6, logged[:, 1] / 1e6, [before, *scrapes, scrape(metrics)])
+    return _evaluate(plan, logged[:, 0] / 1e6, logged[:, 1] / 1e6, [before, *scrapes, scrape(metrics)])
 
 
 def _due(chance: np.random.Generator, rate: float, seconds: float) -> NDArray[np.float64]:
-    """When calls are, of so many a second at random; one at least."""
+    """Draws the times of at least one call, seconds, of a Poisson process."""
     due = np.cumsum(chance.exponential(1 / rate, round(2 * seconds * rate) + 20))
     return due[: max(1, int((due < seconds).sum()))]
 
 
-def _seen(plan: Plan, begun: NDArray[np.float64], took: NDArray[np.float64], scrapes: list[Scrape]) -> Sent:
-    """What became of calls that h2load has timed, seconds; the first scrape was before all of them, and the last after."""
+def _evaluate(plan: Plan, begun: NDArray[np.float64], took: NDArray[np.float64], scrapes: list[Scrape]) -> Sent:
+    """Evaluates calls by their start and duration, seconds. The first scrape was before all of them, the last after."""
     before, first, *_, last, after = scrapes
     inside = (begun >= first.at) & (begun < last.at)
     calls, seconds = int(inside.sum()), last.at - first.at
     refused = 1 - (after.ok - before.ok) / len(begun)
     late = (after.late - before.late) / len(begun)
-    if refused > _FEW_REFUSED:  # what was taken on before, and what is answered afterwards, would count too much
+    if refused > _FEW_REFUSED:  # calls admitted before and answered after the measurement would count too much
         refused = max(0.0, 1 - (last.ok - first.ok) / calls)
         late = min(refused, (last.late - first.late) / calls)
     ended = begun + took
@@ -184,7 +190,7 @@ def _seen(plan: Plan, begun: NDArray[np.float64], took: NDArray[np.float64], scr
 
 
 def _tally(seconds: NDArray[np.float64], refused: float, late: float, ended: int) -> Tally:
-    """Of calls whose times are known, and of whose ends only the shares are."""
+    """Makes a tally of the calls' times and of the shares of refused and late calls."""
     tally = Tally(ended=ended)
     in_order = np.sort(seconds)
     at_once, in_time = (round(share * len(in_order)) for share in (max(0.0, refused - late), 1 - late))

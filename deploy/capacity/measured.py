@@ -1,4 +1,4 @@
-"""What was measured of a replica, and what it does at the rates in between."""
+"""A measured replica: its points at several rates, and a curve that interpolates between them."""
 
 import bisect
 import itertools
@@ -8,27 +8,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.deploy.manifests import DEPLOY
+COMMITTED = Path(__file__).parents[1] / "capacity.json"
 
-COMMITTED = DEPLOY / "capacity.json"
-
-SIMULATED = "fields of five"  # the way to call that is simulated: what a sorter wants to know is the field
+SIMULATED = "fields of five"  # the simulated workload: a sorter wants the whole field
 
 
 @dataclass(frozen=True)
 class Point:
-    """A replica at one rate: medians over the rounds.
+    """A replica at one rate, as medians over the rounds.
 
     Attributes:
-        rate: calls a second that came.
-        answered: share of them that were answered.
-        p50_ms, p99_ms: of those, as their sender sees them.
-        in_flight: requests that the service had in work, on average over the time: the growth of digits_request_seconds_sum.
-        in_flight_scraped, in_flight_deviation: mean and standard deviation of digits_in_flight_requests in some scrapes.
-        in_flight_outside: calls that the sender waited for, on average: their number a second times their mean time.
-        cores: that the service took.
-        others: cores that the machine's other work took meanwhile, which should be none.
-        kept: rounds in which every objective was.
+        rate: calls a second that the sender sent.
+        answered: share of the calls that were answered, 0 to 1.
+        p50_ms, p99_ms: latency of answered calls as the sender sees it, milliseconds.
+        in_flight: mean number of requests in work, from the growth of digits_request_seconds_sum.
+        in_flight_scraped, in_flight_deviation: mean and standard deviation of scrapes of digits_in_flight_requests.
+        in_flight_outside: mean number of calls that the sender waited for: calls a second times their mean time.
+        cores: CPU cores that the service used.
+        others: CPU cores that other work on the machine used meanwhile; should be 0.
+        kept: rounds that met every objective.
     """
 
     rate: float
@@ -45,11 +43,11 @@ class Point:
 
 
 class State(NamedTuple):
-    """A replica at some rate.
+    """A replica at any rate.
 
     Attributes:
         answered: calls a second.
-        p50_ms, p99_ms: of them.
+        p50_ms, p99_ms: latency of answered calls, milliseconds.
         in_flight, in_flight_deviation, cores: as in Point.
     """
 
@@ -63,17 +61,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """One way to call a replica.
+    """One workload: a way to call a replica.
 
     Attributes:
         name: in words.
-        rpc: what is called.
-        images: in a call.
-        sender: what sent.
-        most: calls a second of a closed loop: it takes what it gets.
-        most_on_one_connection: calls a second that are answered of as many, where all come on one connection, which is one
-            worker's.
-        points: by rate.
+        rpc: kind of call, as `digits loadtest --rpc` names it.
+        images: images in a call.
+        sender: program that sent the calls.
+        most: answered calls a second of a closed loop, whose clients wait for each answer.
+        most_on_one_connection: answered calls a second when that many arrive on one connection, and so at one worker.
+        points: sorted by rate.
     """
 
     name: str
@@ -87,16 +84,17 @@ class Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured, and where.
+    """A whole measurement.
 
     Attributes:
-        date, machine, cores, python, commit, model: what of, and when.
-        rounds, seconds: of each point.
-        objectives: that a rate must keep, as `digits loadtest --slo` takes them.
+        date, machine, cores, python, commit, model: of the measurement.
+        rounds: number of measurements of each point.
+        seconds: length of each measurement.
+        objectives: as `digits loadtest --slo` takes them.
         deadline_seconds: of each call.
-        start_seconds: from nothing to the first right answer, all workers.
-        memory_mb: of all its processes, after the load; what they share is counted once.
-        ways: how it was called.
+        start_seconds: from the start of the process to the first right answer, with all workers.
+        memory_mb: memory of all processes after the load, megabytes; shared pages count once.
+        ways: the workloads.
     """
 
     date: str
@@ -114,34 +112,41 @@ class Measured:
     ways: tuple[Way, ...]
 
     def way(self, name: str) -> Way:
-        """The one of that name. Raises KeyError."""
+        """Returns the workload of that name. Raises KeyError."""
         for way in self.ways:
             if way.name == name:
                 return way
         raise KeyError(name)
 
     def curve(self, name: str) -> "Curve":
-        """A replica that is called in that way."""
+        """Returns the replica under the workload of that name. Raises KeyError."""
         return Curve(self.way(name).points, self.rounds)
 
 
 class Curve:
-    """A replica at any rate: straight lines between the points that were measured.
+    """A replica at any rate, by linear interpolation between the measured points.
 
-    Below the first of them latency is that of the first, and requests in flight and cores grow in proportion. Beyond the
-    last it answers as many as there, as late, with as many in flight; the others are refused.
+    Below the first point, latency is constant, and requests in flight and cores grow in proportion to the rate. Beyond the
+    last point, everything is as at the last point, and the replica refuses the additional calls.
+
+    Attributes:
+        points: sorted by rate.
+        knee: highest measured rate that met the objectives in most rounds, as did every lower rate.
     """
 
     def __init__(self, points: Sequence[Point], rounds: int):
-        """Needs one point at least that keeps the objectives, with all before it."""
+        """Sorts the points and finds the knee.
+
+        Raises:
+            ValueError: even the lowest rate misses the objectives.
+        """
         self.points = sorted(points, key=lambda point: point.rate)
         kept = 0
         while kept < len(self.points) and 2 * self.points[kept].kept > rounds:
             kept += 1
         if not kept:
-            raise ValueError("the lowest rate that was measured breaks the objectives: measure lower ones")
+            raise ValueError("the lowest measured rate misses the objectives: measure lower rates")
         self.knee = self.points[kept - 1]
-        """The highest rate measured that keeps the objectives in most rounds, as do all below it."""
         first = self.points[0]
         self._rates = [0.0, *(point.rate for point in self.points)]
         self._states = [
@@ -160,7 +165,7 @@ class Curve:
         ]
 
     def at(self, rate: float) -> State:
-        """What it does at a rate, calls a second."""
+        """Returns the state at a rate, calls a second."""
         after = bisect.bisect_right(self._rates, rate)
         if after == len(self._rates):
             return self._states[-1]
@@ -169,7 +174,7 @@ class Curve:
         return State(*(a + part * (b - a) for a, b in zip(self._states[before], self._states[after], strict=True)))
 
     def rate_with(self, *, in_flight: float | None = None, cores: float | None = None) -> float:
-        """The lowest rate at which so many requests are in flight, or cores are taken; that of the last point if at none."""
+        """Returns the lowest rate with so many requests in flight, or cores in use; if none, the last point's rate."""
         for (low, before), (high, after) in itertools.pairwise(zip(self._rates, self._states, strict=True)):
             if in_flight is not None:
                 at, first, last = in_flight, before.in_flight, after.in_flight
@@ -181,14 +186,14 @@ class Curve:
 
 
 def read(file: Path) -> Measured:
-    """What was measured, from a file that `write` wrote."""
+    """Reads a file that `write` wrote."""
     content: dict[str, Any] = json.loads(file.read_text())
     ways = tuple(Way(**{**way, "points": tuple(Point(**point) for point in way["points"])}) for way in content.pop("ways"))
     return Measured(**content, ways=ways)
 
 
 def write(measured: Measured, file: Path) -> None:
-    """Keeps it, four digits of each number."""
+    """Writes a measurement as JSON, with four significant digits for each number."""
     file.write_text(json.dumps(_rounded(asdict(measured)), indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The tables of deploy/CAPACITY.md, from what was measured; a test holds the page to them."""
+"""Generates the tables of deploy/CAPACITY.md from a measurement. A test compares the page with them."""
 
 import itertools
 import math
@@ -6,28 +6,28 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.capacity.hpa import POD_CORES, Autoscaling
-from tests.benchmarks.capacity.measured import SIMULATED, Curve, Measured, Way
-from tests.benchmarks.capacity.scenarios import BUSY, DAY, RAMP_SECONDS, Result, Scenario, Simulations
-from tests.deploy.manifests import DEPLOY
+from deploy.capacity.fleet import ZONES
+from deploy.capacity.hpa import POD_CORES, Autoscaling
+from deploy.capacity.measured import SIMULATED, Curve, Measured, Way
+from deploy.capacity.scenarios import BUSY, DAY, RAMP_SECONDS, Result, Scenario, Simulations
 
-PAGE = DEPLOY / "CAPACITY.md"
+PAGE = Path(__file__).parents[1] / "CAPACITY.md"
 
 PIECES_AN_HOUR = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-DIGITS_A_FIELD = 5
-PEAK = 1.5  # of the busiest minute to its hour
-ZONES = 3
-SHARES = (0.5, BUSY, 0.8)  # of the knee's calls a second
+FIELD_LENGTH = 5
+PEAK = 1.5  # load of the busiest minute over the mean of its hour
+SHARES = (0.5, BUSY, 0.8)  # of the calls a second at the knee
 STEP_FACTORS = (2.0, 7.0)
 ZONE_PODS = 6
-_TOLD_SECONDS = (0, 15, 30, 45, 60, 90, 120, 180, 300, 600, 1200)  # after a step
+_SHOWN_SECONDS = (0, 15, 30, 45, 60, 90, 120, 180, 300, 600, 1200)  # after the step
 
 
 def pods_for(rate: float, curve: Curve) -> int:
-    """Pods for a rate: each with what is planned for it, no zone so full that its loss puts the others past the knee."""
+    """Returns the pods for a rate: each at its planned load or below, and below the knee after the loss of a zone."""
     pods = max(ZONES, math.ceil(rate / (BUSY * curve.knee.rate)))
     while (pods - math.ceil(pods / ZONES)) * curve.knee.rate < rate:
         pods += 1
@@ -35,7 +35,7 @@ def pods_for(rate: float, curve: Curve) -> int:
 
 
 def tables(measured: Measured, autoscaling: Autoscaling) -> dict[str, str]:
-    """All of them, by the name that the page knows each by."""
+    """Returns all tables in Markdown, by the name in the page's `<!-- table: NAME -->`."""
     simulations = Simulations(measured, autoscaling)
     return {
         "measured": _measured(measured),
@@ -51,21 +51,25 @@ def tables(measured: Measured, autoscaling: Autoscaling) -> dict[str, str]:
     }
 
 
-def written(page: str, found: dict[str, str]) -> str:
-    """The page with every table as it should be. Raises ValueError where it lacks one, or has one too many."""
-    places = re.findall(r"<!-- table: (\w+) -->", page)
-    if sorted(places) != sorted(found):
-        raise ValueError(f"the page has tables {sorted(places)}, expected {sorted(found)}")
+def fill(page: str, made: dict[str, str]) -> str:
+    """Returns the page with every table replaced.
+
+    Raises:
+        ValueError: the page lacks a table, or has an unknown one.
+    """
+    names = re.findall(r"<!-- table: (\w+) -->", page)
+    if sorted(names) != sorted(made):
+        raise ValueError(f"the page has tables {sorted(names)}, expected {sorted(made)}")
     return re.sub(
         r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-        lambda place: f"{place[1]}{found[place[2]]}\n{place[3]}",
+        lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}",
         page,
         flags=re.DOTALL,
     )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    align = ("---" if place < left else "---:" for place in range(len(head)))
+    align = ("---" if column < left else "---:" for column in range(len(head)))
     return "\n".join((_cells(head), f"|{'|'.join(align)}|", *map(_cells, rows)))
 
 
@@ -74,7 +78,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def _share(share: float) -> str:
-    """In percent; nothing is rounded up to all."""
+    """Formats a share in percent. 99.9996 % never becomes 100 %."""
     return f"{100 * share:.0f} %" if share < 0.99 else f"{math.floor(100_000 * share + 1e-6) / 1000:g} %"
 
 
@@ -82,11 +86,12 @@ def _measured(measured: Measured) -> str:
     others = [point.others for way in measured.ways for point in way.points]
     return (
         f"Measured on {measured.date} at commit {measured.commit}: {measured.cores} cores of {measured.machine}, Python\n"
-        f"{measured.python}, {measured.model}, `digits serve` as it starts by default. Medians of {measured.rounds} rounds\n"
-        f"of {measured.seconds:g} s. Kept is what keeps {measured.objectives}, each call with a deadline of "
-        f"{measured.deadline_seconds:g} s.\nFrom nothing to the first right answer: {measured.start_seconds:.1f} s. "
-        f"Memory of all processes after the load: {measured.memory_mb:.0f} MB.\n"
-        f"The machine's other work took {statistics.median(others):.2f} cores meanwhile, and {max(others):.2f} at most."
+        f"{measured.python}, {measured.model}, `digits serve` with default settings. Medians of {measured.rounds} rounds\n"
+        f"of {measured.seconds:g} s. Objectives: {measured.objectives}. Deadline of each call: "
+        f"{measured.deadline_seconds:g} s.\nFrom the start of the process to the first right answer: "
+        f"{measured.start_seconds:.1f} s. Memory of all processes after the load: {measured.memory_mb:.0f} MB.\n"
+        f"Meanwhile other work on the machine used {statistics.median(others):.2f} cores (median), and "
+        f"{max(others):.2f} at most."
     )
 
 
@@ -106,8 +111,8 @@ def _curve(way: Way) -> str:
         )
         for point in way.points
     ]
-    head = ("calls/s", "answered", "a second", "p50 ms", "p99 ms", "in flight", "scraped", "outside", "cores", "rounds kept")
-    return _table(head, rows, left=0)
+    head = ("calls/s", "answered", "answers/s", "p50 ms", "p99 ms", "in flight", "scraped", "outside", "cores")
+    return _table((*head, "rounds within objectives"), rows, left=0)
 
 
 def _ways(measured: Measured) -> str:
@@ -129,7 +134,7 @@ def _ways(measured: Measured) -> str:
                 way.sender,
             )
         )
-    head = ("called by", "images a call", "knee, calls/s", "images/s", "p50 ms", "p99 ms", "in flight", "CPU an image, µs")
+    head = ("workload", "images a call", "knee, calls/s", "images/s", "p50 ms", "p99 ms", "in flight", "CPU an image, µs")
     return _table((*head, "closed loop, calls/s", "one connection", "sent by"), rows)
 
 
@@ -140,14 +145,14 @@ def _pieces(measured: Measured) -> str:
         cells = []
         for way in measured.ways:
             curve = measured.curve(way.name)
-            calls = fields * DIGITS_A_FIELD / way.images
+            calls = fields * FIELD_LENGTH / way.images
             cells.append(f"{calls / curve.knee.rate:.2f} → {pods_for(calls, curve)}")
         rows.append((f"{pieces:,}", f"{pieces / 3600:,.1f}", f"{fields:,.1f}", *cells))
     return _table(("pieces an hour", "fields/s", "busiest minute", *(way.name for way in measured.ways)), rows, left=0)
 
 
 def _in_flight(measured: Measured, autoscaling: Autoscaling) -> str:
-    """At shares of the knee's calls a second, and where the target is."""
+    """Shows requests in flight at shares of the knee, and the share at which the target is reached."""
     target = autoscaling.in_flight or 0.0
     rows = []
     for way in measured.ways:
@@ -156,11 +161,11 @@ def _in_flight(measured: Measured, autoscaling: Autoscaling) -> str:
         share = curve.rate_with(in_flight=target) / curve.knee.rate
         rows.append((way.name, *(f"{state.in_flight:.1f}" for state in states), f"{share:.0%}"))
     head = (*(f"at {share:.0%} of the knee" for share in SHARES), "at the knee", f"{target:g} in flight at")
-    return _table(("called by", *head), rows)
+    return _table(("workload", *head), rows)
 
 
 def _targets(measured: Measured, autoscaling: Autoscaling) -> str:
-    """What comes of an autoscaler that goes by one thing or by another."""
+    """Compares autoscalers that scale by different metrics."""
     knee = round(BUSY * measured.curve(SIMULATED).knee.in_flight)
     alone = replace(autoscaling, in_flight=None, cores=BUSY * POD_CORES)
     both = replace(alone, in_flight=float(knee))
@@ -181,12 +186,12 @@ def _targets(measured: Measured, autoscaling: Autoscaling) -> str:
         of_day = (f"{changes}", f"{day.run.pod_hours:.0f}", f"{day.outside_seconds:.0f}")
         rows.append((name, *of_day, f"{ramp.outside_seconds:.0f}", *steps))
     ramp_head = f"{STEP_FACTORS[1]:g} times in {RAMP_SECONDS / 60:g} minutes: outside, s"
-    head = ("goes by", "a day: changes", "pod-hours", "outside, s", ramp_head)
+    head = ("scales by", "a day: changes", "pod-hours", "outside, s", ramp_head)
     return _table((*head, *(f"{factor:g} times at once: recovered after s" for factor in STEP_FACTORS)), rows)
 
 
 def _recovered(result: Result) -> str:
-    return "not" if result.recovered_seconds is None else f"{result.recovered_seconds:,.0f}"
+    return "never" if result.recovered_seconds is None else f"{result.recovered_seconds:,.0f}"
 
 
 def _row(result: Result, note: str = "") -> tuple[str, ...]:
@@ -205,13 +210,13 @@ def _row(result: Result, note: str = "") -> tuple[str, ...]:
 
 
 def compared(simulations: Simulations) -> Iterator[tuple[Scenario, bool]]:
-    """The scenarios of the page, and whether headroom is looked for."""
+    """Yields the scenarios of the page; True also looks for the headroom that meets the objectives."""
     small, large = (simulations.step(factor) for factor in STEP_FACTORS)
     yield simulations.steady(), False
     yield small, True
     yield from ((simulations.ramp(STEP_FACTORS[1], RAMP_SECONDS), True), (simulations.day(), True), (large, True))
-    yield simulations.asked_again(large), False
-    yield simulations.announced(large, simulations.autoscaling.max_replicas), False
+    yield simulations.retried(large), False
+    yield simulations.scheduled(large, simulations.autoscaling.max_replicas), False
     yield simulations.balanced_by_clients(small), False
     zone = simulations.zone(ZONE_PODS)
     yield zone, True
@@ -223,12 +228,14 @@ def _scenarios(simulations: Simulations) -> str:
     for scenario, headroom in compared(simulations):
         result = simulations.run(scenario)
         rows.append(_row(result))
-        if headroom and not simulations.kept(result):
+        if headroom and not simulations.meets_objectives(result):
             kept = simulations.with_headroom(scenario)
-            rows.append(_row(kept, ", with headroom") if kept else (scenario.name, "none keeps it", *["" for _ in range(6)]))
+            rows.append(
+                _row(kept, ", with headroom") if kept else (scenario.name, "no number suffices", *["" for _ in range(6)])
+            )
     head = (
-        "what comes",
-        "pods at least",
+        "load",
+        "minimum of pods",
         "answered",
         "worst p99 ms",
         "outside, s",
@@ -243,7 +250,7 @@ def _step(simulations: Simulations) -> str:
     scenario = simulations.step(STEP_FACTORS[1])
     moments = {moment.at: moment for moment in simulations.run(scenario).run.moments}
     rows = []
-    for after in _TOLD_SECONDS:
+    for after in _SHOWN_SECONDS:
         moment = moments.get(scenario.begins + after)
         if moment:
             share = moment.answered / moment.sent
@@ -266,7 +273,7 @@ def _day(simulations: Simulations) -> str:
 
 
 def _connections() -> str:
-    """How unevenly a balancer of connections shares calls out: it knows nothing of them."""
+    """Shows how unevenly a layer 4 balancer, which balances connections, spreads calls."""
     chance = np.random.default_rng(0)
     rows = []
     for connections in (4, 8, 16, 32, 64, 256):

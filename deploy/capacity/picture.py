@@ -1,16 +1,18 @@
-"""Draws the simulations: what comes and what is answered, the pods, and how late the busiest pod's answers are."""
+"""Draws the simulations: offered and answered calls, pods, and the 99th percentile of the busiest pod."""
 
 from pathlib import Path
 
+from deploy.capacity.hpa import Autoscaling
+from deploy.capacity.measured import Measured
+from deploy.capacity.page import STEP_FACTORS
+from deploy.capacity.scenarios import RAMP_SECONDS, Simulations
 from serving.loadtest import objectives
-from tests.benchmarks.capacity.hpa import Autoscaling
-from tests.benchmarks.capacity.measured import Measured
-from tests.benchmarks.capacity.page import STEP_FACTORS
-from tests.benchmarks.capacity.scenarios import RAMP_SECONDS, Simulations
+
+FILE = Path(__file__).parents[1] / "capacity.png"
 
 
 def draw(measured: Measured, autoscaling: Autoscaling, file: Path) -> None:
-    """A PNG with a column for each scenario."""
+    """Writes a PNG with one column for each scenario."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -28,13 +30,13 @@ def draw(measured: Measured, autoscaling: Autoscaling, file: Path) -> None:
         run = simulations.run(scenario).run
         unit, name = (3600, "hours") if scenario.seconds > 7200 else (60, "minutes")
         times = [(moment.at - scenario.begins) / unit for moment in run.moments]
-        calls.plot(times, [moment.offered / run.step for moment in run.moments], label="come")
-        calls.plot(times, [moment.answered / run.step for moment in run.moments], label="are answered")
+        calls.plot(times, [moment.offered / run.step for moment in run.moments], label="offered")
+        calls.plot(times, [moment.answered / run.step for moment in run.moments], label="answered")
         pods.plot(times, [moment.pods for moment in run.moments], label="wanted")
         pods.plot(times, [moment.ready for moment in run.moments], label="ready")
         late.plot(times, [moment.p99_ms for moment in run.moments], label="p99")
         for limit in limits:
-            late.axhline(limit, color="tab:red", linestyle=":", label="the objective")
+            late.axhline(limit, color="tab:red", linestyle=":", label="objective")
         calls.set(title=scenario.name)
         late.set(xlabel=name, yscale="log")
         if unit == 60:

@@ -1,47 +1,48 @@
-"""What may come, and what becomes of it: simulated with a replica's measured curve."""
+"""Loads to simulate with a replica's measured curve: a step, a ramp, a day, a lost zone."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from deploy.capacity.fleet import Cluster
+from deploy.capacity.hpa import Autoscaling
+from deploy.capacity.measured import SIMULATED, Curve, Measured
+from deploy.capacity.simulation import Load, Retry, Run, simulate
 from serving.loadtest import objectives
-from tests.benchmarks.capacity.fleet import Cluster, Load, Retry, Run, simulate
-from tests.benchmarks.capacity.hpa import Autoscaling
-from tests.benchmarks.capacity.measured import SIMULATED, Curve, Measured
 
-BUSY = 0.65  # of the calls a second at the knee: what is planned for a pod, and what the autoscaler is to aim at
+BUSY = 0.65  # planned load of a pod, as a share of the calls a second at the knee; the autoscaler's target follows from it
 
-BEGIN_SECONDS = 600.0  # before anything happens
-LASTING_SECONDS = 1800.0  # afterwards
+BEGIN_SECONDS = 600.0  # of constant load before the change
+LASTING_SECONDS = 1800.0  # after the change
 RAMP_SECONDS = 600.0
 
-# The share of a day's peak that each hour brings, from midnight on, and what comes in between on a straight line. Made up,
-# after how mail goes: what was collected is sorted in the evening, what goes out is sorted early, little happens at noon.
+# Load at each full hour from midnight on, as a share of the day's peak; linear in between. Invented, after the course of a
+# sorting centre's day: collected mail is sorted in the evening, outgoing mail early in the morning, and noon is quiet.
 DAY = (
     *(0.40, 0.30, 0.25, 0.30, 0.40, 0.40, 0.25, 0.10, 0.08, 0.08, 0.08, 0.08),
     *(0.08, 0.08, 0.10, 0.15, 0.25, 0.55, 0.85, 1.00, 1.00, 0.90, 0.70, 0.50),
 )
-DAY_PODS = 15  # that its peak is planned for
+DAY_PODS = 15  # for the planned load of the day's peak
 
 RETRY = Retry(attempts=4)
 CLIENTS_LOOK_SECONDS = 300.0  # DIGITS_MAX_CONNECTION_AGE_SECONDS of deploy/kubernetes/base/settings.env
-CLIENTS_NOTICE_SECONDS = 40.0  # keepalive of DigitClient: asked after 30, given up after 10 more
-CRON_SECONDS = 300.0  # before the load, in which pods are made for it
+CLIENTS_NOTICE_SECONDS = 40.0  # keepalive of DigitClient: a ping after 30 s, and a timeout of 10 s
+CRON_SECONDS = 300.0  # from the cron trigger to the load
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A load, and what else is special.
+    """A load and its circumstances.
 
     Attributes:
         name: in words.
-        load: calls a second, by seconds.
-        seconds: how long it is simulated.
+        load: calls a second, by time.
+        seconds: length of the simulation.
         step: seconds.
-        begins: when something happens.
-        balanced_by_clients: rather than by Envoy.
+        begins: time of the change, seconds.
+        balanced_by_clients: True if clients balance calls, False if Envoy does.
         retry, zone_lost_at, calendar: as `simulate` takes them.
-        min_replicas: to begin with; None for the manifest's.
+        min_replicas: the autoscaler's minimum; None for the manifest's.
     """
 
     name: str
@@ -58,14 +59,14 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a scenario.
+    """A simulated scenario.
 
     Attributes:
-        scenario: which.
-        min_replicas: with how many pods at least.
-        run: all of it.
-        outside_seconds: in which an objective was not kept.
-        recovered_seconds: after it began, when the objectives were kept for good; None if they were not at the end.
+        scenario: the simulated one.
+        min_replicas: the autoscaler's minimum.
+        run: every step of the simulation.
+        outside_seconds: seconds in which an objective was missed.
+        recovered_seconds: from the change until the objectives were met for good; None if they were missed at the end.
     """
 
     scenario: Scenario
@@ -76,21 +77,26 @@ class Result:
 
 
 class Simulations:
-    """The scenarios, with an autoscaler."""
+    """Scenarios for one replica and one autoscaler.
+
+    Attributes:
+        curve: of each pod.
+        autoscaling: settings of the autoscaler.
+        pod_rate: planned calls a second for a pod.
+        base: planned calls a second for the minimum of pods.
+    """
 
     def __init__(self, measured: Measured, autoscaling: Autoscaling, *, gauge: bool = False):
-        """`gauge` is what the autoscaler is shown, as Cluster has it."""
+        """Plans the load of a pod from the knee. `gauge` is Cluster's."""
         self.curve: Curve = measured.curve(SIMULATED)
         self.autoscaling = autoscaling
         self._cluster = Cluster(start_seconds=measured.start_seconds, gauge=gauge)
         self._objectives = objectives.parse(measured.objectives)
         self.pod_rate = BUSY * self.curve.knee.rate
-        """Calls a second that are planned for a pod."""
         self.base = autoscaling.min_replicas * self.pod_rate
-        """Calls a second that are planned for the fewest pods."""
 
     def run(self, scenario: Scenario, *, min_replicas: int | None = None) -> Result:
-        """What comes of a scenario."""
+        """Simulates a scenario."""
         least = min_replicas or scenario.min_replicas or self.autoscaling.min_replicas
         cluster = self._cluster
         if scenario.balanced_by_clients:
@@ -115,44 +121,44 @@ class Simulations:
         return Result(scenario, least, run, len(outside) * scenario.step, recovered)
 
     def with_headroom(self, scenario: Scenario) -> Result | None:
-        """The same with the fewest pods at least that keep the objectives; None where none do."""
+        """Finds the lowest minimum of pods that meets the objectives. Returns None if even the maximum misses them."""
         low, high = scenario.min_replicas or self.autoscaling.min_replicas, self.autoscaling.max_replicas
         best = None
         while low <= high:
             middle = (low + high) // 2
             result = self.run(scenario, min_replicas=middle)
-            if self.kept(result):
+            if self.meets_objectives(result):
                 best, high = result, middle - 1
             else:
                 low = middle + 1
         return best
 
-    def kept(self, result: Result) -> bool:
-        """Whether the objectives were, but until a loss was noticed."""
+    def meets_objectives(self, result: Result) -> bool:
+        """Returns True if the objectives were met, except between the loss of a zone and its detection."""
         lost = result.scenario.zone_lost_at < result.scenario.seconds
         return result.outside_seconds <= (self._cluster.notice_seconds if lost else 0)
 
     def steady(self, seconds: float = BEGIN_SECONDS + LASTING_SECONDS) -> Scenario:
-        """What the fewest pods carry."""
-        return Scenario(name="as much all the time", load=lambda _: self.base, seconds=seconds)
+        """Returns the planned load of the minimum of pods, constant."""
+        return Scenario(name="constant load", load=lambda _: self.base, seconds=seconds)
 
     def step(self, factor: float) -> Scenario:
-        """So many times as much from one second to the next."""
+        """Returns a load that multiplies within a second."""
         return Scenario(
-            name=f"{factor:g} times as much, at once",
+            name=f"{factor:g} times the load, at once",
             load=lambda now: self.base * (factor if now >= BEGIN_SECONDS else 1.0),
         )
 
     def ramp(self, factor: float, seconds: float) -> Scenario:
-        """So many times as much in the end."""
+        """Returns a load that grows linearly by a factor."""
 
         def load(now: float) -> float:
             return self.base * (1 + (factor - 1) * min(1.0, max(0.0, now - BEGIN_SECONDS) / seconds))
 
-        return Scenario(name=f"{factor:g} times as much, within {seconds / 60:g} minutes", load=load)
+        return Scenario(name=f"{factor:g} times the load, within {seconds / 60:g} minutes", load=load)
 
     def day(self) -> Scenario:
-        """A sorting centre's."""
+        """Returns the load of a sorting centre's day."""
         peak = DAY_PODS * self.pod_rate
 
         def load(now: float) -> float:
@@ -163,26 +169,26 @@ class Simulations:
         return Scenario(name="a day", load=load, seconds=86_400, step=15.0, begins=0.0)
 
     def zone(self, pods: int) -> Scenario:
-        """A third of the pods is gone, where so many carry what is planned for them."""
+        """Returns a constant load for so many pods, a third of which is lost."""
         return Scenario(
-            name=f"a zone lost, of {pods} pods",
+            name=f"a zone of {pods} pods lost",
             load=lambda _: pods * self.pod_rate,
             zone_lost_at=BEGIN_SECONDS,
             min_replicas=pods,
         )
 
     def balanced_by_clients(self, scenario: Scenario) -> Scenario:
-        """The same without Envoy."""
-        return replace(scenario, name=f"{scenario.name}, clients balance", balanced_by_clients=True)
+        """Returns the scenario without Envoy."""
+        return replace(scenario, name=f"{scenario.name}, client-side balancing", balanced_by_clients=True)
 
-    def asked_again(self, scenario: Scenario) -> Scenario:
-        """The same with clients that send again what is refused."""
-        return replace(scenario, name=f"{scenario.name}, clients ask {RETRY.attempts} times", retry=RETRY)
+    def retried(self, scenario: Scenario) -> Scenario:
+        """Returns the scenario with clients that retry refused calls."""
+        return replace(scenario, name=f"{scenario.name}, {RETRY.attempts} attempts a call", retry=RETRY)
 
-    def announced(self, scenario: Scenario, pods: int) -> Scenario:
-        """The same where the calendar knows of it."""
+    def scheduled(self, scenario: Scenario, pods: int) -> Scenario:
+        """Returns the scenario with a cron trigger that creates pods before the load arrives."""
         return replace(
             scenario,
-            name=f"{scenario.name}, on the calendar",
+            name=f"{scenario.name}, with a cron trigger",
             calendar=lambda now: pods if now >= BEGIN_SECONDS - CRON_SECONDS else 0,
         )

@@ -1,6 +1,6 @@
-"""The horizontal pod autoscaler of Kubernetes, autoscaling/v2, for a metric of pods, and CPU beside it.
+"""Simulates Kubernetes' horizontal pod autoscaler, autoscaling/v2, for a metric of pods and for CPU.
 
-Source: Kubernetes' documentation, "Horizontal Pod Autoscaling", and where that is silent its controller,
+Source: Kubernetes' documentation, "Horizontal Pod Autoscaling", and for its gaps the controller,
 pkg/controller/podautoscaler: replica_calculator.go (calcPlainMetricReplicas, groupPods) and horizontal.go
 (stabilizeRecommendationWithBehaviors, convertDesiredReplicasWithBehaviorRate).
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.manifests import KUBERNETES, quantity
+from deploy.quantity import parse_quantity
 
-MANIFEST = KUBERNETES / "components" / "hpa" / "hpa.yaml"
+MANIFEST = Path(__file__).parents[1] / "kubernetes" / "components" / "hpa" / "hpa.yaml"
 
-POD_CORES = 2  # that a pod asks for: deploy/kubernetes/base/deployment.yaml
+POD_CORES = 2  # CPU request of a pod in deploy/kubernetes/base/deployment.yaml
 
 SYNC_SECONDS = 15  # --horizontal-pod-autoscaler-sync-period
 TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
@@ -25,7 +25,7 @@ TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 
 @dataclass(frozen=True)
 class Policy:
-    """How fast it may go: `value` pods, or percent of the pods, in `period_seconds`."""
+    """A limit on scaling: `value` pods, or `value` percent of the pods, within `period_seconds`."""
 
     percent: bool
     value: int
@@ -34,11 +34,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class Behavior:
-    """How it may go up, or down.
+    """The rules for scaling up, or for scaling down.
 
     Attributes:
-        window_seconds: how long a recommendation counts: it goes up by the lowest of them, and down by the highest.
-        policies: of which the one counts that changes most, or with `least` the one that changes least.
+        window_seconds: stabilization window. Scaling up follows the lowest recommendation in it, scaling down the highest.
+        policies: the one that changes most counts, or with `least` the one that changes least.
+        least: selectPolicy is Min rather than Max.
     """
 
     window_seconds: int
@@ -48,13 +49,13 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Autoscaling:
-    """What a HorizontalPodAutoscaler asks for.
+    """The settings of a HorizontalPodAutoscaler.
 
     Attributes:
-        min_replicas, max_replicas: of pods.
-        in_flight: requests in flight that should fall to each; None where it does not look at that.
-        cores: that each should take, likewise.
-        up, down: how it goes.
+        min_replicas, max_replicas: bounds of the number of pods.
+        in_flight: target of requests in flight for each pod; None for no such metric.
+        cores: target of CPU cores in use for each pod; None for no such metric.
+        up, down: rules for scaling up and down.
     """
 
     min_replicas: int
@@ -65,21 +66,25 @@ class Autoscaling:
     down: Behavior
 
     def at_least(self, replicas: int) -> "Autoscaling":
-        """The same with another minimum."""
+        """Returns the settings with another minimum."""
         return replace(self, min_replicas=replicas)
 
 
 def read(file: Path = MANIFEST) -> Autoscaling:
-    """From a manifest. Raises ValueError where it asks for something that is not simulated here."""
+    """Reads the settings from a manifest.
+
+    Raises:
+        ValueError: the manifest has settings that this module does not simulate.
+    """
     (manifest,) = (one for one in yaml.safe_load_all(file.read_text()) if one["kind"] == "HorizontalPodAutoscaler")
     spec = manifest["spec"]
     (metric,) = spec["metrics"]
     if metric["type"] != "Pods" or metric["pods"]["target"]["type"] != "AverageValue":
-        raise ValueError(f"{file.name} goes by {metric}, expected the AverageValue of a metric of pods")
+        raise ValueError(f"{file.name} scales by {metric}: only the AverageValue of a metric of type Pods can be simulated")
     return Autoscaling(
         spec["minReplicas"],
         spec["maxReplicas"],
-        quantity(metric["pods"]["target"]["averageValue"]),
+        parse_quantity(metric["pods"]["target"]["averageValue"]),
         None,
         _behavior(spec["behavior"]["scaleUp"]),
         _behavior(spec["behavior"]["scaleDown"]),
@@ -89,21 +94,21 @@ def read(file: Path = MANIFEST) -> Autoscaling:
 def _behavior(rules: dict[str, Any]) -> Behavior:
     select = rules.get("selectPolicy", "Max")
     if select not in ("Max", "Min"):
-        raise ValueError(f"selectPolicy is {select}, expected Max or Min")
+        raise ValueError(f"selectPolicy is {select!r}, expected Max or Min")
     policies = tuple(Policy(one["type"] == "Percent", one["value"], one["periodSeconds"]) for one in rules["policies"])
     return Behavior(rules["stabilizationWindowSeconds"], policies, least=select == "Min")
 
 
 def recommended(current: int, target: float, metrics: Sequence[float], *, missing: int = 0, pending: int = 0) -> int:
-    """How many pods the metric asks for.
+    """Returns how many pods a metric asks for.
 
     Args:
-        current: pods that there should be now.
+        current: pods that should exist now.
         target: of the metric, for each pod.
-        metrics: of the pods that run and have one.
-        missing: pods that run and have none: they count as idle where more pods are asked for, else as being at the target.
-        pending: pods that do not run yet, and for CPU those that are hardly ready: they count as idle where more are asked
-            for, else not at all.
+        metrics: values of the pods that run and have one.
+        missing: pods that run and have no value. They count as idle when scaling up, else as being at the target.
+        pending: pods that do not run yet; for CPU also pods that have just got ready. They count as idle when scaling up,
+            else not at all.
     """
     if not metrics:
         return current
@@ -124,37 +129,37 @@ def _near(ratio: float) -> bool:
 
 
 class Autoscaler:
-    """What it recommended and did so far, and what it does next."""
+    """The controller, with its past recommendations and changes."""
 
     def __init__(self, autoscaling: Autoscaling):
-        self._asks = autoscaling
+        self._settings = autoscaling
         self._recommendations: list[tuple[float, int]] = []
-        self._changes: list[tuple[float, int]] = []  # pods more, or fewer
+        self._changes: list[tuple[float, int]] = []  # time and number of pods added, negative for removed
 
     def scale(self, now: float, current: int, wanted: int) -> int:
-        """How many pods there should be, where the metric asks for `wanted`; to be asked every SYNC_SECONDS."""
-        asks = self._asks
-        if not asks.min_replicas <= current <= asks.max_replicas:
-            replicas = min(max(current, asks.min_replicas), asks.max_replicas)
+        """Returns how many pods should exist when the metrics ask for `wanted`. Call this every SYNC_SECONDS."""
+        settings = self._settings
+        if not settings.min_replicas <= current <= settings.max_replicas:
+            replicas = min(max(current, settings.min_replicas), settings.max_replicas)
         else:
             stable = self._stabilized(now, current, wanted)
-            low, high = (self._limit(now, current, behavior) for behavior in (asks.down, asks.up))
-            replicas = min(max(stable, low, asks.min_replicas), high, asks.max_replicas)
+            low, high = (self._limit(now, current, behavior) for behavior in (settings.down, settings.up))
+            replicas = min(max(stable, low, settings.min_replicas), high, settings.max_replicas)
         if replicas != current:
             self._changes.append((now, replicas - current))
         return replicas
 
     def _stabilized(self, now: float, current: int, wanted: int) -> int:
         self._recommendations.append((now, wanted))
-        up, down = self._asks.up.window_seconds, self._asks.down.window_seconds
+        up, down = self._settings.up.window_seconds, self._settings.down.window_seconds
         self._recommendations = [one for one in self._recommendations if one[0] > now - max(up, down) or one[0] == now]
         lowest = min(replicas for at, replicas in self._recommendations if at > now - up or at == now)
         highest = max(replicas for at, replicas in self._recommendations if at > now - down or at == now)
         return min(max(current, lowest), highest)
 
     def _limit(self, now: float, current: int, behavior: Behavior) -> int:
-        """How far it may go now."""
-        up = behavior is self._asks.up
+        """Returns the furthest number of pods that the policies allow now."""
+        up = behavior is self._settings.up
         limits = []
         for policy in behavior.policies:
             begun = current - sum(change for at, change in self._changes if at > now - policy.period_seconds)
