@@ -119,8 +119,8 @@ format: .venv/.everything ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-readme: .venv/.everything ## write README's tables of settings and metrics anew
-	$(BIN)/python -m tests.readme_tables
+readme: .venv/.everything ## write the tables of settings and metrics in serving/README.md
+	$(BIN)/python -m serving.readme_tables
 
 samples: .venv/.everything ## draw the sample digits anew
 	$(BIN)/python -m tests.support.drawn_digits

@@ -22,7 +22,7 @@ ORDER = [
     "api",
     *["transport", "web"],
     "process",
-    *["cli", "__main__"],
+    *["cli", "readme_tables", "__main__"],
 ]
 
 

@@ -1,4 +1,7 @@
-"""README's tables of settings and metrics, from the code: `make readme` writes them, and a test holds them to it."""
+"""Writes the tables of settings and metrics in serving/README.md from the code: `make readme`.
+
+A test fails when a table differs from the code.
+"""
 
 from pathlib import Path
 
@@ -10,22 +13,23 @@ from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import SupervisorMetrics
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent / "README.md"
+
+# Defaults that depend on the machine or on the path of the installation.
+_COMPUTED_DEFAULTS = {"models": "the bundled models", "workers": "the CPU quota", "instances": "2, or 1 with one core"}
 
 
-def settings() -> list[str]:
-    """A row for each setting."""
+def settings_rows() -> list[str]:
+    """Returns one Markdown table row per setting: flag, default, description."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = "none" if field.default is None else f"`{str(field.default).lower()}`"
-        elsewhere = {"models": "the bundled models", "workers": "the CPU quota", "instances": "2, or 1 with one core"}
-        shown = elsewhere.get(name, default)
-        rows.append(f"| `--{name.replace('_', '-')}` | {shown} | {field.description} |")
+        rows.append(f"| `--{name.replace('_', '-')}` | {_COMPUTED_DEFAULTS.get(name, default)} | {field.description} |")
     return rows
 
 
-def metrics() -> list[str]:
-    """A row for each metric."""
+def metric_rows() -> list[str]:
+    """Returns one Markdown table row per metric of the service: name, type, description."""
     rows = []
     workers = SupervisorMetrics(CollectorRegistry(), list)
     for metric in [*DriftCollector(AccuracyCollector(Metrics().registry)).collect(), *workers.registry.collect()]:
@@ -35,16 +39,16 @@ def metrics() -> list[str]:
     return rows
 
 
-def written(text: str) -> str:
-    """The README's text with both tables as they should be."""
-    for section, rows in (("Settings", settings()), ("Metrics", metrics())):
-        before, head, rest = text.partition(f"\n## {section}\n")
+def with_tables(text: str) -> str:
+    """Returns the text of the README with both tables replaced by those of the code."""
+    for section, rows in (("Table of settings", settings_rows()), ("Table of metrics", metric_rows())):
+        before, heading, rest = text.partition(f"\n### {section}\n")
         lines = rest.splitlines()
         start = next(n for n, line in enumerate(lines) if line.startswith("|---")) + 1
         end = next(n for n, line in enumerate(lines[start:], start) if not line.startswith("|"))
-        text = before + head + "\n".join([*lines[:start], *rows, *lines[end:]]) + "\n"
+        text = before + heading + "\n".join([*lines[:start], *rows, *lines[end:]]) + "\n"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    README.write_text(with_tables(README.read_text()))
