@@ -362,7 +362,7 @@ class Reader:
         return re.sub(rf"(?<=:)({_GRPC_PORT}|{_METRICS_PORT})\b", lambda port: self.ports[port[0]], text)
 
     def _read(self, output: bytes) -> str:
-        text = output.decode(errors="replace").replace(f"{self.directory}/", "")
+        text = output.decode(errors="replace").replace(f"{self.directory}/", "").replace(f"{ROOT}/", "")
         for named, used in self.ports.items():
             text = text.replace(f":{used}", f":{named}").replace(f"={used}", f"={named}")
         return text
