@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from serving import readme_tables
-from tests.support import documents
+from tests.support import document_reader
+from tests.support.markdown_blocks import Block, blocks, missing_programs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "serving/README.md")
@@ -33,30 +34,32 @@ def tracked(pattern: str) -> list[str]:
 def test_code_blocks_of_a_readme_run_as_printed(document: str) -> None:
     problems = []
     missing: set[str] = set()
-    with documents.reader() as reader:
-        for block in documents.blocks((ROOT / document).read_text()):
-            missing |= (lacking := documents.missing_programs(block))
+    with document_reader.reader() as reader:
+        for block in blocks((ROOT / document).read_text()):
+            missing |= (lacking := missing_programs(block))
             if not lacking and (problem := reader.run(block).problem):
                 problems.append(f"{document}:{block.line}: {problem}")
-    assert not problems, "\n\n".join([*problems, f"python -m tests.support.documents {document} writes the new outputs"])
+    assert not problems, "\n\n".join(
+        [*problems, f"python -m tests.support.document_reader {document} writes the new outputs"]
+    )
     if missing:
         pytest.skip(f"all other blocks ran as printed; one needs {', '.join(sorted(missing))}: apt-get install it")
 
 
 def test_blocks_that_are_not_run_have_one_of_the_known_reasons() -> None:
-    found = [block for document in DOCUMENTS for block in documents.blocks((ROOT / document).read_text())]
+    found = [block for document in DOCUMENTS for block in blocks((ROOT / document).read_text())]
     reasons = [block.no_run for block in found if block.no_run is not None]
     assert set(reasons) == NOT_RUN
     assert len(reasons) == len(NOT_RUN), "a reason stands for one block"
 
 
 def test_a_block_whose_output_differs_is_a_problem(tmp_path: Path) -> None:
-    with documents.Reader(tmp_path, {"8001": "1", "8002": "2"}) as reader:
-        same = documents.Block("console", "$ echo 0.25; echo 8\n0.75\n8\n", 1)
-        other = documents.Block("console", "$ echo 0.25; echo 8\n0.75\n9\n", 1)
-        failing = documents.Block("sh", "false\ntrue\n", 1)
-        unknown = documents.Block("shell", "true\n", 1)
-        raising = documents.Block("python", "print(1)\nraise ValueError('no')\n", 1)
+    with document_reader.Reader(tmp_path, {"8001": "1", "8002": "2"}) as reader:
+        same = Block("console", "$ echo 0.25; echo 8\n0.75\n8\n", 1)
+        other = Block("console", "$ echo 0.25; echo 8\n0.75\n9\n", 1)
+        failing = Block("sh", "false\ntrue\n", 1)
+        unknown = Block("shell", "true\n", 1)
+        raising = Block("python", "print(1)\nraise ValueError('no')\n", 1)
         assert reader.run(same).problem is None
         assert reader.run(other).body == "$ echo 0.25; echo 8\n0.25\n8\n"
         assert "exit status 1" in str(reader.run(failing).problem)

@@ -1,22 +1,8 @@
 """Runs the code blocks of a Markdown document in order, as a reader would, against real services.
 
-The info string of a fenced block gives its language, then its role:
+markdown_blocks.py explains the info strings. Documents name the ports 8001 and 8002; the blocks run with free ones.
 
-    sh                      a script; every command must succeed
-    console                 commands after `$ `, each with its output, which is compared
-    sh serve, console serve a server, which runs until the next such block; later blocks call it
-    python                  run in one interpreter per document, so that later blocks use the names of earlier ones
-    text output             the output of the Python block above
-    json log, json log stop lines that the server has logged since; `stop` first sends it SIGTERM
-    toml FILE, text FILE    the content of FILE, which is written, and loaded where a later block names it
-    promql                  a query that Prometheus' parser must accept
-    text                    a diagram or a tree: not run
-    LANGUAGE no-run: REASON not run; a test holds the list of reasons
-
-In an expected output, a line `…` stands for any lines and `…` in a line for any text. Versions, times, ids and other numbers
-that differ from run to run are compared by form. Documents name the ports 8001 and 8002; the blocks run with free ones.
-
-`python -m tests.support.documents README.md` runs a document and writes the outputs that differ into it.
+`python -m tests.support.document_reader README.md` runs a document and writes the outputs that differ into it.
 """
 
 import os
@@ -32,34 +18,20 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import trustme
 
 from tests.support import credentials
+from tests.support.markdown_blocks import Block, blocks, matches, session
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 60  # for one command or block; the longest take about two
-
 LOG_SECONDS = 5  # a line that is not in the log by then is not written
 
-_FENCE = re.compile(r"^( *)```(.*)$")
 _GRPC_PORT, _METRICS_PORT = "8001", "8002"
-
-# Parts of an output that differ between runs or machines, with the form that replaces them on both sides of a comparison.
-_VARIABLE = (
-    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d+(Z|\+00:00)?", "<time>"),
-    (r"\b20\d{12}\b", "<model version>"),
-    (r"(\"pid\": ?)\d+", r"\1<pid>"),
-    (r"(ipv4:127\.0\.0\.1:)\d+", r"\1<port>"),
-    (r"\b[0-9a-f]{40}(-dirty)?|\bunknown\b", "<commit>"),
-    (r"\b([0-9a-f]{32}|[0-9a-f]{16})\b", "<trace id>"),
-    (r"(?=[\w-]*[A-Z0-9])[\w-]{40,}", "<id>"),
-    (r"\d+\.\d+([eE]-?\d+)?", "<number>"),
-    (r"[ \t]+", " "),
-)
 
 _INTERPRETER = """
 import sys, traceback
@@ -74,85 +46,6 @@ for line in sys.stdin:
         ending = "failed"
     print(f"\\0{ending}", flush=True)
 """
-
-
-@dataclass
-class Block:
-    """One fenced block.
-
-    Attributes:
-        info: the info string, such as `console serve`.
-        body: the text between the fences.
-        line: line of the opening fence, from 1.
-    """
-
-    info: str
-    body: str
-    line: int
-
-    @property
-    def language(self) -> str:
-        return self.info.split(" ")[0]
-
-    @property
-    def role(self) -> str:
-        return self.info.partition(" ")[2]
-
-    @property
-    def no_run(self) -> str | None:
-        """The reason why the block is not run; None where it is."""
-        return self.role.removeprefix("no-run: ") if self.role.startswith("no-run: ") else None
-
-
-def blocks(text: str) -> list[Block]:
-    """Returns the fenced blocks of a Markdown text, in order."""
-    found: list[Block] = []
-    opened: tuple[str, int, list[str]] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        fence = _FENCE.match(line)
-        if fence and opened is None:
-            opened = (fence[2].strip(), number, [])
-        elif fence and opened is not None:
-            found.append(Block(opened[0], "".join(f"{one}\n" for one in opened[2]), opened[1]))
-            opened = None
-        elif opened is not None:
-            opened[2].append(line)
-    if opened is not None:
-        raise ValueError(f"line {opened[1]}: a fenced block is not closed")
-    return found
-
-
-def session(body: str) -> list[tuple[str, str]]:
-    """Returns the commands of a console session, each with its expected output. A trailing backslash continues a command."""
-    commands: list[tuple[str, str]] = []
-    continued = False
-    for line in body.splitlines():
-        if line.startswith("$ "):
-            commands.append((line[2:] + "\n", ""))
-        elif not commands:
-            raise ValueError(f"a console session begins with a command after `$ `, not with {line!r}")
-        elif continued:
-            commands[-1] = (commands[-1][0] + line + "\n", "")
-        else:
-            commands[-1] = (commands[-1][0], commands[-1][1] + line + "\n")
-        continued = line.endswith("\\") and not commands[-1][1]
-    return commands
-
-
-def matches(expected: str, actual: str) -> bool:
-    """Returns True where an output is the expected one, up to the parts that differ from run to run."""
-    expected, actual = _normalized(expected), _normalized(actual)
-    lines = [
-        r"(?:.*\n)*?" if line == "…" else ".*".join(re.escape(part) for part in line.split("…")) + r"\n"
-        for line in expected.splitlines()
-    ]
-    return re.fullmatch("".join(lines), actual) is not None
-
-
-def _normalized(text: str) -> str:
-    for pattern, form in _VARIABLE:
-        text = re.sub(pattern, form, text)
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 @dataclass
@@ -172,15 +65,23 @@ class Result:
 
 @dataclass
 class Reader:
-    """Runs blocks in a working directory of its own, and holds the server and the interpreter that they use."""
+    """Runs blocks in a working directory, and holds the server and the interpreter that they use.
+
+    Attributes:
+        directory: the working directory.
+        ports: the ports of this run, by the ports that documents name.
+        server: the server that the last `serve` block has started.
+        interpreter: runs all Python blocks.
+        printed: output of the last Python block.
+        logged: number of the server's log lines that were compared.
+    """
 
     directory: Path
     ports: dict[str, str]
     server: "subprocess.Popen[bytes] | None" = None
     interpreter: "subprocess.Popen[str] | None" = None
     printed: str = ""
-    logged: int = field(default=0)
-    """Lines of the server's log that were compared already."""
+    logged: int = 0
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +96,13 @@ class Reader:
             self.interpreter.wait(SECONDS)
 
     def run(self, block: Block) -> Result:
-        """Runs one block. A missing program is reported as a problem."""
+        """Runs one block."""
+        try:
+            return self._run(block)
+        except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
+            return Result(block, str(error))
+
+    def _run(self, block: Block) -> Result:
         if block.no_run is not None or block.info == "text":
             return Result(block)
         match block.language, block.role:
@@ -209,7 +116,7 @@ class Reader:
                 return self._log(block)
             case "promql", "":
                 return self._promql(block)
-            case (("toml" | "text"), file) if re.fullmatch(r"[\w./-]+\.(toml|txt)", file):
+            case "toml", file if re.fullmatch(r"[\w./-]+\.toml", file):
                 target = self.directory / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(block.body)
@@ -233,34 +140,22 @@ class Reader:
         return self.directory / "server.log"
 
     def _commands(self, block: Block) -> Result:
-        commands = [(block.body, "")] if block.language == "sh" else session(block.body)
-        serves = block.role == "serve"
-        body, problems = "", []
-        for command, expected in commands[: len(commands) - serves]:
-            done = self._shell(command)
-            if block.language == "sh":
-                if done.returncode:
-                    return Result(block, f"exit status {done.returncode}\n{self._read(done.stdout)}")
-                continue
-            output = self._read(done.stdout)
+        """Runs a script, a session or a server."""
+        if block.language == "sh" and block.role == "serve":
+            self._serve(block.body, "")
+            return Result(block)
+        if block.language == "sh":
+            done = self._shell(block.body)
+            return Result(block, f"exit status {done.returncode}\n{self._read(done.stdout)}" if done.returncode else None)
+        commands = session(block.body)
+        body, differing = "", ""
+        for number, (command, expected) in enumerate(commands, 1):
+            serves = block.role == "serve" and number == len(commands)
+            output = self._serve(command, expected) if serves else self._read(self._shell(command).stdout)
             same = matches(expected, output)
             body += f"$ {command}{expected if same else output}"
-            if not same:
-                problems.append(f"$ {command}{output}")
-        if serves:
-            command, expected = commands[-1]
-            try:
-                output = self._serve(command, expected)
-            except RuntimeError as error:
-                return Result(block, str(error))
-            if block.language == "console":
-                same = matches(expected, output)
-                body += f"$ {command}{expected if same else output}"
-                if not same:
-                    problems.append(f"$ {command}{output}")
-        if problems:
-            return Result(block, "the output is\n" + "".join(problems), body)
-        return Result(block)
+            differing += "" if same else f"$ {command}{output}"
+        return Result(block, f"the output is\n{differing}", body) if differing else Result(block)
 
     def _shell(self, script: str) -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
@@ -274,7 +169,7 @@ class Reader:
         )
 
     def _serve(self, command: str, expected: str) -> str:
-        """Starts a server in the place of the last one; returns its log once that is the expected one, or stays another.
+        """Starts a server in the place of the last one; returns its log.
 
         Raises:
             RuntimeError: the server did not start.
@@ -308,7 +203,8 @@ class Reader:
             return False
 
     def _lines(self) -> list[str]:
-        return self._read(self.log.read_bytes()).splitlines(keepends=True)
+        lines = self._read(self.log.read_bytes()).splitlines(keepends=True)
+        return [line for line in lines if "GET /readyz" not in line]  # this test asked, not the reader
 
     def _log(self, block: Block) -> Result:
         if block.role == "log stop":
@@ -433,12 +329,6 @@ def _ports() -> list[str]:
             one.bind(("127.0.0.1", port))
             found.append(str(port))
     return found
-
-
-def missing_programs(block: Block) -> set[str]:
-    """Returns the programs that a block names and this machine lacks, among those that a plain Debian may lack."""
-    named = {"curl", "openssl"} & set(re.findall(r"[\w-]+", block.body)) if block.language in ("sh", "console") else set()
-    return {name for name in named if shutil.which(name) is None}
 
 
 def rewrite(document: Path) -> list[Result]:
