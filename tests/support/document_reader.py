@@ -162,6 +162,7 @@ class Reader:
             ["bash", "-euo", "pipefail", "-c", self._here(script)],
             cwd=self.directory,
             env=self._environment(),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=SECONDS,
@@ -179,7 +180,7 @@ class Reader:
             self.server = subprocess.Popen(
                 ["bash", "-euc", self._here(f"exec env {command}")],
                 cwd=self.directory,
-                env=self._environment(),
+                env=self._environment(workers=2 if expected else 1),  # one starts faster, where no log is compared
                 stdout=log,
                 stderr=log,
                 process_group=0,
@@ -258,12 +259,15 @@ class Reader:
         return re.sub(rf"(?<=:)({_GRPC_PORT}|{_METRICS_PORT})\b", lambda port: self.ports[port[0]], text)
 
     def _read(self, output: bytes) -> str:
-        text = output.decode(errors="replace").replace(f"{self.directory}/", "").replace(f"{ROOT}/", "")
+        text = output.decode(errors="replace")
+        # The programs are those of the environment that runs the test, wherever that lies.
+        for path, named in ((f"{Path(sys.executable).parent}/", ".venv/bin/"), (f"{self.directory}/", ""), (f"{ROOT}/", "")):
+            text = text.replace(path, named)
         for named, used in self.ports.items():
             text = text.replace(f":{used}", f":{named}").replace(f"={used}", f"={named}")
         return text
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, workers: int = 1) -> dict[str, str]:
         """Returns the variables of a command: none of the caller's settings, and two cores, as the documents show."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DIGITS_", "OTEL_", "MAKE"))}
         return {
@@ -279,7 +283,7 @@ class Reader:
             "PIP_QUIET": "1",
             "DIGITS_GRPC_PORT": self.ports[_GRPC_PORT],
             "DIGITS_METRICS_PORT": self.ports[_METRICS_PORT],
-            "DIGITS_WORKERS": "2",
+            "DIGITS_WORKERS": str(workers),
             "DIGITS_INSTANCES": "2",
             "DIGITS_DRAIN_SECONDS": "0",
         }
