@@ -6,15 +6,13 @@ markdown_blocks.py explains the info strings. Documents name the ports 8001 and 
 """
 
 import os
-import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,6 +22,7 @@ import trustme
 from tests.support import credentials
 from tests.support.document_processes import SECONDS, Interpreter, Server
 from tests.support.markdown_blocks import Block, blocks, matches, session
+from tests.support.service import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 _GRPC_PORT, _METRICS_PORT = "8001", "8002"
@@ -218,7 +217,7 @@ def reader() -> Iterator[Reader]:
     """Yields a reader in a directory that looks like a checkout after `make serve`, with TLS files as of an authority."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-documents-")))
-        ports = _free_ports()
+        ports = dict(zip((_GRPC_PORT, _METRICS_PORT), map(str, free_ports(2)), strict=True))
         for name in ("Makefile", "pyproject.toml", "protos", "serving"):
             (directory / name).symlink_to(ROOT / name)
 
@@ -245,18 +244,6 @@ def _program(path: Path, script: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-
-
-def _free_ports() -> dict[str, str]:
-    """Returns two ports below those that the kernel gives out for port 0, which other tests use meanwhile."""
-    found: dict[str, str] = {}
-    for named in (_GRPC_PORT, _METRICS_PORT):
-        while named not in found:
-            port = random.randrange(20_000, 32_000)  # noqa: S311 # no secret
-            with socket.socket() as one, suppress(OSError):
-                one.bind(("127.0.0.1", port))
-                found[named] = str(port)
-    return found
 
 
 def rewrite(document: Path) -> list[Result]:
