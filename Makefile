@@ -123,7 +123,7 @@ readme: .venv/.everything ## write the tables of settings and metrics in serving
 	$(BIN)/python -m serving.readme_tables
 
 samples: .venv/.everything ## draw the sample digits anew
-	$(BIN)/python -m tests.support.drawn_digits
+	$(BIN)/python -m serving.samples.draw
 
 dashboards: .venv/.everything ## write the Grafana dashboard and the PrometheusRule from their sources
 	$(BIN)/python -m deploy.generate

@@ -19,8 +19,8 @@ from serving.inference.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from serving.repository import versions
+from serving.samples.draw import draw_many
 from serving.settings import BUNDLED, Settings
-from tests.support.drawn_digits import draw_many
 from tests.support.postgres import Postgres, programs, stopped
 
 if TYPE_CHECKING:

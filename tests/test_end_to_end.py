@@ -12,8 +12,8 @@ from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import latest
+from serving.samples.draw import draw_many
 from tests.conftest import TIMEOUT, StartServer
-from tests.support.drawn_digits import draw_many
 from training import pipeline
 from training.calibrate import softmax
 from training.dataset import Dataset, Examples

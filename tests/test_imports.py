@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and modules of `serving`, from the bottom up: each may import those before it.
 ORDER = [
-    *["build_info", "contract", "cores", "errors", "imaging"],
+    *["build_info", "contract", "cores", "errors", "imaging", "samples"],
     *["settings", "ports"],
     "answers",
     "telemetry",

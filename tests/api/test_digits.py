@@ -24,11 +24,11 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from serving.repository.versions import ModelVersion
+from serving.samples.photograph import encode, photograph
 from serving.telemetry.metrics import Metrics
 from serving.transport import grpc_front
 from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
 from tests.support.model_files import publish_breakable, publish_unsound
-from tests.support.photographs import encode, photograph
 
 Images = NDArray[np.uint8]
 

@@ -26,9 +26,9 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process.server import Server
+from serving.samples.photograph import photograph
 from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
 from tests.support import model_files
-from tests.support.photographs import photograph
 
 Images = NDArray[np.uint8]
 Told = Any  # what JSON says

@@ -16,9 +16,9 @@ from deploy.capacity.simulation import Retry, Run, simulate
 from deploy.quantity import parse_quantity
 from serving.client import DigitClient
 from serving.loadtest import objectives
+from serving.samples.draw import draw
 from tests.benchmarks.capacity import sender
 from tests.deploy.manifests import KUBERNETES
-from tests.support.drawn_digits import draw
 from tests.support.service import service
 
 OBJECTIVES = objectives.parse("p99=100ms,errors=0.1%")

@@ -13,8 +13,8 @@ from serving.__main__ import main
 from serving.cli.framed_files import read_framed
 from serving.client.image_files import ImageError
 from serving.imaging.decode import frame_crop
-from tests.support.drawn_digits import SAMPLES, draw
-from tests.support.photographs import photograph
+from serving.samples.draw import SAMPLES, draw
+from serving.samples.photograph import photograph
 
 SEVEN = draw(7)
 

@@ -16,8 +16,8 @@ from serving.loadtest.plan import Plan
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1 import digit_service_pb2_grpc as stubs
 from serving.process.server import Server
+from serving.samples.draw import draw
 from tests.conftest import TIMEOUT, StartServer, value
-from tests.support.drawn_digits import draw
 
 SEVEN = draw(7)
 CODE = grpc.StatusCode

@@ -8,10 +8,10 @@ import pytest
 from serving.answers import decision
 from serving.client import Decision, DigitClient, Refusal, ResourceExhausted
 from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.samples.draw import draw
 from tests.client.test_balancing import Refusing, served
 from tests.conftest import TIMEOUT
 from tests.support.credentials import TOKEN, entry
-from tests.support.drawn_digits import draw
 from tests.support.service import service
 
 SEVEN = draw(7)

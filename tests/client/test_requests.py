@@ -8,9 +8,9 @@ import pytest
 
 from serving.client import DigitClient, Recognition
 from serving.client.image_files import ImageError, read_image
+from serving.samples.draw import SAMPLES, draw
+from serving.samples.photograph import photograph
 from tests.conftest import TIMEOUT
-from tests.support.drawn_digits import SAMPLES, draw
-from tests.support.photographs import photograph
 from tests.support.service import service
 
 SEVEN = draw(7)

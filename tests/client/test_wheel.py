@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.drawn_digits import SAMPLES
+from serving.samples.draw import SAMPLES
 from tests.support.service import service
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,8 +12,8 @@ import grpc
 from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.samples.draw import draw
 from tests.conftest import TIMEOUT
-from tests.support.drawn_digits import draw
 
 IMAGES = [draw(digit) for digit in range(10)]
 

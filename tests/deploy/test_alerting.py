@@ -19,6 +19,7 @@ import trustme
 from numpy.typing import NDArray
 
 from serving.client import DigitClient
+from serving.samples.draw import SAMPLES
 from tests.conftest import TIMEOUT
 from tests.deploy import promql, series
 from tests.deploy.conftest import Prove
@@ -26,7 +27,6 @@ from tests.deploy.mail import Mail
 from tests.deploy.monitoring import Prometheus, Sample, Webhook, alertmanager, needs, prometheus, shortened, webhook
 from tests.deploy.test_dashboard import PANELS
 from tests.support import credentials, model_files
-from tests.support.drawn_digits import SAMPLES
 from tests.support.service import Service, service
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]

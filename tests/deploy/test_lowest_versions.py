@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.samples.draw import SAMPLES
 from tests.deploy.conftest import Prove
-from tests.support.drawn_digits import SAMPLES
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]  # downloads 60 MB
 

@@ -20,11 +20,11 @@ from serving.imaging.framing import frame, measure
 from serving.inference.metadata import parse_drift_reference
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.samples.draw import draw
 from serving.telemetry.histograms import CENTRE, INK
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.conftest import TIMEOUT, StartServer
-from tests.support.drawn_digits import draw
 from tests.support.service import service
 from training.drift_reference import drift_reference
 

@@ -19,9 +19,9 @@ from serving.imaging.ink import find_ink
 from serving.inference.model import Model
 from serving.recognition import crop_queue
 from serving.recognition.crop_queue import CropQueue
+from serving.samples.photograph import cut_out, encode, photograph
 from serving.telemetry.metrics import Metrics
 from tests.conftest import value
-from tests.support.photographs import cut_out, encode, photograph
 
 Images = NDArray[np.uint8]
 

@@ -12,9 +12,9 @@ import pytest
 from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.samples.draw import draw
 from serving.settings import BUNDLED
 from tests.conftest import TIMEOUT
-from tests.support.drawn_digits import draw
 from tests.support.service import launch
 
 

@@ -18,11 +18,11 @@ from serving.errors import Code
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
+from serving.samples.draw import draw
 from serving.telemetry import tracing
 from serving.telemetry.tracing import TracingError
 from tests.conftest import TIMEOUT, StartServer
 from tests.support.collector import Collector, attributes, running_collector
-from tests.support.drawn_digits import draw
 from tests.support.service import launch
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.drawn_digits import draw_many
+from serving.samples.draw import draw_many
 from training import pipeline
 from training.calibrate import Threshold, certify, fit_temperature, softmax
 from training.dataset import Dataset, Examples

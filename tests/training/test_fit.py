@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.drawn_digits import draw_many
+from serving.samples.draw import draw_many
 from training import catalogue, pipeline
 from training.augmentation import RandomWarp
 from training.dataset import Dataset, Examples

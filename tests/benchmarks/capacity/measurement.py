@@ -26,10 +26,10 @@ from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Images
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.repository import versions
+from serving.samples.photograph import photograph
 from serving.settings import BUNDLED, Settings
 from tests.benchmarks.capacity.sender import Sent, send
 from tests.benchmarks.generators import WrongAnswers, check, load
-from tests.support.photographs import photograph
 from tests.support.service import Service, service
 
 OBJECTIVES = "p99=100ms,errors=0.1%"

@@ -1,6 +1,6 @@
 """Digits drawn by a pen of our own: samples to send, and enough handwriting to train a small network without MNIST.
 
-`python -m tests.support.drawn_digits` writes the samples, serving/samples/*.png.
+`python -m serving.samples.draw` writes the samples, serving/samples/*.png.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-SAMPLES = Path(__file__).parents[2] / "serving" / "samples"
+SAMPLES = Path(__file__).parent
 
 Stroke = list[tuple[float, float]]
 
