@@ -1,6 +1,6 @@
-"""Digits drawn by a pen of our own: samples to send, and enough handwriting to train a small network without MNIST.
+"""Draws digits with a pen of our own: samples to send, and handwriting to train a small network without MNIST.
 
-`python -m serving.samples.draw` writes the samples, serving/samples/*.png.
+`make samples` writes the sample files again; a test compares the committed files with the code.
 """
 
 from pathlib import Path
@@ -9,15 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from serving.samples.photograph import photograph
+
 SAMPLES = Path(__file__).parent
+
+PHOTO_DIGIT = 5
+"""The digit on `photo.jpg`."""
+
+FIELD = "90210"
+"""The postcode that the files `field/1.jpg` to `field/5.jpg` show, from left to right."""
 
 Stroke = list[tuple[float, float]]
 
-_CANVAS = 200  # pixels that a stroke's unit square is drawn on, before it is made small
+_CANVAS = 200  # pixels per unit of a stroke, before the drawing is scaled down
+_SEED = 18  # of the handwriting, paper and light on the photos
 
 
 def _arc(x: float, y: float, across: float, down: float, start: float, end: float) -> Stroke:
-    """Part of an ellipse, from angle `start` to `end`, degrees clockwise from three o'clock."""
+    """Returns part of an ellipse, from angle `start` to `end`, degrees clockwise from three o'clock."""
     angles = np.radians(np.linspace(start, end, 24))
     return [(x + across * np.cos(angle), y + down * np.sin(angle)) for angle in angles]
 
@@ -38,7 +47,15 @@ _STROKES: list[list[Stroke]] = [
 
 
 def draw(digit: int, hand: np.random.Generator | None = None) -> NDArray[np.uint8]:
-    """One digit, framed as MNIST frames them: (28, 28) uint8, 0 paper, 255 ink. `hand` makes each drawing different."""
+    """Draws one digit, framed as MNIST frames its digits.
+
+    Args:
+        digit: 0 to 9.
+        hand: varies slant, turn, width and pen, so that no two drawings are alike. None draws the plain strokes.
+
+    Returns:
+        (28, 28) uint8, 0 paper, 255 ink.
+    """
     warp = np.eye(2)
     pen = 18.0
     if hand is not None:
@@ -60,14 +77,30 @@ def draw(digit: int, hand: np.random.Generator | None = None) -> NDArray[np.uint
 
 
 def draw_many(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """`count` drawings of all digits in turn, (count, 28, 28) uint8, and which digits they are, (count,) uint8."""
+    """Draws the digits 0 to 9 in turn, `count` images in all.
+
+    Returns:
+        The images, (count, 28, 28) uint8, and their labels, (count,) uint8.
+    """
     hand = np.random.default_rng(seed)
     labels = (np.arange(count) % 10).astype(np.uint8)
     return np.stack([draw(int(label), hand) for label in labels]), labels
 
 
+def sample_photos() -> dict[str, bytes]:
+    """Makes the sample photos.
+
+    Returns:
+        JPEG files by their path below this folder: `photo.jpg`, then the digits of the field.
+    """
+    random = np.random.default_rng(_SEED)
+    digits = {"photo.jpg": PHOTO_DIGIT}
+    digits |= {f"field/{position}.jpg": int(digit) for position, digit in enumerate(FIELD, 1)}
+    return {name: photograph(draw(digit, random), random) for name, digit in digits.items()}
+
+
 def _frame(canvas: Image.Image) -> NDArray[np.uint8]:
-    """Fits the ink into 20x20 pixels, and puts its centre of mass into the middle of 28x28."""
+    """Fits the ink into 20x20 pixels and moves its centre of mass to the middle of 28x28."""
     ink = canvas.crop(canvas.getbbox())
     scale = 20 / max(ink.size)
     ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
@@ -83,3 +116,6 @@ def _frame(canvas: Image.Image) -> NDArray[np.uint8]:
 if __name__ == "__main__":
     for digit in range(10):
         Image.fromarray(255 - draw(digit)).save(SAMPLES / f"{digit}.png")  # dark on light, as on paper
+    for name, photo in sample_photos().items():
+        (SAMPLES / name).parent.mkdir(exist_ok=True)
+        (SAMPLES / name).write_bytes(photo)

@@ -1,0 +1,190 @@
+"""What `digits serve` would find wrong with its settings' files, all at once, without binding a port."""
+
+from dataclasses import dataclass, field
+
+from serving.answers.lexicon import LexiconError, read_lexicons
+from serving.cli import load_settings
+from serving.feedback.capture import open_store
+from serving.feedback.capture_records import CaptureError, NotStored
+from serving.inference.metadata import ModelError
+from serving.inference.model import Model
+from serving.repository.routing import Routing, RoutingError
+from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
+from serving.security.credential_files import CredentialsError
+from serving.security.signing_keys import read_signing_keys
+from serving.security.tls import TLS
+from serving.security.tokens import TokenAuthenticator
+from serving.settings import Settings
+from serving.telemetry import tracing
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import TracingError
+
+
+@dataclass(frozen=True)
+class Version:
+    """What there is to say of one version of a model; what it does not say, or can't, is empty."""
+
+    model: str
+    number: int
+    recipe: str
+    precision: str
+    test_accuracy: float | None
+    role: str
+    state: str
+
+
+@dataclass
+class Findings:
+    """What a check has found.
+
+    Attributes:
+        versions: every version in the repository.
+        mistakes: what would keep something from serving, a line each.
+        warnings: what may well be meant otherwise, a line each.
+    """
+
+    versions: list[Version] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The versions, a line each."""
+        rows = [("MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE")]
+        for found in self.versions:
+            accuracy = "-" if found.test_accuracy is None else f"{found.test_accuracy:.4f}"
+            told = (found.recipe or "-", found.precision or "-", accuracy, found.role or "-", found.state)
+            rows.append((found.model, str(found.number), *told))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+
+def check(settings: Settings) -> Findings:
+    """Looks at everything that the settings lead to."""
+    findings = Findings()
+    findings.warnings += [f"no such setting: {name}" for name in load_settings.unknown_variables()]
+    _check_models(settings, findings)
+    _check_lexicons(settings, findings)
+    _check_capture(settings, findings)
+    _check_credentials(settings, findings)
+    _check_traces(findings)
+    return findings
+
+
+def _check_models(settings: Settings, findings: Findings) -> None:
+    try:
+        found = scan(settings.models)
+    except RepositoryError as error:
+        findings.mistakes.append(str(error))
+        return
+    if settings.default_model not in found:
+        findings.mistakes.append(str(ModelMissing(settings.models, settings.default_model)))
+    known = {version.path for model in found.values() for version in model.versions.values()}
+    for file in sorted(settings.models.glob("*/*/model.onnx")):
+        if file not in known:
+            findings.warnings.append(f"{file} is passed over: {file.parent.name!r} is no version, which is a whole number")
+    for name, model in found.items():
+        _check_model(settings, name, model, findings)
+
+
+def _check_model(settings: Settings, name: str, found: ModelDirectory, findings: Findings) -> None:
+    file, versions = settings.models / name / "routing.toml", found.versions
+    routing = Routing()
+    try:
+        routing = Routing.parse(found.routing)
+        mistake = found.routing_error
+    except RoutingError as error:
+        mistake = str(error)
+    if mistake:
+        findings.mistakes.append(f"{file}: {mistake}")
+    for number in sorted(routing.named() - set(versions)):
+        findings.mistakes.append(f"{file}: version {number} is not in the repository")
+    loaded: dict[int, Model] = {}
+    for number, version in sorted(versions.items(), reverse=True):
+        try:
+            loaded[number] = _load(settings, version, runs=number in {*routing.named(), max(versions)})
+        except ModelError as error:
+            findings.mistakes.append(f"{version.path} {error}")
+    stable = next((number for number in routing.stable_candidates(versions) if number in loaded), None)
+    if stable is None:
+        findings.mistakes.append(f"{settings.models / name}: no version can be stable, so the model would not answer")
+    roles = {} if stable is None else {stable: "stable"}
+    roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
+    for number in sorted(roles, reverse=True):
+        if number in loaded and (lack := loaded[number].metadata.missing_certificate(settings.target_error_rate)):
+            findings.warnings.append(f"{name} version {number} {lack}")
+    for number in sorted(versions, reverse=True):
+        model = loaded.get(number)
+        if model:
+            role = roles.get(number, "")
+            row = Version(
+                name, number, model.metadata.recipe, model.metadata.precision, model.metadata.test_accuracy, role, "loads"
+            )
+        else:
+            row = Version(name, number, "", "", None, "", "refused")
+        findings.versions.append(row)
+
+
+def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
+    """Loads a version as the server would, and warms it up where the server is likely to; ModelError if not."""
+    model = Model(version.path, str(version.number), settings.provider)
+    if runs:
+        model.warm_up(settings.max_batch_size)
+    return model
+
+
+def _check_lexicons(settings: Settings, findings: Findings) -> None:
+    if settings.lexicons:
+        try:
+            read_lexicons(settings.lexicons)
+        except LexiconError as error:
+            findings.mistakes.append(str(error))
+
+
+def _check_capture(settings: Settings, findings: Findings) -> None:
+    if settings.capture:
+        try:
+            store = open_store(settings)
+            try:
+                store.reach()
+            except NotStored as error:
+                findings.mistakes.append(f"--capture: nothing can be stored in {store}: {error}")
+            store.close()
+        except CaptureError as error:
+            findings.mistakes.append(str(error))
+
+
+def _check_credentials(settings: Settings, findings: Findings) -> None:
+    metrics = Metrics()  # it wants one, and nobody will read it
+    if settings.tls_certificate and settings.tls_key:
+        try:
+            TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics)
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+    if settings.audit_rate and not settings.recognition_key:
+        findings.warnings.append(
+            "answers are marked for audit, but without --recognition-key anybody can report their truth"
+        )
+    if settings.capture and not settings.recognition_key:
+        findings.warnings.append("images are captured, but without --recognition-key anybody can report what they show")
+    if settings.recognition_key:
+        try:
+            read_signing_keys(settings.recognition_key)
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+    if settings.tokens:
+        try:
+            TokenAuthenticator(settings.tokens, metrics).close()
+        except CredentialsError as error:
+            findings.mistakes.append(str(error))
+
+
+def _check_traces(findings: Findings) -> None:
+    try:
+        traces = tracing.start()
+    except TracingError as error:
+        findings.mistakes.append(str(error))
+    else:
+        if traces:
+            traces.stop(1.0)  # there is nothing to send, so it takes no time

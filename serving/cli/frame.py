@@ -1,0 +1,52 @@
+"""`digits frame`: shows an image file as the network sees it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+_SHADES = " .:-=+*#%@"  # from paper to full ink, in a terminal
+
+_MANUAL = """\
+The service frames crops in the same way: it finds the ink, scales it to 20x20
+pixels, and moves its centre of mass to the middle of 28x28.
+
+examples:
+  digits frame serving/samples/photo.jpg
+  digits frame serving/samples/photo.jpg --out framed.png
+
+exit status:
+  0  shown
+  1  the file can't be read, or shows no ink
+  2  wrong usage
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="digits frame",
+        description="Shows how the digit of an image file is framed, as the network sees it.",
+        epilog=_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="image of one digit, as `digits recognize` takes it")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="also write the framed image: 28x28, 0 paper, 255 ink")
+    options = parser.parse_args(arguments)
+
+    from PIL import Image
+
+    from serving.client.image_files import ImageError, read_image
+
+    try:
+        image = read_image(options.file)
+        if options.out:
+            Image.fromarray(image).save(options.out, "PNG")
+    except ImageError as error:
+        print(f"digits frame: {options.file}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"digits frame: {options.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    for row in image:
+        print("".join(_SHADES[level * len(_SHADES) // 256] * 2 for level in row.tolist()).rstrip())
+    return 0

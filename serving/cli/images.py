@@ -1,0 +1,81 @@
+"""The image files of a command and the flags that go with them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.client.image_files import MAX_FILE_BYTES, ImageError, read_image
+
+Image = NDArray[np.uint8] | bytes
+"""One image to send: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file."""
+
+
+def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
+    """Adds image files and the options of a request to a command; `files` is the help text of the files."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=files)
+    parser.add_argument(
+        "--crops",
+        action="store_true",
+        help="send the files as they are, PNG or JPEG; the service frames them (default: framed here)",
+    )
+    parser.add_argument("--model", default="", help="name of the model (default: the service's default model)")
+    parser.add_argument("--key", default="", help="calls with the same key get the same model version while a canary runs")
+    parser.add_argument(
+        "--target-error-rate",
+        type=_rate,
+        default=0.0,
+        metavar="RATE",
+        help="highest share of wrong answers among the accepted ones, such as 0.005 (default: the service's)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+
+
+def read(command: str, files: Sequence[Path], *, crops: bool) -> dict[Path, Image]:
+    """Reads image files, and reports on stderr each file that can't be read.
+
+    Args:
+        command: name of the command, which starts each error message.
+        files: PNG, JPEG or 784 raw bytes each.
+        crops: read the files as they are, without framing.
+
+    Returns:
+        The images by file, without the files that can't be read.
+    """
+    images: dict[Path, Image] = {}
+    for file in files:
+        try:
+            images[file] = _read_crop(file) if crops else read_image(file)
+        except ImageError as error:
+            print(f"digits {command}: {file}: {error}", file=sys.stderr)
+    return images
+
+
+def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
+    """Puts images of one kind into the form that the client takes: (n, 28, 28) uint8, or n crops."""
+    crops = [image for image in images if isinstance(image, bytes)]
+    return crops or np.stack([np.asarray(image) for image in images])
+
+
+def _read_crop(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(f"more than {MAX_FILE_BYTES:,} bytes: cut the digit out")
+    return content
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text}")
+    return rate

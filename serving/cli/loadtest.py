@@ -1,0 +1,73 @@
+"""`digits loadtest`: measures throughput and latency of a running service; serving/loadtest/ does the work."""
+
+import argparse
+import sys
+
+from serving.cli import connection
+
+_MANUAL = """\
+measurement:
+  --callers runs a closed loop: each caller sends its next call when the last
+  one is answered. It measures the highest throughput. --rate runs an open
+  loop: calls are sent at their due times, as mail arrives. Latency counts from
+  the due time, also while the service stands still. --find-knee doubles the
+  rate until an objective breaks, then closes in on the highest rate that keeps
+  all objectives: the capacity of one replica. A rate that breaks an objective
+  is tried twice, and the second try counts. If calls of an open loop are sent
+  late, which adds to their latency, stderr reports it. calls/s counts the
+  right answers that arrived during the measurement.
+
+objectives:
+  p50=5ms, p99=20ms, p99.9=0.1s: this percentage of the answers arrives within
+  the time. errors=0.1%: at most this share of the calls ends without a right
+  answer. The images are samples of all ten digits; an answer is right if it
+  names the digit.
+
+Run it on another machine than the service, with as many --processes as that
+machine has cores: the load test takes CPU time from the service. Do not use a
+service for real mail: its counts of digits, its drift and its captured images
+would include those of the test.
+
+examples:
+  digits loadtest --callers 32 --seconds 10
+  digits loadtest --rate 2000 --slo p99=20ms,errors=0.1%
+  digits loadtest --rpc field --find-knee --slo p99=20ms --png knee.png
+
+exit status:
+  0  measured, and every objective kept
+  1  not measured
+  2  wrong usage
+  3  an objective was missed
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    try:
+        from serving.loadtest import command
+    except ModuleNotFoundError as error:
+        print(f"digits loadtest: {error.name} is missing: install this package with its extra [loadtest]", file=sys.stderr)
+        return 1
+    from serving.loadtest.calls import GrpcTarget
+    from serving.security.credential_files import CredentialsError
+    from serving.security.tls import channel_credentials
+
+    parser = argparse.ArgumentParser(
+        prog="digits loadtest",
+        description="Measures throughput and latency of a running service.",
+        epilog=_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    connection.add_flags(parser)
+    command.add_arguments(parser)
+    options = connection.parse(parser, arguments)
+    plan = command.read_plan(parser, options)
+    try:
+        token = connection.read_token(options)
+        if options.tls_ca:  # checked once here, rather than in each process of the test
+            channel_credentials(options.tls_ca, options.tls_certificate, options.tls_key)
+    except CredentialsError as error:
+        print(f"digits loadtest: {error}", file=sys.stderr)
+        return 1
+    target = GrpcTarget(options.address, options.tls_ca, options.tls_certificate, options.tls_key, token)
+    return command.run(plan, target, options)

@@ -1,0 +1,124 @@
+"""The program `digits`: finds the command and runs it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_COMMANDS = """\
+commands:
+  serve        answer gRPC calls until SIGTERM
+  check        test a configuration and its models without serving
+  recognize    send image files, one digit each, and print the answers
+  field        send the image files of one field, such as a postcode
+  truth        report the true value of an answer
+  frame        show an image file as the network sees it
+  loadtest     measure throughput and latency of a running service
+
+examples:
+  digits serve
+  digits recognize serving/samples/7.png
+  digits field serving/samples/field/*.jpg
+"""
+
+COMMANDS = ("serve", "check", "recognize", "field", "truth", "frame", "loadtest")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the command and its arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0 for success, 1 for failure, 2 for wrong usage. Some commands add their own.
+    """
+    from serving.telemetry.multiprocess_metrics import count_alone
+
+    metrics_directory = count_alone()
+    parser = argparse.ArgumentParser(
+        prog="digits",
+        description="Reads handwritten digits for postal sorting.",
+        epilog=_COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, commit, Python and ONNX Runtime")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below; COMMAND --help explains it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    options = parser.parse_args(arguments)
+    try:
+        status = _run(options.command, options.arguments, metrics_directory)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `digits frame photo.jpg | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        return 1
+
+
+def _run(command: str, arguments: list[str], metrics_directory: str) -> int:
+    match command:
+        case "serve":
+            from serving.cli import serve
+
+            return serve.run(arguments, metrics_directory)
+        case "check":
+            from serving.cli import check
+
+            return check.run(arguments)
+        case "recognize":
+            from serving.cli import recognize
+
+            return recognize.run(arguments)
+        case "field":
+            from serving.cli import field
+
+            return field.run(arguments)
+        case "truth":
+            from serving.cli import truth
+
+            return truth.run(arguments)
+        case "frame":
+            from serving.cli import frame
+
+            return frame.run(arguments)
+        case "loadtest":
+            from serving.cli import loadtest
+
+            return loadtest.run(arguments)
+    raise AssertionError(command)
+
+
+class _Version(argparse.Action):
+    """Prints the versions and ends the program; they are looked up only then, since Git takes a moment."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        print(_versions())
+        parser.exit()
+
+
+def _versions() -> str:
+    import platform
+
+    from serving.build_info import commit, version
+
+    runtime = _onnxruntime_version()
+    return f"digits {version()}, commit {commit()}, Python {platform.python_version()}, onnxruntime {runtime}"
+
+
+def _onnxruntime_version() -> str:
+    """Returns the installed version, by its metadata: to import ONNX Runtime takes much longer."""
+    from importlib import metadata
+
+    for distribution in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"

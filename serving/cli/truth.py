@@ -1,0 +1,82 @@
+"""`digits truth`: reports the true value of an answer, as a keying desk or an audit does."""
+
+import argparse
+
+import numpy as np
+
+from serving.answers.decision import Decision
+from serving.cli import connection
+from serving.client import DigitClient, Recognition
+
+_DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
+
+_MANUAL = """\
+`digits recognize --ids` and `digits field` print the id of an answer. An answer
+of `digits recognize` that shares its id with others has an --index as well.
+
+sources:
+  keying   a person keyed a rejected image
+  audit    a person looked at an answer that was marked for audit
+  replay   the image was sent to test the service, and its value was known
+
+examples:
+  digits truth ID 7
+  digits truth ID --index 3 7
+  digits truth --source replay ID 90210
+
+exit status:
+  0  counted, or counted before
+  1  the service refused the call; stderr gives the reason
+  2  wrong usage
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="digits truth",
+        description=_DESCRIPTION,
+        epilog=_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recognition_id", metavar="RECOGNITION_ID", help="id of the answer")
+    parser.add_argument("value", type=_digits, metavar="VALUE", help="true digit, or all digits of the field")
+    parser.add_argument(
+        "--source", choices=("keying", "audit", "replay"), default="keying", help="see below (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--index", type=_index, default=0, metavar="N", help="index of the image in its call, from 0 (default: %(default)s)"
+    )
+    connection.add_flags(parser)
+    options = connection.parse(parser, arguments)
+    return connection.call("truth", options, lambda client: _report(client, options))
+
+
+def _report(client: DigitClient, options: argparse.Namespace) -> int:
+    """Reports the value and prints the outcome; returns the exit status."""
+    answer = Recognition(  # the id and the index name the answer; the service knows the rest by the id
+        digit=0,
+        confidence=0.0,
+        probabilities=np.zeros(10, np.float32),
+        model_version="",
+        decision=Decision.UNSPECIFIED,
+        threshold=None,
+        target_error_rate=None,
+        recognition_id=options.recognition_id,
+        place=options.index,
+    )
+    counted = client.report_truth([(answer, options.value)], options.source)
+    print("counted" if counted else f"counted before, from the source {options.source}")
+    return 0
+
+
+def _digits(text: str) -> str:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected one digit, or the digits of a field, not {text!r}")
+    return text
+
+
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
+    return int(text)
