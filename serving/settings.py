@@ -1,4 +1,4 @@
-"""Every setting of the server: its unit, its default, and what follows from it."""
+"""The settings of the server: type, range, default, and a description that states the consequence of each."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -11,204 +11,226 @@ from serving.cores import usable_cores
 Provider = Literal["cpu", "cuda"]
 
 BUNDLED = Path(__file__).parent / "models"
-"""The model repository inside this package, with the default model."""
+"""The model repository inside this package."""
 
-# With as many as there are cores, in each of as many workers, a big machine would have cores squared threads.
-_CORES_OF_A_CONNECTION = 2
+# One instance per core, in each of one worker per core, would start cores squared threads.
+_INSTANCES = 2
 
 GROUPS = {
-    "config": "Settings and log",
+    "config": "Configuration and log",
     "host": "Ports",
-    "models": "What is served",
-    "tls_certificate": "Protection",
+    "models": "Models",
+    "tls_certificate": "Security",
     "keepalive_seconds": "Connections",
-    "target_error_rate": "What is accepted",
-    "provider": "Running a model",
+    "target_error_rate": "Decisions and feedback",
+    "provider": "Inference",
     "max_images_per_request": "Limits",
-    "drain_seconds": "Stopping",
+    "drain_seconds": "Shutdown",
 }
-"""The parts of the manual (`digits serve --help`), each by the setting that it begins with."""
+"""Titles of the groups in `digits serve --help`, by the first setting of each group."""
 
 
 class Settings(BaseSettings):
-    """What a server is told. sources.py reads it from flags, the environment and a file; it reads none of them itself."""
+    """The settings of a server, as values.
+
+    cli/load_settings.py reads them from flags, the environment and a file; this class reads none of these.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="DIGITS_", env_ignore_empty=True, frozen=True, validate_default=True, allow_inf_nan=False
     )
 
     config: Path | None = Field(
-        None, description="TOML file with settings, such as `grpc_port = 8001`; flags and the environment go before it."
+        None, description="TOML file with settings, such as `grpc_port = 8001`. Flags and the environment override it."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="Form of the log on stderr: text for people, json, one object a line, for machines."
+        "text", description="Format of the log on stderr: text for people; json, one object per line, for machines."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is logged; debug has a line for each call, never an image or a token."
+        "info", description="Lowest level that is logged. debug adds a line per call, never an image or a token."
     )
-    host: str = Field("127.0.0.1", description="Address to listen on, both ports; 0.0.0.0 takes calls from other machines.")
-    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 takes any free one.")
-    metrics_port: int = Field(8002, ge=0, le=65535, description="Port for Prometheus, over HTTP; 0 takes any free one.")
+    host: str = Field(
+        "127.0.0.1", description="Address that both ports listen on. 0.0.0.0 accepts calls from other machines."
+    )
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC. 0 takes any free port.")
+    metrics_port: int = Field(
+        8002, ge=0, le=65535, description="Port for /metrics, /healthz and /readyz over HTTP. 0 takes any free port."
+    )
     models: Path = Field(
         BUNDLED,
-        description="Model repository, with NAME/VERSION/model.onnx; each model's highest version serves, "
-        "or what its routing.toml says.",
+        description="Model repository: NAME/VERSION/model.onnx. Each model's highest version serves, unless its "
+        "routing.toml names others.",
     )
-    default_model: str = Field("digits", min_length=1, description="Name of the model for requests that name none.")
+    default_model: str = Field(
+        "digits",
+        min_length=1,
+        description="Model for requests that name none. The service is ready only while this model answers.",
+    )
     poll_seconds: float = Field(
         2.0,
         ge=0.01,
         le=86_400,
-        description="How often to look for new versions and changed files; what rests from one look to the next is taken.",
+        description="Polling interval, seconds. A file is loaded once it is unchanged between two polls.",
     )
     model_control: bool = Field(
-        False, description="Take calls that load and unload models; anybody may make them unless tokens are asked for."
+        False, description="Accept calls that load and unload models. Without tokens, any caller may make them."
     )
-    reflection: bool = Field(True, description="Tell callers which methods there are, as grpcurl asks.")
+    reflection: bool = Field(True, description="Answer gRPC reflection, so that grpcurl can list the methods.")
     tls_certificate: Path | None = Field(
         None,
-        description="The server's certificate and those that lead to an authority, PEM; taken up again when it changes. "
-        "Without it, no TLS.",
+        description="The server's certificate and its intermediate certificates, PEM; reloaded when the file changes. "
+        "Without it, connections are not encrypted.",
     )
-    tls_key: Path | None = Field(None, description="The certificate's private key, PEM, without a password.")
+    tls_key: Path | None = Field(
+        None, description="Private key of the certificate, PEM, without a password; reloaded with it."
+    )
     tls_client_ca: Path | None = Field(
         None,
-        description="Authorities, PEM: clients must show a certificate that one of them has signed (mutual TLS).",
+        description="Certificate authorities, PEM. Clients must show a certificate that one of them signed (mutual TLS).",
     )
     tokens: Path | None = Field(
         None,
-        description="TOML file of clients and their tokens; taken up again when it changes. Without it, anybody may call.",
+        description="TOML file of clients and their tokens; reloaded when it changes. Without it, any caller is accepted.",
     )
     keepalive_seconds: float = Field(
         30.0,
         ge=0.001,
         le=86_400,
-        description="Silence after which a client is asked for a sign of life; after as much again it is cut off.",
+        description="Idle time of a connection before the server pings the client, seconds. A client that does not answer "
+        "within the same time is disconnected.",
     )
     max_connection_age_seconds: float = Field(
         0.0,
         ge=0,
         le=2_000_000,
-        description="Age at which connections close, so that clients find new servers; give or take a tenth; 0: never. "
-        "No call is lost.",
+        description="Age at which a connection closes, seconds, give or take a tenth, so that clients find new servers. "
+        "No call is lost. 0 keeps connections open.",
     )
     max_connection_age_grace_seconds: float = Field(
         60.0,
         ge=0,
         le=2_000_000,
-        description="How long calls and streams on a connection past its age may go on; then they are cut off.",
+        description="Time for calls and streams on a connection past its age, seconds. After it they are cut off.",
     )
     target_error_rate: float = Field(
         0.005,
         gt=0,
         lt=1,
-        description="Share of wrong answers to bear among those accepted, where a call names none: by it the model's own "
-        "certified threshold is chosen. Less rejects more.",
+        description="Highest share of wrong answers among the accepted ones, for calls that name none. It selects the "
+        "model's certified threshold; a lower rate rejects more.",
     )
     field_target_error_rate: float = Field(
-        0.01, gt=0, lt=1, description="The same for fields, of which one is wrong when any of its digits is."
+        0.01,
+        gt=0,
+        lt=1,
+        description="Highest share of wrong fields among the accepted ones, for calls that name none. A field is wrong if "
+        "one of its digits is.",
     )
     lexicons: Path | None = Field(
         None,
-        description="Directory of lexicons, NAME.txt with a valid code a line, that calls for fields may name.",
+        description="Directory of lexicons, NAME.txt with one valid code per line; read at start. Calls for fields may "
+        "name one.",
     )
     audit_rate: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of accepted answers that are marked for audit, at random: their truth tells the error among the "
-        "accepted.",
+        description="Share of accepted answers marked for audit, at random. Their reported truth measures the error among "
+        "the accepted.",
     )
     capture: str | None = Field(
         None,
-        description="Database to keep images in that were rejected or marked for audit, and their truth, to learn from: "
-        "sqlite:///FILE, or for several replicas postgresql://USER:PASSWORD@HOST/DATABASE. Without it, no image is kept.",
+        description="Database for images that were rejected or marked for audit, and their truth, to train on: "
+        "sqlite:///FILE, or for several replicas postgresql://USER:PASSWORD@HOST/DATABASE. Without it, no "
+        "image is kept.",
     )
-    capture_days: float = Field(
-        30.0, gt=0, le=36_500, description="How long captured images are kept; then they are deleted."
-    )
+    capture_days: float = Field(30.0, gt=0, le=36_500, description="Age at which captured images are deleted, days.")
     capture_max_images: int = Field(
         100_000,
         ge=1,
         le=1_000_000_000,
-        description="Captured images that are kept, the newest; a thousand take about a megabyte.",
+        description="Captured images to keep; beyond it the oldest are deleted. A thousand take about one megabyte.",
     )
     recognition_key: Path | None = Field(
         None,
-        description="File of keys, one a line, that sign the ids of answers: the first signs, all are known; read at start. "
-        "Without it anybody can report truth about answers that were never given.",
+        description="File of keys that sign the ids of answers, one per line; read at start. The first signs, all verify. "
+        "Without it, any caller can report truth for answers that were never given.",
     )
     provider: Provider = Field(
-        "cpu", description="What runs the model. cuda needs onnxruntime-gpu and a GPU, or does not start."
+        "cpu",
+        description="Hardware that runs the model. cuda needs onnxruntime-gpu and a GPU; without them the service does "
+        "not start.",
     )
     workers: int = Field(
         default_factory=usable_cores,
         ge=1,
         le=1024,
-        description="Processes that share the port, each new connection going to one of them. Each loads every model; with "
-        "more than 1, a supervisor restarts those that die.",
+        description="Processes that share the gRPC port; each new connection goes to one of them. Each loads every model. "
+        "Above 1, a supervisor restarts those that die.",
     )
     watchdog_seconds: float = Field(
         30.0,
         ge=1,
         le=86_400,
-        description="About how long one of several workers, once it answers, may stand still; then it is killed, and "
-        "another takes its place.",
+        description="Time without a sign of life after which a worker is killed and replaced, seconds, roughly. Applies "
+        "with more than one worker.",
     )
     instances: int = Field(
-        default_factory=lambda: min(_CORES_OF_A_CONNECTION, usable_cores()),
+        default_factory=lambda: min(_INSTANCES, usable_cores()),
         ge=1,
         le=1024,
-        description="Runs of a model at the same time in each worker, one core each: two where the CPU quota allows, so "
-        "that a client with one connection, which is one worker's, has two cores. Few workers on many cores want more.",
+        description="Model runs in parallel in each worker, one core each. Two where the CPU quota allows, because the "
+        "one connection of a client reaches one worker. With few workers on many cores, use more.",
     )
     max_batch_size: int = Field(
         128,
         ge=1,
         le=1_000_000,
-        description="Images in one run, at most; on CPU larger runs are no faster, and others wait longer.",
+        description="Images in one model run, at most. On a CPU, larger runs are no faster and make other requests wait "
+        "longer.",
     )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
         le=60_000,
-        description="How long a run waits to fill up, milliseconds; anything above 0 slows calls when load is low.",
+        description="Time a run waits for more images, milliseconds. Above 0, it slows calls under low load.",
     )
     max_images_per_request: int = Field(
-        10_000, ge=1, le=1_000_000, description="Images in one call, at most; it also bounds the size of a message."
+        10_000, ge=1, le=1_000_000, description="Images in one call, at most. It also bounds the size of a message."
     )
     max_queue_size: int = Field(
         20_000,
         ge=1,
         le=100_000_000,
-        description="Images that may wait, beyond which calls get RESOURCE_EXHAUSTED.",
+        description="Images that may wait in a worker. Beyond it, calls are refused with RESOURCE_EXHAUSTED.",
     )
     max_pending_calls: int = Field(
         1000,
         ge=1,
         le=1_000_000,
-        description="Calls that may wait in a worker to be begun, beyond which gRPC itself ends them, as CANCELLED and "
-        "uncounted; if more wait than can be begun before their deadlines, all work is in vain.",
+        description="Calls that may wait in a worker before they are started. Beyond it, gRPC ends them with CANCELLED, "
+        "uncounted. If more wait than their deadlines allow, all work is wasted.",
     )
     max_streams: int = Field(
-        100, ge=1, description="Streams that a worker keeps open at once; more are refused with RESOURCE_EXHAUSTED."
+        100, ge=1, description="Open streams in a worker, at most. More are refused with RESOURCE_EXHAUSTED."
     )
     max_in_flight_per_stream: int = Field(
         256,
         ge=1,
-        description="Requests of one stream in work at once; beyond, nothing more is read until answers are taken.",
+        description="Requests of one stream in progress, at most. Beyond it, the server stops reading until the client "
+        "takes answers (backpressure).",
     )
     drain_seconds: float = Field(
         3.0,
         ge=0,
         le=86_400,
-        description="On SIGTERM, how long to go on answering while load balancers learn that this server is leaving.",
+        description="Time to keep answering after SIGTERM, seconds, while load balancers learn that this server stops.",
     )
     grace_seconds: float = Field(
         10.0,
         ge=0,
         le=86_400,
-        description="After the drain, how long the calls in flight may take; those that take longer are cut off.",
+        description="Time for calls in flight after the drain, seconds. After it they are cut off.",
     )
 
     @classmethod
@@ -220,7 +242,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given by name counts, or a worker process would read anew what its supervisor has read."""
+        """Takes only arguments: a worker must not read again the environment that its supervisor has read."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -228,7 +250,7 @@ class Settings(BaseSettings):
         if self.max_queue_size < self.max_images_per_request:
             raise ValueError(
                 f"max_queue_size ({self.max_queue_size}) is below max_images_per_request ({self.max_images_per_request}): "
-                "the largest requests would never be taken"
+                "the largest requests would always be refused"
             )
         return self
 
@@ -236,7 +258,7 @@ class Settings(BaseSettings):
     def _tls_is_complete(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_certificate"
-            raise ValueError(f"{missing} is not set: a certificate and its key are needed together")
+            raise ValueError(f"{missing} is not set, but a certificate and its key are needed together")
         if self.tls_client_ca and not self.tls_certificate:
-            raise ValueError("tls_client_ca is set without tls_certificate: clients can only be asked for theirs over TLS")
+            raise ValueError("tls_client_ca is set without tls_certificate, but clients show certificates only over TLS")
         return self

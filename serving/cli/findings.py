@@ -1,4 +1,4 @@
-"""What `digits serve` would find wrong with its settings' files, all at once, without binding a port."""
+"""The checks of `digits check`: everything that the settings lead to, without binding a port."""
 
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from serving.telemetry.tracing import TracingError
 
 @dataclass(frozen=True)
 class Version:
-    """What there is to say of one version of a model; what it does not say, or can't, is empty."""
+    """One version of a model, a row of the table; a value that is not known is empty or None."""
 
     model: str
     number: int
@@ -35,12 +35,12 @@ class Version:
 
 @dataclass
 class Findings:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         versions: every version in the repository.
-        mistakes: what would keep something from serving, a line each.
-        warnings: what may well be meant otherwise, a line each.
+        mistakes: problems that keep something from being served, a line each.
+        warnings: settings that are valid but likely not intended, a line each.
     """
 
     versions: list[Version] = field(default_factory=list)
@@ -48,12 +48,12 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """The versions, a line each."""
+        """Formats the versions as a table, a line each."""
         rows = [("MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE")]
         for found in self.versions:
             accuracy = "-" if found.test_accuracy is None else f"{found.test_accuracy:.4f}"
-            told = (found.recipe or "-", found.precision or "-", accuracy, found.role or "-", found.state)
-            rows.append((found.model, str(found.number), *told))
+            described = (found.recipe or "-", found.precision or "-", accuracy, found.role or "-", found.state)
+            rows.append((found.model, str(found.number), *described))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -61,7 +61,7 @@ class Findings:
 
 
 def check(settings: Settings) -> Findings:
-    """Looks at everything that the settings lead to."""
+    """Checks models, lexicons, capture, credentials and tracing; returns all findings at once."""
     findings = Findings()
     findings.warnings += [f"no such setting: {name}" for name in load_settings.unknown_variables()]
     _check_models(settings, findings)
@@ -83,7 +83,7 @@ def _check_models(settings: Settings, findings: Findings) -> None:
     known = {version.path for model in found.values() for version in model.versions.values()}
     for file in sorted(settings.models.glob("*/*/model.onnx")):
         if file not in known:
-            findings.warnings.append(f"{file} is passed over: {file.parent.name!r} is no version, which is a whole number")
+            findings.warnings.append(f"{file} is ignored: the version {file.parent.name!r} is not a whole number")
     for name, model in found.items():
         _check_model(settings, name, model, findings)
 
@@ -108,7 +108,7 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
             findings.mistakes.append(f"{version.path} {error}")
     stable = next((number for number in routing.stable_candidates(versions) if number in loaded), None)
     if stable is None:
-        findings.mistakes.append(f"{settings.models / name}: no version can be stable, so the model would not answer")
+        findings.mistakes.append(f"{settings.models / name}: no version can be stable, so the model could not answer")
     roles = {} if stable is None else {stable: "stable"}
     roles |= {role.version: kind for kind, role in (("canary", routing.canary), ("shadow", routing.shadow)) if role}
     for number in sorted(roles, reverse=True):
@@ -127,7 +127,7 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
 
 
 def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
-    """Loads a version as the server would, and warms it up where the server is likely to; ModelError if not."""
+    """Loads a version as the server does, and warms it up if `runs`. Raises ModelError."""
     model = Model(version.path, str(version.number), settings.provider)
     if runs:
         model.warm_up(settings.max_batch_size)
@@ -149,14 +149,14 @@ def _check_capture(settings: Settings, findings: Findings) -> None:
             try:
                 store.reach()
             except NotStored as error:
-                findings.mistakes.append(f"--capture: nothing can be stored in {store}: {error}")
+                findings.mistakes.append(f"--capture: cannot store images in {store}: {error}")
             store.close()
         except CaptureError as error:
             findings.mistakes.append(str(error))
 
 
 def _check_credentials(settings: Settings, findings: Findings) -> None:
-    metrics = Metrics()  # it wants one, and nobody will read it
+    metrics = Metrics()  # TLS and Access need one; no one scrapes it
     if settings.tls_certificate and settings.tls_key:
         try:
             TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics)
@@ -164,10 +164,10 @@ def _check_credentials(settings: Settings, findings: Findings) -> None:
             findings.mistakes.append(str(error))
     if settings.audit_rate and not settings.recognition_key:
         findings.warnings.append(
-            "answers are marked for audit, but without --recognition-key anybody can report their truth"
+            "answers are marked for audit, but without --recognition-key any caller can report their truth"
         )
     if settings.capture and not settings.recognition_key:
-        findings.warnings.append("images are captured, but without --recognition-key anybody can report what they show")
+        findings.warnings.append("images are captured, but without --recognition-key any caller can report their truth")
     if settings.recognition_key:
         try:
             read_signing_keys(settings.recognition_key)
@@ -187,4 +187,4 @@ def _check_traces(findings: Findings) -> None:
         findings.mistakes.append(str(error))
     else:
         if traces:
-            traces.stop(1.0)  # there is nothing to send, so it takes no time
+            traces.stop(1.0)  # returns at once, as there is nothing to send

@@ -73,7 +73,7 @@ def _calls(files: Iterable[tuple[Path, images.Image]]) -> Iterator[list[tuple[Pa
     part: list[tuple[Path, images.Image]] = []
     size = 0
     for file, image in files:
-        more = memoryview(image).nbytes
+        more = len(image) if isinstance(image, bytes) else image.nbytes
         if part and (len(part) == _IMAGES_PER_CALL or size + more > _BYTES_PER_CALL):
             yield part
             part, size = [], 0

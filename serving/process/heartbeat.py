@@ -1,20 +1,24 @@
-"""Whether an event loop turns, as another thread sees it."""
+"""Detects an event loop that stands still, from another thread."""
 
 import asyncio
 import threading
 
-# A turn takes milliseconds, and a brief standstill is nothing to be restarted for: probes ask more than once.
+# A turn takes milliseconds. A brief standstill is no reason for a restart: probes try more than once.
 _TURN_SECONDS = 2.0
 
 
 class Heartbeat:
-    """The pulse of the event loop that it is made on."""
+    """Watches the event loop on which it is made."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
     def lost(self) -> str:
-        """What has become of it, when it does not turn for two seconds; nothing when it does. From any other thread."""
+        """Waits up to two seconds for one turn of the event loop; call it from another thread.
+
+        Returns:
+            The reason why there was no turn; empty if there was one.
+        """
         turned = threading.Event()
         try:
             self._loop.call_soon_threadsafe(turned.set)

@@ -1,17 +1,16 @@
-"""Loading and unloading of models that every worker carries out before the caller, whom one of them heard, is answered."""
+"""Loads and unloads models in every worker, before the worker that requested the change answers its caller."""
 
 import asyncio
 import logging
 from dataclasses import dataclass, field
 
 from serving.errors import UnknownModel
-from serving.process.worker_channel import Channel, Message, Verb
+from serving.process.message_channel import Message, MessageChannel, Verb
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
 
-# How long the workers may take before the caller is told that they didn't do it.
-_CHANGE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0  # for all workers to apply a change, before its caller gets an error
 
 
 @dataclass(eq=False)
@@ -19,84 +18,85 @@ class _Change:
     """One model being loaded or unloaded.
 
     Attributes:
-        waiting: the lines to the workers that have not done it yet.
-        errors: what those that failed said: the error's name, its message.
+        waiting: channels to the workers that have not applied the change yet.
+        errors: name and text of each worker's error.
+        complete: set when no worker is waited for.
     """
 
     id: int
     verb: Verb
     model: str
-    waiting: set[Channel] = field(default_factory=set)
+    waiting: set[MessageChannel] = field(default_factory=set)
     errors: list[list[str]] = field(default_factory=list)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def ask(self, worker: Channel) -> None:
+    def send(self, worker: MessageChannel) -> None:
         self.waiting.add(worker)
-        worker.send("do", id=self.id, verb=self.verb, model=self.model)
+        worker.send("apply", id=self.id, verb=self.verb, model=self.model)
 
-    def done(self, worker: Channel, error: list[str] | None) -> None:
+    def acknowledge(self, worker: MessageChannel, error: list[str] | None) -> None:
         if worker in self.waiting:
             self.waiting.remove(worker)
             if error:
                 self.errors.append(error)
         if not self.waiting:
-            self.over.set()
+            self.complete.set()
 
 
 class ModelChanges:
-    """The supervisor's part in them: asks every worker, gathers what they say, and answers the one that asked.
+    """The supervisor's part in model changes: sends each to every worker, collects the errors, returns the result.
 
-    There is one change at a time. A worker that dies meanwhile is not waited for, and the one that takes its place begins
-    with what all have come to.
+    There is one change at a time. A worker that dies is no longer waited for; its replacement starts with the result of
+    all changes so far.
 
     Attributes:
-        unloaded: the models that a new worker begins without.
+        unloaded: names of the models that a new worker starts without.
     """
 
     def __init__(self) -> None:
-        self._workers: set[Channel] = set()
+        self._workers: set[MessageChannel] = set()
         self.unloaded: set[str] = set()
         self._turn = asyncio.Lock()
         self._change: _Change | None = None
-        self._changes = 0
-        self._carrying_out: set[asyncio.Task[None]] = set()
+        self._last_id = 0
+        self._running: set[asyncio.Task[None]] = set()
 
-    def join(self, worker: Channel) -> None:
-        """Counts a worker in, which has been told of `unloaded`, and asks it for what is being carried out."""
+    def add_worker(self, worker: MessageChannel) -> None:
+        """Adds a worker that was configured with `unloaded`, and sends it the change in progress."""
         self._workers.add(worker)
         if self._change:
-            self._change.ask(worker)
+            self._change.send(worker)
 
-    def leave(self, worker: Channel) -> None:
-        """Counts a worker out that is dead."""
+    def remove_worker(self, worker: MessageChannel) -> None:
+        """Removes a dead worker."""
         self._workers.discard(worker)
         if self._change:
-            self._change.done(worker, None)
+            self._change.acknowledge(worker, None)
 
-    def asked(self, worker: Channel, message: Message) -> None:
-        """A worker asks for a model to be loaded or unloaded."""
+    def request(self, worker: MessageChannel, message: Message) -> None:
+        """Starts the change that a worker requests; the worker receives a message with the result."""
         task = asyncio.create_task(self._carry_out(worker, message))
-        self._carrying_out.add(task)
-        task.add_done_callback(self._carrying_out.discard)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
-    def done(self, worker: Channel, message: Message) -> None:
-        """A worker has done what it was asked, or failed to."""
+    def acknowledge(self, worker: MessageChannel, message: Message) -> None:
+        """Notes that a worker has applied the change in progress, or failed to."""
         if self._change and self._change.id == message["id"]:
-            self._change.done(worker, message["error"])
+            self._change.acknowledge(worker, message["error"])
 
-    async def _carry_out(self, asking: Channel, message: Message) -> None:
+    async def _carry_out(self, requester: MessageChannel, message: Message) -> None:
         async with self._turn:
-            self._changes += 1
-            change = self._change = _Change(self._changes, message["verb"], message["model"])
+            self._last_id += 1
+            change = self._change = _Change(self._last_id, message["verb"], message["model"])
             for worker in self._workers:
-                change.ask(worker)
+                change.send(worker)
             try:
-                await asyncio.wait_for(change.over.wait(), _CHANGE_SECONDS)
+                await asyncio.wait_for(change.complete.wait(), _TIMEOUT_SECONDS)
             except TimeoutError:
-                late = f"{len(change.waiting)} workers have not carried out {change.verb} {change.model}"
+                late = f"{len(change.waiting)} workers did not {change.verb} {change.model} within {_TIMEOUT_SECONDS:g} s"
                 log_event(log, logging.ERROR, "change_late", late, verb=change.verb, model=change.model)
-                change.errors.append([TimeoutError.__name__, f"not every worker did it within {_CHANGE_SECONDS:g} s"])
+                change.errors.append([TimeoutError.__name__, f"not every worker did it within {_TIMEOUT_SECONDS:g} s"])
             self._change = None
             if not any(kind == UnknownModel.__name__ for kind, _ in change.errors):
                 (self.unloaded.add if change.verb == "unload" else self.unloaded.discard)(change.model)
-        asking.send("told", id=message["id"], error=change.errors[0] if change.errors else None)
+        requester.send("result", id=message["id"], error=change.errors[0] if change.errors else None)

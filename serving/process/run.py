@@ -1,4 +1,4 @@
-"""DOC."""
+"""Serves in one process, until a stop request or a signal ends it."""
 
 import asyncio
 import gc
@@ -7,65 +7,66 @@ import os
 from typing import NoReturn
 
 from serving.process.server import Server
-from serving.process.shutdown import Stop, stops_by_signal
-from serving.process.startup_log import announce, log_stopped
+from serving.process.shutdown import Stop, watch_signals
+from serving.process.startup_log import log_started, log_stopped
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
 
-_COLLECTED_AFTER = 20_000  # new objects, some megabytes; 700 otherwise
+_COLLECTION_THRESHOLD = 20_000  # new objects, some megabytes; Python's default is 700
 
 
 async def serve(settings: Settings) -> None:
-    """Serves in this process alone until SIGTERM, then drains.
+    """Serves in this process alone until SIGTERM or SIGINT, then drains.
 
     Raises:
-        CannotStart: as the Server that is made and started here does.
+        CannotStart: as `Server` and its `start` do.
     """
-    stops = stops_by_signal(settings)
+    stops = watch_signals(settings)
     server = Server(settings)
-    collect_less()
+    relax_garbage_collection()
     await server.start()
-    announce(settings, server.describe(), server.grpc_port, server.metrics_port)
-    stuck = await run(server, stops)
+    log_started(settings, server.describe(), server.grpc_port, server.metrics_port)
+    unfinished = await run_until_stopped(server, stops)
     log_stopped(server.metrics.registry)
-    if stuck:
-        leave()
+    if unfinished:
+        exit_now()
 
 
-async def run(server: Server, stops: "asyncio.Queue[Stop]") -> int:
-    """Lets a server that was started run until it is told to stop; a later order to stop cuts the first short.
+async def run_until_stopped(server: Server, stops: "asyncio.Queue[Stop]") -> int:
+    """Runs a started server until a stop request comes; a later request cuts the shutdown short.
 
     Returns:
-        Runs of the model that have not ended: `leave` them.
+        Number of model runs that have not ended. Their threads block a normal exit: call `exit_now`.
     """
     stopping: asyncio.Task[int] | None = None
-    ordered = asyncio.create_task(stops.get())
+    requested = asyncio.create_task(stops.get())
     while stopping is None or not stopping.done():
-        await asyncio.wait({ordered, *([stopping] if stopping else [])}, return_when=asyncio.FIRST_COMPLETED)
-        if ordered.done():
+        await asyncio.wait({requested, *([stopping] if stopping else [])}, return_when=asyncio.FIRST_COMPLETED)
+        if requested.done():
             if stopping and not stopping.done():
                 stopping.cancel()
                 await asyncio.gather(stopping, return_exceptions=True)
-            stop = ordered.result()
+            stop = requested.result()
             stopping = asyncio.create_task(server.stop(stop.drain_seconds, stop.grace_seconds))
-            ordered = asyncio.create_task(stops.get())
-    ordered.cancel()
-    stuck = stopping.result()
-    if stuck:
-        log_event(log, logging.ERROR, "runs_left", f"{stuck} runs of the model have not ended; leaving them", runs=stuck)
-    return stuck
+            requested = asyncio.create_task(stops.get())
+    requested.cancel()
+    unfinished = stopping.result()
+    if unfinished:
+        message = f"{unfinished} runs of the model have not ended; exiting without them"
+        log_event(log, logging.ERROR, "runs_left", message, runs=unfinished)
+    return unfinished
 
 
-def collect_less() -> None:
-    """Has this process's garbage collector leave alone what was imported, and look less often: it took a tenth of a call."""
+def relax_garbage_collection() -> None:
+    """Excludes imported objects from garbage collection and runs it less often: it took a tenth of the time of a call."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECTED_AFTER)
+    gc.set_threshold(_COLLECTION_THRESHOLD)
 
 
-def leave() -> NoReturn:
-    """Ends this process, with status 1, without waiting for runs of the model that have not ended."""
+def exit_now() -> NoReturn:
+    """Exits with status 1, without waiting for threads of model runs."""
     logging.shutdown()
     os._exit(1)

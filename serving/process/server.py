@@ -20,8 +20,8 @@ from serving.feedback.truth import TruthCounter
 from serving.inference.model import Model
 from serving.ports import PortTaken, address
 from serving.process.heartbeat import Heartbeat
-from serving.process.startup_log import Described
-from serving.process.worker_channel import Control
+from serving.process.startup_log import ServedModel
+from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
 from serving.repository.loader import OpenModel
@@ -74,7 +74,7 @@ class Server:
         metrics_port: the port of HTTP once the server has started; 0 in one of several workers.
     """
 
-    def __init__(self, settings: Settings, open_model: OpenModel = Model, control: Control | None = None):
+    def __init__(self, settings: Settings, open_model: OpenModel = Model, control: SupervisorLink | None = None):
         """Puts the path together on the running event loop. Nothing is loaded, and nothing listens yet.
 
         Args:
@@ -211,19 +211,19 @@ class Server:
             return "draining"
         return "" if self.repository.catalog.answering() else f"model {self.repository.catalog.default!r} is not loaded"
 
-    def describe(self) -> Described:
+    def describe(self) -> ServedModel:
         """Describes the model that answers when a request names none, and its execution provider."""
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
         if not self.repository.catalog.answering():
-            return Described(f"no model {how}", "")
+            return ServedModel(f"no model {how}", "")
         model = self.repository.catalog.route().model
         accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
-        return Described(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
+        return ServedModel(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
 
     def _report_readiness(self) -> None:
         unready = self.unready()
         if self._control:
-            self._control.tell_readiness(unready)
+            self._control.report_readiness(unready)
         for name in (digits.NAME, open_inference.NAME):
             self._health.set(name, NOT_SERVING if unready else SERVING)
 

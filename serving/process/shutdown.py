@@ -1,4 +1,4 @@
-"""The order to stop, and the signals that give it; the same for a server alone and for a supervisor."""
+"""Stop requests, and the signals that cause them, for a single server and for a supervisor."""
 
 import asyncio
 import logging
@@ -10,30 +10,36 @@ from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
 
-# What SIGINT leaves of the grace: enough for the runs of the model that are under way.
+# Grace after SIGINT during a shutdown: enough for the model runs in progress.
 _INTERRUPTED_GRACE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The order to stop: how long to go on answering first, and how long the calls in flight may take then.
+    """A request to stop. The first one starts the shutdown; a later one cuts it short.
 
-    The first one that comes begins it; any that comes later cuts it short.
+    Attributes:
+        drain_seconds: time to keep answering new calls.
+        grace_seconds: time for the calls in flight after the drain.
     """
 
     drain_seconds: float
     grace_seconds: float
 
 
-def stops_by_signal(settings: Settings) -> "asyncio.Queue[Stop]":
-    """Where SIGTERM (drain) and SIGINT (Ctrl-C: skip the drain, and while stopping cut that short) come out as orders.
+def watch_signals(settings: Settings) -> "asyncio.Queue[Stop]":
+    """Turns signals into stop requests, on the running event loop.
 
-    SIGTERM may well come twice, as `make` and a process group pass it on, and is one.
+    SIGTERM drains. SIGINT (Ctrl-C) skips the drain; during a shutdown, it cuts the shutdown short. A second SIGTERM has no
+    effect: `make` and a process group pass the same signal on.
+
+    Returns:
+        A queue that receives the stop requests.
     """
     stops: asyncio.Queue[Stop] = asyncio.Queue()
     received: set[signal.Signals] = set()
 
-    def order(number: signal.Signals) -> None:
+    def stop(number: signal.Signals) -> None:
         if not received:
             drain = settings.drain_seconds if number is signal.SIGTERM else 0.0
             log_event(
@@ -52,5 +58,5 @@ def stops_by_signal(settings: Settings) -> "asyncio.Queue[Stop]":
         received.add(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, order, number)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     return stops

@@ -1,4 +1,4 @@
-"""What the log says when the service begins to answer, and when it has ended; the same with one process or several."""
+"""The log events at the start and the end of the service, with one process or several."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from prometheus_client.registry import Collector
 
+from serving.build_info import commit, version
 from serving.ports import address
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
@@ -14,29 +15,36 @@ from serving.telemetry.logs import log_event
 log = logging.getLogger(__name__)
 
 
-class Described(NamedTuple):
-    """What answers when a request names no model: in words, and the version; empty when it is unloaded."""
+class ServedModel(NamedTuple):
+    """The model that answers requests which name none.
 
-    words: str
+    Attributes:
+        description: in words, with how it is run.
+        version: a decimal integer; empty when the model is not loaded.
+    """
+
+    description: str
     version: str
 
 
-def announce(settings: Settings, what: Described, grpc_port: int, http_port: int) -> None:
-    """Logs what serves, and where; to people also a command that sends it a first digit."""
+def log_started(settings: Settings, served: ServedModel, grpc_port: int, http_port: int) -> None:
+    """Logs the event `started`: the model, the addresses, the code; a text log also gets a command to try."""
     grpc, http = address(settings.host, grpc_port), address(settings.host, http_port)
     workers = f" in each of {settings.workers} workers" if settings.workers > 1 else ""
     log_event(
         log,
         logging.INFO,
         "started",
-        f"{what.words}{workers}, {grpc} for gRPC, http://{http}/metrics",
+        f"{served.description}{workers}, {grpc} for gRPC, http://{http}/metrics",
         grpc_address=grpc,
         metrics_address=http,
         model=settings.default_model,
-        version=what.version,
+        version=served.version,
         provider=settings.provider,
         workers=settings.workers,
         instances=settings.instances,
+        service_version=version(),
+        commit=commit(),
     )
     if settings.log_format == "text":
         command = _from_here(Path(sys.executable).with_name("digits"))
@@ -45,13 +53,13 @@ def announce(settings: Settings, what: Described, grpc_port: int, http_port: int
 
 
 def log_stopped(metrics: Collector) -> None:
-    """Logs the end, with how many calls have ended, by status code, as the metrics say."""
+    """Logs the event `stopped`, with the number of calls by status code."""
     calls = calls_by_code(metrics)
     log_event(log, logging.INFO, "stopped", f"stopped; calls ended, by status code: {calls}", calls=calls)
 
 
 def calls_by_code(metrics: Collector) -> dict[str, int]:
-    """How many calls have ended so far, by status code."""
+    """Returns the number of calls that have ended so far, by status code."""
     calls: dict[str, int] = {}
     for metric in metrics.collect():
         for sample in metric.samples:
@@ -62,5 +70,5 @@ def calls_by_code(metrics: Collector) -> dict[str, int]:
 
 
 def _from_here(path: Path) -> Path:
-    """The path as one would type it: from the working directory where it lies below that."""
+    """Returns the path relative to the working directory if it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

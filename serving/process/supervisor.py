@@ -1,36 +1,30 @@
 r"""Several worker processes on one port, under a supervisor that starts them, restarts the dead, and stops them all.
 
-                    supervisor      holds the port, without listening; /metrics, /healthz, /readyz; restarts
-                    /    |    \      control.py: begin, stop, load and unload
-               worker worker worker   each a whole server.py, listening on the port with SO_REUSEPORT
+                    supervisor            holds the port without listening; serves /metrics, /healthz and /readyz
+                    /    |    \           message_channel.py: configuration, stop requests, model changes, heartbeats
+               worker worker worker       server.py each, listening on the port with SO_REUSEPORT
                     \    |    /
-                  merged_metrics    files in memory, which the supervisor adds up
+               multiprocess_metrics       files in memory, which the supervisor adds up
 
-The kernel gives each new connection to one of the workers, where it stays. The supervisor answers no call and loads no
-model: it imports neither gRPC nor ONNX Runtime nor numpy, so that nothing of theirs can bring it down.
+The kernel gives each new connection to one of the workers, and the connection stays there. The supervisor answers no
+call and loads no model. It imports neither gRPC nor ONNX Runtime nor NumPy, so that no fault of theirs can end it.
 """
 
 import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import signal
-import socket
-import sys
 import time
-from asyncio.subprocess import DEVNULL, Process
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from serving.errors import CannotStart
 from serving.ports import reserve
 from serving.process.heartbeat import Heartbeat
+from serving.process.message_channel import Message
 from serving.process.model_changes import ModelChanges
-from serving.process.shutdown import Stop, stops_by_signal
-from serving.process.startup_log import Described, announce, log_stopped
-from serving.process.worker_channel import Channel, Message
+from serving.process.shutdown import Stop, watch_signals
+from serving.process.startup_log import ServedModel, log_started, log_stopped
+from serving.process.worker_process import EXIT_SECONDS, WorkerProcess, spawn
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
 from serving.telemetry.multiprocess_metrics import MetricsDirectory, SupervisorMetrics, candidate_directories
@@ -38,65 +32,32 @@ from serving.web.operations import HttpServer
 
 log = logging.getLogger(__name__)
 
-# The wait before a dead worker is replaced: it doubles from death to death, until one has lived long enough.
+# The wait before a dead worker is replaced doubles from death to death, until a worker has lived long enough.
 _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 10.0
 _LONG_LIFE_SECONDS = 60.0
 
-ENDING_SECONDS = 3.0
-"""What a worker has to end in, beyond drain and grace or once it has hung up, before it is killed."""
-
-# How often a worker is looked after while it may stand still.
-_LOOKS = 3
+_CHECKS_PER_TIMEOUT = 3  # of the watchdog, for each worker
 
 
 class StartFailed(CannotStart):
-    """A worker can't begin; the message is that worker's own."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One worker process.
-
-    Attributes:
-        number: its place, from 0, which its successor inherits.
-        answers: whether it has started.
-        unready: why it wants no traffic; nothing when it does.
-        silent: how many looks at it ago it was heard last.
-    """
-
-    number: int
-    process: Process
-    channel: Channel
-    answers: bool = False
-    unready: str = "starting"
-    born: float = field(default_factory=time.monotonic)
-    silent: int = 0
-
-    def __str__(self) -> str:
-        return f"worker {self.number} (pid {self.process.pid})"
-
-    def kill(self) -> None:
-        if self.process.returncode is None:
-            # Its own kill() would look whether it has ended, and so take its exit status away from who waits for it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+    """A worker can't start; the message is the worker's own."""
 
 
 async def supervise(settings: Settings, metrics_directory: str) -> int:
     """Serves with `settings.workers` workers until SIGTERM or SIGINT.
 
     Args:
-        settings: the workers' settings.
-        metrics_directory: where the workers' metrics are to be; in memory if that is possible, when empty.
+        settings: settings of the workers.
+        metrics_directory: directory for the metrics of the workers; empty chooses one, in memory if possible.
 
     Returns:
-        The exit status: 1 when a worker did not end well, as when it had to be killed.
+        The exit status: 1 if a worker did not exit with 0, as when it had to be killed.
 
     Raises:
-        CannotStart: PortTaken, NoRoom for the workers' metrics, or StartFailed when a worker can't begin.
+        CannotStart: PortTaken; NoRoom for the metrics of the workers; StartFailed when a worker can't start.
     """
-    stops = stops_by_signal(settings)
+    stops = watch_signals(settings)
     with reserve(settings.host, settings.grpc_port) as port:
         directory = MetricsDirectory(settings.workers, candidate_directories(metrics_directory))
         try:
@@ -117,56 +78,56 @@ async def supervise(settings: Settings, metrics_directory: str) -> int:
 
 
 class Supervisor:
-    """The workers, from the first start to the last end.
+    """Keeps the workers alive, from the first start to the last exit.
 
     Attributes:
-        metrics: its own and the workers'.
+        metrics: metrics of the supervisor and of all workers.
     """
 
     def __init__(self, settings: Settings, directory: MetricsDirectory):
-        """Starts nothing yet.
+        """Starts no worker yet.
 
         Args:
-            settings: the workers'; the port is one that is held.
-            directory: where they count.
+            settings: settings of the workers; their gRPC port is reserved.
+            directory: directory for the metrics of the workers.
         """
         self._settings = settings
         self._directory = directory
-        self._workers: dict[int, _Worker] = {}  # those that live, by number
-        self._started: asyncio.Future[Described] = asyncio.get_running_loop().create_future()
+        self._workers: dict[int, WorkerProcess] = {}  # the live ones, by number
+        self._started: asyncio.Future[ServedModel] = asyncio.get_running_loop().create_future()
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
-        self._failed = False  # whether a worker didn't end as it was told to
-        self._spawning = asyncio.Lock()  # for the signal mask is one
+        self._failed = False  # a worker did not exit with 0 at the shutdown
+        self._signal_mask = asyncio.Lock()
         self._changes = ModelChanges()
         self.metrics = SupervisorMetrics(directory, self._pids)
 
     def unready(self) -> str:
-        """Why no traffic is wanted; nothing when it is."""
+        """Returns the reason why the service accepts no traffic; empty when it does."""
         if self._stopping.is_set():
             return "draining"
         if not self._started.done():
             return "starting"
         reasons = [worker.unready if worker.answers else "starting" for worker in [*self._workers.values()]]
-        return min(reasons, default="no worker lives")  # a worker that is ready has none, which comes first
+        return min(reasons, default="no worker is alive")  # empty, that is ready, if one worker is: "" sorts first
 
     async def run(self, stops: "asyncio.Queue[Stop]", http_port: int) -> int:
-        """Starts the workers, keeps them alive, and ends them when `stops` says so; returns the exit status.
+        """Starts the workers, keeps them alive, and stops them on a stop request; returns the exit status.
 
         Raises:
-            StartFailed: a worker can't begin; the others are gone, too.
+            StartFailed: a worker can't start; the others are killed.
         """
-        keeping = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
+        keeping = [asyncio.create_task(self._keep_alive(number)) for number in range(self._settings.workers)]
         stopping = asyncio.create_task(stops.get())
         watching = asyncio.create_task(self._watch())
         try:
             await asyncio.wait((self._started, stopping), return_when=asyncio.FIRST_COMPLETED)
             if self._started.done():
-                announce(self._settings, self._started.result(), self._settings.grpc_port, http_port)
+                log_started(self._settings, self._started.result(), self._settings.grpc_port, http_port)
             await asyncio.wait((stopping, *keeping), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
-                await asyncio.gather(*keeping)  # none ends before it is told to, but by a mistake of ours
-            await self._end(await stopping, stops, keeping)
+                await asyncio.gather(*keeping)  # they end before a stop request only by a bug, which is raised here
+            await self._shut_down(await stopping, stops, keeping)
         finally:
             stopping.cancel()
             watching.cancel()
@@ -178,27 +139,27 @@ class Supervisor:
         return int(self._failed)
 
     async def _watch(self) -> None:
-        """Kills workers whose event loop stands still, as their callers wait in vain.
+        """Watchdog: kills workers whose event loop stands still, as their callers would wait in vain.
 
-        Silence is counted in looks rather than in seconds, so that none is killed because this machine stood still itself.
+        It counts checks instead of seconds: after a pause of the whole machine, no worker is late.
         """
         while True:
-            await asyncio.sleep(self._settings.watchdog_seconds / _LOOKS)
+            await asyncio.sleep(self._settings.watchdog_seconds / _CHECKS_PER_TIMEOUT)
             for worker in [*self._workers.values()]:
-                worker.silent += worker.answers
-                if worker.answers and worker.silent > _LOOKS:
+                worker.missed_checks += worker.answers
+                if worker.answers and worker.missed_checks > _CHECKS_PER_TIMEOUT:
                     _log(logging.ERROR, "worker_stuck", f"{worker} stands still; killing it", worker)
                     worker.kill()
-                    worker.silent = 0
+                    worker.missed_checks = 0
 
-    async def _end(self, stop: Stop, stops: "asyncio.Queue[Stop]", keeping: "list[asyncio.Task[None]]") -> None:
-        """Has all workers stop, at once; an order that comes later cuts it short."""
+    async def _shut_down(self, stop: Stop, stops: "asyncio.Queue[Stop]", keeping: "list[asyncio.Task[None]]") -> None:
+        """Stops all workers at once and waits for them; a later stop request cuts the wait short."""
         while True:
             self._stop = stop
             self._stopping.set()
             for worker in self._workers.values():
-                _tell(worker, stop)
-            limit = stop.drain_seconds + stop.grace_seconds + ENDING_SECONDS
+                worker.stop(stop)
+            limit = stop.drain_seconds + stop.grace_seconds + EXIT_SECONDS
             sooner = asyncio.create_task(stops.get())
             ended = asyncio.gather(*keeping)
             await asyncio.wait((ended, sooner), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -211,14 +172,14 @@ class Supervisor:
             worker.kill()
         await ended
 
-    async def _keep(self, number: int) -> None:
-        """Keeps one worker alive: starts it, and when it dies another in its place, until all are to stop."""
+    async def _keep_alive(self, number: int) -> None:
+        """Starts a worker, and a replacement whenever it dies, until the shutdown."""
         backoff = _FIRST_BACKOFF_SECONDS
         for attempt in itertools.count():
             try:
                 worker = await self._start(number)
             except OSError as error:  # no room for its metrics, no memory, no process
-                if self._fails_start(f"worker {number} can't be started: {error}"):
+                if self._fail_start(f"worker {number} can't be started: {error}"):
                     return
                 message = f"worker {number} can't be started: {error}; trying again in {backoff:g} s"
                 log_event(log, logging.ERROR, "worker_not_started", message, worker=number, backoff_seconds=backoff)
@@ -228,7 +189,7 @@ class Supervisor:
                 if self._stopping.is_set():
                     self._failed = self._failed or status != 0
                     return
-                if self._fails_start(f"worker {number} ended as it began, with status {status}"):
+                if self._fail_start(f"worker {number} exited during its start, with status {status}"):
                     return
                 if time.monotonic() - worker.born >= _LONG_LIFE_SECONDS:
                     backoff = _FIRST_BACKOFF_SECONDS
@@ -239,70 +200,40 @@ class Supervisor:
                 return
             backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
 
-    async def _start(self, number: int) -> _Worker:
-        """Starts the worker of that number. Raises OSError when it can't be."""
+    async def _start(self, number: int) -> WorkerProcess:
+        """Starts and configures the worker with this number. Raises OSError if it can't be started."""
         self._directory.reserve(number)
-        ours, its = socket.socketpair()
-        channel = await Channel.open(ours)
-        try:
-            process = await self._spawn(its)
-        except OSError:
-            await channel.close()
-            raise
-        finally:
-            its.close()
-        worker = self._workers[number] = _Worker(number, process, channel)
-        channel.send(
-            "begin",
+        worker = self._workers[number] = await spawn(number, self._directory.lock, self._signal_mask)
+        worker.channel.send(
+            "configure",
             number=number,
             directory=str(self._directory.path),
             settings=self._settings.model_dump(mode="json"),
             unloaded=sorted(self._changes.unloaded),
         )
-        self._changes.join(channel)
+        self._changes.add_worker(worker.channel)
         if self._stop:
-            _tell(worker, self._stop)
-        elif self._stopping.is_set():  # another's start failed meanwhile, and those that lived then have been killed
+            worker.stop(self._stop)
+        elif self._stopping.is_set():  # another worker's start failed meanwhile, and all live workers were killed
             worker.kill()
         return worker
 
-    async def _spawn(self, end: socket.socket) -> Process:
-        """A worker process that has inherited this end of the line, and nothing else but the lock of the directory."""
-        async with self._spawning:
-            # A worker ignores these signals, which a terminal sends to it as well. Until it has learnt to, they wait.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-            try:
-                return await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "serving.process.worker", str(end.fileno())),
-                    stdin=DEVNULL,
-                    pass_fds=(end.fileno(), self._directory.lock),
-                    env={**os.environ, "PYTHONPATH": _python_path()},
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    async def _follow(self, worker: _Worker) -> int:
-        """Hears a worker until it is gone, and returns its exit status."""
+    async def _follow(self, worker: WorkerProcess) -> int:
+        """Receives the messages of a worker until it is dead; returns its exit status."""
         while (message := await worker.channel.receive()) is not None:
-            worker.silent = 0
-            self._hear(worker, message)
+            worker.missed_checks = 0
+            self._receive(worker, message)
         worker.answers, worker.unready = False, "dead"
         self._count_answering()
-        if not self._stopping.is_set():
-            # It has hung up, and is of no more use. But it may yet have to say why: a traceback comes after that.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.process.wait(), ENDING_SECONDS)
-            worker.kill()
-        status = await worker.process.wait()
-        await worker.channel.close()
+        status = await worker.reap(kill=not self._stopping.is_set())
         del self._workers[worker.number]
         self._directory.forget(worker.number)
-        self._changes.leave(worker.channel)
+        self._changes.remove_worker(worker.channel)
         return status
 
-    def _hear(self, worker: _Worker, message: Message) -> None:
+    def _receive(self, worker: WorkerProcess, message: Message) -> None:
         match message["kind"]:
-            case "ready":
+            case "readiness":
                 worker.unready = message["unready"]
             case "started":
                 worker.answers = True
@@ -310,17 +241,17 @@ class Supervisor:
                 if self._started.done():
                     _log(logging.INFO, "worker_started", f"{worker} answers", worker)
                 elif sum(worker.answers for worker in self._workers.values()) == self._settings.workers:
-                    self._started.set_result(Described(message["words"], message["version"]))
+                    self._started.set_result(ServedModel(message["description"], message["version"]))
             case "failed":
-                if not self._fails_start(message["reason"]):
-                    _log(logging.ERROR, "worker_failed", f"{worker} can't begin: {message['reason']}", worker)
-            case "ask":
-                self._changes.asked(worker.channel, message)
-            case "done":
-                self._changes.done(worker.channel, message)
+                if not self._fail_start(message["reason"]):
+                    _log(logging.ERROR, "worker_failed", f"{worker} can't start: {message['reason']}", worker)
+            case "change":
+                self._changes.request(worker.channel, message)
+            case "applied":
+                self._changes.acknowledge(worker.channel, message)
 
-    def _fails_start(self, reason: str) -> bool:
-        """Ends the start of the service, for a worker that can't begin, unless all had begun before."""
+    def _fail_start(self, reason: str) -> bool:
+        """Fails the start of the service, unless all workers had started before; returns true if it has failed."""
         if not self._started.done():
             self._started.set_exception(StartFailed(reason))
         return self._started.exception() is not None
@@ -332,15 +263,5 @@ class Supervisor:
         return [worker.process.pid for worker in [*self._workers.values()]]
 
 
-def _tell(worker: _Worker, stop: Stop) -> None:
-    worker.channel.send("stop", drain_seconds=stop.drain_seconds, grace_seconds=stop.grace_seconds)
-
-
-def _log(level: int, event: str, message: str, worker: _Worker, **fields: Any) -> None:
+def _log(level: int, event: str, message: str, worker: WorkerProcess, **fields: Any) -> None:
     log_event(log, level, event, message, worker=worker.number, worker_pid=worker.process.pid, **fields)
-
-
-def _python_path() -> str:
-    """Has a worker import this same package, whatever lies in the working directory."""
-    others = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(Path(__file__).parents[2]), *([others] if others else [])])

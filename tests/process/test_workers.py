@@ -24,10 +24,13 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.process import supervisor as supervisor_module
+from serving.process.message_channel import MessageChannel
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop
 from serving.process.supervisor import StartFailed, Supervisor
-from serving.process.worker_channel import Channel, Control
+from serving.process.supervisor_link import SupervisorLink
+from serving.process.worker_process import WorkerProcess, spawn
 from serving.settings import Settings
 from serving.telemetry.multiprocess_metrics import DIRECTORY, MetricsDirectory
 from tests.conftest import TIMEOUT, StartServer
@@ -309,17 +312,17 @@ Server.start = start
 def test_a_worker_that_hangs_up_may_end_by_itself_for_a_moment(tmp_path: Path) -> None:
     code = """
 import atexit, time
-from serving.process.worker_channel import Channel
+from serving.process.message_channel import MessageChannel
 async def receive(self):
     await self.close()
     raise LookupError("unforeseen")
-Channel.receive = receive
+MessageChannel.receive = receive
 atexit.register(time.sleep, 0.5)
 """
     status, complaint = refused("--workers", "2", **break_workers(tmp_path, code))
     assert status == 1
     assert "LookupError: unforeseen" in complaint
-    assert re.fullmatch(r"digits serve: worker \d ended as it began, with status 1", complaint.splitlines()[-1])
+    assert re.fullmatch(r"digits serve: worker \d exited during its start, with status 1", complaint.splitlines()[-1])
 
 
 async def test_a_worker_that_is_being_started_while_another_cannot_be_does_not_outlive_the_start(
@@ -327,22 +330,21 @@ async def test_a_worker_that_is_being_started_while_another_cannot_be_does_not_o
 ) -> None:
     directory = MetricsDirectory(2, [tmp_path])
     supervisor = Supervisor(Settings(workers=2, grpc_port=0), directory)
-    started: list[asyncio.subprocess.Process] = []
-    spawn = supervisor._spawn
+    first_failed = asyncio.Event()
+    started: list[WorkerProcess] = []
 
-    async def spawn_the_second_late(its: socket.socket) -> asyncio.subprocess.Process:
-        if not started_one.is_set():
-            started_one.set()
+    async def spawn_the_second_late(number: int, lock: int, mask: asyncio.Lock) -> WorkerProcess:
+        if not first_failed.is_set():
+            first_failed.set()
             raise OSError("no more processes")
         await supervisor._stopping.wait()
-        started.append(await spawn(its))
+        started.append(await spawn(number, lock, mask))
         return started[0]
 
-    started_one = asyncio.Event()
-    monkeypatch.setattr(supervisor, "_spawn", spawn_the_second_late)
+    monkeypatch.setattr(supervisor_module, "spawn", spawn_the_second_late)
     with pytest.raises(StartFailed, match="no more processes"):
         await asyncio.wait_for(supervisor.run(asyncio.Queue(), 0), TIMEOUT)
-    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    assert [worker.process.returncode for worker in started] == [-signal.SIGKILL]
     directory.remove()
 
 
@@ -472,29 +474,29 @@ class Models:
 
 
 class Team:
-    """The supervisor's ModelChanges, and workers' Controls on the other ends of real lines, each with models of its own."""
+    """The supervisor's ModelChanges, and workers' SupervisorLinks on the other ends of real lines, each with models of its own."""
 
     def __init__(self) -> None:
         self.changes = ModelChanges()
         self._running: list[asyncio.Task[None]] = []
-        self._lines: list[Channel] = []
+        self._lines: list[MessageChannel] = []
 
-    async def join(self, models: Models) -> tuple[Control, Channel]:
+    async def join(self, models: Models) -> tuple[SupervisorLink, MessageChannel]:
         """One more worker, and the supervisor's end of its line."""
         near, far = socket.socketpair()
-        line, its = await Channel.open(near), await Channel.open(far)
-        control = Control(its, Path(), (), orphaned=Stop(1, 2))
+        line, its = await MessageChannel.open(near), await MessageChannel.open(far)
+        control = SupervisorLink(its, Path(), (), orphaned=Stop(1, 2))
         for name in self.changes.unloaded:
             await models.unload(name)
-        self.changes.join(line)
-        self._running += [asyncio.create_task(control.obey(models)), asyncio.create_task(self._hear(line))]
+        self.changes.add_worker(line)
+        self._running += [asyncio.create_task(control.follow(models)), asyncio.create_task(self._hear(line))]
         self._lines += [line, its]
         return control, line
 
-    async def _hear(self, line: Channel) -> None:
+    async def _hear(self, line: MessageChannel) -> None:
         while (message := await line.receive()) is not None:
-            (self.changes.asked if message["kind"] == "ask" else self.changes.done)(line, message)
-        self.changes.leave(line)
+            (self.changes.request if message["kind"] == "change" else self.changes.acknowledge)(line, message)
+        self.changes.remove_worker(line)
 
     async def part(self) -> None:
         for line in self._lines:

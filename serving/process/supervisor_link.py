@@ -1,0 +1,88 @@
+"""A worker's link to its supervisor: takes stop requests, and has every worker load or unload a model."""
+
+import asyncio
+from collections.abc import Collection
+from pathlib import Path
+
+from serving.errors import Stopping
+from serving.process.message_channel import Message, MessageChannel, Verb, error_of, resolve
+from serving.process.shutdown import Stop
+from serving.repository.model_control import ModelControl
+
+_STOPPING = "the server is stopping"
+
+
+class SupervisorLink:
+    """Links a worker to its supervisor. As a `ModelControl`, it loads and unloads a model in every worker.
+
+    Attributes:
+        stops: the stop requests of the supervisor.
+        directory: directory for the files that the workers share: metrics and rate limits.
+        unloaded: names of the models that must not answer from the start.
+    """
+
+    def __init__(self, channel: MessageChannel, directory: Path, unloaded: Collection[str], orphaned: Stop):
+        """Sends and receives over `channel`; once the supervisor has ended, puts `orphaned` into `stops`."""
+        self.stops: asyncio.Queue[Stop] = asyncio.Queue()
+        self.directory = directory
+        self.unloaded = unloaded
+        self._channel = channel
+        self._orphaned = orphaned
+        self._pending: dict[int, asyncio.Future[None]] = {}  # changes that this worker has requested, by id
+        self._last_id = 0
+        self._alone = False  # the supervisor has ended
+
+    def report_readiness(self, unready: str) -> None:
+        """Reports the reason why this worker accepts no traffic; empty when it does."""
+        self._channel.send("readiness", unready=unready)
+
+    async def send_heartbeats(self, seconds: float) -> None:
+        """Sends a heartbeat at this interval, which shows that the event loop turns; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            self._channel.send("heartbeat")
+
+    async def load(self, name: str) -> None:
+        """Loads a model in every worker. Raises UnknownModel or LoadFailed if a worker does."""
+        await self._request("load", name)
+
+    async def unload(self, name: str) -> None:
+        """Unloads a model in every worker. Raises UnknownModel."""
+        await self._request("unload", name)
+
+    async def _request(self, verb: Verb, model: str) -> None:
+        if self._alone:
+            raise Stopping(_STOPPING)
+        self._last_id += 1
+        number = self._last_id
+        self._pending[number] = asyncio.get_running_loop().create_future()
+        self._channel.send("change", id=number, verb=verb, model=model)
+        try:
+            await self._pending[number]
+        finally:
+            del self._pending[number]
+
+    async def follow(self, models: ModelControl) -> None:
+        """Follows the supervisor's messages until it ends; changes are applied to `models`, this worker's own."""
+        applying: set[asyncio.Task[None]] = set()
+        while (message := await self._channel.receive()) is not None:
+            match message["kind"]:
+                case "stop":
+                    self.stops.put_nowait(Stop(message["drain_seconds"], message["grace_seconds"]))
+                case "apply":
+                    task = asyncio.create_task(self._apply(models, message))
+                    applying.add(task)
+                    task.add_done_callback(applying.discard)
+                case "result":
+                    waiting = self._pending.get(message["id"])
+                    if waiting is not None and not waiting.done():
+                        resolve(waiting, message["error"])
+        self._alone = True
+        self.stops.put_nowait(self._orphaned)
+        for waiting in self._pending.values():
+            if not waiting.done():
+                waiting.set_exception(Stopping(_STOPPING))
+
+    async def _apply(self, models: ModelControl, message: Message) -> None:
+        error = await error_of(models.load if message["verb"] == "load" else models.unload, message["model"])
+        self._channel.send("applied", id=message["id"], error=error)
