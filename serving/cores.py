@@ -1,23 +1,23 @@
-"""How many processor cores this process may use, which in a container is not how many the machine has."""
+"""The number of processor cores that this process may use; in a container, fewer than the machine has."""
 
 import os
 from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Whole cores this process may use at once: the least of its CPU affinity and its cgroups' quotas, at least 1.
+    """Returns the whole cores that this process may use at a time: CPU affinity and cgroup quotas, at least 1.
 
-    A quota of 1.5 cores counts as 1: a second busy thread would have the kernel stop both for part of each period.
+    A quota of 1.5 cores counts as 1: with a second busy thread, the kernel would stop both for a part of each period.
 
     Args:
-        root: where /proc and /sys are looked for.
+        root: directory in which /proc and /sys are read.
     """
     quotas = [float(len(os.sched_getaffinity(0))), *_quotas(root)]
     return max(1, int(min(quotas)))
 
 
 def _quotas(root: Path) -> list[float]:
-    """Every CPU quota above this process, in cores, from cgroup v2 and v1.
+    """Reads the CPU quotas of this process and its ancestors, in cores, from cgroup v2 and v1.
 
     Source: Linux kernel documentation, admin-guide/cgroup-v2 (cpu.max) and scheduler/sched-bwc (cpu.cfs_quota_us).
     """
@@ -34,7 +34,7 @@ def _quotas(root: Path) -> list[float]:
             mount = root / "sys/fs/cgroup/cpu"
         else:
             continue
-        # A limit on any ancestor binds; inside a container the path may be the host's, and only the mount itself is there.
+        # Every ancestor's limit applies. In a container the path may be the host's, and then only the mount exists.
         group = mount / path.lstrip("/")
         for directory in (group, *group.parents):
             found.extend(_quota(directory))
@@ -44,7 +44,7 @@ def _quotas(root: Path) -> list[float]:
 
 
 def _quota(directory: Path) -> list[float]:
-    """The quota set on one cgroup directory, in cores; nothing when there is none."""
+    """Reads the quota of one cgroup directory, in cores; an empty list if it has no quota."""
     try:
         quota, period = (directory / "cpu.max").read_text().split()
     except (OSError, ValueError):

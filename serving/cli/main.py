@@ -106,19 +106,7 @@ class _Version(argparse.Action):
 def _versions() -> str:
     import platform
 
-    from serving.build_info import commit, version
+    from serving.build_info import commit, onnxruntime_version, version
 
-    runtime = _onnxruntime_version()
-    return f"digits {version()}, commit {commit()}, Python {platform.python_version()}, onnxruntime {runtime}"
-
-
-def _onnxruntime_version() -> str:
-    """Returns the installed version, by its metadata: to import ONNX Runtime takes much longer."""
-    from importlib import metadata
-
-    for distribution in ("onnxruntime-gpu", "onnxruntime"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "not installed"
+    python = platform.python_version()
+    return f"digits {version()}, commit {commit()}, Python {python}, onnxruntime {onnxruntime_version()}"

@@ -1,4 +1,4 @@
-"""What operators read over HTTP, beside gRPC: /metrics for Prometheus, /healthz and /readyz for probes."""
+"""The HTTP port for operators: /metrics for Prometheus, /healthz and /readyz for probes."""
 
 import contextlib
 import gzip
@@ -22,55 +22,54 @@ from serving.ports import PortTaken, address
 
 log = logging.getLogger(__name__)
 
-# How long a client may take, from when it connects to the last byte of its answer, before it is cut off. Were it for each
-# byte, clients that send one now and then would hold all places for good.
-_PATIENCE_SECONDS = 5.0
+# Timeout of a client, from its connection to the last byte of its answer. A timeout per byte would let clients that send a
+# byte now and then hold all slots forever.
+_TIMEOUT_SECONDS = 5.0
 
-# Clients at once, each of whom holds a thread: one that hangs must not block a scrape, nor a thousand use up the memory.
+# Clients at a time, each with a thread: one that hangs must not block a scrape, and a thousand must not fill the memory.
 _MAX_CLIENTS = 100
 
-# How often the server looks whether it is to close, and which clients are to be cut off.
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1  # between checks for a shutdown and for timeouts
 
 
 class HttpServer:
-    """Answers on a port of its own, in threads of its own, from when it is made until it is closed.
+    """Answers HTTP on its own port, in its own threads, until it is closed.
 
-    /healthz says 200 or 503 with the reason, and so does /readyz; /metrics whatever is collected then.
+    /healthz and /readyz answer 200, or 503 with the reason. /metrics collects the metrics for each scrape.
 
     Attributes:
-        port: the port it listens on, also when the choice was left to the system.
+        port: the port on which it listens; the actual one if 0 was asked for.
     """
 
     def __init__(self, host: str, port: int, metrics: Collector, *, lost: Callable[[], str], unready: Callable[[], str]):
-        """Listens, and answers.
+        """Starts to listen and to answer.
 
         Args:
             host: address to listen on.
-            port: 0 takes any free one.
-            metrics: collected anew for every scrape, in a thread of this server; what they tell of accuracy and
-                drift is added.
-            lost: says why the process is to be restarted, and nothing when it lives; called in a thread of this server.
-            unready: likewise, why the service wants no traffic.
+            port: port to listen on; 0 takes any free port.
+            metrics: collected for every scrape, in a thread of this server; accuracy and drift are derived from them.
+            lost: returns the reason why the process should be restarted, empty if it is alive; called in a thread of
+                this server.
+            unready: returns the reason why the service accepts no traffic, empty if it does; called in such a thread.
 
         Raises:
-            PortTaken: the port can't be listened on.
+            PortTaken: the port is taken or not allowed.
         """
         try:
             self._server = _Server(host, port, DriftCollector(AccuracyCollector(metrics)), lost, unready)
         except OSError as error:
             raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="http", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), name="http", daemon=True).start()
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Stops answering and closes the port."""
         self._server.shutdown()
         self._server.server_close()
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True  # else a restart would have to wait until the last connections are forgotten
+    allow_reuse_address = True  # else a restart fails until the kernel forgets the last connections
     daemon_threads = True
     request_queue_size = 128
 
@@ -78,45 +77,45 @@ class _Server(socketserver.ThreadingTCPServer):
         self.metrics = metrics
         self.lost = lost
         self.unready = unready
-        self._places = threading.Semaphore(_MAX_CLIENTS)
-        self._ends: dict[Any, float] = {}  # when each client is to be cut off, by its socket
-        self._closing = threading.Lock()  # no socket is closed while another thread, which would cut it off, has it in hand
+        self._slots = threading.Semaphore(_MAX_CLIENTS)
+        self._deadlines: dict[Any, float] = {}  # of each client, by its socket; time.monotonic
+        self._closing = threading.Lock()  # a socket is not closed while another thread shuts it down
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        self._ends[request] = time.monotonic() + _PATIENCE_SECONDS
+        self._deadlines[request] = time.monotonic() + _TIMEOUT_SECONDS
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread was to be had, so none will give the place back
-            self._places.release()
+        except BaseException:  # no thread could be started, so no thread will release the slot
+            self._slots.release()
             raise
 
     def process_request_thread(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._slots.release()
 
     def service_actions(self) -> None:
-        """Cuts off the clients whose time is up; whoever waits for one of them finds that it has hung up."""
+        """Disconnects the clients past their deadline; a thread that reads from one of them sees the end of the stream."""
         now = time.monotonic()
         with self._closing:
-            for request in [request for request, end in self._ends.items() if end <= now]:
-                del self._ends[request]
-                with contextlib.suppress(OSError):  # it is gone already
+            for request in [request for request, deadline in self._deadlines.items() if deadline <= now]:
+                del self._deadlines[request]
+                with contextlib.suppress(OSError):  # already disconnected
                     request.shutdown(socket.SHUT_RDWR)
 
     def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
         with self._closing:
-            self._ends.pop(request, None)
+            self._deadlines.pop(request, None)
             super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("an HTTP client went away", exc_info=True)
+        log.debug("an HTTP client disconnected", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Server
     server_version = "digits"
-    sys_version = ""  # what Python this is, is nobody's business
+    sys_version = ""  # the version of Python is no concern of a client
 
     def do_GET(self) -> None:
         match urlsplit(self.path).path:
@@ -135,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 self._send_state(self.server.unready(), "ready")
             case _:
-                self._send(HTTPStatus.NOT_FOUND, "there is /metrics, /healthz and /readyz\n")
+                self._send(HTTPStatus.NOT_FOUND, "not found; this port has /metrics, /healthz and /readyz\n")
 
     do_HEAD = do_GET  # noqa: N815 - http.server looks for these names
 

@@ -14,7 +14,7 @@ from tests.support.service import DIGITS
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A repository with three versions of one model, all alike."""
+    """A repository with three equal versions of one model."""
     for number in (1, 2, 3):
         publish(tmp_path / "models", number)
     return tmp_path / "models"
@@ -25,7 +25,7 @@ def check(*flags: str, **environment: str) -> "subprocess.CompletedProcess[str]"
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
 
 
-def test_what_is_well_is_shown_in_a_table() -> None:
+def test_versions_without_mistakes_are_shown_in_a_table() -> None:
     found = check(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     assert (found.returncode, found.stderr) == (0, "")
     head, *rows = (line.split() for line in found.stdout.splitlines())
@@ -47,7 +47,7 @@ def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
     assert [(row[1], row[5]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
 
 
-def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
+def test_all_mistakes_are_named_at_once(models: Path) -> None:
     (models / "digits" / "routing.toml").write_text("stable = 3\n[canary]\nversion = 7\npercent = 10")
     (models / "digits" / "latest").mkdir()
     for broken in (place(models, 2), models / "digits" / "latest" / "model.onnx", place(models, 1, "other")):
@@ -58,7 +58,7 @@ def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
     complaints = found.stderr.replace("digits check: ", "").replace(f"{models}/", "").splitlines()
     assert [complaint.split(": ")[0] for complaint in complaints if complaint.startswith("warning: ")] == ["warning"] * 2
     assert complaints[0] == "warning: no such setting: DIGITS_DRAIN_SECOND; did you mean DIGITS_DRAIN_SECONDS?"
-    assert complaints[1].startswith("warning: digits/latest/model.onnx is passed over")
+    assert complaints[1].startswith("warning: digits/latest/model.onnx is ignored")
     assert [complaint[:45] for complaint in complaints[2:]] == [
         text[:45]
         for text in (
@@ -66,7 +66,7 @@ def test_all_that_is_wrong_is_named_at_once(models: Path) -> None:
             "digits/2/model.onnx cannot be loaded: [ONNXRuntimeError] ",
             "other/routing.toml: stabel: Extra inputs are not permitted",
             "other/1/model.onnx cannot be loaded: [ONNXRuntimeError] ",
-            "other: no version can be stable, so the model would not answer",
+            "other: no version can be stable, so the model could not answer",
             "OTEL_TRACES_EXPORTER: unknown exporter zipkin, expected otlp",
         )
     ]
@@ -123,7 +123,7 @@ def test_a_lexicon_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_of_keys_that_can_not_be_used_is_named_and_audits_without_keys_are_warned_of(tmp_path: Path) -> None:
+def test_an_unusable_key_file_is_a_mistake_and_audits_without_keys_a_warning(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("short")
     found = check("--recognition-key", str(tmp_path / "keys"))
     assert found.returncode == 1
@@ -135,11 +135,11 @@ def test_a_file_of_keys_that_can_not_be_used_is_named_and_audits_without_keys_ar
     assert "digits check: warning: answers are marked for audit, but without --recognition-key" in found.stderr
 
 
-def test_a_database_to_capture_in_is_looked_at_and_not_made(tmp_path: Path) -> None:
+def test_a_capture_database_is_tested_and_not_created(tmp_path: Path) -> None:
     file = tmp_path / "captured.db"
     found = check("--capture", f"sqlite:///{file}")
     assert found.returncode == 0
-    assert "warning: images are captured, but without --recognition-key anybody can report what they show" in found.stderr
+    assert "warning: images are captured, but without --recognition-key any caller can report their truth" in found.stderr
     assert not file.exists()
     found = check("--capture", f"sqlite:///{tmp_path}/none/captured.db")
     assert found.returncode == 1
@@ -147,14 +147,14 @@ def test_a_database_to_capture_in_is_looked_at_and_not_made(tmp_path: Path) -> N
     file.write_text("no database, although it is long enough to be read as the header of one" * 2)
     found = check("--capture", f"sqlite:///{file}")
     assert found.returncode == 1
-    assert f"nothing can be stored in sqlite:///{file}: file is not a database" in found.stderr
+    assert f"cannot store images in sqlite:///{file}: file is not a database" in found.stderr
     found = check("--capture", "postgresql://digits:do-not-show-me@127.0.0.1:1/digits")
     assert found.returncode == 1
-    assert "digits check: --capture: nothing can be stored in postgresql://digits:***@127.0.0.1:1/digits: " in found.stderr
+    assert "digits check: --capture: cannot store images in postgresql://digits:***@127.0.0.1:1/digits: " in found.stderr
     assert "do-not-show-me" not in found.stderr
 
 
-def test_a_model_that_accepts_nothing_is_warned_of() -> None:
+def test_a_model_that_accepts_nothing_is_a_warning() -> None:
     found = check("--target-error-rate", "0.0001")
     assert found.returncode == 0
     warned = [line for line in found.stderr.splitlines() if "has no certified threshold for an error rate of 0.0001" in line]

@@ -16,7 +16,7 @@ from tests.support.service import DIGITS
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """An environment that sets nothing, for each test to set what it wants."""
+    """An environment without settings; a test adds its own."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("DIGITS_"):
@@ -37,12 +37,13 @@ def mistakes(flags: dict[str, str]) -> list[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*DIGITS, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    environment = {**os.environ, "COLUMNS": "1000"}  # for help without line breaks
+    return subprocess.run(
+        [*DIGITS, *arguments], capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False
+    )
 
 
-def test_a_flag_goes_before_the_environment_that_before_the_file_and_the_file_before_the_default(
-    environment: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_flag_overrides_the_environment_which_overrides_the_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = file(tmp_path, "grpc_port = 1\nmetrics_port = 1\ndrain_seconds = 1")
     environment.setenv("DIGITS_GRPC_PORT", "2")
     environment.setenv("DIGITS_METRICS_PORT", "2")
@@ -53,13 +54,13 @@ def test_a_flag_goes_before_the_environment_that_before_the_file_and_the_file_be
     assert load_settings.read({}).drain_seconds == 1.0
 
 
-def test_settings_by_themselves_read_neither_the_environment_nor_a_file(environment: pytest.MonkeyPatch) -> None:
+def test_the_settings_class_reads_neither_the_environment_nor_a_file(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DIGITS_GRPC_PORT", "2")
     assert Settings().grpc_port == 8001
 
 
 @pytest.mark.parametrize(("cores", "instances"), [(1, 1), (2, 2), (64, 2)])
-def test_a_connection_has_two_cores_where_there_are_two_and_a_big_machine_has_no_cores_squared_threads(
+def test_instances_are_two_on_machines_with_two_cores_or_more(
     environment: pytest.MonkeyPatch, cores: int, instances: int
 ) -> None:
     environment.setattr("serving.settings.usable_cores", lambda: cores)
@@ -126,7 +127,7 @@ def test_an_empty_variable_counts_as_not_set(environment: pytest.MonkeyPatch) ->
     assert load_settings.read({}).grpc_port == 8001
 
 
-def test_what_kubernetes_sets_for_a_service_is_told_from_what_an_operator_sets(environment: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_recognized(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DIGITS_GRPC_PORT", "tcp://10.0.0.1:8001")
     (mistake,) = mistakes({})
     assert "enableServiceLinks: false" in mistake
@@ -141,7 +142,7 @@ def test_what_kubernetes_sets_for_a_service_is_told_from_what_an_operator_sets(e
     ]
 
 
-def test_a_flag_that_is_no_setting_is_refused_even_where_it_begins_one() -> None:
+def test_an_unknown_flag_is_refused_even_if_it_is_a_prefix_of_one() -> None:
     refused = run("serve", "--drain", "1", "--grpc-prot=9001", "--metrics-port", "x")
     assert refused.returncode == 2
     assert [line.split(", ")[0] for line in refused.stderr.splitlines()] == [
@@ -177,7 +178,7 @@ def test_the_manual_has_every_setting_in_its_group_with_its_default() -> None:
         assert part in manual
 
 
-def test_flags_of_yes_or_no_need_no_value() -> None:
+def test_boolean_flags_need_no_value() -> None:
     parser = argparse.ArgumentParser()
     load_settings.add_flags(parser)
     assert load_settings.given(parser.parse_args([])) == {}

@@ -1,7 +1,5 @@
 import io
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.__main__ import main
 from serving.cli.framed_files import read_framed
+from serving.cli.main import main
 from serving.client.image_files import ImageError
 from serving.imaging.decode import frame_crop
-from serving.samples.draw import SAMPLES, draw
+from serving.samples.draw import PHOTO_DIGIT, SAMPLES, draw
 from serving.samples.photograph import photograph
+from tests.cli.conftest import Digits
+from tests.support.service import Service
 
 SEVEN = draw(7)
 
@@ -25,7 +25,7 @@ def save(image: Image.Image, file: Path) -> Path:
 
 
 @pytest.mark.parametrize("pixels", [SEVEN, 255 - SEVEN], ids=["light-on-dark", "dark-on-light"])
-def test_png_and_raw_bytes_are_read_whatever_their_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+def test_png_and_raw_bytes_are_read_in_either_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(read_framed(save(Image.fromarray(pixels), tmp_path / "a.png")), SEVEN)
     raw = tmp_path / "a.raw"
     raw.write_bytes(pixels.tobytes())
@@ -102,9 +102,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_framed(tmp_path / "none.png")
 
 
-def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_file_and_an_absent_server_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["recognize", "--address", "127.0.0.1:1", str(SAMPLES / "7.png"), str(tmp_path / "none.png")]
     assert main(command) == 1
     complaint = capsys.readouterr().err
@@ -112,17 +110,78 @@ def test_the_command_names_what_it_can_not_read_and_reports_a_server_that_is_not
     assert "127.0.0.1:1: UNAVAILABLE" in complaint
 
 
-@pytest.mark.parametrize("digit", range(10))
-def test_the_shipped_samples_are_what_the_drawing_code_draws(digit: int) -> None:
-    np.testing.assert_array_equal(read_framed(SAMPLES / f"{digit}.png"), draw(digit))
+def test_digits_recognize_shows_a_line_per_file(digits: Digits) -> None:
+    status, shown, errors = digits("recognize", SAMPLES / "7.png", SAMPLES / "photo.jpg")
+    assert (status, errors) == (0, "")
+    assert [line.split()[::3] for line in shown.splitlines()] == [
+        [str(SAMPLES / "7.png"), "accept"],
+        [str(SAMPLES / "photo.jpg"), "accept"],
+    ]
+    assert [line.split()[1] for line in shown.splitlines()] == ["7", str(PHOTO_DIGIT)]
 
 
-def test_a_picture_that_is_looked_at_no_further_ends_without_a_word(tmp_path: Path) -> None:
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(photograph(SEVEN, np.random.default_rng(1)))
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with os.fdopen(write_end, "wb") as output:
-        command = [sys.executable, "-m", "serving", "frame", str(photo)]
-        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
-    assert (ended.returncode, ended.stderr) == (1, "")
+def test_json_has_all_that_the_service_answers(digits: Digits) -> None:
+    flags = ("--model", "digits-small", "--target-error-rate", "0.002", "--key", "a")
+    status, shown, _ = digits("recognize", "--json", "--crops", *flags, *[SAMPLES / "photo.jpg"] * 2)
+    answers = [json.loads(line) for line in shown.splitlines()]
+    assert status == 0
+    assert [answer["index"] for answer in answers] == [0, 1]
+    assert {answer["digit"] for answer in answers} == {PHOTO_DIGIT}
+    assert {answer["target_error_rate"] for answer in answers} == {0.002}
+    assert answers[0]["recognition_id"] == answers[1]["recognition_id"]
+    assert {"file", "confidence", "decision", "threshold", "version", "audit", "captured"} < answers[0].keys()
+
+
+def test_many_files_are_sent_in_several_calls(digits: Digits, running: Service) -> None:
+    before = running.scrape("digits_requests_total", method="RecognizeBatch")
+    shown = digits("recognize", "--json", *[SAMPLES / "7.png"] * 250)[1]
+    assert [json.loads(line)["index"] for line in shown.splitlines()] == [*range(100), *range(100), *range(50)]
+    assert running.scrape("digits_requests_total", method="RecognizeBatch") == before + 3
+
+
+def test_large_crops_are_sent_in_calls_below_the_message_limit(digits: Digits, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500), np.uint8)
+    large = save(Image.fromarray(noise), tmp_path / "large.png")
+    assert large.stat().st_size > 1_000_000
+    shown = digits("recognize", "--json", "--crops", *[large] * 5)[1]
+    assert [json.loads(line)["index"] for line in shown.splitlines()] == [0, 1, 0, 1, 0]
+
+
+def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    status, shown, errors = digits("recognize", "--crops", broken, SAMPLES / "photo.jpg")
+    assert status == 1
+    assert "reject_invalid_image" in shown.splitlines()[0]
+    assert "accept" in shown.splitlines()[1]
+    assert errors.startswith(f"digits recognize: {broken}: neither a PNG nor a JPEG")
+
+
+def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
+    status, shown, errors = digits("recognize", "--model", "none", SAMPLES / "7.png")
+    assert (status, shown) == (1, "")
+    assert "NOT_FOUND: there is no model 'none'" in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target-error-rate", "2"], "expected a number between 0 and 1, not 2"),
+        (["--target-error-rate", "low"], "expected a number between 0 and 1, not low"),
+        (["--timeout", "0"], "--timeout must be a number above 0, not 0"),
+        (["--tls-key", "x"], "--tls-certificate and --tls-key are needed together"),
+    ],
+)
+def test_flags_that_cannot_be_used_end_with_status_2(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["recognize", *flags, "7.png"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_framed_image_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "none" / "framed.png"
+    assert main(["frame", str(SAMPLES / "photo.jpg"), "--out", str(out)]) == 1
+    assert capsys.readouterr().err == f"digits frame: {out}: No such file or directory\n"

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from deploy.quantity import parse_quantity
 from serving.api.digits import NAME as DIGIT_SERVICE
 from serving.api.open_inference import NAME as OPEN_INFERENCE
-from serving.process import supervisor
+from serving.process import worker_process
 from serving.settings import Settings
 from tests.deploy import pod_security
 from tests.deploy.manifests import (
@@ -28,7 +28,7 @@ Findings = Iterator[str]
 
 _PORTS = {"grpc": Settings.model_fields["grpc_port"].default, "metrics": Settings.model_fields["metrics_port"].default}
 
-ENDING_SECONDS = supervisor.ENDING_SECONDS + 2
+ENDING_SECONDS = worker_process.EXIT_SECONDS + 2
 """Time of a server to end beyond drain and grace, if workers must be killed."""
 
 _HTTP_PATHS = {"/healthz", "/readyz"}

@@ -9,7 +9,7 @@ from serving.process.server import Server
 from tests.conftest import TIMEOUT
 
 
-async def test_an_event_loop_that_turns_has_a_pulse_and_one_that_stands_still_has_none() -> None:
+async def test_the_heartbeat_of_a_loop_is_lost_while_it_stands_still() -> None:
     own = Heartbeat()
     assert await asyncio.to_thread(own.lost) == ""
     said: list[str] = []
@@ -20,7 +20,7 @@ async def test_an_event_loop_that_turns_has_a_pulse_and_one_that_stands_still_ha
     assert await asyncio.to_thread(own.lost) == "", "it turns again"
 
 
-def test_an_event_loop_that_has_ended_has_none() -> None:
+def test_the_heartbeat_of_a_loop_that_has_ended_is_lost() -> None:
     async def make() -> Heartbeat:
         return Heartbeat()
 

@@ -23,7 +23,7 @@ CODE = grpc.StatusCode
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[Service]:
-    """One server for all of them: each leaves it well for the next."""
+    """One server for all tests of this file; each leaves it in order."""
     with service() as started:
         yield started
 
@@ -38,7 +38,7 @@ def open_files(process: Service) -> int:
 
 
 async def answers(process: Service, images: Images, timeout: float = TIMEOUT) -> None:
-    """It does as it should, on a new connection."""
+    """Asserts that the server answers on a new connection."""
     async with grpc.aio.insecure_channel(process.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = pb.RecognizeBatchRequest(images=images[:20].tobytes())
         answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=timeout)
@@ -46,7 +46,7 @@ async def answers(process: Service, images: Images, timeout: float = TIMEOUT) ->
 
 
 async def settles(process: Service, files: int) -> None:
-    """Waits until no more than so many files are open."""
+    """Waits until the server has at most `files` open files."""
     async with asyncio.timeout(TIMEOUT):
         while open_files(process) > files:
             await asyncio.sleep(0.05)
@@ -109,7 +109,7 @@ async def test_bytes_that_are_no_grpc_end_their_connection_and_nothing_else(
     ],
     ids=["zero-length", "malformed", "lying about its length", "short", "oversized"],
 )
-async def test_messages_that_are_none_get_their_status_code(
+async def test_malformed_messages_get_their_status_code(
     process: Service, images: Images, message: bytes, code: CODE
 ) -> None:
     async with grpc.aio.insecure_channel(process.address) as channel:
@@ -121,7 +121,7 @@ async def test_messages_that_are_none_get_their_status_code(
     await answers(process, images)
 
 
-async def test_a_storm_of_deadlines_that_cannot_be_kept_leaves_the_server_quick(process: Service, images: Images) -> None:
+async def test_a_storm_of_missed_deadlines_leaves_the_server_responsive(process: Service, images: Images) -> None:
     async with grpc.aio.insecure_channel(process.address) as channel:
         stub = DigitServiceStub(channel)
         request = pb.RecognizeBatchRequest(images=images.tobytes())
@@ -138,7 +138,7 @@ async def test_a_storm_of_deadlines_that_cannot_be_kept_leaves_the_server_quick(
             await asyncio.sleep(0.05)
 
 
-async def test_a_client_that_sends_its_message_a_byte_at_a_time_holds_up_nobody(process: Service, images: Images) -> None:
+async def test_a_client_that_sends_a_byte_at_a_time_blocks_no_other(process: Service, images: Images) -> None:
     # A connection preface and the head of a frame that never comes.
     with socket.create_connection(endpoint(process), timeout=TIMEOUT) as slow:
         for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x06\x04":
@@ -148,14 +148,14 @@ async def test_a_client_that_sends_its_message_a_byte_at_a_time_holds_up_nobody(
 
 
 class SleepyModel(WarmModel):
-    """A real model that takes 20 ms a run, whatever the machine: 200 images a second in runs of 4."""
+    """A real model that takes 20 ms per run on any machine: 200 images per second in runs of 4."""
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         time.sleep(0.02)
         return super().infer(images)
 
 
-async def test_at_three_times_the_capacity_every_call_ends_and_what_is_run_is_in_time(
+async def test_at_three_times_the_capacity_every_call_ends_and_runs_are_in_time(
     start_server: StartServer, model: Model, images: Images
 ) -> None:
     server = await start_server(SleepyModel(model), instances=1, max_batch_size=4)

@@ -31,7 +31,7 @@ Images = NDArray[np.uint8]
 
 @pytest.fixture
 def process() -> Iterator[Service]:
-    """A server in a process of its own, with a drain of half a second."""
+    """A server in its own process, with a drain of half a second."""
     with service("--drain-seconds", "0.5") as started:
         yield started
 
@@ -63,9 +63,7 @@ async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
 
 
-async def test_callers_who_go_on_calling_at_once_hear_unavailable_until_the_port_is_closed(
-    process: Service, images: Images
-) -> None:
+async def test_calls_during_the_shutdown_end_with_unavailable(process: Service, images: Images) -> None:
     ended: set[grpc.StatusCode] = set()
 
     async def call_on(stub: DigitServiceStub) -> None:
@@ -90,7 +88,7 @@ async def test_callers_who_go_on_calling_at_once_hear_unavailable_until_the_port
 
 
 @pytest.mark.parametrize(("pending", "calls"), [(5000, 5000), (20, 2000)])
-async def test_a_burst_is_answered_but_for_calls_that_may_not_wait(images: Images, pending: int, calls: int) -> None:
+async def test_a_burst_is_answered_except_beyond_the_pending_limit(images: Images, pending: int, calls: int) -> None:
     with service("--max-pending-calls", str(pending)) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = DigitServiceStub(channel)
@@ -140,7 +138,7 @@ async def test_while_draining_only_readiness_drops(process: Service, images: Ima
         assert (await asyncio.to_thread(process.end))[0] == 0, "a watch that stays open must not hold up the end"
 
 
-def test_a_sigterm_that_comes_twice_is_one_and_a_sigint_ends_the_drain() -> None:
+def test_a_second_sigterm_has_no_effect_and_sigint_ends_the_drain() -> None:
     with service("--drain-seconds", str(10 * TIMEOUT)) as started:
         started.process.send_signal(signal.SIGTERM)
         assert started.process.stderr is not None
@@ -154,7 +152,7 @@ def test_a_sigterm_that_comes_twice_is_one_and_a_sigint_ends_the_drain() -> None
         assert "SIGINT: stopping now" in log
 
 
-def test_a_server_alone_says_over_http_that_it_drains_and_lives() -> None:
+def test_a_draining_server_is_not_ready_and_alive_over_http() -> None:
     with service("--workers", "1", "--drain-seconds", str(TIMEOUT)) as started:
         assert started.workers() == []
         root = started.metrics.removesuffix("metrics")
@@ -252,7 +250,7 @@ def test_cuda_without_its_package_is_refused_and_never_replaced_by_the_cpu() -> 
     assert "the CUDA provider needs onnxruntime-gpu" in complaint
 
 
-def test_the_client_and_its_command_reach_a_server_of_its_own(process: Service) -> None:
+def test_digits_recognize_reads_all_samples(process: Service) -> None:
     samples = [str(SAMPLES / f"{digit}.png") for digit in (*range(10), 7)]
     command = [*DIGITS, "recognize", "--json", "--address", process.address, *samples]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT).stdout.splitlines()

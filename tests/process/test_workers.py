@@ -19,17 +19,12 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from serving.errors import LoadFailed, Stopping, UnknownModel
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process import supervisor as supervisor_module
-from serving.process.message_channel import MessageChannel
-from serving.process.model_changes import ModelChanges
-from serving.process.shutdown import Stop
 from serving.process.supervisor import StartFailed, Supervisor
-from serving.process.supervisor_link import SupervisorLink
 from serving.process.worker_process import WorkerProcess, spawn
 from serving.settings import Settings
 from serving.telemetry.multiprocess_metrics import DIRECTORY, MetricsDirectory
@@ -39,7 +34,7 @@ from tests.support.service import Service, refused, service
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Service]:
-    """A service of two workers, with a drain of half a second."""
+    """A service with two workers and a drain of half a second."""
     with service("--workers", "2", "--drain-seconds", "0.5", **{DIRECTORY: str(tmp_path)}) as started:
         yield started
 
@@ -51,7 +46,7 @@ def request_one(images: NDArray[Any]) -> pb.RecognizeRequest:
 
 @asynccontextmanager
 async def connections(service: Service, count: int) -> AsyncIterator[list[DigitServiceStub]]:
-    """Stubs on as many connections, each of which the kernel gives to one of the workers."""
+    """Stubs on `count` connections, each of which the kernel gives to one of the workers."""
     async with AsyncExitStack() as open_ones:
         apart = [("grpc.use_local_subchannel_pool", 1)]  # else they would share one
         channels = [grpc.aio.insecure_channel(service.address, options=apart) for _ in range(count)]
@@ -59,7 +54,7 @@ async def connections(service: Service, count: int) -> AsyncIterator[list[DigitS
 
 
 def counted(tmp_path: Path, worker: int) -> int:
-    """Calls that the worker of that number says it has answered."""
+    """Returns the calls that the worker with this number has counted."""
     files = [str(file) for file in tmp_path.glob(f"*/counter_{worker}.db")]
     merged = MultiProcessCollector.merge(files)
     values = [sample.value for metric in merged for sample in metric.samples if sample.name == "digits_requests_total"]
@@ -69,7 +64,7 @@ def counted(tmp_path: Path, worker: int) -> int:
 async def connections_of_both(
     tmp_path: Path, stubs: list[DigitServiceStub], request: pb.RecognizeRequest
 ) -> tuple[set[int], set[int]]:
-    """Which of the connections are worker 0's, and which worker 1's, after one call on each."""
+    """Makes a call on each connection; returns the indices of the connections of worker 0, and of worker 1."""
     owned: tuple[set[int], set[int]] = (set(), set())
     for place, stub in enumerate(stubs):
         before = counted(tmp_path, 0)
@@ -93,7 +88,7 @@ def ready(service: Service) -> tuple[int, str]:
 
 
 def maps(pid: int) -> str:
-    """What files a process has in its memory."""
+    """Returns the files that a process has mapped into its memory."""
     return Path(f"/proc/{pid}/maps").read_text()
 
 
@@ -117,7 +112,7 @@ async def test_connections_are_spread_over_the_workers_and_their_counts_add_up(
     assert two.scrape("digits_worker_restarts_total") == 0
 
 
-async def test_a_worker_killed_under_load_costs_only_the_calls_it_held_and_is_replaced(
+async def test_a_worker_killed_under_load_loses_only_its_calls_and_is_replaced(
     two: Service, tmp_path: Path, request_one: pb.RecognizeRequest
 ) -> None:
     callers_each = 4
@@ -193,7 +188,7 @@ async def test_sigterm_drains_all_workers_without_losing_a_call(two: Service, re
     assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
 
 
-async def test_workers_whose_supervisor_is_killed_drain_and_leave(two: Service, request_one: pb.RecognizeRequest) -> None:
+async def test_workers_whose_supervisor_is_killed_drain_and_exit(two: Service, request_one: pb.RecognizeRequest) -> None:
     workers = two.workers()
     assert len(workers) == 2
     async with connections(two, 8) as stubs:
@@ -216,7 +211,7 @@ async def test_ctrl_c_reaches_the_whole_process_group_and_loses_no_call_in_fligh
     assert not os.listdir(tmp_path), "nothing should be left of its metrics"  # noqa: PTH208 - ruff takes the other for slow
 
 
-def test_a_worker_that_hangs_is_killed_in_the_end_and_the_exit_status_says_so(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_at_the_shutdown_is_killed_and_the_status_is_1(tmp_path: Path) -> None:
     environment = {DIRECTORY: str(tmp_path)}
     with service("--workers", "2", "--drain-seconds", "0", "--grace-seconds", "0.1", **environment) as started:
         hanging = started.workers()[0]
@@ -281,14 +276,14 @@ def test_a_model_that_cannot_be_served_ends_the_start_with_one_message(tmp_path:
 
 
 def break_workers(tmp_path: Path, how: str) -> dict[str, str]:
-    """The environment of a service whose workers, but not whose supervisor, run this code before their own."""
+    """Returns an environment in which workers, but not their supervisor, run this code before their own."""
     tmp_path.joinpath("sitecustomize.py").write_text(
         f"import sys\nif 'serving.process.worker' in sys.orig_argv:\n{indent(how, '    ')}"
     )
     return {"PYTHONPATH": str(tmp_path)}
 
 
-def test_a_repository_that_is_not_there_ends_the_start_with_one_message_that_names_it(tmp_path: Path) -> None:
+def test_an_absent_repository_ends_the_start_with_one_message_that_names_it(tmp_path: Path) -> None:
     status, complaint = refused("--workers", "2", "--models", str(tmp_path / "missing"))
     assert status == 1
     assert len(re.findall("^digits serve: ", complaint, re.MULTILINE)) == 1
@@ -296,7 +291,7 @@ def test_a_repository_that_is_not_there_ends_the_start_with_one_message_that_nam
     assert str(tmp_path / "missing") in complaint.splitlines()[-1]
 
 
-def test_what_nobody_foresaw_as_a_worker_begins_is_told_and_has_its_traceback_in_the_log(tmp_path: Path) -> None:
+def test_a_bug_at_the_start_of_a_worker_is_logged_with_its_traceback(tmp_path: Path) -> None:
     code = """
 from serving.process.server import Server
 def start(self):
@@ -309,7 +304,7 @@ Server.start = start
     assert "Traceback (most recent call last)" in complaint
 
 
-def test_a_worker_that_hangs_up_may_end_by_itself_for_a_moment(tmp_path: Path) -> None:
+def test_a_worker_that_closes_its_channel_has_a_moment_to_exit(tmp_path: Path) -> None:
     code = """
 import atexit, time
 from serving.process.message_channel import MessageChannel
@@ -325,7 +320,7 @@ atexit.register(time.sleep, 0.5)
     assert re.fullmatch(r"digits serve: worker \d exited during its start, with status 1", complaint.splitlines()[-1])
 
 
-async def test_a_worker_that_is_being_started_while_another_cannot_be_does_not_outlive_the_start(
+async def test_a_worker_does_not_outlive_a_start_that_fails_for_another_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = MetricsDirectory(2, [tmp_path])
@@ -349,7 +344,7 @@ async def test_a_worker_that_is_being_started_while_another_cannot_be_does_not_o
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_port_that_other_workers_share_is_taken_all_the_same(two: Service, workers: str) -> None:
+def test_a_port_that_other_workers_share_is_taken(two: Service, workers: str) -> None:
     port = two.address.rpartition(":")[2]
     status, complaint = refused("--workers", workers, "--grpc-port", port)
     assert status == 1
@@ -357,7 +352,7 @@ def test_a_port_that_other_workers_share_is_taken_all_the_same(two: Service, wor
 
 
 @pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
-def test_a_port_that_somebody_else_has_is_not_shared_with_them(option: int) -> None:
+def test_a_port_of_another_program_is_not_shared_with_it(option: int) -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, option, 1)
         other.bind(("127.0.0.1", 0))
@@ -385,14 +380,14 @@ def test_the_supervisor_is_light(two: Service) -> None:
     assert not {"grpc", "onnxruntime", "numpy", "google"} & set(loaded)
 
 
-async def test_load_and_unload_reach_every_worker_and_those_that_are_born_later(
+async def test_load_and_unload_reach_every_worker_and_later_replacements(
     tmp_path: Path, request_one: pb.RecognizeRequest
 ) -> None:
     environment = {DIRECTORY: str(tmp_path)}
     with service("--workers", "2", "--model-control", "true", "--drain-seconds", "0", **environment) as started:
 
         async def answers() -> set[str]:
-            """How connections to both workers are answered."""
+            """Calls both workers, on many connections; returns the status codes."""
             async with connections(started, 24) as stubs:
                 calls = [stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs]
                 results = await asyncio.gather(*calls, return_exceptions=True)
@@ -422,7 +417,7 @@ async def test_load_and_unload_reach_every_worker_and_those_that_are_born_later(
 
 
 def tokens_of_one_client(tmp_path: Path) -> Path:
-    """A token file of one client, with the token "secret", who may send one image, and no other for long."""
+    """Writes a token file with one client, whose token is "secret" and who may send one image per 1,000 seconds."""
     tokens = tmp_path / "tokens.toml"
     digest = hashlib.sha256(b"secret").hexdigest()
     tokens.write_text(f"[clients.desk]\ntoken_sha256 = '{digest}'\nroles = ['recognize']\nimages_per_second = 0.001\n")
@@ -440,143 +435,10 @@ async def test_workers_share_the_limits_of_a_client(tmp_path: Path, request_one:
     assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 23
 
 
-async def test_a_server_alone_keeps_its_limits_to_itself_whatever_the_environment_says(
+async def test_a_single_server_ignores_the_metrics_directory_of_the_environment(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = tokens_of_one_client(tmp_path)
     monkeypatch.setenv(DIRECTORY, str(tmp_path))
     await start_server(tokens=tokens)
     assert [*tmp_path.iterdir()] == [tokens]
-
-
-class Models:
-    """Models that are but names, as one worker has them."""
-
-    def __init__(self, *loaded: str):
-        self.loaded = set(loaded)
-        self.broken = False
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def load(self, name: str) -> None:
-        await self._change(name, self.loaded.add)
-
-    async def unload(self, name: str) -> None:
-        await self._change(name, self.loaded.discard)
-
-    async def _change(self, name: str, change: Callable[[str], None]) -> None:
-        await self.gate.wait()
-        if name not in ("digits", "letters"):
-            raise UnknownModel(f"there is no model {name!r}")
-        if self.broken:
-            raise LoadFailed(f"{name}: the file is broken")
-        change(name)
-
-
-class Team:
-    """The supervisor's ModelChanges, and workers' SupervisorLinks on the other ends of real lines, each with models of its own."""
-
-    def __init__(self) -> None:
-        self.changes = ModelChanges()
-        self._running: list[asyncio.Task[None]] = []
-        self._lines: list[MessageChannel] = []
-
-    async def join(self, models: Models) -> tuple[SupervisorLink, MessageChannel]:
-        """One more worker, and the supervisor's end of its line."""
-        near, far = socket.socketpair()
-        line, its = await MessageChannel.open(near), await MessageChannel.open(far)
-        control = SupervisorLink(its, Path(), (), orphaned=Stop(1, 2))
-        for name in self.changes.unloaded:
-            await models.unload(name)
-        self.changes.add_worker(line)
-        self._running += [asyncio.create_task(control.follow(models)), asyncio.create_task(self._hear(line))]
-        self._lines += [line, its]
-        return control, line
-
-    async def _hear(self, line: MessageChannel) -> None:
-        while (message := await line.receive()) is not None:
-            (self.changes.request if message["kind"] == "change" else self.changes.acknowledge)(line, message)
-        self.changes.remove_worker(line)
-
-    async def part(self) -> None:
-        for line in self._lines:
-            await line.close()
-        await asyncio.gather(*self._running)
-
-
-@pytest.fixture
-async def team() -> AsyncIterator[Team]:
-    together = Team()
-    async with asyncio.timeout(TIMEOUT):
-        yield together
-        await together.part()
-
-
-async def test_a_load_or_unload_is_answered_once_every_worker_has_carried_it_out(team: Team) -> None:
-    first, second = Models("digits"), Models("digits")
-    asked, _ = await team.join(first)
-    other, _ = await team.join(second)
-    second.gate.clear()
-    unloading = asyncio.create_task(asked.unload("digits"))
-    while first.loaded:
-        await asyncio.sleep(0)
-    assert not unloading.done(), "the second worker has yet to do it"
-    second.gate.set()
-    await unloading
-    assert not second.loaded
-    await other.load("digits")
-    assert first.loaded == second.loaded == {"digits"}
-
-
-async def test_an_error_of_any_worker_reaches_the_caller_as_it_is(team: Team) -> None:
-    first, second = Models("digits"), Models("digits")
-    asked, _ = await team.join(first)
-    await team.join(second)
-    with pytest.raises(UnknownModel, match="there is no model 'shapes'"):
-        await asked.unload("shapes")
-    second.broken = True
-    with pytest.raises(LoadFailed, match="digits: the file is broken"):
-        await asked.load("digits")
-    assert first.loaded == {"digits"}
-
-
-async def test_a_worker_that_begins_later_begins_with_what_all_have_come_to(team: Team) -> None:
-    asked, _ = await team.join(Models("digits", "letters"))
-    await asked.unload("letters")
-    await asked.unload("digits")
-    await asked.load("letters")
-    with pytest.raises(UnknownModel):
-        await asked.unload("shapes")
-    late = Models("digits", "letters")
-    await team.join(late)
-    assert late.loaded == {"letters"}
-
-
-async def test_a_worker_that_dies_or_begins_while_a_model_is_unloaded_holds_up_nobody(team: Team) -> None:
-    dying, late = Models("digits"), Models("digits")
-    asked, _ = await team.join(Models("digits"))
-    _, line = await team.join(dying)
-    dying.gate.clear()
-    late.gate.clear()
-    unloading = asyncio.create_task(asked.unload("digits"))
-    changes = asyncio.create_task(asked.load("letters"))
-    await asyncio.sleep(0.1)
-    await team.join(late)
-    assert not unloading.done()
-    await line.close()
-    late.gate.set()
-    await asyncio.gather(unloading, changes)
-    assert late.loaded == {"letters"}
-    dying.gate.set()
-
-
-async def test_a_worker_whose_supervisor_is_gone_is_told_to_drain(team: Team) -> None:
-    control, line = await team.join(Models())
-    line.send("stop", drain_seconds=3, grace_seconds=4)
-    assert await control.stops.get() == Stop(3, 4)
-    asking = asyncio.create_task(control.load("digits"))
-    await line.close()
-    assert await control.stops.get() == Stop(1, 2)
-    for call in (asking, control.unload("digits")):
-        with pytest.raises(Stopping):
-            await call

@@ -138,7 +138,7 @@ def test_python_client_and_command_line_send_certificate_and_token(
     assert "UNAUTHENTICATED: no valid token" in ended.stderr
     token.write_bytes(b"\xff\x00")
     ended = run("--token-file", str(token))
-    assert (ended.returncode, ended.stderr) == (1, f"digits recognize: {token} is no token: that is one line of ASCII\n")
+    assert (ended.returncode, ended.stderr) == (1, f"digits recognize: {token} is not a token, expected one line of ASCII\n")
 
 
 def test_without_client_authorities_no_certificate_is_asked_for(files: Files, authority: trustme.CA) -> None:

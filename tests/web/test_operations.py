@@ -20,7 +20,7 @@ TIMEOUT = 20  # seconds
 
 
 class State:
-    """What the server under test is told to say."""
+    """The health that the server under test reports: the reasons, empty when all is well."""
 
     reason = ""
     pulse = ""
@@ -50,7 +50,7 @@ def get(server: HttpServer, path: str, method: str = "GET", **headers: str) -> t
 
 
 def lives_again(server: HttpServer) -> bool:
-    """Whether a probe gets its answer, once there is a place for it."""
+    """Probes until a slot is free; returns true if the probe is answered with 200."""
     end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         with suppress(ConnectionError):
@@ -71,7 +71,7 @@ def test_metrics_come_in_the_form_that_is_asked_for(server: HttpServer) -> None:
     assert b"digits_seen_total 3.0" in gzip.decompress(body)
 
 
-def test_readiness_says_why_not_and_life_is_another_matter(server: HttpServer, state: State) -> None:
+def test_readiness_has_its_reason_and_is_apart_from_liveness(server: HttpServer, state: State) -> None:
     assert get(server, "/readyz")[::2] == (200, b"ready\n")
     state.reason = "draining"
     assert get(server, "/readyz")[::2] == (503, b"draining\n")
@@ -79,13 +79,13 @@ def test_readiness_says_why_not_and_life_is_another_matter(server: HttpServer, s
     assert get(server, "/readyz", "HEAD")[::2] == (503, b"")
 
 
-def test_a_process_that_stands_still_says_so(server: HttpServer, state: State) -> None:
+def test_a_process_that_stands_still_is_not_alive(server: HttpServer, state: State) -> None:
     state.pulse = "the event loop has not turned for 2 s"
     assert get(server, "/healthz")[::2] == (503, b"the event loop has not turned for 2 s\n")
     assert get(server, "/readyz")[::2] == (200, b"ready\n")
 
 
-def test_what_is_not_there_is_not_found_and_what_is_not_understood_does_no_harm(server: HttpServer) -> None:
+def test_unknown_paths_are_404_and_garbage_does_no_harm(server: HttpServer) -> None:
     assert get(server, "/")[0] == 404
     assert get(server, "/metrics/../metrics")[0] == 404
     assert get(server, "/metrics", "POST")[0] == 501
@@ -96,7 +96,7 @@ def test_what_is_not_there_is_not_found_and_what_is_not_understood_does_no_harm(
     assert get(server, "/healthz")[0] == 200
 
 
-def test_clients_that_hang_hold_up_nobody(server: HttpServer) -> None:
+def test_clients_that_hang_block_no_other(server: HttpServer) -> None:
     hanging = []
     for beginning in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: here\r\n") * 10:
         hanging.append(socket.create_connection(("127.0.0.1", server.port), TIMEOUT))
@@ -137,7 +137,7 @@ def test_clients_that_send_a_byte_now_and_then_are_cut_off_in_the_end(server: Ht
         connection.close()
 
 
-def test_a_metric_that_cannot_be_collected_is_a_500_and_no_traceback_for_the_client(
+def test_a_metric_that_cannot_be_collected_is_a_500_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Collector):

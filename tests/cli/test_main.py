@@ -1,0 +1,69 @@
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from serving.build_info import commit, version
+from serving.cli.main import COMMANDS, main
+from serving.samples.draw import SAMPLES
+from tests.conftest import TIMEOUT
+from tests.support.service import DIGITS
+
+
+def test_the_version_names_the_code_python_and_onnxruntime(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    expected = f"digits {version()}, commit {commit()}, Python {platform.python_version()}, "
+    assert capsys.readouterr().out == f"{expected}onnxruntime {onnxruntime.__version__}\n"
+
+
+def test_the_version_is_printed_without_importing_onnxruntime() -> None:
+    code = "import sys, serving.cli.main as m\ntry: m.main(['--version'])\nfinally: print('onnxruntime' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert ran.stdout.splitlines()[-1] == "False"
+
+
+def test_a_copy_outside_git_takes_its_commit_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("serving.build_info.__file__", str(tmp_path / "build_info.py"))
+    monkeypatch.delenv("DIGITS_COMMIT", raising=False)
+    assert commit.__wrapped__() == "unknown"
+    monkeypatch.setenv("DIGITS_COMMIT", "abc")
+    assert commit.__wrapped__() == "abc"
+
+
+def test_the_help_describes_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    manual = capsys.readouterr().out
+    assert all(f"\n  {command} " in manual for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_manual_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    manual = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"\nexamples:\n  digits {command}" in manual
+    assert "\nexit status:\n  0  " in manual
+
+
+def test_an_unknown_command_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["red"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'red'" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_the_output_without_a_message() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as output:
+        command = [*DIGITS, "frame", str(SAMPLES / "photo.jpg")]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (1, "")
