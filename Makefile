@@ -122,7 +122,7 @@ format: .venv/.everything ## format the code and mend what the linter can
 readme: .venv/.everything ## write the tables of settings and metrics in serving/README.md
 	$(BIN)/python -m serving.readme_tables
 
-samples: .venv/.everything ## draw the sample digits anew
+samples: .venv/.everything ## draw the samples again: digits, a photo and a field
 	$(BIN)/python -m serving.samples.draw
 
 dashboards: .venv/.everything ## write the Grafana dashboard and the PrometheusRule from their sources

@@ -33,7 +33,7 @@ GROUPS = {
 class Settings(BaseSettings):
     """The settings of a server, as values.
 
-    cli/load_settings.py reads them from flags, the environment and a file; this class reads none of these.
+    cli/load_settings.py reads them from flags, the environment and a file; this class reads nothing.
     """
 
     model_config = SettingsConfigDict(

@@ -1,10 +1,14 @@
 r"""Several worker processes on one port, under a supervisor that starts them, restarts the dead, and stops them all.
 
-                    supervisor            holds the port without listening; serves /metrics, /healthz and /readyz
-                    /    |    \           message_channel.py: configuration, stop requests, model changes, heartbeats
-               worker worker worker       server.py each, listening on the port with SO_REUSEPORT
-                    \    |    /
-               multiprocess_metrics       files in memory, which the supervisor adds up
+                 supervisor          holds the port without listening; serves /metrics, /healthz and /readyz.
+
+                 /    |    \         message_channel.py: configuration, stop requests, model changes, heartbeats.
+
+            worker worker worker     server.py each, listening on the port with SO_REUSEPORT.
+
+                 \    |    /
+
+            multiprocess_metrics     files in memory, which the supervisor adds up.
 
 The kernel gives each new connection to one of the workers, and the connection stays there. The supervisor answers no
 call and loads no model. It imports neither gRPC nor ONNX Runtime nor NumPy, so that no fault of theirs can end it.

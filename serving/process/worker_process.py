@@ -107,6 +107,6 @@ async def spawn(number: int, lock: int, mask: asyncio.Lock) -> WorkerProcess:
 
 
 def _python_path() -> str:
-    """Returns a PYTHONPATH by which a worker imports this package, whatever the working directory contains."""
+    """Returns a PYTHONPATH by which a worker imports this package, not one from the working directory."""
     others = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(Path(__file__).parents[2]), *([others] if others else [])])

@@ -1,7 +1,12 @@
 """Sample images to send to the service, and the code that draws them.
 
-    draw.py         draws digits with a pen of our own, and writes the files of this folder
-    photograph.py   makes photos of a drawn digit: paper, uneven light, grain
+    draw.py         draws digits with a pen of our own, and writes the files of this folder.
+    photograph.py   makes photos of a drawn digit: paper, uneven light, grain.
 
-`make samples` writes the files again.
+    0.png to 9.png  digits, 28x28 pixels, dark on light.
+    photo.jpg       a photo of one digit.
+    field/          photos of the digits of a postcode, from left to right.
+    lexicons/       a lexicon with that postcode.
+
+`make samples` writes the images again.
 """

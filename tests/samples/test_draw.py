@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.answers.lexicon import load_all
 from serving.samples.draw import FIELD, SAMPLES, draw, sample_photos
 
 
@@ -25,4 +24,3 @@ def test_the_committed_photos_are_those_that_the_code_draws() -> None:
 
 def test_the_sample_lexicon_has_the_sample_field() -> None:
     assert FIELD in (SAMPLES / "lexicons" / "zip.txt").read_text().splitlines()
-    assert load_all(SAMPLES / "lexicons").keys() == {"zip"}
