@@ -1,7 +1,6 @@
 """Every metric of a serving process. README.md lists them for operators, from the help texts here."""
 
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +70,7 @@ class Metrics:
             ["version", "commit", "onnxruntime"],
             across_workers="livemax",
         )
-        self.build_info.labels(build_info.version(), build_info.commit(), _onnxruntime_version()).set(1)
+        self.build_info.labels(build_info.version(), build_info.commit(), build_info.onnxruntime_version()).set(1)
 
     def _define_requests(self) -> None:
         self.requests = self._counter(
@@ -251,13 +250,3 @@ class Metrics:
         self, name: str, documentation: str, labels: Sequence[str] = (), *, buckets: Sequence[float]
     ) -> BulkHistogram:
         return BulkHistogram(name, documentation, labels, buckets=buckets, registry=self.registry)
-
-
-def _onnxruntime_version() -> str:
-    """Returns the version of the installed ONNX Runtime, for CPUs or for GPUs, without importing it."""
-    for distribution in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return build_info.UNKNOWN
