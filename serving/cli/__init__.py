@@ -12,6 +12,7 @@
     loadtest.py        `digits loadtest`: measure a service.
     connection.py      the flags of commands that connect to a service, and the call itself.
     images.py          the flags of commands that send image files, and the files.
+    framed_files.py    image files, framed as the service frames crops.
 
 Each command imports the modules it needs when it runs: `digits recognize` does not wait for ONNX Runtime, and the
 supervisor of several workers loads neither gRPC nor NumPy.

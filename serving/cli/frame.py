@@ -35,10 +35,11 @@ def run(arguments: list[str]) -> int:
 
     from PIL import Image
 
-    from serving.client.image_files import ImageError, read_image
+    from serving.cli.framed_files import read_framed
+    from serving.client.image_files import ImageError
 
     try:
-        image = read_image(options.file)
+        image = read_framed(options.file)
         if options.out:
             Image.fromarray(image).save(options.out, "PNG")
     except ImageError as error:

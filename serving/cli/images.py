@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.client.image_files import MAX_FILE_BYTES, ImageError, read_image
+from serving.cli.framed_files import read_framed
+from serving.client.image_files import MAX_FILE_BYTES, ImageError
 
 Image = NDArray[np.uint8] | bytes
 """One image to send: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file."""
@@ -48,7 +49,7 @@ def read(command: str, files: Sequence[Path], *, crops: bool) -> dict[Path, Imag
     images: dict[Path, Image] = {}
     for file in files:
         try:
-            images[file] = _read_crop(file) if crops else read_image(file)
+            images[file] = _read_crop(file) if crops else read_framed(file)
         except ImageError as error:
             print(f"digits {command}: {file}: {error}", file=sys.stderr)
     return images

@@ -4,9 +4,8 @@ import argparse
 
 import numpy as np
 
-from serving.answers.decision import Decision
 from serving.cli import connection
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 
 _DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
 
