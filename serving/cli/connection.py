@@ -51,7 +51,7 @@ def call(command: str, options: argparse.Namespace, work: "Callable[[DigitClient
     """
     import grpc
 
-    from serving.security.credential_files import CredentialsError
+    from serving.client import CredentialsError
 
     try:
         with _connect(options) as client:
@@ -69,9 +69,13 @@ def read_token(options: argparse.Namespace) -> str | None:
     Raises:
         CredentialsError: the file can't be read or is empty, or the token is not one line of ASCII.
     """
-    from serving.security.credential_files import CredentialsError, read
+    from serving.client import CredentialsError
 
-    token = (read(options.token_file) if options.token_file else os.environb.get(b"DIGITS_TOKEN", b"")).strip()
+    try:
+        token = options.token_file.read_bytes() if options.token_file else os.environb.get(b"DIGITS_TOKEN", b"")
+    except OSError as error:
+        raise CredentialsError(f"{options.token_file} can't be read: {error.strerror}") from error
+    token = token.strip()
     if options.token_file and not token:
         raise CredentialsError(f"{options.token_file} is empty, expected a token")
     if not (token.isascii() and token.decode("ascii").isprintable()):
@@ -81,8 +85,7 @@ def read_token(options: argparse.Namespace) -> str | None:
 
 def _connect(options: argparse.Namespace) -> "DigitClient":
     """Returns a client for the service that the flags name. Raises CredentialsError."""
-    from serving.client import DigitClient
-    from serving.security.tls import channel_credentials
+    from serving.client import DigitClient, channel_credentials
 
     credentials = None
     if options.tls_ca:

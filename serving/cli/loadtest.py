@@ -48,9 +48,8 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"digits loadtest: {error.name} is missing: install this package with its extra [loadtest]", file=sys.stderr)
         return 1
+    from serving.client import CredentialsError, channel_credentials
     from serving.loadtest.calls import GrpcTarget
-    from serving.security.credential_files import CredentialsError
-    from serving.security.tls import channel_credentials
 
     parser = argparse.ArgumentParser(
         prog="digits loadtest",

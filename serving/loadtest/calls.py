@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import numpy as np
 
+from serving.client import channel_credentials
 from serving.client.channel import BALANCED
 from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.target import Caller, Digits, Images, Outcome
 from serving.pb.digits.v1 import digit_service_pb2 as digits
 from serving.pb.inference import open_inference_pb2 as inference
-from serving.security.tls import channel_credentials
 
 Metadata = tuple[tuple[str, str], ...] | None
 

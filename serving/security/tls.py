@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.security.credential_files import CredentialFiles, CredentialsError, read
+from serving.security.credential_files import CredentialFiles, CredentialsError
 from serving.telemetry.metrics import Metrics
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
@@ -69,26 +69,6 @@ class TLS:
             _check_authorities(self._paths[2], authorities[0])
         self._configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], *authorities)
         self._metrics.tls_certificate_expiry.set(expiry)
-
-
-def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
-    """Reads the credentials of a client.
-
-    Args:
-        ca: authorities that the client trusts, PEM.
-        certificate: certificate of the client, PEM, for mutual TLS.
-        key: private key of that certificate, PEM, without a password.
-
-    Raises:
-        CredentialsError: a file can't be read or is invalid.
-    """
-    authorities = read(ca)
-    _check_authorities(ca, authorities)
-    if certificate is None or key is None:
-        return grpc.ssl_channel_credentials(authorities)
-    own, private = read(certificate), read(key)
-    _check_pair([certificate, key], own, private)
-    return grpc.ssl_channel_credentials(authorities, private, own)
 
 
 def _check_pair(paths: Sequence[Path], certificate: bytes, key: bytes) -> float:

@@ -12,12 +12,11 @@ import trustme
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.api import digits, open_inference
-from serving.client import DigitClient
+from serving.client import DigitClient, channel_credentials
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.samples.draw import SAMPLES, draw
-from serving.security.tls import channel_credentials
 from tests.conftest import TIMEOUT, StartServer
 from tests.security.handshake import OWN_CONNECTION, health_code
 from tests.support.credentials import TOKEN, Files, bearer, entry, issue, trusting
