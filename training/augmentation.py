@@ -78,8 +78,8 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
 class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
     """Thickens or thins the strokes of each image.
 
-    Blends an image with its grey dilation or erosion by a plus-shaped neighbourhood of one pixel. Each side of a stroke gains
-    or loses at most one pixel.
+    Blends an image with its grey dilation or erosion by a plus-shaped neighbourhood of one pixel. Each side of a stroke
+    gains or loses at most one pixel.
 
     Args:
         broader: largest weight of the dilated image, 0 to 1.

@@ -110,7 +110,7 @@ def compare_versions(options: argparse.Namespace) -> int:
         captured = load_captured(options.captured)
         if not len(captured.held_out):
             raise DatasetError(
-                f"of the {len(captured.train)} captured images, no one is held out by its answer's id; capture more images"
+                f"no captured image (of {len(captured.train)}) is held out by its answer's id; capture more images first"
             )
         sets["captured images, held out"] = captured.held_out
     old, new = (Exported(version / "model.onnx") for version in (options.old, options.new))
