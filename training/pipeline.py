@@ -43,10 +43,10 @@ def run(
 
     The version's directory appears only after verification has passed:
 
-        model.onnx       the only file that the service reads
-        model.keras      the Keras network, to export again or to verify
-        run.json         the run record
-        MODEL_CARD.md    the record as a document for operators
+        model.onnx       the only file that the service reads.
+        model.keras      the Keras network, to export again or to verify.
+        run.json         the run record.
+        MODEL_CARD.md    the record as a document for operators.
 
     Captured images extend the training images of `dataset`. Calibration, certification and evaluation use `dataset` alone.
 

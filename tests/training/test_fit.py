@@ -38,14 +38,14 @@ def fit(*arguments: Any, **named: Any) -> "Fit":
     return fit(*arguments, **named)
 
 
-def small(name: str = "flagship-small", **changes: object) -> "Recipe":
+def small(name: str = "flagship-small", **changes: Any) -> "Recipe":
     """A recipe for three hundred images, with distortions, dropout, batch normalisation and averaged weights."""
     from training.recipes import RECIPES
 
     return replace(RECIPES[name], **{"batch_size": 32, "validation_images": 0} | changes)
 
 
-def tiny(**changes: object) -> "Recipe":
+def tiny(**changes: Any) -> "Recipe":
     """A recipe with every kind of state that `small` has, in a network that is built and trained in a moment."""
     from training.augmentation import RandomNoise
 
