@@ -221,7 +221,7 @@ def test_a_quantised_file_must_give_the_same_digits_at_its_temperature(
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
         verify(exported, network, 1.8, images)
     network.layers[-1].bias.assign(-network.layers[-1].bias + np.eye(10)[3] * 500)
-    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are the same"):
+    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are equal"):
         verify(exported, network, 1.7, images)
 
 

@@ -265,23 +265,24 @@ def test_a_directory_without_a_version_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "named"),
+    "damage",
     [
-        ({"thresholds": None}, "thresholds"),
-        ({"thresholds": {"much": None}}, "much"),
-        ({"test": None}, "test"),
-        ({"history": {}}, "loss"),
-        ({"temperature": "warm"}, "warm"),
-        ({"libraries": {}}, "keras"),
+        {"thresholds": None},
+        {"thresholds": {"much": None}},
+        {"test": None},
+        {"history": {}},
+        {"temperature": "warm"},
+        {"libraries": {}},
     ],
+    ids=str,
 )
 def test_a_malformed_record_is_refused(
-    spoilt: dict[str, Any], named: str, version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
+    damage: dict[str, Any], version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training.report, "robustness", lambda *_: [{"accuracy": 0.5, "images": 200, "damage": "none"}])
-    record = json.loads((version / "run.json").read_text()) | spoilt
+    record = json.loads((version / "run.json").read_text()) | damage
     (version / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ReportError, match=rf"run.json is not a run record .* \(.*{named}.*\); run the recipe again"):
+    with pytest.raises(ReportError, match=r"run.json is not a run record .* \(.*\); run the recipe again"):
         report(version, drawn)
     assert json.loads((version / "run.json").read_text()) == record
 
