@@ -91,6 +91,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(some: Examples) -
     assert not same(runs[0], runs[2])
 
 
+@pytest.mark.timeout(300)  # it trains in two processes, which takes long on a busy machine
 def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(some: Examples, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
     code = f"""
