@@ -54,7 +54,7 @@ def drawings() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 @pytest.fixture(scope="session")
 def drawn(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> "Dataset":
     """Those in MNIST's place: 800 to learn from, 200 to be judged on."""
-    from training.dataset import Dataset, Examples  # loads Keras, which tests of the serving half do without
+    from training.dataset import Dataset, Examples
 
     examples = Examples(*drawings)
     return Dataset(examples[:800], examples[800:], "drawn")

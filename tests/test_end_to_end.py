@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
-import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,21 +13,23 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import latest
 from serving.samples.draw import draw_many
 from tests.conftest import TIMEOUT, StartServer
-from training import pipeline
+from tests.training.names import RECIPE_OF_NETWORK
 from training.calibrate import softmax
 from training.dataset import Dataset, Examples
-from training.fit import logits
-from training.recipes import RECIPES
+from training.evaluate import predict_logits
+from training.version_directory import load_network
 
-# One recipe for each network; of two, the one with the optimiser that learns from a few hundred images.
-NAMES = {recipe.network: name for name, recipe in RECIPES.items()}.values()
 QUICK = ("cnn8", "mlp128", "convnet", "flagship-small")
+ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RECIPE_OF_NETWORK.values()]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
-async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_server_as_keras_did(
+@pytest.mark.parametrize("name", ALL)
+async def test_the_server_gives_the_answers_of_a_trained_keras_network(
     start_server: StartServer, drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, name: str
 ) -> None:
+    from training import pipeline
+    from training.recipes import RECIPES
+
     test = Examples(*drawings)
     recipe = replace(RECIPES[name], batch_size=16, validation_images=min(100, RECIPES[name].validation_images))
     dataset = Dataset(Examples(*draw_many(600, seed=2)), test, sha256="none: drawn")
@@ -43,11 +44,10 @@ async def test_a_network_trained_on_a_few_hundred_drawings_answers_through_the_s
         answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
 
     record = json.loads((version / "run.json").read_text())
-    network = keras.models.load_model(version / "model.keras")
-    expected = softmax(logits(network, test.images), record["temperature"])
+    expected = softmax(predict_logits(load_network(version), test.images), record["temperature"])
     assert list(answer.digits) == expected.argmax(axis=1).tolist()
     np.testing.assert_allclose(np.array(answer.probabilities).reshape(-1, 10), expected, atol=1e-4)
     assert answer.model_version == version.name
     accuracy = np.mean(np.array(answer.digits) == test.labels)
     assert accuracy == pytest.approx(model.metadata.test_accuracy)
-    assert accuracy > 0.9, "600 drawings teach a network to read drawings"
+    assert accuracy > 0.9, "600 drawings suffice to recognize drawings"

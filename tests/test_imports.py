@@ -39,6 +39,8 @@ TRAINING_ORDER = [
         "calibrate",
         "drift_reference",
         "evaluate",
+        "certify",
+        "assess",
         "robustness",
     ],
     *[

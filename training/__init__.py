@@ -1,25 +1,30 @@
-"""From images to a verified ONNX file. `python -m training --help` is the way in.
+"""From labelled images to a verified ONNX file. Start with `python -m training --help`.
 
-    dataset -> augmentation -> architectures -> fit -> calibrate -> evaluate -> export -> verify
-               [ ........ recipes ......... ]
-    [ ...................................... pipeline ...................................... ]
+    dataset -> augmentation -> architectures -> fit -> calibrate -> certify -> evaluate -> export -> verify
+               [ ........ recipes ......... ]          [ ........ assess ......... ]
+    [ ........................................ pipeline ........................................ ]
 
-`captured` adds images from the service to those that are learnt from; `compare` says which of two versions reads better.
-`robustness` reads the test images damaged, and a second source of digits, framed as MNIST's makers did.
-`report` shows a finished version on one page, with `figures` and `model_card`.
+In: MNIST, and images captured in service (`captured_images`). Out: a version directory (`version_directory`) with the ONNX
+file, the Keras network, the run record `run.json` and the model card (`model_card`).
 
-A recipe names the data split, the distortions, the network, the optimiser and its schedule; the pipeline walks the road
-from left to right and publishes a model version only when the last step has passed. The ONNX file and its metadata are all
-that crosses to `serving`; neither package imports the other, but for `serving.imaging.framing`, which both must do alike.
-`quantize` makes an 8-bit version of a version, which is judged and verified like the first. `studies` looks into plots,
-questions and claims of the seed notebooks.
+- `recipes` names each combination of data split, augmentation, network, optimiser and schedule.
+- `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
+- `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
+- `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
+- `robustness` measures the accuracy on damaged images and on a second source of digits; `drift_reference` describes the
+  images that a version was certified on.
+- `report` shows a finished version on one HTML page, drawn by `figures`.
+- `studies` answers the plots, questions and claims of the seed notebooks.
+
+The ONNX file and its metadata are all that crosses to `serving`. Neither package imports the other, with one exception:
+`serving.imaging.framing`, which both must apply identically.
 """
 
 import logging
 import os
 
-# ONNX Runtime reports its use to its makers unless it is told not to, before it is loaded.
+# ONNX Runtime sends usage telemetry unless this is set before the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# Matplotlib announces that it builds its cache of fonts, and where it keeps it when there is no home.
+# Matplotlib logs a message when it builds its font cache, and another when there is no home directory for the cache.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

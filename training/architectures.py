@@ -1,7 +1,7 @@
-"""One function per network. Each takes pixels, float32 (N, 28, 28, 1), 0 paper to 255 ink, and gives logits (N, 10).
+"""One function per network. Each maps float32 pixels (N, 28, 28, 1), 0 paper to 255 ink, to logits (N, 10).
 
-What a network does to its pixels first, dividing by 255 or nothing, is its own first layer; `export` folds it away.
-Parameter counts are those of Keras' own summary, untrained averages of batch normalisation included.
+Preprocessing, such as division by 255, is the network's first layer; `export` folds it into the next one. Parameter counts
+are Keras' own, including the moving averages of batch normalisation, which are not trained.
 """
 
 import keras
@@ -11,8 +11,8 @@ from keras import layers
 def cnn8() -> keras.Sequential:
     """One convolution of eight filters, then ten units before the ten classes: 11,776 parameters. Seed notebook 000.
 
-    The ten relu units in the middle are a bottleneck that can collapse: a unit that is negative for every image learns
-    nothing any more, and the digits that it stood for are lost.
+    The ten ReLU units are a bottleneck that can collapse: a unit that is negative for every image gets no gradient. The
+    network then loses the digits that depended on this unit.
     """
     return _sequential(
         layers.Rescaling(1 / 255),
@@ -80,7 +80,7 @@ def convnet() -> keras.Sequential:
 def cnn6k() -> keras.Sequential:
     """Two convolutions, the second of 2x2, and a hidden layer with dropout: 304,906 parameters. Seed notebook 003."""
     return _sequential(
-        layers.Rescaling(1 / 255),  # the notebook's min-max scaling: MNIST's least pixel is 0 and its greatest 255
+        layers.Rescaling(1 / 255),  # equals the notebook's min-max scaling: MNIST's pixels range from 0 to 255
         layers.Conv2D(32, 3, activation="relu"),
         layers.MaxPooling2D(),
         layers.Conv2D(64, 2, activation="relu"),
@@ -93,7 +93,7 @@ def cnn6k() -> keras.Sequential:
 
 
 def mlp128() -> keras.Sequential:
-    """`mlp128_raw` on pixels of 0 to 1, as the notebook's exercise asks: 118,282 parameters. Seed notebook 004."""
+    """`mlp128_raw` on pixels scaled to 0 to 1, the notebook's exercise: 118,282 parameters. Seed notebook 004."""
     return _sequential(layers.Rescaling(1 / 255), *_mlp128())
 
 
@@ -103,9 +103,10 @@ def mlp128_raw() -> keras.Sequential:
 
 
 def lenet5() -> keras.Sequential:
-    """The notebook's LeNet-5, with tanh and max pooling, on pixels of 0 to 255: 44,426 parameters. Seed notebook 004.
+    """LeNet-5 as the notebook builds it, with tanh and max pooling, on pixels of 0 to 255: 44,426 parameters.
 
-    After LeCun et al. 1998, Gradient-based learning applied to document recognition, Proceedings of the IEEE 86, 2278-2324.
+    Source: seed notebook 004, after LeCun et al. 1998, Gradient-based learning applied to document recognition, Proceedings
+    of the IEEE 86, 2278-2324.
     """
     return _sequential(
         layers.Conv2D(6, 5, activation="tanh"),
@@ -137,10 +138,10 @@ def cnn3264() -> keras.Sequential:
 
 
 def flagship() -> keras.Sequential:
-    """Five batch-normalised convolutions, 32 to 128 filters wide: 325,034 parameters, 16.4 million multiply-adds. Ours.
+    """Five batch-normalised convolutions of 32 to 128 filters: 325,034 parameters, 16.4 million multiply-adds. Our own.
 
-    Pooling comes before normalisation and relu, which are then a quarter of the work, and give the same answers wherever a
-    filter's scale is positive.
+    Pooling comes before normalisation and ReLU, which quarters their cost. The outputs are unchanged wherever a filter's
+    scale is positive.
     """
     return _sequential(
         layers.Rescaling(1 / 255),
@@ -156,7 +157,7 @@ def flagship() -> keras.Sequential:
 
 
 def flagship_small() -> keras.Sequential:
-    """`convnet` with batch normalisation and dropout: 93,802 parameters, 2.8 million multiply-adds. Ours."""
+    """`convnet` with batch normalisation and dropout: 93,802 parameters, 2.8 million multiply-adds. Our own."""
     return _sequential(
         layers.Rescaling(1 / 255),
         *_normalised_convolution(32, 3, "valid", pool=True),
@@ -171,10 +172,11 @@ def flagship_small() -> keras.Sequential:
 
 
 def _normalised_convolution(filters: int, size: int, padding: str, pool: bool = False) -> tuple[keras.Layer, ...]:
-    """A convolution, pooling if asked for, batch normalisation and relu; the normalisation makes a bias superfluous.
+    """Returns a convolution, optional pooling, batch normalisation and ReLU. The normalisation makes a bias redundant.
 
-    Source of the normalisation: Ioffe & Szegedy 2015, arXiv 1502.03167. With Keras' own momentum, 0.99, the averages that
-    the network is judged by take a thousand updates to settle.
+    Keras' default momentum of 0.99 lets the moving averages lag a thousand updates behind; 0.9 settles in time.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
     """
     return (
         layers.Conv2D(filters, size, padding=padding, use_bias=False),

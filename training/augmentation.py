@@ -1,7 +1,7 @@
-"""Random distortions of training images: new handwriting at every epoch, and no part of an exported model.
+"""Random distortions of training images. They give new handwriting in every epoch and are not part of an exported model.
 
-Each layer takes images (N, 28, 28, 1) float32, 0 paper to 255 ink, draws anew for every image, and works while training
-only: at inference it hands its input through. Erasing and inversion are Keras' own layers (`recipes.py`).
+Each layer takes images (N, 28, 28, 1) float32, 0 paper to 255 ink, and draws new parameters for every image. Outside of
+training it returns its input unchanged. Erasing and inversion are Keras' own layers (`recipes.py`).
 """
 
 import math
@@ -13,20 +13,20 @@ from keras import ops
 
 
 class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Rotates, shears, scales, shifts and bends each image, resampling it once.
+    """Rotates, shears, scales, shifts and bends each image in a single resampling.
 
-    Keras' RandomRotation, RandomShear, RandomZoom, RandomTranslation and RandomElasticTransform resample one after the
-    other, and five bilinear passes blur a stroke that is three pixels wide; one combined map does not.
+    Keras' RandomRotation, RandomShear, RandomZoom, RandomTranslation and RandomElasticTransform resample one after another.
+    Five bilinear passes blur a stroke that is three pixels wide; one combined map does not.
 
     Args:
-        rotation: largest turn either way, degrees.
-        shear: largest slant either way, as horizontal shift per unit of height.
-        zoom: largest change of size either way, as a share of the size; drawn apart for the two axes.
-        shift: largest shift either way, pixels; drawn apart for the two axes.
-        bend: standard deviation of the displacements at the knots of a cubic B-spline, pixels (Simard et al. 2003
-            smoothed a displacement of each pixel instead); 0 leaves lines straight.
+        rotation: largest rotation in either direction, degrees.
+        shear: largest slant in either direction, as horizontal shift per unit of height.
+        zoom: largest change of size in either direction, as a share of the size; drawn separately for the two axes.
+        shift: largest shift in either direction, pixels; drawn separately for the two axes.
+        bend: standard deviation of the displacements at the knots of a cubic B-spline, pixels. 0 leaves lines straight.
+            Simard et al. 2003 smoothed a displacement of every pixel instead.
         seed: makes the draws repeatable.
-        knots: a side; with six, a bend is about as long as a stroke.
+        knots: knots per side; with six, a bend is about as long as a stroke.
     """
 
     def __init__(self, rotation: float, shear: float, zoom: float, shift: float, bend: float, seed: int, knots: int = 6):
@@ -41,12 +41,12 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the constructor's arguments, for Keras."""
         names = ("rotation", "shear", "zoom", "shift", "bend", "seed", "knots")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
-        """Distorts `images` while training."""
+        """Distorts `images` during training."""
         if not training:
             return images
         count, size = ops.shape(images)[0], images.shape[1]
@@ -56,7 +56,7 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
 
         turn, slant = draw(math.radians(self.rotation)), draw(self.shear)
         zoom_x, zoom_y = 1.0 + draw(self.zoom), 1.0 + draw(self.zoom)
-        # Output pixel (x, y), measured from the centre, is read at input pixel M (x, y): M = rotation . shear . scale.
+        # Output pixel (x, y), relative to the centre, samples the input at M (x, y) with M = rotation . shear . scale.
         matrices = ops.stack(
             [
                 *(ops.cos(turn) * zoom_x, (ops.cos(turn) * slant - ops.sin(turn)) * zoom_y),
@@ -76,14 +76,14 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
 
 
 class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Draws each image with a broader or a finer pen.
+    """Thickens or thins the strokes of each image.
 
-    Blends an image with its grey dilation or erosion by a plus-shaped neighbourhood of one pixel: at most one pixel comes
-    or goes on each side of a stroke.
+    Blends an image with its grey dilation or erosion by a plus-shaped neighbourhood of one pixel. Each side of a stroke
+    gains or loses at most one pixel.
 
     Args:
         broader: largest weight of the dilated image, 0 to 1.
-        finer: largest weight of the eroded image, 0 to 1; 1 wipes out strokes of two pixels.
+        finer: largest weight of the eroded image, 0 to 1; 1 erases strokes of two pixels.
         seed: makes the draws repeatable.
     """
 
@@ -95,11 +95,11 @@ class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ship
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the constructor's arguments, for Keras."""
         return {**super().get_config(), "broader": self.broader, "finer": self.finer, "seed": self.seed}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
-        """Changes the pen while training."""
+        """Changes the stroke width during training."""
         if not training:
             return images
         weight = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), -self.finer, self.broader, seed=self.seed_generator)
@@ -108,11 +108,11 @@ class RandomStrokeWidth(keras.layers.Layer):  # type: ignore[misc]  # keras ship
 
 
 class _RandomDamage(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Damages a share of the images, each by an amount of its own.
+    """Damages a share of the images, each by its own random amount.
 
     Args:
-        factor: share of the images.
-        limit: largest amount; amounts are drawn uniformly from 0 on.
+        factor: share of the images that are damaged.
+        limit: largest amount; amounts are uniform from 0 to this limit.
         seed: makes the draws repeatable.
     """
 
@@ -124,11 +124,11 @@ class _RandomDamage(keras.layers.Layer):  # type: ignore[misc]  # keras ships no
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the constructor's arguments, for Keras."""
         return {**super().get_config(), "factor": self.factor, "limit": self.limit, "seed": self.seed}
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
-        """Damages some of `images` while training."""
+        """Damages some of `images` during training."""
         if not training:
             return images
         each = (ops.shape(images)[0], 1, 1, 1)
@@ -137,32 +137,32 @@ class _RandomDamage(keras.layers.Layer):  # type: ignore[misc]  # keras ships no
         return ops.where(chosen, self.damage(images, amount), images)
 
     def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
-        """`images`, each damaged by its `amount`, (N, 1, 1, 1)."""
+        """Returns `images`, each damaged by its `amount`, (N, 1, 1, 1)."""
         raise NotImplementedError
 
 
 class RandomBlur(_RandomDamage):
     """Gaussian blur; the amount is its standard deviation, pixels.
 
-    Keras' RandomGaussianBlur goes up to one pixel, and draws one deviation for a whole batch.
+    Keras' RandomGaussianBlur is limited to one pixel and draws one deviation per batch.
     """
 
     def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
-        """Multiplies from both sides by a matrix of the kernel at every pixel; beyond the edge is paper."""
+        """Multiplies each image from both sides by a matrix of Gaussian kernels; outside the image is paper."""
         size = images.shape[1]
         distance = np.arange(-3 * size, 3 * size + 1, dtype=np.float32)
-        deviation = ops.maximum(amount[..., 0], 0.1)  # less leaves a pixel as it is
+        deviation = ops.maximum(amount[..., 0], 0.1)  # smaller values change no pixel and would divide by 0
         total = ops.sum(ops.exp(-((distance / deviation) ** 2) / 2), axis=-1, keepdims=True)
-        apart = np.subtract.outer(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
-        kernels = ops.exp(-((apart / deviation) ** 2) / 2) / total
+        offsets = np.subtract.outer(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
+        kernels = ops.exp(-((offsets / deviation) ** 2) / 2) / total
         return ops.matmul(ops.matmul(kernels, images[..., 0]), kernels)[..., None]
 
 
 class RandomFading(_RandomDamage):
-    """Fainter ink; the amount is the share of its grey that is lost."""
+    """Fainter ink; the amount is the share of the grey level that is lost."""
 
     def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
-        """Fades the ink."""
+        """Scales the grey levels down."""
         return images * (1.0 - amount)
 
 
@@ -170,12 +170,12 @@ class RandomNoise(_RandomDamage):
     """Gaussian noise; the amount is its standard deviation, grey levels."""
 
     def damage(self, images: keras.KerasTensor, amount: keras.KerasTensor) -> keras.KerasTensor:
-        """Adds noise, apart for each pixel."""
+        """Adds independent noise to each pixel."""
         return ops.clip(images + amount * keras.random.normal(ops.shape(images), seed=self.seed_generator), 0.0, 255.0)
 
 
 def _cubic_spline(knots: int, size: int) -> np.ndarray:
-    """Weights, (size, knots) float32, of a uniform cubic B-spline's knots at each pixel of an axis."""
+    """Returns the weights, (size, knots) float32, of a uniform cubic B-spline's knots at each pixel of an axis."""
     distance = np.abs(np.linspace(0, knots - 1, size)[:, None] - np.arange(knots))
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.maximum(2 - distance, 0) ** 3 / 6
@@ -183,7 +183,7 @@ def _cubic_spline(knots: int, size: int) -> np.ndarray:
 
 
 def _sample(images: keras.KerasTensor, points: keras.KerasTensor) -> keras.KerasTensor:
-    """Reads `images` at `points` (N, 2, height, width): x and y in pixels, bilinearly; outside of them is paper."""
+    """Samples `images` bilinearly at `points`, (N, 2, height, width): x and y in pixels. Outside the image is paper."""
     count, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
     padded = ops.reshape(ops.pad(images[..., 0], ((0, 0), (1, 1), (1, 1))), (-1,))
     row = width + 2
@@ -199,7 +199,7 @@ def _sample(images: keras.KerasTensor, points: keras.KerasTensor) -> keras.Keras
 
 
 def _dilate(images: keras.KerasTensor) -> keras.KerasTensor:
-    """Each pixel becomes the greatest of itself and its four neighbours."""
+    """Replaces each pixel by the maximum over itself and its four neighbours."""
     return ops.maximum(
         ops.max_pool(images, (3, 1), strides=1, padding="same"), ops.max_pool(images, (1, 3), strides=1, padding="same")
     )

@@ -1,4 +1,4 @@
-"""All recipes, several seeds each, beside what their sources claim: one table."""
+"""Runs all recipes with several seeds each and tabulates their accuracy beside the claims of their sources."""
 
 import statistics
 import time
@@ -19,12 +19,12 @@ from training.verify import Exported
 
 @dataclass(frozen=True)
 class Row:
-    """What the runs of one recipe came to.
+    """Results of one recipe's runs.
 
     Attributes:
         recipe: the recipe.
-        records: the run record of each seed.
-        latency: seconds of one core that ONNX Runtime takes over one image, median.
+        records: one run record per seed.
+        latency: median seconds of one core that ONNX Runtime needs for one image.
     """
 
     recipe: Recipe
@@ -38,49 +38,49 @@ class Row:
 
     @property
     def within(self) -> bool:
-        """Whether the mean accuracy lies in the range that was expected of the recipe."""
+        """Tests if the mean accuracy lies in the recipe's expected range."""
         low, high = self.recipe.expected
         return low <= statistics.mean(self.accuracies) <= high
 
 
-def catalogue(recipes: Iterable[Recipe], asked: Collection[str], dataset: Dataset, seeds: int, models: Path) -> str:
-    """Runs the recipes asked for with the seeds 0 to `seeds` - 1, and tells what came of all that were ever run.
+def catalogue(recipes: Iterable[Recipe], selected: Collection[str], dataset: Dataset, seeds: int, models: Path) -> str:
+    """Runs the selected recipes with the seeds 0 to `seeds` - 1 and tabulates these runs and all earlier ones.
 
-    `models` becomes a model repository with one model a recipe, and holds the table as `catalogue.md`. A run whose version
-    is there already is not made again; one that was cut off goes on.
+    `models` becomes a model repository with one model per recipe, and holds the table as `catalogue.md`. Existing versions
+    are reused, and an interrupted run is resumed.
 
     Args:
-        recipes: all that the table may have, in its order.
-        asked: the names of those to run.
-        dataset: what they learn from and are judged by.
-        seeds: how many runs of each.
+        recipes: all recipes that the table may contain, in the table's order.
+        selected: names of the recipes to run.
+        dataset: training and test images.
+        seeds: number of runs per recipe.
         models: the model repository.
 
     Returns:
         The table, as Markdown.
 
     Raises:
-        ExportError, OSError, VerificationError: as `pipeline.run`.
-        VersionError, VerificationError: a version that is there is damaged.
+        ExportError, OSError, VerificationError: see `pipeline.run`.
+        VersionError, VerificationError: an existing version is damaged.
     """
     rows: dict[str, Row] = {}
     recipes = list(recipes)
-    for run in (False, True):  # first what is there, so that the table is never less than it was
+    for run in (False, True):  # existing versions come first, so that an interrupted catalogue never loses a row
         for recipe in recipes:
-            if run and recipe.name not in asked:
+            if run and recipe.name not in selected:
                 continue
             found = [_version(recipe, dataset, seed, models / recipe.name, run) for seed in range(seeds)]
-            versions_there = [version for version in found if version]
-            if versions_there:
-                records = [version_directory.read_record(version) for version in versions_there]
-                rows[recipe.name] = Row(recipe, records, _latency(versions_there[0], dataset.test.images[:1]))
+            versions = [version for version in found if version]
+            if versions:
+                records = [version_directory.read_record(version) for version in versions]
+                rows[recipe.name] = Row(recipe, records, _latency(versions[0], dataset.test.images[:1]))
                 text = table([rows[recipe.name] for recipe in recipes if recipe.name in rows])
                 write_whole(models / "catalogue.md", text.encode())
     return text
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Formats the rows as a Markdown table."""
     lines: list[str] = []
     for row in rows:
         low, high = row.recipe.expected
@@ -104,7 +104,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
-    """The version directory of one run; unless it is there, it is made or, where nothing is to be run, None."""
+    """Returns the version directory of one run. A missing version is made if `run` is set; otherwise the result is None."""
     found = version_directory.find(directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs))
     if found or not run:
         return found
@@ -112,7 +112,7 @@ def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: 
 
 
 def _latency(version: Path, image: np.ndarray) -> float:
-    exported = Exported(version / "model.onnx", threads=1)  # as the service runs it
+    exported = Exported(version / "model.onnx", threads=1)  # the service also uses one thread per run
     seconds = []
     for _ in range(300):
         start = time.thread_time()

@@ -1,4 +1,4 @@
-"""What each command of `digits-train` does."""
+"""Implements the commands of `digits-train`."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from training.files import require_writable
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.studies.study import STUDIES, StudyError, choose
-from training.studies.workbench import Brought, DetectionError, Workbench
+from training.studies.workbench import DetectionError, DetectorFiles, Workbench
 from training.verify import Exported, VerificationError, verify_version
 from training.version_directory import VersionError
 
@@ -22,11 +22,15 @@ WORSE = 3  # the exit status of `compare`
 
 
 class UsageError(Exception):
-    """The command line asks for what there is not; the message says what there is."""
+    """The command line names something that does not exist; the message lists the valid names."""
 
 
-def carry_out(options: argparse.Namespace) -> int:
-    """Does what the command line asked for; returns the exit status."""
+def run_command(options: argparse.Namespace) -> int:
+    """Runs the command that the command line selects.
+
+    Returns:
+        The exit status: 0 success, 1 failure, 2 wrong usage, 3 for `compare` when NEW is worse.
+    """
     actions = {
         "list": list_recipes,
         "run": run_recipe,
@@ -43,7 +47,7 @@ def carry_out(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as in `digits-train list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes, at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would raise again
         return 1
     except (UsageError, StudyError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
@@ -66,7 +70,7 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 
 def run_recipe(options: argparse.Namespace) -> int:
-    """Walks the whole road for one recipe and says where the new version lies."""
+    """Trains one recipe and prints the path of the new version."""
     [recipe] = _recipes([options.recipe])
     captured = None if options.captured is None else load_captured(options.captured)
     dataset = load_mnist(options.data, options.writers)
@@ -77,36 +81,36 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 
 def run_catalogue(options: argparse.Namespace) -> int:
-    """Runs all recipes, or those asked for, and prints their table."""
-    asked = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
+    """Runs all or the selected recipes and prints their table."""
+    selected = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
     dataset = load_mnist(options.data, options.writers)
     require_writable(options.models)
-    print(catalogue(RECIPES.values(), asked, dataset, options.seeds, options.models), end="")
+    print(catalogue(RECIPES.values(), selected, dataset, options.seeds, options.models), end="")
     return 0
 
 
 def _recipes(names: list[str]) -> list[Recipe]:
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
-        raise UsageError(f"no recipe {unknown[0]!r}; there are: {', '.join(RECIPES)}")
+        raise UsageError(f"no recipe is named {unknown[0]!r}; the recipes are: {', '.join(RECIPES)}")
     return [RECIPES[name] for name in names]
 
 
 def check_version(options: argparse.Namespace) -> int:
-    """Reports what a version's ONNX file reads right, and that it is what it says of itself and agrees with Keras."""
+    """Verifies a version's ONNX file against its own metadata and its Keras network, and prints the results."""
     evaluation, verification = verify_version(options.version, load_mnist(options.data).test)
     print(f"test {evaluation}\n{verification}")
     return 0
 
 
 def compare_versions(options: argparse.Namespace) -> int:
-    """Says which of two versions reads the test images better, and which the captured images that are held out."""
+    """Compares two versions on MNIST's test images and on held-out captured images."""
     sets = {"MNIST's test images": load_mnist(options.data).test}
     if options.captured is not None:
         captured = load_captured(options.captured)
         if not len(captured.held_out):
             raise DatasetError(
-                f"by their answers' ids none of the {len(captured.train)} captured images is held out: capture more"
+                f"no captured image (of {len(captured.train)}) is held out by its answer's id; capture more images first"
             )
         sets["captured images, held out"] = captured.held_out
     old, new = (Exported(version / "model.onnx") for version in (options.old, options.new))
@@ -121,20 +125,20 @@ def compare_versions(options: argparse.Namespace) -> int:
 
 
 def remake_version(options: argparse.Namespace) -> int:
-    """Leaves a version's network beside it as a new version, exported again or in 8-bit integers."""
+    """Publishes a version's network as a new version, exported again or quantised to 8-bit integers."""
     precision = "int8" if options.action == "quantize" else "fp32"
     print(f"published  {pipeline.remake(options.version, load_mnist(options.data, options.writers), precision)}")
     return 0
 
 
 def report_version(options: argparse.Namespace) -> int:
-    """Measures a version's robustness, and writes its model card and its page anew."""
+    """Measures a version's robustness and rewrites its model card and HTML page."""
     print(f"report     {report(options.version, load_mnist(options.data))}")
     return 0
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Carries out one study, or all of them, and says what each shows; without a name, lists them."""
+    """Runs one study or all of them and prints their findings; without a name, lists them."""
     if options.study is None:
         for study in STUDIES.values():
             print(f"{study.name:16} {study.shows} ({study.source})")
@@ -142,11 +146,11 @@ def run_study(options: argparse.Namespace) -> int:
     chosen = choose(options.study, vars(options))
     _recipes(options.recipes)
     if options.models and not options.models.is_dir():
-        raise UsageError(f"no directory {options.models} to take versions from")
-    require_writable(options.out)  # before hours are spent on what can't be written down
-    brought = None
+        raise UsageError(f"--models {options.models} is not a directory; expected a directory with versions")
+    require_writable(options.out)  # fails before hours of training whose results could not be saved
+    detector = None
     if options.photo and options.weights and options.names:
-        brought = Brought(options.photo, options.weights, options.names, options.cfg)
+        detector = DetectorFiles(options.photo, options.weights, options.names, options.cfg)
     bench = Workbench(
         lambda: load_mnist(options.data, options.writers),
         options.out,
@@ -154,7 +158,7 @@ def run_study(options: argparse.Namespace) -> int:
         options.epochs,
         options.recipes,
         options.models,
-        brought,
+        detector,
     )
     for study in chosen:
         print(f"{study.name:16} {study.run(bench)}", flush=True)

@@ -1,4 +1,4 @@
-"""Two versions on the same images: which of them reads more right, and whether that may be chance."""
+"""Compares two versions on the same images and tests if the difference in accuracy is significant."""
 
 import json
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.calibrate import negative_log_likelihood
-from training.evaluate import Accepted, Z, accept, judge
+from training.evaluate import Accepted, Z, accept, score
 from training.verify import Exported, VerificationError
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one of two versions makes of the images.
+class Result:
+    """Results of one version.
 
     Attributes:
-        accuracy: share read right.
-        alone: how many it reads right, and the other does not.
+        accuracy: share of correct answers.
+        alone: number of images that only this version classifies correctly.
         negative_log_likelihood: mean of -log p(true digit), nats.
-        certified: the error rates that it has a threshold for, the greatest first.
-        accepted: what its own threshold lets through, by each error rate that both have certified.
+        certified: error rates for which the version has a threshold, in descending order.
+        accepted: effect of its own threshold, by each error rate that both versions have certified.
     """
 
     accuracy: float
@@ -31,28 +31,28 @@ class Reading:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An old and a new version on the same images.
+    """Results of an old and a new version on the same images.
 
     Attributes:
-        images: how many.
-        old: what the old one makes of them.
-        new: what the new one does.
-        interval: 95 % interval of the new one's accuracy less the old one's.
+        images: number of images.
+        old: results of the old version.
+        new: results of the new version.
+        interval: 95 % interval of the new version's accuracy minus the old version's.
     """
 
     images: int
-    old: Reading
-    new: Reading
+    old: Result
+    new: Result
     interval: tuple[float, float]
 
     @property
     def better(self) -> bool:
-        """Whether the new one is shown to read more of such images right."""
+        """True if the new version is significantly more accurate on such images."""
         return self.interval[0] > 0
 
     @property
     def worse(self) -> bool:
-        """Whether the new one is shown to read fewer of such images right."""
+        """True if the new version is significantly less accurate on such images."""
         return self.interval[1] < 0
 
     def __str__(self) -> str:
@@ -65,42 +65,42 @@ class Comparison:
 def compare(
     probabilities: tuple[np.ndarray, np.ndarray], thresholds: tuple[dict[str, float], dict[str, float]], labels: np.ndarray
 ) -> Comparison:
-    """Judges an old and a new version, in this order, by what they say of the same images.
+    """Compares the answers of an old and a new version, in this order.
 
     Args:
-        probabilities: (N, 10) float32 of each.
-        thresholds: of each, by the error rate certified.
+        probabilities: (N, 10) float32 of each version.
+        thresholds: thresholds of each version, by certified error rate.
         labels: (N,) true digits.
     """
-    judged = [judge(said, labels) for said in probabilities]
-    (_, old_right), (_, new_right) = judged
-    only = [int((old_right & ~new_right).sum()), int((new_right & ~old_right).sum())]
+    scores = [score(answers, labels) for answers in probabilities]
+    (_, old_correct), (_, new_correct) = scores
+    only = [int((old_correct & ~new_correct).sum()), int((new_correct & ~old_correct).sum())]
     shared = sorted(thresholds[0].keys() & thresholds[1].keys(), key=float, reverse=True)
     old, new = (
-        Reading(
-            float(right.mean()),
+        Result(
+            float(correct.mean()),
             alone,
-            negative_log_likelihood(said, labels),
+            negative_log_likelihood(answers, labels),
             sorted(certified, key=float, reverse=True),
-            {error: accept(confidence, right, certified[error]) for error in shared},
+            {error: accept(confidence, correct, certified[error]) for error in shared},
         )
-        for said, (confidence, right), alone, certified in zip(probabilities, judged, only, thresholds, strict=True)
+        for answers, (confidence, correct), alone, certified in zip(probabilities, scores, only, thresholds, strict=True)
     )
     return Comparison(len(labels), old, new, paired_interval(new.alone, old.alone, len(labels)))
 
 
 def paired_interval(first: int, second: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of the difference of two proportions of the same images: adjusted Wald with Laplace's estimates.
+    """Returns the 95 % adjusted Wald interval of the difference of two proportions of the same images.
 
-    It takes every image for drawn by itself; where several are in one hand, the true interval is wider.
+    The interval treats images as independent; if several come from one writer, the true interval is wider.
 
     Args:
-        first: how many images count for the first proportion only.
-        second: how many count for the second only.
-        images: all of them, those that count for both or neither too.
+        first: number of images that count for the first proportion only.
+        second: number of images that count for the second only.
+        images: number of all images, including images that count for both or neither.
 
     Source: Bonett & Price 2012, Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired
-    Data, Journal of Educational and Behavioral Statistics 37, 479-488.
+    Data, Journal of Educational and Behavioral Statistics 37, 479-488. Laplace estimates replace the observed proportions.
     """
     p, q = (first + 1) / (images + 2), (second + 1) / (images + 2)
     spread = Z * ((p + q - (p - q) ** 2) / (images + 2)) ** 0.5
@@ -108,35 +108,35 @@ def paired_interval(first: int, second: int, images: int) -> tuple[float, float]
 
 
 def certified_thresholds(exported: Exported) -> dict[str, float]:
-    """The thresholds that a model file states, by the error rate certified; none where its training held out no images.
+    """Returns a model file's thresholds by certified error rate; empty if its training held out no images.
 
     Raises:
-        VerificationError: what it says of itself is not what `digits-train run` writes.
+        VerificationError: the thresholds in its metadata are not in the form that `digits-train run` writes.
     """
     try:
-        stated = json.loads(exported.metadata.get("thresholds", "{}"))
-        return {f"{float(error):g}": float(found["threshold"]) for error, found in stated.items()}
+        thresholds = json.loads(exported.metadata.get("thresholds", "{}"))
+        return {f"{float(error):g}": float(found["threshold"]) for error, found in thresholds.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise VerificationError(f"{exported.path} states no thresholds as `digits-train run` does: {error}") from error
+        raise VerificationError(f"{exported.path}: thresholds are not in the form of `digits-train run`: {error}") from error
 
 
 def table(comparison: Comparison) -> str:
-    """What both make of the images, side by side, as Markdown."""
-    columns = [_cells(reading) for reading in (comparison.old, comparison.new)]
+    """Formats the results of both versions side by side, as a Markdown table."""
+    columns = [_cells(result) for result in (comparison.old, comparison.new)]
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     lines = [" | ".join(row) for row in ((f"{comparison.images:,} images", "OLD", "NEW"), ("---", "---:", "---:"), *rows)]
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _cells(reading: Reading) -> dict[str, str]:
+def _cells(result: Result) -> dict[str, str]:
     accepted = {
         f"accepted, at most {float(error):.1%} errors certified": f"{found.coverage:.2%}, {found.errors:,} wrong"
-        for error, found in reading.accepted.items()
+        for error, found in result.accepted.items()
     }
     return {
-        "accuracy": f"{reading.accuracy:.4f}",
-        "right by it alone": f"{reading.alone:,}",
-        "negative log-likelihood, nats": f"{reading.negative_log_likelihood:.4f}",
-        "certified for": ", ".join(f"{float(error):.1%}" for error in reading.certified) or "nothing: all is rejected",
+        "accuracy": f"{result.accuracy:.4f}",
+        "correct by this version alone": f"{result.alone:,}",
+        "negative log-likelihood, nats": f"{result.negative_log_likelihood:.4f}",
+        "certified for": ", ".join(f"{float(error):.1%}" for error in result.certified) or "nothing: all is rejected",
         **accepted,
     }

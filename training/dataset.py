@@ -1,4 +1,4 @@
-"""MNIST, checked by its checksum before it is used, and split into the parts that each stage may see."""
+"""MNIST, verified by its checksum and split into training, validation and test images."""
 
 import hashlib
 import io
@@ -6,19 +6,18 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 
 
 class DatasetError(Exception):
-    """The data can't be had, or is not what it should be; the message says what to do."""
+    """The data are missing or invalid; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images with their true digits.
+    """Labelled images.
 
     Attributes:
         images: (N, 28, 28) uint8, 0 paper, 255 ink.
@@ -32,7 +31,7 @@ class Examples:
         return len(self.labels)
 
     def digest(self) -> str:
-        """The SHA-256 of images and labels, in hexadecimal."""
+        """Returns the SHA-256 of images and labels, in hexadecimal."""
         parts = (np.ascontiguousarray(part).data for part in (self.images, self.labels))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -42,13 +41,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples to learn from, and examples to be judged on once.
+    """Training and test examples.
 
     Attributes:
-        train: what to learn from, and to hold out from.
-        test: what to be judged on.
-        sha256: of the file that they came in.
-        writers: (N,), a number for each writer of `train`'s images; None where nobody knows them.
+        train: examples for training and validation.
+        test: examples for the final evaluation.
+        sha256: checksum of the file that contained them.
+        writers: (N,), the writer's number for each image of `train`; None if the writers are unknown.
     """
 
     train: Examples
@@ -58,15 +57,15 @@ class Dataset:
 
 
 def load_mnist(path: Path | None = None, writers: Path | None = None) -> Dataset:
-    """Reads MNIST: 60,000 training and 10,000 test images of handwritten digits.
+    """Loads MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     Args:
-        path: an `mnist.npz` as Keras ships it; None takes the one in Keras' cache, downloading it there when missing.
-        writers: an npz file whose array `train`, (60000,) integers, tells the training images' writers apart. MNIST itself
-            does not name them; QMNIST (Yadav & Bottou 2019, arXiv 1905.10498) found them again.
+        path: an `mnist.npz` as Keras ships it; None loads the copy in Keras' cache, and downloads it if it is missing.
+        writers: an npz file whose array `train`, (60000,) integers, identifies the writers of the training images. MNIST
+            itself does not name them; QMNIST (Yadav & Bottou 2019, arXiv 1905.10498) recovered them.
 
     Raises:
-        DatasetError: a file can't be read or downloaded, its SHA-256 is not MNIST's, or it does not hold the writers.
+        DatasetError: a file can't be read or downloaded, its SHA-256 is not MNIST's, or it does not contain the writers.
 
     Source: LeCun, Cortes and Burges, as packed by keras.datasets.mnist (CC BY-SA 3.0).
     """
@@ -75,12 +74,14 @@ def load_mnist(path: Path | None = None, writers: Path | None = None) -> Dataset
 
 
 def _download() -> Dataset:
+    import keras  # only here: loading Keras takes seconds, and reading a file does not need it
+
     try:
-        train, test = keras.datasets.mnist.load_data()  # checks the same SHA-256, of a cached file too
-    except Exception as error:  # Keras wraps every network failure in a bare Exception
+        train, test = keras.datasets.mnist.load_data()  # checks the same SHA-256, also for a cached file
+    except Exception as error:  # Keras raises a bare Exception for every network failure
         raise DatasetError(
-            f"MNIST is not in Keras' cache and could not be downloaded ({error}). Copy mnist.npz from a machine that "
-            "has it to ~/.keras/datasets/, or name the copy with --data PATH or DIGITS_DATA=PATH."
+            f"MNIST is not in Keras' cache and could not be downloaded ({error}). Copy mnist.npz from another machine to "
+            "~/.keras/datasets/, or name a copy with --data PATH or DIGITS_DATA=PATH."
         ) from error
     return Dataset(Examples(*train), Examples(*test), MNIST_SHA256)
 
@@ -93,8 +94,8 @@ def _read(path: Path) -> Dataset:
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != MNIST_SHA256:
         raise DatasetError(
-            f"{path} is not mnist.npz as Keras ships it: its SHA-256 is {sha256}, MNIST's is {MNIST_SHA256}. "
-            "Fetch it again, or point --data (or DIGITS_DATA) at a good copy."
+            f"{path} is not mnist.npz as Keras ships it: its SHA-256 is {sha256}, expected {MNIST_SHA256}. "
+            "Download it again, or name a good copy with --data PATH or DIGITS_DATA=PATH."
         )
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return Dataset(Examples(arrays["x_train"], arrays["y_train"]), Examples(arrays["x_test"], arrays["y_test"]), sha256)
@@ -106,27 +107,31 @@ def _read_writers(path: Path) -> np.ndarray:
             writers: np.ndarray = arrays["train"]
     except OSError as error:
         raise DatasetError(f"cannot read the writers from {path}: {error.strerror or error}.") from error
-    except (AttributeError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # NumPy's for no npz
+    except (AttributeError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # NumPy's for a bad npz
         raise DatasetError(
-            f"{path} does not hold the writers of MNIST's training images: it is no npz file with an array `train`"
+            f"{path} does not contain the writers of MNIST's training images: expected an npz file with an array `train`"
         ) from error
     if writers.shape != (60_000,) or writers.dtype.kind not in "iu":
         raise DatasetError(
-            f"{path} does not hold the writers of MNIST's training images: `train` is {writers.dtype} {writers.shape}, "
-            "not integers (60000,)"
+            f"{path} does not contain the writers of MNIST's training images: `train` is {writers.dtype} {writers.shape}, "
+            "expected integers (60000,)"
         )
     return writers
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Examples]:
-    """Splits the training images into those to learn from and `count` that fitting never sees.
+    """Splits the training images into images to train on and `count` held-out images.
 
-    Where the writers are known, the two share none: whole writers are drawn until `count` images are there, and what the
-    last of them wrote beyond it is left out of both. Otherwise the split is random, and somebody who wrote an image in one
-    part wrote more in the other.
+    If the writers are known, no writer is in both parts. Whole writers are drawn until `count` images are held out, and the
+    surplus images of the last writer are in neither part. Otherwise the split is random, and most writers are in both parts.
+
+    Args:
+        dataset: the dataset whose training images are split.
+        count: number of images to hold out.
+        seed: of the random split.
 
     Raises:
-        DatasetError: there are so few writers that less than half of what should be left to learn from is.
+        DatasetError: there are so few writers that less than half of the intended training images would be left.
     """
     examples, random = dataset.train, np.random.default_rng(seed)
     if count == 0:
@@ -135,13 +140,13 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Example
         kept, held = np.split(random.permutation(len(examples)), [len(examples) - count])
     else:
         writers, of_image = np.unique(dataset.writers, return_inverse=True)
-        drawn = random.permutation(len(writers))[of_image]  # (N,): when the image's writer is drawn
-        order = np.argsort(drawn, kind="stable")
+        turn = random.permutation(len(writers))[of_image]  # (N,): position at which the image's writer is drawn
+        order = np.argsort(turn, kind="stable")
         held = order[:count]
-        kept = order[count:][drawn[order[count:]] > drawn[held[-1]]]
+        kept = order[count:][turn[order[count:]] > turn[held[-1]]]
         if len(kept) < (len(examples) - count) / 2:
             raise DatasetError(
-                f"the writers are too few, {len(writers)}: with {count:,} images of other writers held out, "
-                f"{len(kept):,} of {len(examples) - count:,} are left to learn from"
+                f"there are too few writers ({len(writers)}): with {count:,} images of other writers held out, "
+                f"only {len(kept):,} of {len(examples) - count:,} are left to train on"
             )
     return examples[kept], examples[held]

@@ -1,4 +1,4 @@
-"""What the images are like that a model is certified on, so that its servers can tell when others come."""
+"""Statistics of the images that a version was certified on, from which its servers detect drift."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from serving.imaging.framing import measure
 
 
 def drift_reference(images: np.ndarray, probabilities: np.ndarray) -> dict[str, list[float]]:
-    """What images are like, and what is read in them.
+    """Describes images and the digits recognized in them.
 
     Args:
-        images: (N, 28, 28) uint8; those without ink are left out.
-        probabilities: (N, 10) of each.
+        images: (N, 28, 28) uint8; images without ink are ignored.
+        probabilities: (N, 10), one row per image.
 
     Returns:
-        "digit": the share of each digit in what was read; and the percentiles, 0 to 100, of "ink", the share of an image
-        that is ink, and of "row" and "column", where its centre of mass is.
+        "digit": the share of each recognized digit. "ink", "row" and "column": percentiles 0 to 100 of the share of ink
+        pixels in an image, and of the row and column of its centre of mass.
     """
     inked = images.any(axis=(1, 2))
     ink, centres = measure(images[inked])

@@ -1,9 +1,12 @@
-"""Keras to ONNX: the model contract, written once here and checked by the service when it loads a file.
+"""Exports a Keras network to ONNX under the model contract, which the service checks when it loads a file.
 
 Input `images`: uint8 (N, 28, 28), N dynamic, 0 paper, 255 ink.
-Outputs `logits` float32 (N, 10) and `probabilities` float32 (N, 10): softmax of logits over the temperature.
-Metadata: strings, under the names that `pipeline.py` gives them; `contract` is the version of all this.
+Outputs: `logits` float32 (N, 10), and `probabilities` float32 (N, 10), the softmax of the logits over the temperature.
+Metadata: strings under the names in `metadata`; `contract` is the version of this contract.
 """
+
+import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,23 +18,56 @@ OPSET = 18
 
 
 class ExportError(Exception):
-    """No model can be exported here; the message says why."""
+    """Models can't be exported in this environment; the message gives the reason."""
 
 
 def require_exportable() -> None:
-    """Raises ExportError unless Keras runs on TensorFlow, which tf2onnx reads its graphs from."""
+    """Raises ExportError unless Keras runs on TensorFlow, because tf2onnx converts TensorFlow graphs only."""
     if keras.backend.backend() != "tensorflow":
-        raise ExportError(f"export needs KERAS_BACKEND=tensorflow, and this is {keras.backend.backend()}")
+        raise ExportError(f"export needs KERAS_BACKEND=tensorflow, got {keras.backend.backend()}")
+
+
+def metadata(record: dict[str, Any]) -> dict[str, str]:
+    """Returns the metadata of a model file from its run record: strings, with lists and tables as JSON."""
+    test = record["test"]
+    from_held_out = {
+        "thresholds": _certified(record["thresholds"]),
+        "field_thresholds": {length: _certified(fields["thresholds"]) for length, fields in record["fields"].items()},
+        "drift_reference": record["drift_reference"],
+    }
+    return {
+        **({name: json.dumps(value) for name, value in from_held_out.items()} if record["validation_images"] else {}),
+        "labels": json.dumps([str(digit) for digit in range(10)]),
+        "test_images": str(test["images"]),
+        "test_accuracy": str(test["accuracy"]),
+        "test_accuracy_interval": json.dumps(test["interval"]),
+        "libraries": json.dumps(record["libraries"]),
+        **{
+            name: str(record[name])
+            for name in ("recipe", "parameters", "seed", "dataset_sha256", "temperature", "precision")
+        },
+        **{name: record[name] for name in ("commit", "created")},
+    }
+
+
+def _certified(thresholds: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of each certified threshold that the server needs or reports."""
+    return {error: {name: found[name] for name in ("threshold", "coverage")} for error, found in thresholds.items() if found}
 
 
 def export(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Turns `network` (float32 pixels 0 to 255 in, logits out) into an ONNX model that meets the contract.
+    """Converts `network` (float32 pixels 0 to 255 to logits) to an ONNX model that meets the contract.
+
+    Args:
+        network: the trained network.
+        temperature: divisor of the logits in `probabilities`.
+        metadata: strings to store in the model, without `contract`.
 
     Raises:
-        ExportError: as `require_exportable` does.
+        ExportError: see `require_exportable`.
     """
     require_exportable()
-    import tensorflow as tf  # only here: everything else in `training` runs on any Keras backend
+    import tensorflow as tf  # only here: the rest of `training` runs on any Keras backend
     import tf2onnx
 
     folded = _folded(network)
@@ -53,19 +89,19 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
 
 
 def _folded(network: keras.Sequential) -> keras.Sequential:
-    """The same network in a form that converts to few nodes and none that moves data about.
+    """Rewrites the network so that it converts to few nodes, and to no nodes that only move data.
 
-    - The scaling of the pixels goes into the first weights: a convolution and a dense layer are both linear.
-    - Normalisation and relu come before pooling, where ONNX Runtime makes them part of the convolution. The answers are the
-      same as long as no scale is negative, for then max(s a, s b) = s max(a, b).
-    - Flatten becomes a reshape to a size known beforehand, with the channels first, as ONNX keeps them, and the next
-      weights in that order: as Keras writes it, ONNX would work out the batch size and turn each image round in each run.
+    - The scaling of the pixels is folded into the first weights: convolutions and dense layers are linear.
+    - Normalisation and ReLU move before the pooling, where ONNX Runtime fuses them into the convolution. The outputs are
+      unchanged if no scale is negative, since then max(s a, s b) = s max(a, b).
+    - Flatten becomes a reshape to a constant size with the channels first, which is ONNX' layout, and the next weights are
+      reordered to match. Keras' own Flatten would compute the batch size and transpose each image in every run.
     """
     stack = [layer for layer in network.layers if not isinstance(layer, layers.Dropout)]
-    for place, layer in enumerate(stack):
-        after = stack[place + 1 : place + 3]
+    for index, layer in enumerate(stack):
+        after = stack[index + 1 : index + 3]
         if isinstance(layer, layers.MaxPooling2D) and _keeps_order(after):
-            stack[place : place + 3] = [*after, layer]
+            stack[index : index + 3] = [*after, layer]
 
     twin = keras.Sequential([keras.Input(network.input_shape[1:]), *map(_twin, stack)])
     for layer, its_twin in zip(stack, twin.layers, strict=True):
@@ -83,7 +119,7 @@ def _folded(network: keras.Sequential) -> keras.Sequential:
 
 
 def _keeps_order(after: list[keras.Layer]) -> bool:
-    """Whether these are a normalisation and a relu that may change places with the pooling before them."""
+    """Tests for a normalisation and a ReLU that may change places with the pooling before them."""
     match after:
         case [layers.BatchNormalization() as normalisation, layers.ReLU()]:
             return bool((np.asarray(normalisation.gamma) > 0).all())
@@ -99,7 +135,7 @@ def _twin(layer: keras.Layer) -> keras.Layer:
 
 
 class _ChannelsFirst(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """A Flatten of (N, height, width, channels) to (N, channels * height * width), a constant of the graph."""
+    """Flattens (N, height, width, channels) to (N, channels * height * width); the size is a constant of the graph."""
 
     def call(self, values: keras.KerasTensor) -> keras.KerasTensor:
         return ops.reshape(ops.transpose(values, (0, 3, 1, 2)), (-1, int(np.prod(values.shape[1:]))))

@@ -1,8 +1,8 @@
-"""Pictures of numbers, one style for all; each function takes arrays and gives a matplotlib Figure.
+"""Draws arrays as matplotlib figures in one style.
 
-`png` makes a file's content of it, dark on white; `svg` a piece of a web page, which takes its ink from the page's text.
-Colours are told apart by those who see red and green alike, and never carry a meaning alone. Nothing here touches pyplot:
-no state is shared, no window opens.
+`png` renders a figure to a file's content, dark on white; `svg` renders it to an element of a web page that inherits the
+page's text colour. The palette is safe for red-green colour blindness, and colour is never the only cue. pyplot is not
+used: it keeps global state and may open windows.
 """
 
 import io
@@ -44,12 +44,12 @@ styled = mpl.rc_context(
         "svg.fonttype": "none",  # text stays text
     }
 )
-"""The style, as a decorator: matplotlib reads its settings when a thing is made, and some only when it is drawn."""
+"""Decorator that applies the style. matplotlib reads some settings when an artist is made and some when it is drawn."""
 
 
 @styled
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, 160 pixels an inch."""
+    """Renders the figure as a PNG file, 160 pixels per inch."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=160)
     return content.getvalue()
@@ -57,27 +57,31 @@ def png(figure: Figure) -> bytes:
 
 @styled
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element for a page: no background, the page's own font, and its text colour for ink.
+    """Renders the figure as an `<svg>` element for a page, without background, in the page's font and text colour.
 
     Args:
-        figure: what to show.
-        name: in a page, no two figures have the same: what refers to parts of the picture is made of it.
+        figure: the figure to render.
+        name: unique within a page; element ids inside the picture derive from it.
     """
     content = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     drawn = content.getvalue()
-    drawn = drawn[drawn.index("<svg") :]  # without the XML prologue, which a page can't have in its middle
+    drawn = drawn[drawn.index("<svg") :]  # drops the XML prologue, which is not allowed inside a page
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn)
-    drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)  # "axes_1" is in every figure
+    drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)  # ids such as "axes_1" would repeat in every figure
     drawn = drawn.replace("xlink:href", "href").replace("'DejaVu Sans'", "inherit")
     return drawn.replace(INK, "currentColor").replace(GRID, f"var(--grid, {GRID})")
 
 
 @styled
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Loss and accuracy by epoch, as Keras names them: loss, accuracy, and where there are any val_loss, val_accuracy."""
+    """Plots loss and accuracy by epoch.
+
+    Args:
+        history: Keras' values by name: loss, accuracy, and optionally val_loss, val_accuracy.
+    """
     figure = new(WIDTH, 4.6)
     above, below = figure.subplots(2, sharex=True)
     for axes, measure in ((above, "loss"), (below, "accuracy")):
@@ -92,7 +96,7 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
     above.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
     below.yaxis.set_major_formatter(FuncFormatter(lambda error, _: _percent(1 - error)))
-    below.invert_yaxis()  # what is plotted is the error, on a log scale: 99 % and 99.5 % are as far apart as 98 % and 99 %
+    below.invert_yaxis()  # plots the error on a log scale: 99 % and 99.5 % are as far apart as 98 % and 99 %
     below.set_xlabel("epoch")
     below.set_xlim(0.5, len(history["loss"]) + 0.5)
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -102,7 +106,7 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def confusion(counts: Sequence[Sequence[int]], title: str = "") -> Figure:
-    """Images by true digit (row) and digit read (column): the errors in orange, stronger where there are more."""
+    """Draws a confusion matrix: true digit by row, predicted digit by column, errors in orange with intensity by count."""
     table = np.asarray(counts)
     errors = table - np.diag(np.diag(table))
     shade = np.sqrt(errors / max(errors.max(), 1)) * 0.75
@@ -126,25 +130,25 @@ def confusion(counts: Sequence[Sequence[int]], title: str = "") -> Figure:
 
 @styled
 def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
-    """How often answers of a confidence are right, with 95 % intervals, above how many there are of each.
+    """Plots accuracy against confidence, with 95 % intervals, above the number of images in each band.
 
     Args:
-        answers: by name, at most two; in equal bands of confidence from 0 to 1: count of images, their mean confidence,
-            their accuracy, as `evaluate.reliability` gives them.
+        answers: at most two results of `evaluate.reliability`, by name: image count, mean confidence and accuracy in equal
+            bands of confidence from 0 to 1.
     """
     figure = new(WIDTH, 4.6)
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="as right as it is sure")
-    looks = ((ORANGE, "s", -0.006), (BLUE, "o", 0.006))  # side by side, where one would hide the other
-    for (name, (count, confidence, accuracy)), (colour, marker, aside) in zip(answers.items(), looks, strict=False):
-        there = count > 0
-        sure, share = confidence[there] + aside, accuracy[there]
-        trials = zip(np.rint(share * count[there]), count[there], strict=True)
-        low, high = np.transpose([wilson_interval(int(right), int(images)) for right, images in trials])
+    above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")
+    styles = ((ORANGE, "s", -0.006), (BLUE, "o", 0.006))  # offset sideways, so that neither hides the other
+    for (name, (count, confidence, accuracy)), (colour, marker, offset) in zip(answers.items(), styles, strict=False):
+        filled = count > 0
+        x, share = confidence[filled] + offset, accuracy[filled]
+        trials = zip(np.rint(share * count[filled]), count[filled], strict=True)
+        low, high = np.transpose([wilson_interval(int(correct), int(images)) for correct, images in trials])
         spread = np.maximum([share - low, high - share], 0)
-        above.errorbar(sure, share, spread, color=colour, marker=marker, label=name, linestyle="", elinewidth=1, capsize=2)
+        above.errorbar(x, share, spread, color=colour, marker=marker, label=name, linestyle="", elinewidth=1, capsize=2)
         below.stairs(count, np.linspace(0, 1, len(count) + 1), color=colour, linewidth=1.2)
-    above.set(ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02))
+    above.set(ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     above.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, fontsize=8, columnspacing=1)
     below.set(xlabel="confidence", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.7)
@@ -154,14 +158,15 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @styled
 def risk_coverage(coverages: np.ndarray, risks: np.ndarray, marks: Mapping[str, tuple[float, float]]) -> Figure:
-    """The error among the images accepted, against the share accepted, when the least sure are rejected first.
+    """Plots the error of the accepted images against their share, rejecting the least confident images first.
 
     Args:
-        coverages: (N,) shares accepted, ascending to 1.
-        risks: (N,) shares wrong among them.
-        marks: certified thresholds, by the error they are certified for, "0.01": the share they accept, and its error.
+        coverages: (N,) accepted shares, ascending to 1.
+        risks: (N,) error rates of the accepted images.
+        marks: certified thresholds by the target error they are certified for, such as "0.01": the accepted share and its
+            error.
     """
-    wrong = risks > 0  # what has no error yet has no place on a log scale
+    wrong = risks > 0  # a log scale has no 0
     bottom = 10 ** np.floor(np.log10(min([1e-3, *risks[wrong]])))
     start = min([0.9, *(coverage - 0.02 for coverage, _ in marks.values())])
     figure = new(WIDTH, 3.6)
@@ -170,11 +175,11 @@ def risk_coverage(coverages: np.ndarray, risks: np.ndarray, marks: Mapping[str, 
     for target, (coverage, error) in marks.items():
         limit, found = float(target), max(error, bottom)
         axes.axhline(limit, color=INK, linewidth=0.8, linestyle=":")
-        place = axes.get_yaxis_transform()  # across: a share of the width
-        axes.text(0.02, limit, f"at most {_percent(limit)}", transform=place, va="bottom", fontsize=8)
+        across = axes.get_yaxis_transform()  # x as a share of the width
+        axes.text(0.02, limit, f"at most {_percent(limit)}", transform=across, va="bottom", fontsize=8)
         axes.plot([coverage, coverage], [found, limit], color=ORANGE, linewidth=1)
         axes.plot(coverage, found, "o", color=ORANGE, markersize=6)
-    axes.set(xlabel="share accepted", ylabel="error among the accepted", yscale="log", xlim=(start, 1 + (1 - start) / 50))
+    axes.set(xlabel="share accepted", ylabel="error of the accepted", yscale="log", xlim=(start, 1 + (1 - start) / 50))
     axes.set_ylim(bottom=bottom)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: _percent(error)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: _percent(share)))
@@ -183,20 +188,20 @@ def risk_coverage(coverages: np.ndarray, risks: np.ndarray, marks: Mapping[str, 
 
 @styled
 def robustness(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What each kind of damage costs: a line from the accuracy on whole images, the first row, to that on damaged ones.
+    """Plots the cost of each kind of damage: a line from the undamaged accuracy to the accuracy under damage.
 
     Args:
-        rows: damage, amount and accuracy of each.
+        rows: damage, amount and accuracy; the first row is undamaged.
     """
-    whole, damaged = rows[0]["accuracy"], rows[1:]
+    undamaged, damaged = rows[0]["accuracy"], rows[1:]
     figure = new(WIDTH, 0.9 + 0.2 * len(damaged))
     axes = figure.subplots()
-    places = np.arange(len(damaged))
+    positions = np.arange(len(damaged))
     accuracies = [row["accuracy"] for row in damaged]
-    axes.hlines(places, accuracies, whole, color=BLUE, alpha=0.6)
-    axes.plot(accuracies, places, "o", color=BLUE)
-    axes.axvline(whole, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(places, [f"{row['damage']} {row['amount']}".strip() for row in damaged])
+    axes.hlines(positions, accuracies, undamaged, color=BLUE, alpha=0.6)
+    axes.plot(accuracies, positions, "o", color=BLUE)
+    axes.axvline(undamaged, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_yticks(positions, [f"{row['damage']} {row['amount']}".strip() for row in damaged])
     axes.set_ylim(len(damaged) - 0.4, -0.6)
     axes.set_xlabel("accuracy (dotted: undamaged)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -211,12 +216,12 @@ def image_grid(
     titles: Sequence[str],
     columns: int,
 ) -> Figure:
-    """Images in rows of `columns`, ink dark on light paper, each below its title.
+    """Draws images in rows of `columns`, ink dark on light paper, each with a title above.
 
     Args:
         images: (height, width) each, of any size, 0 paper to 255 ink.
-        titles: one an image; "" for none.
-        columns: images a row.
+        titles: one per image; "" for an image without a title.
+        columns: images per row.
     """
     rows = -(-len(images) // columns)
     lines = max((title.count("\n") + 1 for title in titles if title), default=0)
@@ -231,7 +236,7 @@ def image_grid(
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty figure, inches."""
+    """Returns an empty figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 

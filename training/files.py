@@ -1,11 +1,15 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 import tempfile
 from pathlib import Path
 
 
 def require_writable(directory: Path) -> None:
-    """Makes `directory` where it is not there; OSError, with its name, where nothing can be written to it."""
+    """Creates `directory` if it is missing.
+
+    Raises:
+        OSError: the directory can't be written to; the message names it.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
@@ -14,7 +18,7 @@ def require_writable(directory: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes `content` aside and moves it to `path`: who reads that finds the old content or all of the new."""
+    """Writes `content` to `path` atomically: a reader sees either the old content or all of the new."""
     aside = path.with_name(f".{path.name}.part")
     try:
         aside.write_bytes(content)

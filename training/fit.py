@@ -1,4 +1,4 @@
-"""Trains one recipe's network, an epoch at a time; a run that is cut off goes on after its last whole epoch."""
+"""Trains one recipe's network, one epoch at a time. An interrupted run resumes after its last complete epoch."""
 
 import hashlib
 import io
@@ -22,15 +22,15 @@ from training.recipes import Recipe
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained network, and how it came about.
+    """A trained network and the facts of its training.
 
     Attributes:
         network: float32 pixels (N, 28, 28, 1), 0 paper to 255 ink, to logits (N, 10).
-        history: Keras' figures for each epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
-        seconds: how long training took, without what an interruption lost.
-        backend: what Keras ran on.
-        machine: where that was.
-        fingerprint: the same for runs that train alike.
+        history: Keras' values per epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
+        seconds: training time, without epochs that an interruption discarded.
+        backend: Keras backend of the training.
+        machine: description of the training machine.
+        fingerprint: hash that is equal for runs that train identically.
     """
 
     network: keras.Model
@@ -42,13 +42,13 @@ class Fit:
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
-    """Batches of images and labels, shuffled anew for each epoch by the seed and the epoch's number alone.
+    """Batches of images and labels, shuffled for each epoch by the seed and the epoch number alone.
 
     Args:
-        examples: what to learn from.
-        batch_size: images a batch; the last one of an epoch may be smaller.
+        examples: training images and labels.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
         seed: of the shuffling.
-        steps: batches an epoch, at most; None takes all.
+        steps: maximum number of batches per epoch; None uses all.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int, steps: int | None = None):
@@ -68,7 +68,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no ty
         return self.examples.images[chosen], self.examples.labels[chosen]
 
     def begin(self, epoch: int) -> None:
-        """Shuffles for `epoch`. Keras' own sign, `on_epoch_end`, comes twice after some epochs."""
+        """Shuffles for `epoch`. Keras' own hook `on_epoch_end` is unsuitable: it is called twice after some epochs."""
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
 
 
@@ -81,19 +81,19 @@ def fit(
     checkpoint: Path | None = None,
     logs: Path | None = None,
 ) -> Fit:
-    """Trains `recipe`'s network on `train` for `epochs`, watching `validation` where there is any.
+    """Trains `recipe`'s network on `train` for `epochs`, and monitors the loss on `validation`.
 
-    The last epoch's weights are the result: no epoch is picked by its score. On one machine, the same seed gives the same
-    network as far as the backend's own arithmetic allows.
+    The result has the weights of the last epoch: no epoch is selected by its score. On one machine, equal seeds give equal
+    networks, as far as the backend's arithmetic is deterministic.
 
     Args:
-        recipe: what to train, and how.
-        train: the images to learn from.
-        validation: images that are only watched; empty for none.
-        seed: of the first weights, the order of the images, their distortions and dropout.
+        recipe: network, optimiser, schedule and augmentation.
+        train: training images.
+        validation: images that are monitored only; may be empty.
+        seed: of the initial weights, the order of the images, their distortions and dropout.
         epochs: passes over `train`, at most: a recipe with patience may stop earlier.
-        checkpoint: file that holds the state of the run after each epoch; where it is there and of this very run, the run
-            goes on from it. One that is finished serves any backend. The caller removes it when it is no longer needed.
+        checkpoint: file that holds the state of the run after each epoch. If it exists and belongs to this run, training
+            resumes from it. A finished run's checkpoint is valid on any backend. The caller deletes the file.
         logs: directory for TensorBoard; None writes no logs.
 
     Raises:
@@ -121,21 +121,24 @@ def fit(
             initial_epoch=progress.epochs_done,
             validation_data=(validation.images, validation.labels) if len(validation) else None,
             validation_batch_size=500,
-            shuffle=False,  # Keras would change the order of the batches, from a source that no checkpoint holds
+            shuffle=False,  # Keras would shuffle the batches with a random state that no checkpoint holds
             callbacks=[
                 progress,
-                *([keras.callbacks.SwapEMAWeights()] if trainer.optimizer.use_ema else []),  # watch what is published
+                # Validation should use the averaged weights, which are published.
+                *([keras.callbacks.SwapEMAWeights()] if trainer.optimizer.use_ema else []),
                 *([keras.callbacks.TensorBoard(str(logs))] if logs else []),
             ],
-            verbose=1 if sys.stdout.isatty() else 2,  # a bar that moves, or one line an epoch in a log
+            verbose=1 if sys.stdout.isatty() else 2,  # a progress bar on a terminal, one line per epoch in a log
         )
     else:
-        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # averages, as `trainer.fit` does at its end
+        trainer.optimizer.finalize_variable_values(
+            trainer.trainable_variables
+        )  # `trainer.fit` would average the weights too
     return Fit(network, progress.history, progress.seconds, progress.backend, progress.machine, identity)
 
 
 def fed_with_pixels(network: keras.Model, distortions: Sequence[keras.Layer] = ()) -> keras.Sequential:
-    """`network` behind `distortions`, on images as they are stored: (N, 28, 28) uint8."""
+    """Wraps `network`, with `distortions` before it, to accept stored images: (N, 28, 28) uint8."""
     to_float32 = keras.layers.Rescaling(1.0)
     return keras.Sequential(
         [keras.Input((28, 28), dtype="uint8"), keras.layers.Reshape((28, 28, 1)), to_float32, *distortions, network]
@@ -143,34 +146,28 @@ def fed_with_pixels(network: keras.Model, distortions: Sequence[keras.Layer] = (
 
 
 def checkpoint_name(name: str, seed: int, epochs: int) -> str:
-    """The name of the file that keeps the state of a run of recipe `name`."""
+    """Returns the name of the checkpoint file for a run of recipe `name`."""
     return f"{name}-seed{seed}-epochs{epochs}.npz"
 
 
 def fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
-    """A hash that is the same for two runs exactly when one can go on where the other stopped.
+    """Returns a hash that is equal for two runs exactly when one can resume from the other's checkpoint.
 
-    It covers the data and every setting of network, distortions and optimiser, but not the code behind them.
+    The hash covers the data and every setting of network, distortions and optimiser, but not their source code.
     """
-    keras.utils.clear_session()  # frees what earlier runs left, and layers are named as if this were the first
+    keras.utils.clear_session()  # frees the memory of earlier runs and resets the layer names, which the hash includes
     updates = epochs * len(Batches(train, recipe.batch_size, seed, recipe.steps))
     parts = [recipe.network(), recipe.optimiser(updates), *(recipe.augmentation(seed) if recipe.augmentation else [])]
-    about = [
+    settings = [
         *(recipe.name, recipe.batch_size, recipe.steps, recipe.patience, seed, epochs),
         *(part.get_config() for part in parts),
         *(train.digest(), validation.digest(), keras.__version__),
     ]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def logits(network: keras.Model, images: np.ndarray) -> np.ndarray:
-    """What `network` says of `images`, (N, 28, 28) uint8: (N, 10) float32, one row an image, larger where likelier."""
-    answer: np.ndarray = network.predict(images[..., None].astype(np.float32), batch_size=500, verbose=0)
-    return answer
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
-    """What a run has come to, kept in memory and, given a checkpoint, on disk."""
+    """The state of a run, kept in memory and, if a checkpoint is given, on disk."""
 
     def __init__(
         self,
@@ -209,21 +206,23 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self.trainer.stop_training = _finished(self.history, self.epochs, self.patience)
 
     def resume(self) -> None:
-        """Takes up the state that the checkpoint holds, if it is of this run."""
+        """Restores the state from the checkpoint, if it belongs to this run."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
             with self.checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 about = json.loads(str(saved["about"]))
-                values = [saved[str(place)] for place in range(len(self._state()))]
+                values = [saved[str(index)] for index in range(len(self._state()))]
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{self.checkpoint} can't be read ({error}): starting anew", file=sys.stderr)
+            print(f"checkpoint {self.checkpoint} can't be read ({error}); starting from the beginning", file=sys.stderr)
             return
         if about["fingerprint"] != self.fingerprint:
-            print(f"{self.checkpoint} is of other data or settings: starting anew", file=sys.stderr)
+            reason = "belongs to a run with other data or settings"
+            print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
             return
         if about["backend"] != self.backend and not _finished(about["history"], self.epochs, self.patience):
-            print(f"{self.checkpoint} was begun on {about['backend']}: starting anew", file=sys.stderr)
+            reason = f"was written by an unfinished run on {about['backend']}, and this is {self.backend}"
+            print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
             return
         self.history, self.seconds = about["history"], about["seconds"]
         self.backend, self.machine = about["backend"], about["machine"]
@@ -235,18 +234,18 @@ class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
             return
         names = ("fingerprint", "history", "seconds", "backend", "machine")
         about = json.dumps({name: getattr(self, name) for name in names})
-        arrays = {str(place): keras.ops.convert_to_numpy(value) for place, value in enumerate(self._state())}
+        arrays = {str(index): keras.ops.convert_to_numpy(value) for index, value in enumerate(self._state())}
         content = io.BytesIO()
         np.savez(content, about=np.array(about), **arrays)
         write_whole(self.checkpoint, content.getvalue())
 
     def _state(self) -> list[keras.Variable]:
-        """Weights, averages, the optimiser's memory and the state of every source of random numbers."""
+        """Returns weights, averages, optimiser state and the state of every random generator."""
         return [*self.trainer.variables, *self.trainer.optimizer.variables]
 
 
 def _finished(history: dict[str, list[float]], epochs: int, patience: int | None) -> bool:
-    """Whether all epochs are done, or `patience` of them have passed without a lower validation loss."""
+    """Tests if all epochs are done, or `patience` epochs have passed without a lower validation loss."""
     losses = history.get("val_loss", [])
     waited = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
     return len(history.get("loss", [])) >= epochs or (patience is not None and waited >= patience)

@@ -1,4 +1,4 @@
-"""The model card: what an operator should know before trusting a model, from the run record."""
+"""Renders the model card from the run record: facts and limits that an operator should know before relying on a model."""
 
 from typing import Any
 
@@ -16,21 +16,21 @@ TEMPLATES.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f
 
 
 def model_card(record: dict[str, Any]) -> str:
-    """Markdown for people, from the run record of a version, with the headings that Hugging Face's cards have.
+    """Renders a version's run record as Markdown, with the headings of Hugging Face's model cards.
 
-    After Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
+    Source: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993.
     """
     return TEMPLATES.get_template("model_card.md").render(record=record, **summary(record))
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """What both the card and the page say, worked out from the record.
+    """Derives the values that both the card and the HTML page show.
 
     Returns:
-        errors: test images read wrong.
-        misread: the digit with the least recall on the test images.
-        confusions: true digit, digit read and count of the three most frequent errors on them, the most frequent first.
-        certified: the record of each certified threshold, by its target, the largest first.
+        errors: number of misclassified test images.
+        misread: the digit with the lowest recall on the test images.
+        confusions: true digit, predicted digit and count of the three most frequent errors, in descending order.
+        certified: the record of each certified threshold by its target error, in descending order.
     """
     test = record["test"]
     counts = test["confusion"]

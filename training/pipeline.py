@@ -1,6 +1,5 @@
-"""The whole road: one recipe, from images to a verified model version on disk."""
+"""Runs all stages for one recipe, from images to a verified model version on disk."""
 
-import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import onnx
 
-from training.calibrate import Threshold, certify, fit_temperature, softmax
+from training.assess import assess
 from training.captured_images import Captured
 from training.dataset import Dataset, DatasetError, Examples, hold_out
-from training.drift_reference import drift_reference
-from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, judge, judge_fields
-from training.export import ExportError, export, require_exportable
+from training.export import ExportError, export, metadata, require_exportable
 from training.files import require_writable
 from training.fit import checkpoint_name, fit
 from training.quantize import quantize
@@ -26,9 +22,7 @@ from training.recipes import Recipe
 from training.verify import Exported, verify, verify_version
 from training.version_directory import VersionError, load_network, publish, read_record
 
-DELTA = 0.001  # risk that a certified threshold lets through more errors than it says
 QUANTISATION_IMAGES = 1000
-POSTCODE = 5  # digits of the fields that are told of
 Convert = Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto]  # network, temperature, metadata
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
@@ -42,29 +36,37 @@ def run(
     logs: Path | None = None,
     captured: Captured | None = None,
 ) -> Path:
-    """Trains, calibrates, evaluates, exports and verifies `recipe`, then publishes it as a new version.
+    """Trains, calibrates, certifies, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
-    A run that was cut off left a checkpoint in `model_directory`, .RECIPE-seedSEED-epochsEPOCHS.npz: the same run goes on
-    from it.
+    An interrupted run leaves a checkpoint in `model_directory`, .RECIPE-seedSEED-epochsEPOCHS.npz, from which the same run
+    resumes.
 
-    The version's directory appears only when verification has passed:
+    The version's directory appears only after verification has passed:
 
-        model.onnx       what the service reads, and all it reads
-        model.keras      the network behind it, to export again or to verify
-        run.json         the run record
-        MODEL_CARD.md    the record, for people
+        model.onnx       the only file that the service reads.
+        model.keras      the Keras network, to export again or to verify.
+        run.json         the run record.
+        MODEL_CARD.md    the record as a document for operators.
 
-    Captured images, where there are any, are learnt from besides those of `dataset`; what a version is calibrated, certified
-    and judged by stays the same.
+    Captured images extend the training images of `dataset`. Calibration, certification and evaluation use `dataset` alone.
+
+    Args:
+        recipe: the recipe to run.
+        dataset: training and test images.
+        seed: of the split and of the training.
+        epochs: passes over the training images, at most.
+        model_directory: directory of the model in the repository.
+        logs: directory for TensorBoard; None writes no logs.
+        captured: images captured in service; None trains on `dataset` alone.
 
     Returns:
         The new version's directory.
 
     Raises:
-        ExportError: models can't be exported where Keras runs on this backend. The checkpoint is left: the same run, where
-            they can, goes on from it with the export.
-        OSError: `model_directory` or `logs` can't be written to; said before anything is trained.
-        VerificationError: the ONNX file does not answer as the network does; nothing is published.
+        ExportError: this Keras backend can't export. The checkpoint stays: with TensorFlow, the same run continues with the
+            export.
+        OSError: `model_directory` or `logs` can't be written to; raised before any training.
+        VerificationError: the ONNX file differs from the network; nothing is published.
     """
     for directory in (model_directory, logs):
         if directory:
@@ -72,23 +74,25 @@ def run(
     train, validation = recipe.split(dataset, seed)
     checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
     origin = _origin()
-    learnt, mixed = train, {}
+    examples, captured_record = train, {}
     if captured:
-        learnt, repeats = captured.mixed_into(train)
+        examples, repeats = captured.mixed_into(train)
         images, held_out, sha256 = len(captured.train), len(captured.held_out), captured.train.digest()
-        mixed = {"captured": {"images": images, "held_out": held_out, "repeats": repeats, "sha256": sha256}}
+        captured_record = {"captured": {"images": images, "held_out": held_out, "repeats": repeats, "sha256": sha256}}
         times = "once" if repeats == 1 else f"{repeats} times"
-        about = f"each taken {times}, {images * repeats / len(learnt):.1%} of all"
-        print(f"captured   {images:,} images with their truth, {about}; {held_out:,} more held out for `compare`")
+        share = f"each used {times}, {images * repeats / len(examples):.1%} of all images"
+        print(f"captured   {images:,} images with a truth, {share}; {held_out:,} more held out for `compare`")
     print(
-        f"fit        {recipe.name}, {len(learnt):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
+        f"fit        {recipe.name}, {len(examples):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
         flush=True,
     )
-    fitted = fit(recipe, learnt, validation, seed, epochs, checkpoint, logs)
+    fitted = fit(recipe, examples, validation, seed, epochs, checkpoint, logs)
     try:
         require_exportable()
     except ExportError as error:
-        raise ExportError(f"{error}; {checkpoint} keeps what was trained: give the same command where it can be") from error
+        raise ExportError(
+            f"{error}; the trained network is kept in {checkpoint}: run the same command with TensorFlow to export it"
+        ) from error
     record = {
         "recipe": recipe.name,
         "source": recipe.source,
@@ -101,7 +105,7 @@ def run(
         "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
-        **mixed,
+        **captured_record,
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
@@ -120,50 +124,53 @@ def run(
 
 
 def remake(version: Path, dataset: Dataset, precision: str) -> Path:
-    """Exports a version's network again, judges, certifies and verifies it anew, and publishes it beside the first.
+    """Exports a version's network again, assesses and verifies the result, and publishes it beside the first version.
 
-    In 8 bits, rounding moves the confidences: temperature and thresholds are fitted to what the quantised model says of the
-    same held-out images.
+    In 8 bits, rounding changes the confidences. Temperature and thresholds are therefore fitted to the quantised model's
+    answers on the same held-out images.
 
     Args:
-        version: a float32 version that `run` made.
-        dataset: what it was trained on.
+        version: a float32 version that `run` published.
+        dataset: the dataset that it was trained on.
         precision: fp32 or int8.
 
     Returns:
         The new version's directory.
 
     Raises:
-        DatasetError: `dataset` is not what the version was trained on, or other images would be held out of it.
-        ExportError: models can't be exported where Keras runs on this backend.
+        DatasetError: the version was trained on another dataset, or with another split.
+        ExportError: this Keras backend can't export.
         OSError: the directory can't be written to.
-        VersionError: `version` is no float32 version that `run` made.
-        VerificationError: its model.onnx was not made from its network, or 8 bits don't do it justice; nothing is published.
+        VersionError: `version` is not a float32 version that `run` published.
+        VerificationError: its model.onnx does not match its network, or 8 bits change the answers too much; nothing is
+            published.
     """
     require_exportable()
     version = version.resolve()
     record = read_record(version)
     if record.get("precision") != "fp32":
-        raise VersionError(f"{version} is of precision {record.get('precision')}: take the fp32 version that it came from")
-    verify_version(version, dataset.test)  # or another network would go by its name
+        raise VersionError(f"{version} has precision {record.get('precision')}; use the fp32 version that it was made from")
+    verify_version(version, dataset.test)  # a replaced model.keras must not be published under this version's record
     network = load_network(version)
     try:
         train, validation = hold_out(dataset, record["validation_images"], record["seed"])
         same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
-        learnt = train.images[: record["training_images"]]
-        trained = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
+        trained_on = train.images[: record["training_images"]]
+        provenance = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
     except (KeyError, TypeError, ValueError) as error:
-        raise VersionError(f"{version} is no version that this `digits-train run` made: {error}") from error
+        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
     if not same:
-        raise DatasetError(f"{version} was trained on other data, or held out other images: give what `run` was given")
-    sample = learnt[:: max(1, len(learnt) // QUANTISATION_IMAGES)]  # spread out: writers may lie together
+        raise DatasetError(
+            f"{version} was trained on other data or held out other images; use the --data and --writers of its `run`"
+        )
+    sample = trained_on[:: max(1, len(trained_on) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
 
-    def in_8_bits(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
-        return quantize(export(network, temperature, metadata), sample)
+    def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
+        return quantize(export(network, temperature, properties), sample)
 
     measured = ("robustness", "second_source", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
-    record = {**kept, "precision": precision, **trained, **_origin()}
+    record = {**kept, "precision": precision, **provenance, **_origin()}
     convert = in_8_bits if precision == "int8" else export
     return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft))
 
@@ -176,17 +183,17 @@ def _make(
     test: Examples,
     directory: Path,
 ) -> dict[str, Any]:
-    """Leaves a judged and verified model.onnx, and its network, in `directory`; completes the record."""
+    """Writes an assessed and verified model.onnx and its network to `directory`, and returns the completed record."""
     onnx_file = directory / "model.onnx"
 
-    def leave(temperature: float, metadata: dict[str, str]) -> Exported:
-        onnx.save(convert(network, temperature, metadata), onnx_file)
+    def write(temperature: float, properties: dict[str, str]) -> Exported:
+        onnx.save(convert(network, temperature, properties), onnx_file)
         return Exported(onnx_file)
 
     record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
-    trial = leave(1.0, {})
-    record = {**record, **_judge(lambda images: trial.answers(images)[0], validation, test)}
-    exported = leave(record["temperature"], _metadata(record))
+    uncalibrated = write(1.0, {})
+    record = {**record, **assess(lambda images: uncalibrated.answers(images)[0], validation, test)}
+    exported = write(record["temperature"], metadata(record))
     print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
     network.save(directory / "model.keras")
     verification = verify(exported, network, record["temperature"], test.images)
@@ -195,128 +202,15 @@ def _make(
 
 
 def _origin() -> dict[str, Any]:
-    """By which code and when a version is made."""
+    """Returns the code's commit and the current time, for the run record."""
     return {
         "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _judge(answer: Callable[[np.ndarray], np.ndarray], validation: Examples, test: Examples) -> dict[str, Any]:
-    """The part of a record that tells how good a model's confidences and digits are.
-
-    Args:
-        answer: logits, (N, 10) float32, for images, (N, 28, 28) uint8.
-        validation: what the temperature and the thresholds are fitted to; without images, there are none.
-        test: what all is judged by, once.
-    """
-    temperature, validated = 1.0, None
-    certified: dict[str, Threshold | None] = {}
-    certified_fields: dict[int, dict[float, Threshold | None]] = {}
-    reference = None
-    if len(validation):
-        held_out = answer(validation.images)
-        temperature = fit_temperature(held_out, validation.labels)
-        calibrated = softmax(held_out, temperature)
-        validated = evaluate(calibrated, validation.labels)
-        reference = drift_reference(validation.images, calibrated)
-        print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
-        certified = {str(error): certify(*judge(calibrated, validation.labels), error, DELTA) for error in ERRORS}
-        # Held-out images lie in the order of their writers, where those are known: a field is in one hand, as on a letter.
-        certified_fields = {
-            length: {
-                error: certify(*judge_fields(calibrated, validation.labels, length), error, DELTA) for error in FIELD_ERRORS
-            }
-            for length in FIELD_LENGTHS
-        }
-
-    test_logits = answer(test.images)
-    probabilities = softmax(test_logits, temperature)
-    tested = evaluate(probabilities, test.labels)
-    uncalibrated = evaluate(softmax(test_logits, 1), test.labels)
-    print(f"evaluate   test {tested}")
-    record: dict[str, Any] = {
-        "temperature": temperature,
-        "validation": validated and asdict(validated),
-        "test": asdict(tested),
-        "uncalibrated": {
-            "negative_log_likelihood": uncalibrated.negative_log_likelihood,
-            "calibration_error": uncalibrated.calibration_error,
-        },
-        "thresholds": {error: _tested(found, *judge(probabilities, test.labels)) for error, found in certified.items()},
-        "fields": {
-            str(length): _fields(found, *judge_fields(probabilities, test.labels, length))
-            for length, found in certified_fields.items()
-        },
-        "delta": DELTA,
-        "drift_reference": reference,
-    }
-    _tell(record["thresholds"], "digits")
-    if record["fields"]:
-        _tell(record["fields"][str(POSTCODE)]["thresholds"], f"fields of {POSTCODE}")
-    return record
-
-
-def _fields(certified: dict[float, Threshold | None], confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """The record of the fields of one length: how many of the test images' are right, and the certified thresholds."""
-    return {
-        "test_fields": len(right),
-        "test_accuracy": float(right.mean()),
-        "test_confidence": float(confidence.mean()),
-        "thresholds": {str(error): _tested(found, confidence, right) for error, found in certified.items()},
-    }
-
-
-def _tested(certified: Threshold | None, confidence: np.ndarray, right: np.ndarray) -> dict[str, Any] | None:
-    """The record of a certified threshold beside what it does on the test images; None where there is none."""
-    if certified is None:
-        return None
-    found = accept(confidence, right, certified.threshold)
-    return asdict(certified) | {f"test_{name}": value for name, value in asdict(found).items()}
-
-
-def _tell(certified: dict[str, Any], what: str) -> None:
-    """Says what came of certifying, from the record of the thresholds by error."""
-    for error, found in certified.items():
-        if found is None:
-            print(f"certify    {what}, at most {float(error):.1%} errors: no threshold can be shown to do that")
-            continue
-        print(
-            f"certify    {what}, at most {float(error):.1%} errors: accept confidence {found['threshold']:.4f} and above, "
-            f"{found['coverage']:.2%} of those held out; of test {found['test_coverage']:.2%}, {found['test_errors']} wrong"
-        )
-
-
-def _metadata(record: dict[str, Any]) -> dict[str, str]:
-    """What the model file says of itself: strings, lists and tables as JSON."""
-    test = record["test"]
-    of_held_out = {
-        "thresholds": _stated(record["thresholds"]),
-        "field_thresholds": {length: _stated(fields["thresholds"]) for length, fields in record["fields"].items()},
-        "drift_reference": record["drift_reference"],
-    }
-    return {
-        **({name: json.dumps(found) for name, found in of_held_out.items()} if record["validation_images"] else {}),
-        "labels": json.dumps([str(digit) for digit in range(10)]),
-        "test_images": str(test["images"]),
-        "test_accuracy": str(test["accuracy"]),
-        "test_accuracy_interval": json.dumps(test["interval"]),
-        "libraries": json.dumps(record["libraries"]),
-        **{
-            name: str(record[name])
-            for name in ("recipe", "parameters", "seed", "dataset_sha256", "temperature", "precision")
-        },
-        **{name: record[name] for name in ("commit", "created")},
-    }
-
-
-def _stated(thresholds: dict[str, Any]) -> dict[str, Any]:
-    """Those that there are, with what the server needs of each, and what it may tell."""
-    return {error: {name: found[name] for name in ("threshold", "coverage")} for error, found in thresholds.items() if found}
-
-
 def _commit() -> str:
-    """The commit of the code that is running, marked when it had changes; "unknown" when it is no checkout of its own."""
+    """Returns the commit of the running code, marked "-dirty" after local changes; "unknown" outside of a checkout."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -325,7 +219,8 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # in a .venv inside a checkout, git would tell of that one
+        git("ls-files", "--error-unmatch", here.name)  # fails in a .venv inside another checkout, which git would describe
+
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,4 +1,4 @@
-"""Recipes: data, distortions, network, optimiser and schedule, by name, with where they come from."""
+"""Named recipes: data split, augmentation, network, optimiser and schedule, with their sources."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from training.dataset import Dataset, Examples, hold_out
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run makes, but for the data and the seed.
+    """Everything that determines a training run, except for the data and the seed.
 
     Attributes:
-        name: what the command line and the exported model call it.
-        source: where the recipe comes from.
+        name: name on the command line and in the exported model's metadata.
+        source: origin of the recipe.
         network: builds the untrained network.
-        optimiser: builds the optimiser, given the number of updates the run will make.
+        optimiser: builds the optimiser for a given number of updates.
         batch_size: images per update.
         epochs: passes over the training images, at most.
-        expected: test accuracy, lowest and highest, that the recipe should give.
-        claimed: test accuracy that its source prints or claims, in its own words; "" when it says nothing.
-        training_images: how many are learnt from, the first of those that are not held out; None takes all.
-        validation_images: how many are held out of training, to watch the run, to fit the temperature and to certify
+        expected: lowest and highest test accuracy that the recipe should reach.
+        claimed: test accuracy that the source prints or claims, verbatim; "" if it claims nothing.
+        training_images: number of images to train on, the first of those that are not held out; None uses all.
+        validation_images: number of images held out of training, to monitor the run, fit the temperature and certify
             thresholds.
-        patience: epochs without a lower validation loss after which training stops; None never stops it early.
-        steps: updates an epoch; None makes as many as there are batches, the last one being smaller.
-        augmentation: builds the layers that distort training images, given a seed; None trains on them as they are.
+        patience: epochs without a lower validation loss after which training stops; None disables early stopping.
+        steps: updates per epoch; None uses every batch, including a smaller last one.
+        augmentation: builds the layers that distort training images for a given seed; None trains on undistorted images.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Recipe:
     augmentation: Callable[[int], list[keras.Layer]] | None = None
 
     def split(self, dataset: Dataset, seed: int) -> tuple[Examples, Examples]:
-        """The images that a run learns from, and those that it holds out."""
+        """Returns the images that a run trains on and the images that it holds out."""
         train, validation = hold_out(dataset, self.validation_images, seed)
         return train[: self.training_images], validation
 
@@ -61,15 +61,15 @@ def _rmsprop(updates: int) -> keras.Optimizer:
 
 
 def _adadelta(updates: int) -> keras.Optimizer:
-    """Adadelta at Keras' default rate of 0.001, a thousandth of what Zeiler 2012, arXiv 1212.5701, used."""
+    """Returns Adadelta at Keras' default rate of 0.001, a thousandth of the rate in Zeiler 2012, arXiv 1212.5701."""
     return keras.optimizers.Adadelta()
 
 
 def _one_cycle(peak: float) -> Callable[[int], keras.Optimizer]:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): rate up to `peak` for a tenth of the run, then down a cosine.
+    """Builds AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up and cosine decay.
 
-    The weights are averaged over about a thousand updates, or the last tenth of a short run, and the average is the result
-    (Polyak & Juditsky 1992).
+    The rate rises to `peak` over the first tenth of the run, then decays along a cosine. The result is an average of the
+    weights over about a thousand updates, or the last tenth of a short run (Polyak & Juditsky 1992).
     """
 
     def optimiser(updates: int) -> keras.Optimizer:
@@ -84,15 +84,19 @@ def _one_cycle(peak: float) -> Callable[[int], keras.Optimizer]:
 
 
 def _gentle(seed: int) -> list[keras.Layer]:
-    """The notebook's: up to 8 degrees, 0.08 of shift, slant of 0.3 degrees (sic: its unit is degrees), 0.08 of zoom."""
+    """Augments like the notebook: rotation up to 8 degrees, shift and zoom up to 0.08, shear up to 0.3 degrees.
+
+    The notebook wrote 0.3 for the shear, whose unit in Keras is degrees; its effect is negligible.
+    """
     return [RandomWarp(rotation=8, shear=0.3 / 57.3, zoom=0.08, shift=0.08 * 28, bend=0, seed=seed)]
 
 
 def _handwriting(seed: int) -> list[keras.Layer]:
-    """Other hands and other pens, and to a share of the images, each on its own, what scanners do.
+    """Varies handwriting and pens, and adds scanner damage to a share of the images.
 
-    Chosen on images of other writers. Warps half as strong again made `flagship-small` worse there, and so did damage to
-    twice as many images; without any, blur, noise, faint ink and inversion cost it more than `convnet`.
+    The amounts were chosen on images of other writers. Warps half as strong again made `flagship-small` worse there, and so
+    did damage to twice as many images. Without any damage in training, blur, noise, faint ink and inversion cost
+    `flagship-small` more than `convnet`.
     """
     grey = (0, 255)
     return [
@@ -226,7 +230,7 @@ RECIPES = {
         ),
         Recipe(
             name="flagship",
-            source="ours: the reader to deploy",
+            source="ours: the network to deploy",
             network=architectures.flagship,
             optimiser=_one_cycle(2e-3),
             batch_size=128,
@@ -237,7 +241,7 @@ RECIPES = {
         ),
         Recipe(
             name="flagship-small",
-            source="ours: the reader for throughput",
+            source="ours: the network for throughput",
             network=architectures.flagship_small,
             optimiser=_one_cycle(3e-3),
             batch_size=128,

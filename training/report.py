@@ -1,4 +1,4 @@
-"""The report on a version: measures what training did not, and shows it all on one page that needs nothing else."""
+"""Measures a version's robustness and renders the results as one self-contained HTML page."""
 
 import base64
 import io
@@ -22,76 +22,76 @@ from training.robustness import robustness, second_source
 from training.verify import Exported
 from training.version_directory import read_record
 
-SEED = 0  # of the damage, so that versions are measured by the same
-WORST = 30  # mistakes shown
+SEED = 0  # of the damage; fixed, so that all versions face the same damaged images
+WORST = 30  # number of errors shown
 SECOND_SOURCE = "scikit-learn's handwritten digits (UCI, 8x8, upsampled and framed as MNIST frames them)"
 
 
 class ReportError(Exception):
-    """There is no version to report on, or not all that a report tells of; the message says what is missing."""
+    """The version can't be reported on, because data are missing or inconsistent; the message names them."""
 
 
 def report(version: Path, dataset: Dataset) -> Path:
-    """Measures robustness and the second source, and writes both into the run record, the model card and a page.
+    """Measures robustness and the second source, and writes the results to the run record, the model card and an HTML page.
 
-    Nothing that is there is touched before all that is new lies beside it.
+    Existing files are replaced only after all new files have been written beside them.
 
     Args:
-        version: a version's directory, as `pipeline.run` leaves it.
-        dataset: what it was trained on, with the test images that it was judged on.
+        version: a version directory that `pipeline.run` published.
+        dataset: the dataset that it was trained and evaluated on.
 
     Returns:
-        The page, report.html in `version`.
+        The path of the page, report.html in `version`.
 
     Raises:
-        VersionError: `version` is not a version's directory.
-        ReportError: it was made by an older digits-train, or can't be written to.
+        VersionError: `version` is not a version directory.
+        ReportError: an older digits-train made the version, its model and record disagree, or it can't be written to.
         VerificationError: its model can't be loaded.
     """
     record, test = read_record(version), dataset.test
     with _record_is_whole(version):
-        model_card(record)  # before minutes are spent
-        stated = (record["dataset_sha256"], record["test"]["accuracy"])
+        model_card(record)  # fails early, before minutes of measurement
+        recorded = (record["dataset_sha256"], record["test"]["accuracy"])
     exported = Exported(version / "model.onnx")
     logits, probabilities = exported.answers(test.images)
     accuracy = evaluate.evaluate(probabilities, test.labels).accuracy
-    if (dataset.sha256, accuracy) != stated:
+    if (dataset.sha256, accuracy) != recorded:
         raise ReportError(
-            f"{version}: model.onnx reads {accuracy:.4f} of the test images, and by run.json it is "
-            f"{stated[1]:.4f}: they are not of one run"
+            f"{version}: model.onnx has a test accuracy of {accuracy:.4f}, but run.json records {recorded[1]:.4f}: "
+            "they are from different runs or different data"
         )
 
     def predict(images: np.ndarray) -> np.ndarray:
         return exported.answers(images)[1]
 
-    print(f"robustness damages the {len(test):,} test images", flush=True)
+    print(f"robustness measuring accuracy on {len(test):,} damaged test images", flush=True)
     record["robustness"] = robustness(predict, test, SEED)
-    record["second_source"] = _judged(second_source(), predict)
+    record["second_source"] = _evaluated(second_source(), predict)
     with _record_is_whole(version):
-        shown = page(record, test, logits)
+        html = page(record, test, logits)
     _write(
         version,
-        {"run.json": json.dumps(record, indent=2) + "\n", "MODEL_CARD.md": model_card(record), "report.html": shown},
+        {"run.json": json.dumps(record, indent=2) + "\n", "MODEL_CARD.md": model_card(record), "report.html": html},
     )
     return version / "report.html"
 
 
 def page(record: dict[str, Any], test: Examples, logits: np.ndarray) -> str:
-    """One HTML page with every number of `record` worth seeing, and pictures; it asks for no other file.
+    """Renders one HTML page with the results in `record` and pictures; the page refers to no other file.
 
     Args:
         record: the run record, with robustness and second source.
-        test: the images that it was judged on.
-        logits: (N, 10), what the version says of them.
+        test: the images that the version was evaluated on.
+        logits: (N, 10), the version's logits for these images.
     """
     probabilities = softmax(logits, record["temperature"])
     bands = {"temperature 1": evaluate.reliability(softmax(logits, 1), test.labels)}
     if record["validation_images"]:
         bands[f"temperature {record['temperature']:.3f}"] = evaluate.reliability(probabilities, test.labels)
-    told = summary(record)
+    overview = summary(record)
     marks = {
         target: (found["test_coverage"], found["test_error"])
-        for target, found in told["certified"].items()
+        for target, found in overview["certified"].items()
         if found["test_error"] is not None
     }
     pictures = {
@@ -103,52 +103,51 @@ def page(record: dict[str, Any], test: Examples, logits: np.ndarray) -> str:
     }
     mistakes = [
         {
-            "number": place,
-            "digit": int(test.labels[place]),
-            "read": int(probabilities[place].argmax()),
-            "confidence": float(probabilities[place].max()),
-            "address": _png_address(test.images[place]),
+            "number": index,
+            "digit": int(test.labels[index]),
+            "read": int(probabilities[index].argmax()),
+            "confidence": float(probabilities[index].max()),
+            "address": _png_address(test.images[index]),
         }
-        for place in worst_mistakes(probabilities, test.labels, WORST)
+        for index in worst_mistakes(probabilities, test.labels, WORST)
     ]
-    return TEMPLATES.get_template("report.html").render(
-        record=record, pictures={name: _inline(name, drawn) for name, drawn in pictures.items()}, mistakes=mistakes, **told
-    )
+    inlined = {name: _inline(name, figure) for name, figure in pictures.items()}
+    return TEMPLATES.get_template("report.html").render(record=record, pictures=inlined, mistakes=mistakes, **overview)
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
-    """The places of the `count` images that were read wrong with the most confidence, the most confident first."""
+    """Returns the indices of the `count` misclassified images with the highest confidence, in descending order."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
-    places: list[int] = wrong[order[:count]].tolist()
-    return places
+    indices: list[int] = wrong[order[:count]].tolist()
+    return indices
 
 
-def _judged(second: Examples, predict: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """What the second source says of a version, for its record."""
-    judged = evaluate.evaluate(predict(second.images), second.labels)
+def _evaluated(second: Examples, predict: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Evaluates a version on the second source, for its record."""
+    evaluation = evaluate.evaluate(predict(second.images), second.labels)
     return {
         "name": SECOND_SOURCE,
-        "images": judged.images,
-        "accuracy": judged.accuracy,
-        "interval": judged.interval,
-        "accuracy_by_digit": judged.recall,
+        "images": evaluation.images,
+        "accuracy": evaluation.accuracy,
+        "interval": evaluation.interval,
+        "accuracy_by_digit": evaluation.recall,
     }
 
 
 @contextmanager
 def _record_is_whole(version: Path) -> Iterator[None]:
-    """Turns what a missing or strange entry of a run record leads to into a ReportError."""
+    """Turns the errors that a missing or malformed entry of a run record causes into a ReportError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, UndefinedError) as error:
         raise ReportError(
-            f"{version / 'run.json'} is not as this digits-train writes it ({error}): run the recipe again"
+            f"{version / 'run.json'} is not a run record of this version of digits-train ({error}); run the recipe again"
         ) from error
 
 
 def _write(directory: Path, contents: dict[str, str]) -> None:
-    """Writes files, each aside at first; they take their places when all of them are whole."""
+    """Writes all files beside their targets first and renames them into place only when every write has succeeded."""
     with ExitStack() as undo:
         asides = {name: directory / f".{name}.part" for name in contents}
         try:
@@ -162,11 +161,11 @@ def _write(directory: Path, contents: dict[str, str]) -> None:
 
 
 def _inline(name: str, figure: Figure) -> Markup:
-    return Markup(figures.svg(figure, name))  # noqa: S704  # drawn here, of numbers
+    return Markup(figures.svg(figure, name))  # noqa: S704  # drawn here from numbers, so it is safe to embed
 
 
 def _png_address(image: np.ndarray) -> str:
-    """An image, (28, 28) uint8, dark on light, as an address that holds all of it."""
+    """Encodes an image, (28, 28) uint8, as a dark-on-light PNG in a data URL."""
     content = io.BytesIO()
     Image.fromarray(255 - image).save(content, "png")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

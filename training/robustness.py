@@ -1,33 +1,33 @@
-"""How well a network reads what MNIST does not show: damaged images, and digits from another source."""
+"""Measures accuracy on images unlike MNIST's: damaged test images, and digits from a second source."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from sklearn.datasets import load_digits
 
 from serving.imaging.framing import frame
 from training.dataset import Examples
 
-# (N, 28, 28) float32, 0 paper to 255 ink, and a source of chance, to the same damaged; grey levels may leave the range
+# Maps images (N, 28, 28) float32, 0 paper to 255 ink, and a random generator to damaged images; the result may exceed the
+# range of grey levels.
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def robustness(predict: Callable[[np.ndarray], np.ndarray], examples: Examples, seed: int) -> list[dict[str, Any]]:
-    """The accuracy on `examples` as they are, in the first row, and under each damage.
+    """Measures the accuracy on `examples` undamaged, in the first row, and under each kind of damage.
 
     Args:
-        predict: probabilities, (N, 10), of images, (N, 28, 28) uint8.
+        predict: returns probabilities, (N, 10), for images, (N, 28, 28) uint8.
         examples: images framed as MNIST frames them.
-        seed: of directions, places and noise. A row draws apart from the others.
+        seed: of directions, positions and noise. Each row draws independently.
 
     Returns:
-        A row for each damage and amount, with `damage`, `amount`, `accuracy` and `images`.
+        One row per kind and amount of damage, with `damage`, `amount`, `accuracy` and `images`.
     """
     rows = []
-    for place, (damage, amount, apply) in enumerate(_damages()):
-        damaged = apply(examples.images.astype(np.float32), np.random.default_rng([seed, place]))
+    for number, (damage, amount, apply) in enumerate(_damages()):
+        damaged = apply(examples.images.astype(np.float32), np.random.default_rng([seed, number]))
         images = np.clip(np.rint(damaged), 0, 255).astype(np.uint8)
         accuracy = float((predict(images).argmax(axis=1) == examples.labels).mean())
         rows.append({"damage": damage, "amount": amount, "accuracy": accuracy, "images": len(examples)})
@@ -35,17 +35,19 @@ def robustness(predict: Callable[[np.ndarray], np.ndarray], examples: Examples, 
 
 
 def second_source() -> Examples:
-    """scikit-learn's 1,797 handwritten digits, of 13 writers none of whom is MNIST's, framed as MNIST frames digits.
+    """Returns scikit-learn's 1,797 handwritten digits, by 13 writers unknown to MNIST, framed as MNIST frames digits.
 
-    They come as shares of ink, 0 to 16, in 8x8 cells of a bitmap of 32x32. A cubic spline through the shares, four times
-    as fine, is as near to that bitmap as one can get. Its grey is kept where at least a quarter is ink, and the rest is
-    paper: making it black and white would break thin strokes and close small loops.
+    The originals hold the ink share, 0 to 16, of 8x8 cells of a 32x32 bitmap. A cubic spline through the shares, at four
+    times the resolution, approximates this bitmap. Values of at least a quarter keep their grey level and the rest becomes
+    paper: binarisation would break thin strokes and close small loops.
 
     Source: E. Alpaydin & C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
-    doi 10.24432/C50P49, CC BY 4.0; its test part, as sklearn.datasets.load_digits brings it along.
+    doi 10.24432/C50P49, CC BY 4.0; its test part, which sklearn.datasets.load_digits includes.
     """
+    from sklearn.datasets import load_digits  # only here: loading scikit-learn takes a second
+
     digits = load_digits()
-    shares = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))  # with paper around, for strokes at the edge
+    shares = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))  # a margin of paper, for strokes at the edge
     spline = ndimage.zoom(np.eye(10), (4, 1), order=3, mode="grid-constant", grid_mode=True)  # (40, 10) weights
     grey = spline @ shares @ spline.T
     ink = np.where(grey < 0.25, 0, np.minimum(grey, 1))
@@ -53,7 +55,7 @@ def second_source() -> Examples:
 
 
 def _damages() -> list[tuple[str, str, Damage]]:
-    """Each damage with its amounts, up to where a person would still read most of the digits."""
+    """Lists each damage with its amounts, up to a level at which a person would still recognize most digits."""
     return [
         ("none", "", lambda images, _: images),
         *(("shift", f"{pixels} px", _shift(pixels)) for pixels in (1, 2, 3, 4)),
@@ -71,7 +73,7 @@ def _damages() -> list[tuple[str, str, Damage]]:
 
 
 def _shift(pixels: int) -> Damage:
-    """Moves each image up, down, left or right; what leaves it is lost."""
+    """Moves each image up, down, left or right; ink that leaves the image is lost."""
 
     def shift(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         direction = random.integers(4, size=len(images))
@@ -84,7 +86,7 @@ def _shift(pixels: int) -> Damage:
 
 
 def _rotation(degrees: float) -> Damage:
-    """Turns each image about its middle, half of them one way and half the other."""
+    """Rotates each image about its centre, half of them in each direction."""
 
     def rotate(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         left = random.random(len(images)) < 0.5
@@ -98,7 +100,7 @@ def _rotation(degrees: float) -> Damage:
 
 
 def _scale(factor: float) -> Damage:
-    """Scales images about their middle."""
+    """Scales images about their centre."""
     return lambda images, _: _warp(images, np.eye(2) / factor)
 
 
@@ -111,12 +113,12 @@ def _noise(sigma: float) -> Damage:
 
 
 def _faint(share: float) -> Damage:
-    """Leaves this share of the ink's grey on paper as it was."""
+    """Reduces the ink to this share of its grey level."""
     return lambda images, _: images * share
 
 
 def _occlusion(pixels: int) -> Damage:
-    """Sticks a square of paper over each image, anywhere inside it."""
+    """Covers each image with a square of paper at a random position."""
 
     def occlude(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         corner = random.integers(28 - pixels + 1, size=(2, len(images), 1))
@@ -127,9 +129,9 @@ def _occlusion(pixels: int) -> Damage:
 
 
 def _warp(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Reads each pixel of `images` where the 2x2 `matrix` sends it, measured from the middle; outside is paper."""
-    whole = np.eye(3)
-    whole[1:, 1:] = matrix
-    middle = np.array([0, 13.5, 13.5])
-    warped: np.ndarray = ndimage.affine_transform(images, whole, middle - whole @ middle, order=1)
+    """Resamples `images` by the 2x2 `matrix`, which maps output to input positions about the centre; outside is paper."""
+    affine = np.eye(3)
+    affine[1:, 1:] = matrix
+    centre = np.array([0, 13.5, 13.5])
+    warped: np.ndarray = ndimage.affine_transform(images, affine, centre - affine @ centre, order=1)
     return warped

@@ -1,38 +1,40 @@
-"""Proves that an exported file answers as the Keras network that it was made from."""
+"""Verifies that an exported ONNX file gives the same answers as the Keras network that it was made from."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import onnxruntime
 
 from training.calibrate import softmax
 from training.dataset import Examples
-from training.evaluate import Evaluation, evaluate
-from training.fit import logits
+from training.evaluate import Evaluation, evaluate, predict_logits
 from training.version_directory import VersionError, load_network, read_record
 
+if TYPE_CHECKING:
+    import keras
+
 BATCH_SIZES = (1, 7, 32, 128)
-TOLERANCE = 1e-5  # of probabilities
-LOGIT_TOLERANCE = 1e-4  # of logits, as a share of their size above 1
-INT8_AGREEMENT = 0.9995  # of digits, in 8 bits, so that accuracy can't fall by more than 0.0005
-INT8_LOGIT_ERROR = 0.1  # of logits in 8 bits: root mean square, as a share of the logits' own
+TOLERANCE = 1e-5  # absolute, of probabilities
+LOGIT_TOLERANCE = 1e-4  # of logits: absolute up to a size of 1, relative above
+INT8_AGREEMENT = 0.9995  # share of equal digits in 8 bits, so that accuracy falls by at most 0.0005
+INT8_LOGIT_ERROR = 0.1  # of logits in 8 bits: root mean square error relative to the root mean square of the logits
 
 
 class VerificationError(Exception):
-    """The ONNX file does not answer as the Keras network does, or not as it says of itself; the message says where."""
+    """The ONNX file contradicts its Keras network, its metadata or the run record; the message gives the difference."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and what was seen.
+    """Results of comparing an ONNX file with its Keras network.
 
     Attributes:
-        images: how many images were compared.
-        batch_sizes: how many of them went into one run.
-        agreement: share of the images that both read as the same digit.
-        largest_difference: between a probability that the file gives and Keras' own.
+        images: number of compared images.
+        batch_sizes: batch sizes at which the file was run.
+        agreement: share of images with the same predicted digit.
+        largest_difference: largest difference between a probability of the file and of the Keras network.
     """
 
     images: int
@@ -51,91 +53,105 @@ class Verification:
 
 
 class Exported:
-    """An ONNX file on ONNX Runtime's CPU provider.
+    """An ONNX file loaded in ONNX Runtime's CPU provider.
 
     Attributes:
-        metadata: what the file says of itself, by name.
+        metadata: the file's metadata, by name.
     """
 
     def __init__(self, path: Path, threads: int = 0):
-        """Loads the file, to run on so many `threads`; 0 takes all cores. Raises VerificationError when it is no model."""
+        """Loads the file.
+
+        Args:
+            path: the ONNX file.
+            threads: number of threads per run; 0 uses all cores.
+
+        Raises:
+            VerificationError: the file is not a valid model.
+        """
         self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise VerificationError(f"{path} can't be loaded: {error}") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def answers(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, (N, 10) float32 each, of `images`, (N, 28, 28) uint8, in runs of `batch_size`."""
+        """Runs `images`, (N, 28, 28) uint8, in batches of `batch_size`.
+
+        Returns:
+            Logits and probabilities, (N, 10) float32 each.
+        """
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         runs = [self._session.run(["logits", "probabilities"], {"images": batch}) for batch in batches]
         return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
 
 
 def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verification]:
-    """Judges a version's ONNX file on the test images, and holds it against what it says of itself and the Keras network.
+    """Checks a version's ONNX file against its metadata, the run record, the test images and its Keras network.
 
     Args:
-        version: a version's directory, as `pipeline.run` leaves it.
-        test: the images that it was judged on.
+        version: a version directory that `pipeline.run` published.
+        test: the test images that the version was evaluated on.
 
     Raises:
-        VersionError: it is no such directory, or not whole.
-        VerificationError: its file reads another share of `test` than it says, contradicts the run record, or differs from
-            its network.
+        VersionError: it is not a version directory, or incomplete.
+        VerificationError: the test accuracy is not the one in its metadata, or the file contradicts the run record or its
+            network.
     """
     record, network = read_record(version), load_network(version)
     exported = Exported(version / "model.onnx")
     try:
-        temperature, stated = (float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
+        in_metadata = tuple(float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
         recorded = (record["temperature"], record["test"]["accuracy"])
     except (KeyError, TypeError, ValueError) as error:
-        raise VersionError(f"{version} is no version that `digits-train run` made: {error}") from error
-    if recorded != (temperature, stated):
+        raise VersionError(f"{version} is not a version that `digits-train run` made: {error}") from error
+    if recorded != in_metadata:
         raise VerificationError(
-            f"{version}: by run.json temperature and test accuracy are {recorded}, by model.onnx {(temperature, stated)}"
+            f"{version}: temperature and test accuracy are {recorded} in run.json, but {in_metadata} in model.onnx"
         )
+    temperature, accuracy = in_metadata
     evaluation = evaluate(exported.answers(test.images)[1], test.labels)
-    if evaluation.accuracy != stated:
+    if evaluation.accuracy != accuracy:
         raise VerificationError(
-            f"{exported.path} says of itself that its test accuracy is {stated}, and it is {evaluation.accuracy}"
+            f"{exported.path}: the metadata give a test accuracy of {accuracy}, but it is {evaluation.accuracy}"
         )
     return evaluation, verify(exported, network, temperature, test.images)
 
 
-def verify(exported: Exported, network: keras.Sequential, temperature: float, images: np.ndarray) -> Verification:
-    """Runs every image through both, in batches of 1, 7, 32 and 128: same digit everywhere, probabilities within 1e-5.
+def verify(exported: Exported, network: "keras.Sequential", temperature: float, images: np.ndarray) -> Verification:
+    """Compares the ONNX file with its Keras network at batch sizes 1, 7, 32 and 128.
 
-    A file in 8 bits, as its metadata say, can't be held to Keras' every answer: it must give the same digit for 9,995 images
-    of 10,000 and logits that are a tenth off at most, taken together; and to itself it is held as closely as others are to
-    Keras, in batches of any size, at the temperature that it should have.
+    In float32, every digit must be equal and every probability within 1e-5 of Keras'. An 8-bit file can't match every
+    answer. It must give the same digit for 9,995 of 10,000 images, and the root mean square error of its logits must be at
+    most a tenth. Across batch sizes and at the expected temperature, it must match its own logits as closely as a float32
+    file matches Keras.
 
     Args:
         exported: the ONNX file.
-        network: the Keras network behind it.
-        temperature: the calibration that went into the file.
+        network: its Keras network.
+        temperature: the temperature that the file should contain.
         images: (N, 28, 28) uint8.
 
     Raises:
-        VerificationError: a digit differs, or a probability or a logit by more than its tolerance.
+        VerificationError: a digit differs, or a probability or a logit differs by more than its tolerance.
     """
-    expected_logits = logits(network, images)
-    agreement, off = 1.0, 0.0
+    expected_logits = predict_logits(network, images)
+    agreement, quantisation_error = 1.0, 0.0
     if exported.metadata.get("precision") == "int8":
-        of_keras, (expected_logits, _) = expected_logits, exported.answers(images)
-        agreement, off = _nearness(expected_logits, of_keras, temperature)
+        keras_logits, (expected_logits, _) = expected_logits, exported.answers(images)
+        agreement, quantisation_error = _quantisation_effect(expected_logits, keras_logits, temperature)
     expected = softmax(expected_logits, temperature)
     largest = 0.0
     for size in BATCH_SIZES:
         answered_logits, answered = exported.answers(images, size)
         difference = float(np.abs(answered - expected).max())
-        moved = np.flatnonzero(answered.argmax(axis=1) != expected.argmax(axis=1))
-        if len(moved) or not difference <= TOLERANCE:
+        changed = np.flatnonzero(answered.argmax(axis=1) != expected.argmax(axis=1))
+        if len(changed) or not difference <= TOLERANCE:
             raise VerificationError(
-                f"{exported.path.name} does not answer as its Keras network at batch size {size}: {len(moved)} of "
+                f"{exported.path.name} differs from its Keras network at batch size {size}: {len(changed)} of "
                 f"{len(images)} digits differ, probabilities by up to {difference:.1e} (tolerance {TOLERANCE:.0e})"
             )
         if not np.allclose(answered_logits, expected_logits, rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE):
@@ -144,22 +160,29 @@ def verify(exported: Exported, network: keras.Sequential, temperature: float, im
                 f"{exported.path.name}: logits differ from Keras' by up to {difference:.1e} at batch size {size}"
             )
         largest = max(largest, difference)
-    return Verification(len(images), BATCH_SIZES, agreement, max(largest, off))
+    return Verification(len(images), BATCH_SIZES, agreement, max(largest, quantisation_error))
 
 
-def _nearness(in_8_bits: np.ndarray, of_keras: np.ndarray, temperature: float) -> tuple[float, float]:
-    """The share of digits that agree, and the largest difference of probabilities; VerificationError if far apart.
+def _quantisation_effect(int8_logits: np.ndarray, keras_logits: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Measures the effect of quantisation.
 
     Args:
-        in_8_bits: (N, 10) logits of the file.
-        of_keras: (N, 10) logits of the network that it was made from.
-        temperature: of both.
+        int8_logits: (N, 10) logits of the 8-bit file.
+        keras_logits: (N, 10) logits of the Keras network.
+        temperature: applied to both.
+
+    Returns:
+        The share of equal digits, and the largest difference of probabilities.
+
+    Raises:
+        VerificationError: too few digits are equal, or the logits differ too much.
     """
-    agreement = float((in_8_bits.argmax(axis=1) == of_keras.argmax(axis=1)).mean())
-    error = float(np.sqrt(((in_8_bits - of_keras) ** 2).mean() / (of_keras**2).mean()))
+    agreement = float((int8_logits.argmax(axis=1) == keras_logits.argmax(axis=1)).mean())
+    error = float(np.sqrt(((int8_logits - keras_logits) ** 2).mean() / (keras_logits**2).mean()))
     if agreement < INT8_AGREEMENT or not error <= INT8_LOGIT_ERROR:
         raise VerificationError(
-            f"in 8 bits it does not answer as its Keras network: {agreement:.2%} of the digits are the same, and "
-            f"{INT8_AGREEMENT:.2%} should be; its logits are {error:.1%} off, and {INT8_LOGIT_ERROR:.0%} is the most"
+            f"in 8 bits the file differs too much from its Keras network: {agreement:.2%} of the digits are equal "
+            f"(at least {INT8_AGREEMENT:.2%} required), and the logits have an error of {error:.1%} "
+            f"(at most {INT8_LOGIT_ERROR:.0%} allowed)"
         )
-    return agreement, float(np.abs(softmax(in_8_bits, temperature) - softmax(of_keras, temperature)).max())
+    return agreement, float(np.abs(softmax(int8_logits, temperature) - softmax(keras_logits, temperature)).max())

@@ -1,29 +1,37 @@
-"""The versions of a model on disk: where they come to lie, and which of them a run would make again."""
+"""Versions of a model on disk: publishes new versions, reads existing ones, and finds the version of a given run."""
 
 import json
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import keras
+from typing import TYPE_CHECKING, Any
 
 from training.model_card import model_card
 
+if TYPE_CHECKING:
+    import keras
+
 
 class VersionError(Exception):
-    """There is no version where one should be, or it can't be used; the message says why."""
+    """A version is missing or unusable; the message gives the reason."""
 
 
 def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
-    """Has `make` fill an empty directory and give its run record, then moves all that to the next version's place.
+    """Lets `make` fill an empty draft directory, adds the run record and model card, and renames the draft to a new version.
 
-    A version is the UTC time of its publication, YYYYMMDDhhmmss, or one more than the highest that there is: it always
-    grows. Its directory appears whole or not at all.
+    The version number is the UTC time of publication, YYYYMMDDhhmmss, or one more than the highest existing number, so that
+    numbers always grow. The directory appears complete or not at all.
+
+    Args:
+        model_directory: directory of the model, which holds one directory per version.
+        make: fills the draft directory that it is given and returns the run record.
+
+    Returns:
+        The directory of the new version.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the version can't be written.
     """
     try:
         with tempfile.TemporaryDirectory(dir=model_directory, prefix=".draft-") as scratch:
@@ -40,42 +48,44 @@ def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Pa
 
 
 def read_record(version: Path) -> dict[str, Any]:
-    """The run record of a version.
+    """Reads the run record of a version.
 
     Raises:
-        VersionError: `version` is no directory that `publish` has made.
+        VersionError: `version` is not a directory that `publish` made.
     """
     try:
         record = json.loads((version / "run.json").read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise VersionError(f"{version} is no version that `digits-train run` made: run.json: {reason}") from error
+        raise VersionError(f"{version} is not a version that `digits-train run` made: run.json: {reason}") from error
     if not isinstance(record, dict):
-        raise VersionError(f"{version} is no version that `digits-train run` made: run.json is no object")
+        raise VersionError(f"{version} is not a version that `digits-train run` made: run.json is not a JSON object")
     return record
 
 
-def load_network(version: Path) -> keras.Model:
-    """The Keras network of a version: float32 pixels (N, 28, 28, 1) to logits (N, 10).
+def load_network(version: Path) -> "keras.Model":
+    """Loads the Keras network of a version: float32 pixels (N, 28, 28, 1) to logits (N, 10).
 
     Raises:
         VersionError: its model.keras is missing or damaged.
     """
+    import keras  # only here: loading Keras takes seconds, which most uses of a version can do without
+
     file = version / "model.keras"
     try:
-        with file.open("rb"):  # Keras calls a damaged file missing
+        with file.open("rb"):  # Keras reports a damaged file as missing
             return keras.models.load_model(file)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = "it is damaged" if file.is_file() else "it is not there"
+        reason = "the file is damaged" if file.is_file() else "the file does not exist"
         raise VersionError(f"{file} can't be loaded: {reason}") from error
 
 
 def find(directory: Path, fingerprint: str) -> Path | None:
-    """The newest float32 version, anywhere below `directory`, that came of the run of this fingerprint; None without one."""
+    """Finds the newest float32 version below `directory` whose run has this fingerprint; None if there is no match."""
     found = []
     for file in directory.rglob("run.json"):
         if not file.parent.name.isdecimal() or any(part.startswith(".") for part in file.relative_to(directory).parts):
-            continue  # a draft, or another program's
+            continue  # a draft, or a file of another program
         try:
             record = read_record(file.parent)
         except VersionError:

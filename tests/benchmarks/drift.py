@@ -1,8 +1,7 @@
-"""What measuring drift costs of a call's CPU time: `make bench-drift`.
+"""Measures the share of a call's CPU time that drift measurement takes: `make bench-drift`.
 
-A server alone in a process answers calls one after the other; its CPU time a call is what Linux says of it. What drift adds
-to a call, the ink measured and all that is counted for it, is timed by itself, on the same images. Rounds follow each other,
-and the median counts.
+A server in a process of its own answers calls one after another; Linux gives its CPU time per call. The drift measurement
+(ink statistics and counters) is timed separately on the same images. The result is the median of consecutive rounds.
 """
 
 import statistics
@@ -17,11 +16,11 @@ from serving.telemetry.version_metrics import VersionMetrics
 from tests.support.service import Service, service
 
 ROUNDS = 5
-CALLS = {1: 500, 64: 100, 1024: 10}  # in a round, by images a call
+CALLS = {1: 500, 64: 100, 1024: 10}  # calls per round, by images per call
 
 
 def call_seconds(server: Service, images_per_call: int) -> float:
-    """CPU seconds that the server takes for a call."""
+    """Returns the server's CPU seconds per call."""
     images, _ = draw_many(images_per_call, seed=0)
     with DigitClient(server.address, 60) as client:
         before = server.scrape("process_cpu_seconds_total")
@@ -31,7 +30,7 @@ def call_seconds(server: Service, images_per_call: int) -> float:
 
 
 def drift_seconds(images_per_call: int) -> float:
-    """CPU seconds that drift takes of it."""
+    """Returns the CPU seconds per call that the drift measurement takes."""
     images = draw_many(images_per_call, seed=0)[0].reshape(-1, 784)
     metrics = VersionMetrics(Metrics(), "digits", "1")
     calls = CALLS[images_per_call] * 10
@@ -39,10 +38,11 @@ def drift_seconds(images_per_call: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measures all call sizes and prints a Markdown table."""
     with service("--workers", "1") as server:
         rounds = [{n: (call_seconds(server, n), drift_seconds(n)) for n in CALLS} for _ in range(ROUNDS)]
-    print("| images a call | CPU a call, µs | of it drift, µs | share |\n|---:|---:|---:|---:|")
+    print("| images per call | CPU per call, µs | drift measurement, µs | share |\n|---:|---:|---:|---:|")
+
     for n in CALLS:
         call, drift = (1e6 * statistics.median(values) for values in zip(*(one[n] for one in rounds), strict=True))
         share = np.median([drift / call for call, drift in (one[n] for one in rounds)])

@@ -1,11 +1,11 @@
-"""How fast exported models run in ONNX Runtime on one core, as the service runs them: `make bench-export`.
+"""Measures the speed of exported models in ONNX Runtime on one core, as the service runs them: `make bench-export`.
 
-First `convnet` as it is exported beside the same network, with the same weights, put together by hand for the very batch
-size; then our own networks in 8 bits beside 32. What is compared takes turns, within each round, and is timed by the CPU
-time of its thread, so that what else the machine does counts little: the median of the rounds' ratios is what to look at.
+The first comparison is `convnet` as exported against the same network built by hand for one batch size. The second compares
+our own networks in 8 bits with 32 bits. In each round, both models of a pair take turns. The clock is the thread's CPU time,
+which other load on the machine hardly affects. The result is the median of the rounds' ratios.
 
-The networks are untrained, for speed does not depend on the weights; what 8 bits do to accuracy, `digits-train quantize`
-says of each version.
+The networks are untrained, because speed does not depend on the weights. `digits-train quantize` measures the effect of 8
+bits on the accuracy of each version.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from training.export import OPSET, export
 from training.quantize import quantize
 
 BATCH_SIZES = (1, 32, 128)
-BURST = 0.02  # seconds; of one model in one round
+BURST = 0.02  # seconds that one model runs in one round
 
 
 def by_hand(network: keras.Sequential, batch_size: int) -> onnx.ModelProto:
-    """`convnet` for batches of just one size: channels first, every size static, dense layers as Gemm."""
+    """Builds `convnet` for a single batch size: channels first, every size static, dense layers as Gemm."""
     kernels = [np.asarray(layer.kernel) for layer in network.layers if layer.weights]
     biases = [np.asarray(layer.bias) for layer in network.layers if layer.weights]
-    for place in (0, 1, 2):
-        kernels[place] = kernels[place].transpose(3, 2, 0, 1)
+    for index in (0, 1, 2):
+        kernels[index] = kernels[index].transpose(3, 2, 0, 1)
     kernels[0] = kernels[0] / 255
     kernels[3] = kernels[3].reshape(3, 3, 64, 64).transpose(2, 0, 1, 3).reshape(576, 64)
-    constants = {f"w{place}": kernel for place, kernel in enumerate(kernels)}
-    constants |= {f"b{place}": bias for place, bias in enumerate(biases)}
+    constants = {f"w{index}": kernel for index, kernel in enumerate(kernels)}
+    constants |= {f"b{index}": bias for index, bias in enumerate(biases)}
     constants |= {"planes": np.array([batch_size, 1, 28, 28]), "features": np.array([batch_size, 576])}
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -67,14 +67,18 @@ def by_hand(network: keras.Sequential, batch_size: int) -> onnx.ModelProto:
 
 
 def race(first: onnx.ModelProto, second: onnx.ModelProto, batch_size: int, rounds: int) -> tuple[float, float]:
-    """Microseconds of CPU an image costs `second`, and how many times as fast as `first` it is; medians."""
+    """Compares two models.
+
+    Returns:
+        Median CPU microseconds per image of `second`, and the median speed of `second` relative to `first`.
+    """
     images, _ = draw_many(batch_size, seed=0)
     sessions = [_session(model) for model in (first, second)]
     runs = max(1, round(BURST / min(_cost(session, images, 1) for session in sessions * 3)))
     costs: list[list[float]] = [[], []]
     for turn in range(rounds):
-        for place in (0, 1) if turn % 2 else (1, 0):
-            costs[place].append(_cost(sessions[place], images, runs))
+        for index in (0, 1) if turn % 2 else (1, 0):
+            costs[index].append(_cost(sessions[index], images, runs))
     ratio = statistics.median(a / b for a, b in zip(*costs, strict=True))
     return statistics.median(costs[1]) / batch_size * 1e6, ratio
 
@@ -87,7 +91,7 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _cost(session: onnxruntime.InferenceSession, images: np.ndarray, runs: int) -> float:
-    """Seconds of CPU a run."""
+    """Returns CPU seconds per run."""
     start = time.thread_time()
     for _ in range(runs):
         session.run(["logits", "probabilities"], {"images": images})
@@ -95,13 +99,13 @@ def _cost(session: onnxruntime.InferenceSession, images: np.ndarray, runs: int) 
 
 
 def main() -> None:
-    """Measures all and prints a Markdown table."""
+    """Measures all pairs and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=41, help="rounds per pair of models (default: %(default)s)")
     rounds = parser.parse_args().rounds
     images, _ = draw_many(1000, seed=1)
     print(f"Medians of {rounds} rounds on one core of {os.cpu_count()}.\n")
-    print("| model | beside | batch | us an image | times as fast |")
+    print("| model | compared with | batch | us per image | relative speed |")
     print("|---|---|---:|---:|---:|")
     for name in ("convnet", "flagship_small", "flagship"):
         network = getattr(architectures, name)()

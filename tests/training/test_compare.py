@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from tests.support import model_files
 from tests.support.captured_store import Store, answers
-from training import commands
 from training.__main__ import main
 from training.compare import compare, paired_interval, table
 from training.dataset import Dataset
@@ -16,8 +15,8 @@ from training.dataset import Dataset
 OLD = model_files.bundled().parent
 
 
-def test_the_interval_is_that_of_the_published_example() -> None:
-    """What statpsych, Bonett's own package for R, says of ci.prop.ps(.05, 12, 4, 26, 6)."""
+def test_the_interval_equals_the_published_example() -> None:
+    """Expects the result of ci.prop.ps(.05, 12, 4, 26, 6) in statpsych, Bonett's package for R."""
     assert paired_interval(26, 4, 12 + 4 + 26 + 6) == pytest.approx((0.2548067, 0.6251933), abs=1e-7)
     assert paired_interval(4, 26, 48) == pytest.approx((-0.6251933, -0.2548067), abs=1e-7)
     low, high = paired_interval(1, 0, 1)
@@ -25,24 +24,24 @@ def test_the_interval_is_that_of_the_published_example() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.004, 0.004), (0.01, 0.004), (0.1, 0.3)])
-def test_the_interval_holds_the_difference_in_about_95_of_100_draws(first: float, second: float) -> None:
+def test_the_interval_covers_the_difference_in_95_of_100_draws(first: float, second: float) -> None:
     random = np.random.default_rng(1)
     draws = random.multinomial(2000, [first, second, 1 - first - second], size=4000).tolist()
     intervals = [paired_interval(one, other, 2000) for one, other, _ in draws]
     assert 0.94 < np.mean([low <= first - second <= high for low, high in intervals]) < 0.97
 
 
-def said(*digits: int, confidence: float = 0.91) -> NDArray[np.float32]:
-    """Probabilities of a reader that is as sure of each of these digits."""
+def answered(*digits: int, confidence: float = 0.91) -> NDArray[np.float32]:
+    """Probabilities that predict these digits with equal confidence."""
     probabilities = np.full((len(digits), 10), (1 - confidence) / 9, np.float32)
     probabilities[np.arange(len(digits)), digits] = confidence
     return probabilities
 
 
-def test_two_versions_are_judged_on_the_same_images_each_by_its_own_thresholds() -> None:
+def test_versions_are_compared_on_equal_images_by_their_own_thresholds() -> None:
     labels = np.array([0, 1, 2, 3, 4])
-    old = said(0, 1, 9, 9, 9)
-    new = np.concatenate([said(0, 9, 2, confidence=0.95), said(3, 9, confidence=0.82)])
+    old = answered(0, 1, 9, 9, 9)
+    new = np.concatenate([answered(0, 9, 2, confidence=0.95), answered(3, 9, confidence=0.82)])
     thresholds = {"0.01": 0.9, "0.002": 0.99}, {"0.01": 0.9, "0.005": 0.5}
     comparison = compare((old, new), thresholds, labels)
     assert (comparison.old.accuracy, comparison.new.accuracy) == (0.4, 0.6)
@@ -54,14 +53,14 @@ def test_two_versions_are_judged_on_the_same_images_each_by_its_own_thresholds()
     assert comparison.new.negative_log_likelihood == pytest.approx(of_new, rel=1e-5)
     assert list(comparison.old.accepted) == list(comparison.new.accepted) == ["0.01"], "certified by both"
     accepted = [
-        (reading.accepted["0.01"].coverage, reading.accepted["0.01"].errors) for reading in (comparison.old, comparison.new)
+        (result.accepted["0.01"].coverage, result.accepted["0.01"].errors) for result in (comparison.old, comparison.new)
     ]
     assert accepted == [(1, 3), (0.6, 1)]
     assert table(comparison) == (
         "| 5 images | OLD | NEW |\n"
         "| --- | ---: | ---: |\n"
         "| accuracy | 0.4000 | 0.6000 |\n"
-        "| right by it alone | 1 | 2 |\n"
+        "| correct by this version alone | 1 | 2 |\n"
         f"| negative log-likelihood, nats | {of_old:.4f} | {of_new:.4f} |\n"
         "| certified for | 1.0%, 0.2% | 1.0%, 0.5% |\n"
         "| accepted, at most 1.0% errors certified | 100.00%, 3 wrong | 60.00%, 1 wrong |\n"
@@ -72,13 +71,11 @@ def test_two_versions_are_judged_on_the_same_images_each_by_its_own_thresholds()
     ("lost", "gained", "verdict"),
     [(0, 0, "no difference shown"), (4, 6, "no difference shown"), (4, 20, "NEW is better"), (20, 4, "NEW is worse")],
 )
-def test_a_version_is_better_or_worse_when_the_interval_leaves_out_no_difference(
-    lost: int, gained: int, verdict: str
-) -> None:
+def test_a_version_is_better_or_worse_if_the_interval_excludes_zero(lost: int, gained: int, verdict: str) -> None:
     labels = np.zeros(1000, int)
     old, new = labels.copy(), labels.copy()
     old[:gained], new[gained : gained + lost] = 1, 1
-    comparison = compare((said(*old), said(*new)), ({}, {}), labels)
+    comparison = compare((answered(*old), answered(*new)), ({}, {}), labels)
     difference = f"accuracy of NEW less OLD {(gained - lost) / 1000:+.4f} (95 % interval "
     assert str(comparison).startswith(difference)
     assert str(comparison).endswith(f": {verdict}")
@@ -86,68 +83,67 @@ def test_a_version_is_better_or_worse_when_the_interval_leaves_out_no_difference
 
 
 @pytest.fixture
-def judged_by_drawings(drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "load_mnist", lambda *_: drawn)
+def drawings_as_mnist(drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.commands.load_mnist", lambda *_: drawn)
 
 
-@pytest.mark.usefixtures("judged_by_drawings")
-def test_the_exit_status_is_3_when_the_new_version_is_shown_to_be_worse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("drawings_as_mnist")
+def test_the_exit_status_is_3_if_the_new_version_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = model_files.publish_shifted(tmp_path, 1).parent
     assert main(["compare", str(OLD), str(wrong)]) == 3
-    said = capsys.readouterr().out
-    assert "MNIST's test images: accuracy of NEW less OLD -1.0000 (95 % interval -1.0000 to -0.9707): NEW is worse\n" in said
-    assert "| accepted, at most 0.5% errors certified |" in said
+    output = capsys.readouterr().out
+    difference = "accuracy of NEW less OLD -1.0000 (95 % interval -1.0000 to -0.9707)"
+    assert f"MNIST's test images: {difference}: NEW is worse\n" in output
+    assert "| accepted, at most 0.5% errors certified |" in output
     assert main(["compare", str(OLD), str(OLD)]) == 0
     assert "no difference shown" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("judged_by_drawings")
-def test_captured_images_that_are_held_out_are_a_set_of_their_own(
+@pytest.mark.usefixtures("drawings_as_mnist")
+def test_held_out_captured_images_are_compared_separately(
     drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = model_files.publish_shifted(tmp_path, 1).parent
     store = Store(tmp_path / "captured.db")
-    next_digits = (drawings[1] + 1) % 10  # an odd truth, by which the wrong version is the right one
+    next_digits = (drawings[1] + 1) % 10  # a false truth, by which the shifted version is always correct
     for number, answer in enumerate(answers(100)):
         store.capture(answer, drawings[0][number])
         store.report(answer, str(next_digits[number]))
-    assert main(["compare", str(wrong), str(OLD), "--captured", store.url]) == 3, "worse on one of the two"
+    assert main(["compare", str(wrong), str(OLD), "--captured", store.url]) == 3, "worse on one set"
     of_mnist, of_captured = capsys.readouterr().out.split("captured images, held out: ")
     assert "NEW is better\n\n| 200 images | OLD | NEW |" in of_mnist
     held = sum(int(answer, 16) % 5 == 0 for answer in answers(100))
     assert f"NEW is worse\n\n| {held} images | OLD | NEW |" in of_captured
-    assert main(["compare", str(OLD), str(wrong), "--captured", store.url]) == 3, "on the other"
+    assert main(["compare", str(OLD), str(wrong), "--captured", store.url]) == 3, "worse on the other set"
 
 
-@pytest.mark.usefixtures("judged_by_drawings")
-def test_captured_images_of_which_none_is_held_out_are_none_to_compare_by(
+@pytest.mark.usefixtures("drawings_as_mnist")
+def test_captured_images_without_a_held_out_one_are_refused(
     drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "captured.db")
     store.capture("0000000000000001", drawings[0][0])
     store.report("0000000000000001", "7")
     assert main(["compare", str(OLD), str(OLD), "--captured", store.url]) == 1
-    assert "none of the 1 captured images is held out: capture more" in capsys.readouterr().err
+    assert "no captured image (of 1) is held out by its answer's id; capture more" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("judged_by_drawings")
+@pytest.mark.usefixtures("drawings_as_mnist")
 @pytest.mark.parametrize(
-    ("stated", "complaint"),
+    ("thresholds", "complaint"),
     [
         (None, "model.onnx can't be loaded"),
-        ("none", "model.onnx states no thresholds as `digits-train run` does: Expecting value"),
-        ('{"0.01": {"coverage": 1}}', "model.onnx states no thresholds as `digits-train run` does: 'threshold'"),
-        ("[0.5]", "model.onnx states no thresholds as `digits-train run` does"),
+        ("none", "model.onnx: thresholds are not in the form of `digits-train run`: Expecting value"),
+        ('{"0.01": {"coverage": 1}}', "model.onnx: thresholds are not in the form of `digits-train run`: 'threshold'"),
+        ("[0.5]", "model.onnx: thresholds are not in the form of `digits-train run`"),
     ],
 )
-def test_what_is_no_version_can_not_be_compared(
-    stated: str | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_directory_without_a_version_can_not_be_compared(
+    thresholds: str | None, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if stated is not None:
+    if thresholds is not None:
         model = onnx.load(model_files.bundled())
-        onnx.helper.set_model_props(model, {"thresholds": stated})
+        onnx.helper.set_model_props(model, {"thresholds": thresholds})
         onnx.save(model, tmp_path / "model.onnx")
     assert main(["compare", str(OLD), str(tmp_path)]) == 1
     assert complaint in capsys.readouterr().err

@@ -3,8 +3,8 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,21 +14,27 @@ from numpy.typing import NDArray
 from serving.inference.model import Model
 from tests.inference.test_model import negate_logits
 from tests.support.model_files import rename_output
-from training import architectures, fit, pipeline
+from tests.training import names
 from training.__main__ import main
+from training.calibrate import softmax
 from training.dataset import Dataset, DatasetError
-from training.export import export
-from training.quantize import quantize
-from training.recipes import RECIPES
+from training.evaluate import predict_logits
 from training.verify import Exported, VerificationError, verify
-from training.version_directory import VersionError
+from training.version_directory import VersionError, load_network
+
+if TYPE_CHECKING:
+    import keras
 
 Images = NDArray[np.uint8]
-NETWORKS = {recipe.network.__name__: recipe.network for recipe in RECIPES.values()}
 
 
-def settled(network: keras.Sequential, least_scale: float = 0.5) -> keras.Sequential:
-    """An untrained network with biases, averages and scales to fold, as training leaves them; scales below 0 if asked."""
+def build(name: str, least_scale: float = 0.5) -> "keras.Sequential":
+    """An untrained network with biases, averages and scales like those after training; negative scales on request."""
+    import keras
+
+    from training import architectures
+
+    network = getattr(architectures, name)()
     random = np.random.default_rng(1)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -40,34 +46,46 @@ def settled(network: keras.Sequential, least_scale: float = 0.5) -> keras.Sequen
     return network
 
 
+def export(network: "keras.Sequential", temperature: float = 1.7, **metadata: str) -> onnx.ModelProto:
+    from training.export import export
+
+    return export(network, temperature, metadata)
+
+
 @pytest.fixture(scope="module")
-def network() -> keras.Sequential:
+def network() -> "keras.Sequential":
+    import keras
+
     keras.utils.set_random_seed(1)
-    return settled(architectures.flagship_small())
+    return build("flagship_small")
 
 
 def optimised(model: onnx.ModelProto, directory: Path) -> Counter[str]:
-    """What ONNX Runtime runs in the end, by operation."""
+    """The number of operations of each kind that ONNX Runtime executes after its optimisation."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that the file suits this machine only
+    options.log_severity_level = 3  # hides the warning that the optimised file suits this machine only
     options.optimized_model_filepath = str(directory / "optimised.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 @pytest.mark.parametrize("least_scale", [0.5, -1.5])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", names.RECIPE_OF_NETWORK)
 def test_every_network_answers_in_onnx_as_in_keras(name: str, least_scale: float, images: Images, tmp_path: Path) -> None:
+    import keras
+
     keras.utils.set_random_seed(1)
-    network = settled(NETWORKS[name](), least_scale)
-    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    network = build(name, least_scale)
+    onnx.save(export(network), tmp_path / "model.onnx")
     assert verify(Exported(tmp_path / "model.onnx"), network, 1.7, images[:150]).largest_difference < 1e-5
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_an_export_is_as_lean_as_one_built_by_hand(name: str, tmp_path: Path) -> None:
-    network = settled(NETWORKS[name]())
-    model = export(network, 1.7, {"recipe": "none"})
+@pytest.mark.parametrize("name", names.RECIPE_OF_NETWORK)
+def test_an_export_has_no_more_nodes_than_one_built_by_hand(name: str, tmp_path: Path) -> None:
+    import keras
+
+    network = build(name)
+    model = export(network, recipe="none")
     assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
     operations = Counter(node.op_type for node in model.graph.node)
     layers = Counter(type(layer).__name__ for layer in network.layers)
@@ -75,30 +93,32 @@ def test_an_export_is_as_lean_as_one_built_by_hand(name: str, tmp_path: Path) ->
     tanhs = sum(getattr(layer, "activation", None) is keras.activations.tanh for layer in network.layers)
     of_network = {"Conv": layers["Conv2D"], "MatMul": layers["Dense"], "MaxPool": layers["MaxPooling2D"]}
     of_contract = {"Cast": 1, "Reshape": 2 if layers["Conv2D"] else 1, "Softmax": 1}
-    operations -= Counter({"Mul": operations["Mul"], "Add": operations["Add"]})  # biases and scales, fused when loaded
+    operations -= Counter({"Mul": operations["Mul"], "Add": operations["Add"]})  # biases and scales, fused at load time
     assert operations == +Counter({"Relu": relus, "Tanh": tanhs, **of_network, **of_contract})
 
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
-    assert len(inferred) == len(model.graph.node) - 2, "of all but the outputs"
+    assert len(inferred) == len(model.graph.node) - 2, "all but the two outputs"
     for value in inferred:
         batch, *inner = value.type.tensor_type.shape.dim
         assert not batch.dim_value
-        assert all(size.dim_value for size in inner), f"{value.name} has a size that is not known beforehand"
+        assert all(size.dim_value for size in inner), f"{value.name} has a dynamic size"
 
     run = optimised(model, tmp_path)
-    assert not {"Transpose", "BatchNormalization"} & set(run), "folded"
+    assert not {"Transpose", "BatchNormalization"} & set(run), "folded into the weights"
     left = 1 if name == "bncnn" else 0  # the normalisation of its dense layer
-    assert max(run["Relu"], run["Tanh"]) <= layers["Dense"], "those of convolutions are fused"
+    assert max(run["Relu"], run["Tanh"]) <= layers["Dense"], "activations of convolutions are fused"
     assert (run["Add"], run["Mul"], run["MatMul"]) == (left, 1 + left, 0), "the last Mul is the temperature"
     reorders = run["ReorderInput"] + run["ReorderOutput"]
     narrow = name in ("cnn8", "lenet5")  # fewer filters than ONNX Runtime's block of channels
     assert reorders <= bool(layers["Conv2D"]) + narrow
 
 
-def test_verification_notices_another_network_and_another_temperature(
-    network: keras.Sequential, images: Images, tmp_path: Path
+def test_verification_detects_another_network_or_temperature(
+    network: "keras.Sequential", images: Images, tmp_path: Path
 ) -> None:
-    onnx.save(export(network, 1.7, {}), tmp_path / "model.onnx")
+    import keras
+
+    onnx.save(export(network), tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
         verify(Exported(tmp_path / "model.onnx"), network, 1.8, images)
     other = keras.models.clone_model(network)
@@ -106,8 +126,8 @@ def test_verification_notices_another_network_and_another_temperature(
         verify(Exported(tmp_path / "model.onnx"), other, 1.7, images)
 
 
-def test_verification_looks_at_the_logits_too(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
-    model = export(network, 1.7, {})
+def test_verification_compares_the_logits_too(network: "keras.Sequential", images: Images, tmp_path: Path) -> None:
+    model = export(network)
     negate_logits(model)
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="logits differ"):
@@ -116,24 +136,41 @@ def test_verification_looks_at_the_logits_too(network: keras.Sequential, images:
 
 @pytest.fixture(scope="module")
 def trained(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version that reads drawn digits well."""
+    """A version that recognizes drawn digits well."""
+    from training import pipeline
+    from training.recipes import RECIPES
+
     recipe = replace(RECIPES["convnet"], validation_images=200, batch_size=16)
     return pipeline.run(recipe, drawn, 0, 6, tmp_path_factory.mktemp("models"))
 
 
-def test_in_8_bits_all_but_the_last_layer_is_integers(network: keras.Sequential, images: Images, tmp_path: Path) -> None:
-    run = optimised(quantize(export(network, 1.7, {}), images[:200]), tmp_path)
+@pytest.fixture(scope="module")
+def quantised(trained: Path, drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its network in 8 bits, exported at a temperature of 1.7."""
+    from training.quantize import quantize
+
+    file = tmp_path_factory.mktemp("quantised") / "model.onnx"
+    onnx.save(quantize(export(load_network(trained), precision="int8"), drawn.train.images), file)
+    return file
+
+
+def test_in_8_bits_all_layers_but_the_last_use_integers(network: "keras.Sequential", images: Images, tmp_path: Path) -> None:
+    from training.quantize import quantize
+
+    run = optimised(quantize(export(network), images[:200]), tmp_path)
     assert (run["QLinearConv"], run["QGemm"], run["Gemm"]) == (3, 1, 1)
-    assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing between them goes back to floating point"
+    assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing in between returns to floating point"
 
 
 def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, drawn: Dataset) -> None:
+    from training import pipeline
+
     published = pipeline.remake(trained, drawn, "int8")
     assert (published.parent, int(published.name) > int(trained.name)) == (trained.parent, True)
     assert {file.name for file in published.iterdir()} == {"model.onnx", "model.keras", "run.json", "MODEL_CARD.md"}
     first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
     assert (first["precision"], second["precision"]) == ("fp32", "int8")
-    assert second["temperature"] != first["temperature"], "fitted to what the quantised model says"
+    assert second["temperature"] != first["temperature"], "fitted to the quantised model's logits"
     assert second["verification"]["agreement"] >= 0.9995
     assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
 
@@ -143,11 +180,13 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))
     card = (published / "MODEL_CARD.md").read_text()
     assert "8-bit integers" in card
-    assert f"commit {first['commit']}, trained the network; " in card
+    assert f"Commit {first['commit']} trained the network; " in card
     assert f"from version {trained.name} of this model" in card
 
 
-def test_a_network_is_exported_again_as_it_was(trained: Path, drawn: Dataset) -> None:
+def test_a_repeated_export_gives_the_same_model(trained: Path, drawn: Dataset) -> None:
+    from training import pipeline
+
     published = pipeline.remake(trained, drawn, "fp32")
     assert (published / "model.onnx").stat().st_size == pytest.approx((trained / "model.onnx").stat().st_size, abs=2000)
     first, second = (json.loads((version / "run.json").read_text()) for version in (trained, published))
@@ -158,66 +197,68 @@ def test_a_network_is_exported_again_as_it_was(trained: Path, drawn: Dataset) ->
     assert json.loads((again / "run.json").read_text())["training_commit"] == first["commit"]
 
 
-def test_only_a_whole_float32_version_is_quantised_and_only_with_its_own_data(
+def test_a_version_is_quantised_only_with_its_own_data(
     trained: Path, drawn: Dataset, tmp_path: Path, mnist_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from training import pipeline
+
     before = set(trained.parent.iterdir())
     with pytest.raises(DatasetError, match="was trained on other data"):
         pipeline.remake(trained, replace(drawn, sha256="other"), "int8")
-    with pytest.raises(DatasetError, match="or held out other images"):
+    with pytest.raises(DatasetError, match="or held out other images; use the --data and --writers"):
         pipeline.remake(trained, replace(drawn, writers=np.arange(800)), "int8")
     assert set(trained.parent.iterdir()) == before
     assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
-    assert "is no version that `digits-train run` made" in capsys.readouterr().err
+    assert "is not a version that `digits-train run` made" in capsys.readouterr().err
 
 
-def test_a_quantised_file_must_name_the_same_digits_at_its_own_temperature(
-    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
+def test_a_quantised_file_must_give_the_same_digits_at_its_temperature(
+    trained: Path, quantised: Path, images: Images
 ) -> None:
-    network = keras.models.load_model(trained / "model.keras")
-    onnx.save(quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images), tmp_path / "model.onnx")
-    exported = Exported(tmp_path / "model.onnx")
+    network = load_network(trained)
+    exported = Exported(quantised)
     assert verify(exported, network, 1.7, images).agreement >= 0.9995
     with pytest.raises(VerificationError, match="0 of 1000 digits differ, probabilities by up to"):
         verify(exported, network, 1.8, images)
     network.layers[-1].bias.assign(-network.layers[-1].bias + np.eye(10)[3] * 500)
-    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are the same"):
+    with pytest.raises(VerificationError, match=r"in 8 bits .*% of the digits are equal"):
         verify(exported, network, 1.7, images)
 
 
-def test_a_quantised_file_must_say_nearly_the_logits_of_its_network(
-    trained: Path, drawn: Dataset, images: Images, tmp_path: Path
+def test_a_quantised_file_must_give_nearly_the_logits_of_its_network(
+    trained: Path, quantised: Path, images: Images, tmp_path: Path
 ) -> None:
-    network = keras.models.load_model(trained / "model.keras")
-    in_8_bits = quantize(export(network, 1.7, {"precision": "int8"}), drawn.train.images)
-    onnx.save(in_8_bits, tmp_path / "model.onnx")
-    exported = Exported(tmp_path / "model.onnx")
+    network = load_network(trained)
+    exported = Exported(quantised)
     logits, probabilities = exported.answers(images)
-    of_keras = keras.ops.convert_to_numpy(keras.ops.softmax(fit.logits(network, images) / 1.7))
+    keras_probabilities = softmax(predict_logits(network, images), 1.7)
     verification = verify(exported, network, 1.7, images)
-    assert verification.largest_difference == pytest.approx(np.abs(probabilities - of_keras).max(), abs=1e-5)
-    assert verification.largest_difference > 1e-4, "it is not held to what it says itself"
+    assert verification.largest_difference == pytest.approx(np.abs(probabilities - keras_probabilities).max(), abs=1e-5)
+    assert verification.largest_difference > 1e-4, "the difference is to Keras, not to the file's own logits"
 
-    rename_output(in_8_bits, "logits", "sound")
-    in_8_bits.graph.initializer.append(onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [], [3.0]))
-    in_8_bits.graph.node.append(onnx.helper.make_node("Mul", ["sound", "three"], ["logits"]))
-    onnx.save(in_8_bits, tmp_path / "model.onnx")
+    model = onnx.load(quantised)
+    rename_output(model, "logits", "sound")
+    model.graph.initializer.append(onnx.helper.make_tensor("three", onnx.TensorProto.FLOAT, [], [3.0]))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["sound", "three"], ["logits"]))
+    onnx.save(model, tmp_path / "model.onnx")
     np.testing.assert_allclose(Exported(tmp_path / "model.onnx").answers(images)[0], 3 * logits, rtol=1e-4)
-    with pytest.raises(VerificationError, match=r"100.00% of the digits are the same.* its logits are 2\d\d\.\d% off"):
+    with pytest.raises(VerificationError, match=r"100.00% of the digits are equal .* have an error of 2\d\d\.\d%"):
         verify(Exported(tmp_path / "model.onnx"), network, 1.7 * 3, images)
 
 
-def test_another_network_is_not_quantised_under_a_versions_name(trained: Path, drawn: Dataset, tmp_path: Path) -> None:
+def test_a_version_with_a_replaced_network_is_not_quantised(trained: Path, drawn: Dataset, tmp_path: Path) -> None:
+    from training import pipeline
+
     version = shutil.copytree(trained, tmp_path / "1")
-    network = keras.models.load_model(version / "model.keras")
+    network = load_network(version)
     network.layers[-1].bias.assign(network.layers[-1].bias + 0.01 * np.arange(10))
     network.save(version / "model.keras")
     with pytest.raises(VerificationError, match="logits differ from Keras"):
         pipeline.remake(version, drawn, "int8")
     (version / "model.keras").write_bytes(b"PK")
-    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is damaged"):
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: the file is damaged"):
         pipeline.remake(version, drawn, "int8")
     (version / "model.keras").unlink()
-    with pytest.raises(VersionError, match=r"model.keras can't be loaded: it is not there"):
+    with pytest.raises(VersionError, match=r"model.keras can't be loaded: the file does not exist"):
         pipeline.remake(version, drawn, "int8")
     assert [file.name for file in tmp_path.iterdir()] == ["1"]

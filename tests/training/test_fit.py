@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,18 +7,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from serving.samples.draw import draw_many
-from training import catalogue, pipeline
-from training.augmentation import RandomWarp
 from training.dataset import Dataset, Examples
-from training.fit import Batches, Fit, fingerprint, fit, logits
-from training.recipes import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    import keras
+
+    from training.fit import Fit
+    from training.recipes import Recipe
 
 EPOCHS = 5
 
@@ -29,23 +32,67 @@ def some() -> Examples:
     return Examples(*draw_many(300, seed=2))
 
 
-def small(name: str = "flagship-small", **changes: object) -> Recipe:
-    """A recipe made for three hundred images: distortions, dropout, running averages and all."""
-    return replace(RECIPES[name], **{"batch_size": 32, "validation_images": 0} | changes)  # type: ignore[arg-type]
+def fit(*arguments: Any, **named: Any) -> "Fit":
+    from training.fit import fit
+
+    return fit(*arguments, **named)
 
 
-def same(one: Fit, other: Fit) -> bool:
+def small(name: str = "flagship-small", **changes: Any) -> "Recipe":
+    """A recipe for three hundred images, with distortions, dropout, batch normalisation and averaged weights."""
+    from training.recipes import RECIPES
+
+    return replace(RECIPES[name], **{"batch_size": 32, "validation_images": 0} | changes)
+
+
+def tiny(**changes: Any) -> "Recipe":
+    """A recipe with every kind of state that `small` has, in a network that is built and trained in a moment."""
+    from training.augmentation import RandomNoise
+
+    return small(network=tiny_network, augmentation=lambda seed: [RandomNoise(0.5, 20, seed)], **changes)
+
+
+def tiny_network() -> "keras.Sequential":
+    import keras
+    from keras import layers
+
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            *(layers.Rescaling(1 / 255), layers.Conv2D(8, 5, strides=3, use_bias=False)),
+            *(layers.BatchNormalization(momentum=0.9), layers.ReLU(), layers.Flatten()),
+            *(layers.Dropout(0.2), layers.Dense(10)),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(some: Examples, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Fit, Path]":
+    """A finished run of `tiny` over one epoch with seed 1, and its checkpoint."""
+    checkpoint = tmp_path_factory.mktemp("finished") / "checkpoint.npz"
+    return fit(tiny(), some, some[:0], 1, 1, checkpoint), checkpoint
+
+
+@pytest.fixture
+def checkpoint(finished: "tuple[Fit, Path]", tmp_path: Path) -> Path:
+    """A copy of its checkpoint."""
+    return Path(shutil.copy(finished[1], tmp_path))
+
+
+def same(one: "Fit", other: "Fit") -> bool:
     return all(np.allclose(a, b, atol=1e-6) for a, b in zip(one.network.weights, other.network.weights, strict=True))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_gives_others(some: Examples) -> None:
-    runs = [fit(small(), some, some[:0], seed, 2) for seed in (1, 1, 2)]
+def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(some: Examples) -> None:
+    recipe = small(network=tiny_network)  # every distortion, each with a random generator of its own
+    runs = [fit(recipe, some, some[:0], seed, 2) for seed in (1, 1, 2)]
     assert same(runs[0], runs[1])
     assert runs[0].history == runs[1].history
     assert not same(runs[0], runs[2])
 
 
-def test_a_run_killed_in_the_middle_goes_on_and_ends_as_an_unbroken_one(some: Examples, tmp_path: Path) -> None:
+@pytest.mark.timeout(300)  # it trains in two processes, which takes long on a busy machine
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(some: Examples, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.npz"
     code = f"""
 from pathlib import Path
@@ -67,50 +114,55 @@ fit(small(), some, some[:50], 1, {EPOCHS}, Path({str(checkpoint)!r}))
     assert same(resumed, unbroken)
 
 
-def test_a_run_that_was_finished_is_not_trained_again(
-    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_finished_run_is_not_trained_again(
+    some: Examples, finished: "tuple[Fit, Path]", checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = fit(small(), some, some[:0], 1, 2, tmp_path / "checkpoint.npz")
+    first = finished[0]
     capsys.readouterr()
-    again = fit(small(), some, some[:0], 1, 2, tmp_path / "checkpoint.npz")
-    said = capsys.readouterr().out
-    assert "resume     after epoch 2" in said
-    assert "Epoch" not in said
+    again = fit(tiny(), some, some[:0], 1, 1, checkpoint)
+    output = capsys.readouterr().out
+    assert "resume     after epoch 1" in output
+    assert "Epoch" not in output
     assert (again.history, again.seconds) == (first.history, first.seconds)
     np.testing.assert_allclose(
-        again.network.predict(pixels(some), verbose=0), first.network.predict(pixels(some), verbose=0)
+        again.network.predict(pixels(some), verbose=0), first.network.predict(pixels(some), verbose=0), rtol=1e-6
     )
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    "damage",
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-2000]), "can't be read"),
-        (lambda file: file.write_bytes(b""), "can't be read"),
-        (lambda file: np.savez(file, about=np.array('{"history": {}}')), "can't be read"),
+        lambda file: file.write_bytes(file.read_bytes()[:-2000]),
+        lambda file: file.write_bytes(b""),
+        lambda file: np.savez(file, about=np.array('{"history": {}}')),
     ],
+    ids=["truncated", "empty", "incomplete"],
 )
-def test_a_spoilt_checkpoint_is_not_trusted(
-    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], reason: str
+def test_a_damaged_checkpoint_is_ignored(
+    some: Examples,
+    finished: "tuple[Fit, Path]",
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
 ) -> None:
-    checkpoint = tmp_path / "checkpoint.npz"
-    whole = fit(small(), some, some[:0], 1, 1, checkpoint)
-    spoil(checkpoint)
-    again = fit(small(), some, some[:0], 1, 1, checkpoint)
-    assert reason in capsys.readouterr().err
-    assert same(whole, again)
+    damage(checkpoint)
+    again = fit(tiny(), some, some[:0], 1, 1, checkpoint)
+    assert "can't be read" in capsys.readouterr().err
+    assert same(finished[0], again)
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(
-    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), some, some[:0], 1, 1, checkpoint)
-    fit(small(), some[:290], some[:0], 1, 1, checkpoint)
-    assert "is of other data or settings: starting anew" in capsys.readouterr().err
+def test_a_checkpoint_of_other_data_is_ignored(some: Examples, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tiny(), some[:290], some[:0], 1, 1, checkpoint)
+    assert "belongs to a run with other data or settings; starting from the beginning" in capsys.readouterr().err
 
 
-def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(some: Examples) -> None:
+def test_a_fingerprint_differs_between_runs_that_train_differently(some: Examples) -> None:
+    import keras
+
+    from training.augmentation import RandomWarp
+    from training.fit import fingerprint
+    from training.recipes import RECIPES, Recipe
+
     def identity(recipe: Recipe, train: Examples = some, held: Examples = some[:50], seed: int = 1, epochs: int = 2) -> str:
         return fingerprint(recipe, train, held, seed, epochs)
 
@@ -125,30 +177,30 @@ def test_a_fingerprint_tells_runs_apart_that_would_train_otherwise(some: Example
     assert identity(small()) == runs[0]
 
 
-def test_what_is_watched_is_what_is_left_even_of_a_short_run(some: Examples) -> None:
-    """Weights are averaged: neither may the average lag behind, nor the figures be those of other weights."""
+def test_validation_uses_the_published_weights_even_in_a_short_run(some: Examples) -> None:
+    """Weights are averaged: the average must not lag behind, and the history must not belong to other weights."""
+    from training.evaluate import predict_logits
+
     fitted = fit(small(), some, some, 1, 6)
-    read = logits(fitted.network, some.images).argmax(axis=1) == some.labels
-    assert read.mean() > 0.9
-    assert read.mean() == pytest.approx(fitted.history["val_accuracy"][-1], abs=0.005)
+    correct = predict_logits(fitted.network, some.images).argmax(axis=1) == some.labels
+    assert correct.mean() > 0.9
+    assert correct.mean() == pytest.approx(fitted.history["val_accuracy"][-1], abs=0.005)
 
 
-def test_only_a_finished_run_of_another_backend_is_taken_up(
-    some: Examples, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_checkpoint_of_another_backend_is_used_only_if_finished(
+    some: Examples, finished: "tuple[Fit, Path]", checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = tmp_path / "checkpoint.npz"
-    finished = fit(small(), some, some[:0], 1, 2, checkpoint)
-    elsewhere(checkpoint, epochs=2)
-    again = fit(small(), some, some[:0], 1, 2, checkpoint)
-    assert (again.backend, again.history) == ("jax", finished.history)
-    elsewhere(checkpoint, epochs=1)
-    anew = fit(small(), some, some[:0], 1, 2, checkpoint)
-    assert "was begun on jax: starting anew" in capsys.readouterr().err
-    assert (anew.backend, len(anew.history["loss"])) == ("tensorflow", 2)
+    pretend_jax(checkpoint, epochs=1)
+    again = fit(tiny(), some, some[:0], 1, 1, checkpoint)
+    assert (again.backend, again.history) == ("jax", finished[0].history)
+    pretend_jax(checkpoint, epochs=0)
+    restarted = fit(tiny(), some, some[:0], 1, 1, checkpoint)
+    assert "was written by an unfinished run on jax, and this is tensorflow" in capsys.readouterr().err
+    assert (restarted.backend, len(restarted.history["loss"])) == ("tensorflow", 1)
 
 
-def test_patience_ends_a_run_when_the_validation_loss_no_longer_falls(some: Examples) -> None:
-    wrong = Examples(some.images[:50], (some.labels[:50] + 1) % 10)  # the better it reads, the worse it looks
+def test_patience_stops_a_run_whose_validation_loss_rises(some: Examples) -> None:
+    wrong = Examples(some.images[:50], (some.labels[:50] + 1) % 10)  # as training improves, this loss rises
     stopped = fit(small("cnn8", patience=2), some, wrong, 1, 40)
     losses = stopped.history["val_loss"]
     best = int(np.argmin(losses))
@@ -156,7 +208,9 @@ def test_patience_ends_a_run_when_the_validation_loss_no_longer_falls(some: Exam
     assert len(fit(small("cnn8", patience=2), some, some[:50], 1, 4).history["loss"]) == 4
 
 
-def test_an_epoch_is_a_shuffle_of_its_own_and_of_as_many_steps_as_asked_for(some: Examples) -> None:
+def test_each_epoch_has_its_own_shuffle_and_the_requested_steps(some: Examples) -> None:
+    from training.fit import Batches
+
     batches = Batches(some, 64, seed=1)
     assert len(batches) == 5
     first = np.concatenate([batches[step][1] for step in range(5)])
@@ -170,41 +224,42 @@ def test_an_epoch_is_a_shuffle_of_its_own_and_of_as_many_steps_as_asked_for(some
     assert [len(Batches(some, 64, seed=1, steps=steps)) for steps in (4, 6)] == [4, 5]
 
 
-def test_a_disk_that_is_full_ends_a_run_with_a_message_and_keeps_the_last_checkpoint(some: Examples, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.npz"
-    fit(small(), some, some[:0], 1, 1, checkpoint)
+def test_a_full_disk_ends_a_run_and_keeps_the_last_checkpoint(some: Examples, checkpoint: Path, tmp_path: Path) -> None:
     before = checkpoint.read_bytes()
     (tmp_path / ".checkpoint.npz.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        fit(small(), some, some[:0], 1, 2, checkpoint)
+        fit(tiny(), some, some[:0], 1, 2, checkpoint)
     assert checkpoint.read_bytes() == before
 
 
-def test_tensorboard_gets_its_logs_when_asked_for(some: Examples, tmp_path: Path) -> None:
-    fit(small(), some, some[:50], 1, 1, logs=tmp_path)
+def test_tensorboard_logs_are_written_on_request(some: Examples, tmp_path: Path) -> None:
+    fit(tiny(), some, some[:50], 1, 1, logs=tmp_path)
     assert {file.parent.name for file in tmp_path.rglob("events.out.tfevents.*")} == {"train", "validation"}
 
 
 @pytest.mark.slow
-def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
+def test_a_catalogue_makes_each_run_once_and_tabulates_the_results(
     some: Examples, drawings: tuple[Images, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from training import catalogue, pipeline
+    from training.recipes import Recipe
+
     made = []
     run = pipeline.run
 
-    def watched(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, models: Path) -> Path:
+    def recorded(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, models: Path) -> Path:
         made.append(seed)
         return run(recipe, dataset, seed, epochs, models)
 
-    monkeypatch.setattr(pipeline, "run", watched)
+    monkeypatch.setattr(pipeline, "run", recorded)
     dataset = Dataset(some, Examples(*drawings), "none: drawn")
     recipes = [small("dense512", epochs=4), small("convnet", epochs=2)]
     catalogue.catalogue(recipes, ["convnet"], dataset, 1, tmp_path)
     text = catalogue.catalogue(recipes, ["dense512"], dataset, 1, tmp_path)
     assert made == [0, 0]
-    assert "`convnet`" in text, "what was there stays in the table"
+    assert "`convnet`" in text, "existing rows stay in the table"
     text = catalogue.catalogue(recipes, ["dense512", "convnet"], dataset, 2, tmp_path)
-    assert made == [0, 0, 1, 1], "what was there is not made again"
+    assert made == [0, 0, 1, 1], "existing versions are reused"
     assert (tmp_path / "catalogue.md").read_text() == text
     rows = [[cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert [row[0] for row in rows[2:]] == ["dense512", "convnet"]
@@ -215,8 +270,8 @@ def test_a_catalogue_makes_each_run_once_and_tells_what_came_of_it(
     assert dense["in range"] == ("yes" if 0.9787 <= float(dense["accuracy, mean"]) <= 0.9847 else "no")
 
 
-def elsewhere(checkpoint: Path, epochs: int) -> None:
-    """Makes a checkpoint say that it comes from another backend, after so many epochs."""
+def pretend_jax(checkpoint: Path, epochs: int) -> None:
+    """Rewrites a checkpoint as if another backend had written it after this number of epochs."""
     with np.load(checkpoint) as saved:
         arrays = dict(saved)
     about = json.loads(str(arrays["about"]))
@@ -236,25 +291,25 @@ def epochs_in(checkpoint: Path) -> int:
 def wait_for(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 100
     while not condition():
-        assert time.monotonic() < until, "it did not come"
+        assert time.monotonic() < until, "the condition did not become true in 100 seconds"
         time.sleep(0.02)
 
 
-def test_ctrl_c_ends_a_run_with_what_to_do_and_publishes_nothing(mnist_path: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_run_with_advice_and_publishes_nothing(mnist_path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "run", "cnn6k", "--epochs", "200", "--models", str(tmp_path)]
     command += ["--data", str(mnist_path)]
 
-    def heed_interrupts() -> None:  # which a shell switches off for what runs in its background
+    def handle_interrupts() -> None:  # a shell disables them for background processes
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=handle_interrupts
     ) as run:
         checkpoint = tmp_path / "digits" / ".cnn6k-seed0-epochs200.npz"
         wait_for(checkpoint.exists)
         run.send_signal(signal.SIGINT)
         _, complaint = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "digits-train: interrupted; the same command goes on after the last whole epoch" in complaint
+    assert "digits-train: interrupted; run the same command again to resume after the last complete epoch" in complaint
     assert "Traceback" not in complaint
     assert [file.name for file in (tmp_path / "digits").iterdir()] == [checkpoint.name]

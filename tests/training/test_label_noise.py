@@ -2,28 +2,26 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from training.dataset import Dataset, Examples
-from training.studies.label_noise import Point, label_noise, label_shares, measure, random_labels
-from training.studies.workbench import Workbench
-
-Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def test_a_random_label_depends_on_nothing_but_seed_image_and_copy() -> None:
+def test_a_random_label_depends_on_seed_image_and_copy_alone() -> None:
+    from training.studies.label_noise import random_labels
+
     images = np.arange(1000)
     labels = random_labels(7, images, copy=3)
-    assert labels[:12].tolist() == [9, 0, 5, 7, 0, 7, 2, 3, 9, 1, 4, 6]  # for ever: results of other days can be compared
+    assert labels[:12].tolist() == [9, 0, 5, 7, 0, 7, 2, 3, 9, 1, 4, 6], "old results must stay comparable"
     np.testing.assert_array_equal(random_labels(7, images[::-5], copy=3), labels[::-5])
     for other in (random_labels(8, images, copy=3), random_labels(7, images, copy=4), random_labels(7, images + 1, copy=3)):
-        assert 0.05 < (other == labels).mean() < 0.15  # as often as chance has it
+        assert 0.05 < (other == labels).mean() < 0.15, "equal no more often than by chance"
 
 
-def test_random_labels_are_uniform_and_independent_of_image_copy_and_each_other() -> None:
+def test_random_labels_are_uniform_and_independent() -> None:
+    from training.studies.label_noise import random_labels
+
     labels = np.stack([random_labels(0, np.arange(2000), copy) for copy in range(1, 101)])  # (copies, images)
     by_copy = np.array([np.bincount(row, minlength=10) for row in labels])
     by_image = np.array([np.bincount(column, minlength=10) for column in labels.T])
@@ -37,18 +35,24 @@ def test_random_labels_are_uniform_and_independent_of_image_copy_and_each_other(
         assert abs(statistic - 99) < 4 * np.sqrt(2 * 99)
 
 
-def test_each_image_keeps_its_right_label_and_has_alpha_random_ones() -> None:
+def test_each_image_has_its_right_label_and_alpha_random_ones() -> None:
+    from training.studies.label_noise import label_shares
+
     examples = Examples(np.zeros((5000, 28, 28), np.uint8), (np.arange(5000) % 10).astype(np.uint8))
     np.testing.assert_array_equal(label_shares(examples, 0, seed=1), np.eye(10)[examples.labels])
     few, many = label_shares(examples, 20, seed=1) * 21, label_shares(examples, 100, seed=1) * 101
     np.testing.assert_allclose(few.sum(axis=1), 21, rtol=1e-6)
     assert (few[np.arange(5000), examples.labels] > 0.999).all()
-    assert (many - few > -1e-4).all()  # a greater alpha only adds
+    assert (many - few > -1e-4).all(), "a larger alpha only adds labels"
     right = many[np.arange(5000), examples.labels].mean() / 101
     assert right == pytest.approx(11 / 101, abs=0.002)  # 10.89 %
 
 
-def test_learning_from_shares_is_learning_from_all_pairs_of_an_image_and_a_label() -> None:
+def test_the_loss_of_label_shares_equals_the_loss_of_all_pairs() -> None:
+    import keras
+
+    from training.studies.label_noise import label_shares, random_labels
+
     examples = Examples(np.zeros((6, 28, 28), np.uint8), np.array([3, 1, 4, 1, 5, 9], np.uint8))
     logits = np.random.default_rng(1).normal(size=(6, 10)).astype(np.float32)
     by_shares = keras.losses.CategoricalCrossentropy(from_logits=True)(label_shares(examples, 7, seed=2), logits)
@@ -58,16 +62,21 @@ def test_learning_from_shares_is_learning_from_all_pairs_of_an_image_and_a_label
 
 
 def test_a_network_learns_from_labels_that_are_mostly_wrong(drawn: Dataset) -> None:
+    from training.studies.label_noise import measure
+
     point = measure(drawn, "MLP", alpha=5, epochs=20, seed=0)
     assert point.right_labels == pytest.approx(0.25, abs=0.02)
     assert point.accuracy > 0.8
     assert point.updates == 20 * 7
 
 
-def test_the_study_writes_every_point_and_answers_the_notebooks_claim(drawn: Dataset, tmp_path: Path) -> None:
+def test_the_study_writes_every_point_and_tests_the_claim(drawn: Dataset, tmp_path: Path) -> None:
+    from training.studies.label_noise import label_noise
+    from training.studies.workbench import Workbench
+
     line = label_noise(Workbench(lambda: drawn, tmp_path, epochs=1), alphas=(0, 100))
-    assert "a label is right with 10.89% and any one wrong digit with 9.90%" in line
-    assert "falls short of the 91% that the notebook states for 100" in line  # after seven updates
+    assert "10.89% of the labels are right and 9.90% are each wrong digit" in line
+    assert "falls short of the 91% that the notebook claims for 100" in line  # after seven updates
     assert (tmp_path / "label-noise.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "label-noise.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -76,9 +85,12 @@ def test_the_study_writes_every_point_and_answers_the_notebooks_claim(drawn: Dat
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in rows)
 
 
-def test_an_interrupted_study_goes_on_with_the_point_that_it_was_at(
+def test_an_interrupted_study_resumes_at_its_last_point(
     drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from training.studies.label_noise import Point, label_noise
+    from training.studies.workbench import Workbench
+
     def point(dataset: Dataset, name: str, alpha: int, epochs: int, seed: int) -> Point:
         if stop_at == (alpha, name):
             raise KeyboardInterrupt
@@ -93,8 +105,8 @@ def test_an_interrupted_study_goes_on_with_the_point_that_it_was_at(
     stop_at = None
     label_noise(Workbench(lambda: drawn, tmp_path, epochs=1), alphas=(0, 1))
     names = ["softmax regression", "MLP", "ConvNet"]
-    assert trained == [(alpha, name) for alpha in (0, 1) for name in names]  # none twice
+    assert trained == [(alpha, name) for alpha in (0, 1) for name in names], "every point is trained once"
     assert "6/6: alpha 1, ConvNet: 0.9500" in capsys.readouterr().out
 
     label_noise(Workbench(lambda: replace(drawn, test=drawn.test[:-1]), tmp_path, epochs=1), alphas=(0,))
-    assert len(trained) == 9  # other data, other points
+    assert len(trained) == 9, "points of other data are not reused"

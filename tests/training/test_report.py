@@ -13,13 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 import training.report
-from training import commands, figures, pipeline
+from training import figures
 from training.__main__ import main
 from training.calibrate import softmax
 from training.dataset import Dataset
 from training.evaluate import ERRORS, evaluate, risk_coverage
 from training.model_card import model_card
-from training.recipes import RECIPES
 from training.report import ReportError, page, report
 from training.version_directory import VersionError
 
@@ -29,7 +28,10 @@ VOID = {"meta", "img", "br"}
 
 @pytest.fixture(scope="module")
 def made(drawn: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A version that learnt little, with validation images too few to certify anything on."""
+    """A version of low accuracy, with too few validation images to certify a threshold."""
+    from training import pipeline
+    from training.recipes import RECIPES
+
     recipe = replace(RECIPES["cnn8"], validation_images=100)
     return pipeline.run(recipe, drawn, 0, 2, tmp_path_factory.mktemp("models"))
 
@@ -41,15 +43,15 @@ def version(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def logits(drawn: Dataset) -> NDArray[np.float64]:
-    """What a reader might say of the test images who reads most of them right, and is now and then sure of a wrong digit."""
-    random = np.random.default_rng(1)
-    said: NDArray[np.float64] = random.normal(0, 2.5, (len(drawn.test), 10)) + 6 * np.eye(10)[drawn.test.labels]
-    return said
+    """Logits for the test images that are mostly correct, and sometimes confident of a wrong digit."""
+    noise = np.random.default_rng(1).normal(0, 2.5, (len(drawn.test), 10))
+    result: NDArray[np.float64] = noise + 6 * np.eye(10)[drawn.test.labels]
+    return result
 
 
 @pytest.fixture(scope="module")
 def reported(made: Path, drawn: Dataset, logits: NDArray[np.float64]) -> dict[str, Any]:
-    """The record of a version that says these logits, as a report leaves it."""
+    """The record of a version with these logits, as a report completes it."""
     tested = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
     few = {"test_fields": 40, "test_accuracy": 0.975, "test_confidence": 0.9876}
     certified = {"threshold": 0.75, "coverage": 0.91, "test_coverage": 0.923, "test_error": 0.004, "test_errors": 1}
@@ -75,18 +77,18 @@ def reported(made: Path, drawn: Dataset, logits: NDArray[np.float64]) -> dict[st
 
 @pytest.fixture
 def record(reported: dict[str, Any]) -> dict[str, Any]:
-    """The same, to change."""
+    """A copy of the record that a test may change."""
     return copy.deepcopy(reported)
 
 
 @pytest.fixture(scope="module")
 def content(reported: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]) -> str:
-    """Its page."""
+    """The page of this record."""
     return page(reported, drawn.test, logits)
 
 
 class Page(HTMLParser):
-    """A page, taken apart; a tag that is closed in the wrong place or not at all fails."""
+    """A parsed page; an unbalanced tag fails."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -112,7 +114,7 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-def test_the_page_is_whole_and_asks_for_nothing_outside(content: str) -> None:
+def test_the_page_is_well_formed_and_refers_to_no_other_file(content: str) -> None:
     parsed = Page(content)
     assert not {tag for tag, _ in parsed.elements} & {"script", "link", "iframe", "object", "embed"}
     addresses = [attrs[name] for _, attrs in parsed.elements for name in ("src", "href") if name in attrs]
@@ -127,22 +129,22 @@ def test_the_page_is_whole_and_asks_for_nothing_outside(content: str) -> None:
     )
 
 
-def test_every_picture_says_in_words_what_it_shows(content: str) -> None:
+def test_every_picture_has_a_description(content: str) -> None:
     parsed = Page(content)
-    drawn = [place for place, (tag, _) in enumerate(parsed.elements) if tag == "svg"]
-    assert len(drawn) == 5
-    around = [parsed.elements[place - 1][1] for place in drawn]
-    assert [attrs["role"] for attrs in around] == ["img"] * 5
-    said = " ".join(attrs["aria-label"] for attrs in around)
+    pictures = [index for index, (tag, _) in enumerate(parsed.elements) if tag == "svg"]
+    assert len(pictures) == 5
+    parents = [parsed.elements[index - 1][1] for index in pictures]
+    assert [attrs["role"] for attrs in parents] == ["img"] * 5
+    descriptions = " ".join(attrs["aria-label"] for attrs in parents)
     for word in ("Training curves", "Confusion matrix", "Reliability diagram", "Risk-coverage curve", "worst is shift 2 px"):
-        assert word in said
+        assert word in descriptions
     assert all(attrs["alt"] for tag, attrs in parsed.elements if tag == "img")
 
 
 def test_the_page_shows_the_numbers_of_the_record(content: str, reported: dict[str, Any]) -> None:
     text = " ".join(Page(content).text.split())
     test = reported["test"]
-    assert f"read right, of 200 test images {100 * test['accuracy']:.2f} %" in text
+    assert f"accuracy on 200 test images {100 * test['accuracy']:.2f} %" in text
     assert f"{test['calibration_error']:.4f}" in text
     assert f"{100 * test['recall'][3]:.2f} % {100 * test['precision'][3]:.2f} %" in text
     assert "0.5 % 0.7500 91.00 % 92.30 % 1 0.400 %" in text
@@ -153,7 +155,7 @@ def test_the_page_shows_the_numbers_of_the_record(content: str, reported: dict[s
     assert "32.1 %" in text
 
 
-def test_a_threshold_that_lets_more_through_on_the_test_images_than_it_promised_is_marked(
+def test_a_threshold_that_exceeds_its_target_on_test_images_is_marked(
     content: str, record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
 ) -> None:
     assert 'class="above"' not in content
@@ -161,49 +163,52 @@ def test_a_threshold_that_lets_more_through_on_the_test_images_than_it_promised_
     assert "1.230 % above" in page(record, drawn.test, logits)
 
 
-def test_the_mistakes_shown_are_the_most_confident_ones(content: str, drawn: Dataset, logits: NDArray[np.float64]) -> None:
+def test_the_errors_shown_are_the_most_confident_ones(content: str, drawn: Dataset, logits: NDArray[np.float64]) -> None:
     parsed = Page(content)
     found = [re.fullmatch(r"Test image (\d+), a (\d)", attrs["alt"]) for tag, attrs in parsed.elements if tag == "img"]
     shown = [int(match[1]) for match in found if match]
     probabilities = softmax(logits, 1.25)
-    wrong = {place for place in range(200) if probabilities[place].argmax() != drawn.test.labels[place]}
+    wrong = {index for index in range(200) if probabilities[index].argmax() != drawn.test.labels[index]}
     assert len(wrong) > len(shown) == 30
     assert set(shown) <= wrong
     confidence = probabilities.max(axis=1)
-    assert [confidence[place] for place in shown] == sorted((confidence[place] for place in wrong), reverse=True)[:30]
+    assert [confidence[index] for index in shown] == sorted((confidence[index] for index in wrong), reverse=True)[:30]
     assert [int(match[2]) for match in found if match] == drawn.test.labels[shown].tolist()
     worst = shown[0]
-    said = f"{drawn.test.labels[worst]} read as {probabilities[worst].argmax()} {100 * confidence[worst]:.2f} %"
-    assert said in parsed.text
+    caption = f"{drawn.test.labels[worst]} read as {probabilities[worst].argmax()} {100 * confidence[worst]:.2f} %"
+    assert caption in parsed.text
 
 
-def test_without_images_held_out_page_and_card_say_so(
+def test_page_and_card_mention_the_lack_of_held_out_images(
     record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
 ) -> None:
     history = {name: record["history"][name] for name in ("loss", "accuracy")}
     record |= {"validation_images": 0, "validation": None, "thresholds": {}, "temperature": 1.0, "history": history}
     text = Page(page(record, drawn.test, logits)).text
     assert "no validation curves" in text
-    assert "No threshold is certified: nothing was held out" in text
+    assert "No threshold is certified: no images were held out" in text
     card = model_card(record)
-    assert "None were held out." in card
-    assert "nothing to fit a temperature or to certify a threshold on" in card
+    assert "No images were held out." in card
+    assert "no images to fit a temperature to or to certify a threshold on" in card
 
 
-def test_a_perfect_reader_has_a_page_too(record: dict[str, Any], drawn: Dataset) -> None:
+def test_a_perfect_classifier_has_a_page_too(record: dict[str, Any], drawn: Dataset) -> None:
     logits = 20.0 * np.eye(10)[drawn.test.labels]
     record["test"] = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
-    assert "every test image was read right" in Page(page(record, drawn.test, logits)).text
+    assert "Every test image was classified correctly" in Page(page(record, drawn.test, logits)).text
 
 
-def test_a_digit_that_is_never_read_is_told_of(record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]) -> None:
-    logits[:, 8] = -100
-    record["test"] = asdict(evaluate(softmax(logits, 1.25), drawn.test.labels))
-    assert "never read" in Page(page(record, drawn.test, logits)).text
-    assert "| 8 | 0.00 % | never read |" in model_card(record)
+def test_a_digit_that_is_never_predicted_is_reported(
+    record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
+) -> None:
+    without_8 = logits.copy()
+    without_8[:, 8] = -100
+    record["test"] = asdict(evaluate(softmax(without_8, 1.25), drawn.test.labels))
+    assert "never predicted" in Page(page(record, drawn.test, without_8)).text
+    assert "| 8 | 0.00 % | never predicted |" in model_card(record)
 
 
-def test_the_card_has_the_headings_and_the_limits_of_its_guarantee(record: dict[str, Any]) -> None:
+def test_the_card_has_its_headings_and_the_limits_of_its_guarantee(record: dict[str, Any]) -> None:
     card = model_card(record)
     assert card.startswith("---\nlicense: apache-2.0\n")
     headings = re.findall(r"^##+ (.*)$", card, re.MULTILINE)
@@ -215,22 +220,22 @@ def test_the_card_has_the_headings_and_the_limits_of_its_guarantee(record: dict[
     assert "| 5 | 40 | 97.50 % | 98.76 % | 0.7500 | 92.30 %, 1 | none | |" in card
     assert "| shift 2 px | 65.43 % |" in card
     assert "another hand: 45.67 % of 1,234 images" in card
-    assert "The temperature was fitted on the same" in card
-    assert "drawn at random, so that their writers wrote training images too" in card
-    assert "of other writers than those it learnt from" in model_card(record | {"validation_writers": "other"})
+    assert "The temperature was fitted to the same" in card
+    assert "drawn at random, and their writers also wrote training images" in card
+    assert "by writers of whom no image was trained on" in model_card(record | {"validation_writers": "other"})
 
 
-def test_a_new_version_has_a_card_that_leaves_the_robustness_to_the_report(made: Path) -> None:
+def test_the_card_of_a_new_version_names_the_missing_report(made: Path) -> None:
     card = (made / "MODEL_CARD.md").read_text()
-    assert "Not measured: `digits-train report VERSION_DIRECTORY` does" in card
+    assert "Not measured yet: `digits-train report VERSION_DIRECTORY` measures it" in card
     assert "- Adam, batch size 32, 2 epochs, seed 0." in card
 
 
 def test_a_report_measures_and_writes_record_card_and_page(
     version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "load_mnist", lambda _: drawn)  # MNIST may not be here
-    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # the real one takes its time
+    monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)  # MNIST may be missing
+    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # the real one is slow
     before = json.loads((version / "run.json").read_text())
     assert main(["report", str(version)]) == 0
     assert f"report     {version}/report.html" in capsys.readouterr().out
@@ -242,41 +247,42 @@ def test_a_report_measures_and_writes_record_card_and_page(
     assert f"{100 * second['accuracy']:.2f} %" in (version / "MODEL_CARD.md").read_text()
     Page((version / "report.html").read_text())
     assert not list(version.glob(".*"))
-    assert main(["report", str(version)]) == 0, "a second report is as good as the first"
+    assert main(["report", str(version)]) == 0, "a report can be repeated"
 
 
-def test_what_is_no_version_is_refused(
+def test_a_directory_without_a_version_is_refused(
     version: Path, drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "load_mnist", lambda _: drawn)
+    monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)
     assert main(["report", str(tmp_path / "none")]) == 1
-    assert "none is no version that `digits-train run` made: run.json: No such file" in capsys.readouterr().err
+    assert "none is not a version that `digits-train run` made: run.json: No such file" in capsys.readouterr().err
     (version / "run.json").write_text("{")
     with pytest.raises(VersionError, match=r"run.json: Expecting"):
         report(version, drawn)
     (version / "run.json").write_text("[]")
-    with pytest.raises(VersionError, match=r"run\.json is no object"):
+    with pytest.raises(VersionError, match=r"run\.json is not a JSON object"):
         report(version, drawn)
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "named"),
+    "damage",
     [
-        ({"thresholds": None}, "thresholds"),
-        ({"thresholds": {"much": None}}, "much"),
-        ({"test": None}, "test"),
-        ({"history": {}}, "loss"),
-        ({"temperature": "warm"}, "warm"),
-        ({"libraries": {}}, "keras"),
+        {"thresholds": None},
+        {"thresholds": {"much": None}},
+        {"test": None},
+        {"history": {}},
+        {"temperature": "warm"},
+        {"libraries": {}},
     ],
+    ids=str,
 )
-def test_a_record_that_is_not_as_it_should_be_is_refused(
-    spoilt: dict[str, Any], named: str, version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_a_malformed_record_is_refused(
+    damage: dict[str, Any], version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training.report, "robustness", lambda *_: [{"accuracy": 0.5, "images": 200, "damage": "none"}])
-    record = json.loads((version / "run.json").read_text()) | spoilt
+    record = json.loads((version / "run.json").read_text()) | damage
     (version / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ReportError, match=r"run.json is not as this digits-train writes it \(.*\): run the recipe again"):
+    with pytest.raises(ReportError, match=r"run.json is not a run record .* \(.*\); run the recipe again"):
         report(version, drawn)
     assert json.loads((version / "run.json").read_text()) == record
 
@@ -285,11 +291,11 @@ def test_a_model_of_another_run_is_refused(version: Path, drawn: Dataset) -> Non
     record = json.loads((version / "run.json").read_text())
     record["test"]["accuracy"] = 0.25
     (version / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ReportError, match=r"by run.json it is 0\.2500: they are not of one run"):
+    with pytest.raises(ReportError, match=r"run.json records 0\.2500: they are from different runs"):
         report(version, drawn)
 
 
-def test_a_full_disk_leaves_everything_as_it_was(version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_every_file_unchanged(version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # as above
     before = {file.name: file.read_bytes() for file in version.iterdir()}
     (version / ".report.html.part").symlink_to("/dev/full")
@@ -298,15 +304,17 @@ def test_a_full_disk_leaves_everything_as_it_was(version: Path, drawn: Dataset, 
     assert {file.name: file.read_bytes() for file in version.iterdir()} == before
 
 
-def test_without_mnist_a_report_says_what_to_do(version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_without_mnist_explains_the_remedy(
+    version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(version), "--data", str(tmp_path / "none.npz")]) == 1
     assert "digits-train: cannot read MNIST" in capsys.readouterr().err
 
 
-def test_figures_are_png_files_as_well() -> None:
+def test_figures_render_as_png_files() -> None:
     drawn = [
         figures.curves({"loss": [0.5], "accuracy": [1.0]}),
-        figures.confusion(np.eye(10, dtype=int).tolist(), "nothing wrong"),
+        figures.confusion(np.eye(10, dtype=int).tolist(), "no errors"),
         figures.image_grid([np.zeros((28, 28)), np.ones((3, 5))], ["one", "two\nlines"], columns=4),
         figures.risk_coverage(*risk_coverage(np.eye(10), np.arange(10)), {str(error): (1.0, 0.0) for error in ERRORS}),
     ]

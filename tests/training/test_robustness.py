@@ -13,7 +13,7 @@ from training.verify import Exported
 Images = NDArray[np.uint8]
 
 
-def test_ink_is_scaled_to_twenty_pixels_and_its_mass_put_into_the_middle() -> None:
+def test_ink_is_scaled_to_twenty_pixels_and_its_mass_centred() -> None:
     ink = np.zeros((90, 60))
     ink[7:47, 30:40] = 1  # 40 high and 10 wide: 20 x 5 when scaled, from 7.5 to 12.5 of 20 columns
     expected = np.zeros((28, 28))
@@ -22,9 +22,9 @@ def test_ink_is_scaled_to_twenty_pixels_and_its_mass_put_into_the_middle() -> No
     np.testing.assert_array_equal(frame(ink), expected)
 
 
-def test_the_traces_that_resampling_left_in_mnist_are_left_here_too() -> None:
-    # Of three pixels on two, the middle one is split: 1/3 of a pixel falls on the first and 0.66 - 1/3 on the second, which
-    # has 0.9933 of its ink then.
+def test_resampling_leaves_the_same_artefacts_as_in_mnist() -> None:
+    # Three pixels map onto two, and the middle one is split: 1/3 of a pixel falls on the first and 0.66 - 1/3 on the second,
+    # which then has 0.9933 of its ink.
     framed = frame(np.ones((30, 30)))
     np.testing.assert_array_equal(framed[5:7, 5:7], [[255, 253], [253, 252]])
     np.testing.assert_array_equal(framed[5:25, 5:25], np.tile(framed[5:7, 5:7], (10, 10)))
@@ -32,11 +32,11 @@ def test_the_traces_that_resampling_left_in_mnist_are_left_here_too() -> None:
 
 def test_a_dot_stays_small() -> None:
     expected = np.zeros((28, 28))
-    expected[10:20, 10:20] = 255  # 5 of the 10 pixels that any digit is taken to have are 10 of 20
+    expected[10:20, 10:20] = 255  # a digit counts as at least 10 pixels in size, so 5 pixels become 10 of 20
     np.testing.assert_array_equal(frame(np.ones((5, 5))), expected)
 
 
-def test_faint_ink_is_made_full_and_no_ink_is_paper() -> None:
+def test_faint_ink_becomes_full_ink_and_no_ink_stays_paper() -> None:
     np.testing.assert_array_equal(frame(np.full((30, 30), 0.4)), frame(np.ones((30, 30), bool)))
     assert not frame(np.zeros((30, 30))).any()
 
@@ -47,15 +47,15 @@ def test_paper_around_the_ink_changes_nothing(images: Images) -> None:
         np.testing.assert_array_equal(frame(tight), frame(np.pad(image, ((0, 31), (17, 2)))))
 
 
-def test_an_image_of_mnist_is_framed_already(mnist_path: Path) -> None:
+def test_framing_leaves_an_mnist_image_unchanged(mnist_path: Path) -> None:
     images = load_mnist(mnist_path).test.images
     changes = np.abs(np.stack([frame(image / 255) for image in images]) - images.astype(int)).max(axis=(1, 2))
-    assert np.mean(changes == 0) > 0.89, "others have no pixel of 255, which framing gives them"
-    assert np.mean(changes <= 3) > 0.999, "others are cut off at the edge of 28x28"
+    assert np.mean(changes == 0) > 0.89, "the others have no pixel of 255, and framing adds one"
+    assert np.mean(changes <= 3) > 0.999, "the others are cut off at the edge of 28x28"
 
 
 def damaged(image: NDArray[np.uint8], copies: int = 200) -> dict[str, Images]:
-    """What each damage made of `copies` of `image`."""
+    """The result of each damage on `copies` of `image`."""
     seen: list[Images] = []
 
     def predict(images: Images) -> NDArray[np.float64]:
@@ -69,12 +69,12 @@ def damaged(image: NDArray[np.uint8], copies: int = 200) -> dict[str, Images]:
 
 
 def middle(images: Images) -> NDArray[np.float64]:
-    """Where each image's ink is on average, (N, 2): right and down from the middle of the image."""
+    """The centre of mass of each image's ink, (N, 2): right and down from the centre of the image."""
     rows, columns = np.indices((28, 28)) - 13.5
     return np.stack([(images * axis).sum((1, 2)) / images.sum((1, 2), dtype=float) for axis in (columns, rows)], axis=1)
 
 
-def test_a_row_says_how_many_of_the_damaged_images_are_read_right(images: Images) -> None:
+def test_a_row_has_the_accuracy_on_the_damaged_images(images: Images) -> None:
     labels = np.arange(100, dtype=np.uint8) % 10
 
     def predict(given: Images) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ def test_a_row_says_how_many_of_the_damaged_images_are_read_right(images: Images
     assert len({(row["damage"], row["amount"]) for row in rows}) == len(rows)
 
 
-def test_damage_is_the_same_for_the_same_seed_only(images: Images) -> None:
+def test_damage_is_equal_for_equal_seeds_only(images: Images) -> None:
     def sums(seed: int) -> list[int]:
         seen: list[int] = []
 
@@ -102,7 +102,7 @@ def test_damage_is_the_same_for_the_same_seed_only(images: Images) -> None:
     assert sum(one != other for one, other in zip(sums(1), sums(2), strict=True)) == 4 + 5 + 3 + 4
 
 
-def test_ink_is_moved_turned_and_scaled_as_far_as_the_row_says() -> None:
+def test_ink_is_shifted_rotated_and_scaled_by_the_rows_amount() -> None:
     dot = np.zeros((28, 28), np.uint8)
     dot[12:16, 20:24] = 255  # eight pixels to the right of the middle
     found = {name: middle(images) for name, images in damaged(dot).items() if images.any(axis=(1, 2)).all()}
@@ -116,7 +116,7 @@ def test_ink_is_moved_turned_and_scaled_as_far_as_the_row_says() -> None:
         assert found[f"scale {percent}%"] == pytest.approx(np.full((200, 2), [8 * percent / 100, 0]), abs=0.1)
 
 
-def test_strokes_grow_broader_and_finer_as_far_as_the_row_says() -> None:
+def test_strokes_grow_and_shrink_by_the_rows_amount() -> None:
     stroke = np.zeros((28, 28), np.uint8)
     stroke[:, 12:16] = 200
     found = damaged(stroke, 1)
@@ -125,7 +125,7 @@ def test_strokes_grow_broader_and_finer_as_far_as_the_row_says() -> None:
     assert all(set(np.unique(found[name])) == {0, 200} for name in names)
 
 
-def test_grey_is_blurred_noised_and_changed_as_far_as_the_row_says() -> None:
+def test_blur_noise_inversion_and_fading_have_the_rows_amount() -> None:
     half = np.full((28, 28), 100, np.uint8)
     half[:, 14:] = 140
     found = damaged(half)
@@ -133,14 +133,14 @@ def test_grey_is_blurred_noised_and_changed_as_far_as_the_row_says() -> None:
         noise = found[f"noise sigma {sigma} of 255"][:, :, :14].astype(float) - 100
         assert noise.std() == pytest.approx(sigma, rel=0.02)
         assert np.abs(noise.mean(axis=0)).max() < sigma, "each image has its own"
-    # a step blurred by a Gaussian is its distribution function: sigma away from the step 16 % of the other side are seen
+    # A blurred step is the Gaussian's distribution function: at a distance of sigma, 16 % of the other side's grey remain.
     edge = found["blur sigma 1.5 px"][0, 14, 11:17]
     np.testing.assert_allclose(edge, [102, 106, 115, 125, 134, 138], atol=1)
     assert set(np.unique(found["inversion"])) == {155, 115}
     assert set(np.unique(found["faint ink 50%"])) == {50, 70}
 
 
-def test_a_square_of_paper_is_stuck_on_whole_wherever_chance_puts_it() -> None:
+def test_an_occluding_square_lies_inside_the_image_at_any_position() -> None:
     found = damaged(np.full((28, 28), 255, np.uint8), 500)
     for pixels in (4, 6, 8, 10):
         hidden = found[f"occlusion {pixels} x {pixels} px"] == 0
@@ -150,7 +150,7 @@ def test_a_square_of_paper_is_stuck_on_whole_wherever_chance_puts_it() -> None:
         assert hidden.any(axis=(0, 2)).all(), "in every row"
 
 
-def test_the_second_source_is_framed_as_mnist_is_and_the_bundled_model_reads_it(bundled: ModelVersion) -> None:
+def test_the_second_source_is_framed_like_mnist_and_recognized(bundled: ModelVersion) -> None:
     digits = second_source()
     assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert digits.images.shape == (1797, 28, 28)

@@ -2,33 +2,36 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from training import commands
+from tests.training import names
 from training.__main__ import main
 from training.dataset import Dataset, Examples
-from training.fit import fingerprint, logits
-from training.recipes import RECIPES
-from training.studies.comparisons import shift
-from training.studies.convolutions import FILTERS, convolve, plus, pool
-from training.studies.networks import by_formula, first_rise
-from training.studies.study import STUDIES
-from training.studies.workbench import Workbench
+from training.evaluate import predict_logits
 
-Images = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from training.studies.workbench import Workbench
+
+
+def workbench(dataset: Dataset, out: Path, **settings: Any) -> "Workbench":
+    from training.studies.workbench import Workbench
+
+    return Workbench(lambda: dataset, out, **settings)
 
 
 @pytest.fixture
-def bench(drawn: Dataset, tmp_path: Path) -> Workbench:
-    return Workbench(lambda: drawn, tmp_path, epochs=2)
+def bench(drawn: Dataset, tmp_path: Path) -> "Workbench":
+    return workbench(drawn, tmp_path, epochs=2)
 
 
-def study(name: str, bench: Workbench) -> tuple[str, list[dict[str, str]]]:
-    """What a study says, and the rows of its table; its pictures must be pictures."""
-    line = STUDIES[name].carry_out(bench)
+def study(name: str, bench: "Workbench") -> tuple[str, list[dict[str, str]]]:
+    """Runs a study, checks that its pictures are PNG files, and returns its finding and the rows of its table."""
+    from training.studies.study import STUDIES
+
+    line = STUDIES[name].function(bench)
     pictures = [path for path in bench.written if path.suffix == ".png"]
     assert pictures
     for path in pictures:
@@ -41,8 +44,8 @@ def rows(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_samples_prints_the_numbers_of_one_of_the_images(
-    bench: Workbench, drawn: Dataset, capsys: pytest.CaptureFixture[str]
+def test_samples_prints_the_numbers_of_one_image(
+    bench: "Workbench", drawn: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line, table = study("samples", bench)
     numbers = np.array([list(row.values()) for row in table], np.uint8)
@@ -55,21 +58,23 @@ def test_samples_prints_the_numbers_of_one_of_the_images(
 
 def test_balance_counts_each_class(drawn: Dataset, tmp_path: Path) -> None:
     uneven = replace(drawn, train=drawn.train[np.flatnonzero((drawn.train.labels != 3) | (np.arange(800) < 100))])
-    line, table = study("balance", Workbench(lambda: uneven, tmp_path))
+    line, table = study("balance", workbench(uneven, tmp_path))
     assert [int(row["train"]) for row in table] == [80, 80, 80, 10, 80, 80, 80, 80, 80, 80]
     assert [int(row["test"]) for row in table] == [20] * 10
     assert "730 training and 200 test images, 28x28 pixels, 10 classes; fewest training images are 3s (10)" in line
     assert "8.00 times as many" in line
 
 
-def test_balance_of_mnist_is_5421_fives_to_6742_ones(mnist_path: Path, tmp_path: Path) -> None:
+def test_balance_of_mnist_is_5421_fives_and_6742_ones(mnist_path: Path, tmp_path: Path) -> None:
     assert main(["study", "balance", "--data", str(mnist_path), "--out", str(tmp_path)]) == 0
     counts = [int(row["train"]) for row in rows(tmp_path / "balance.csv")]
     assert (min(counts), max(counts)) == (counts[5], counts[1]) == (5_421, 6_742)
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_single_point_shows_the_filter_itself_point_reflected(name: str) -> None:
+@pytest.mark.parametrize("name", ["vertical gradient", "box blur", "sharpen", "vertical line", "diagonal"])
+def test_the_response_to_a_single_point_is_the_reflected_filter(name: str) -> None:
+    from training.studies.convolutions import FILTERS, convolve
+
     point = np.zeros((1, 7, 7), np.uint8)
     point[0, 3, 3] = 1
     answer = convolve(point, FILTERS[name])[0]
@@ -78,11 +83,13 @@ def test_a_single_point_shows_the_filter_itself_point_reflected(name: str) -> No
     assert np.count_nonzero(answer) == np.count_nonzero(FILTERS[name])
 
 
-def test_filters_answer_a_plus_sign_as_computed_by_hand(bench: Workbench) -> None:
+def test_responses_to_a_plus_sign_are_those_computed_by_hand(bench: "Workbench") -> None:
+    from training.studies.convolutions import FILTERS, convolve, plus
+
     answers = {name: convolve(plus()[None], kernel)[0] for name, kernel in FILTERS.items()}
-    # Output (5, 9) looks at rows 5 to 7 and columns 9 to 11; the arm that goes up is columns 11 to 16 and begins in row 4.
+    # Output (5, 9) covers rows 5 to 7 and columns 9 to 11; the upper arm covers columns 11 to 16 and begins in row 4.
     assert answers["vertical gradient"][5, 9:12].tolist() == pytest.approx([0, -0.2 * 3 * 255, 0], abs=1e-4), "ink begins"
-    assert answers["vertical gradient"][5, 15:18].tolist() == pytest.approx([0, 0.2 * 3 * 255, 0], abs=1e-4), "ink has ended"
+    assert answers["vertical gradient"][5, 15:18].tolist() == pytest.approx([0, 0.2 * 3 * 255, 0], abs=1e-4), "ink ends"
     assert answers["box blur"][5, 8:12].tolist() == pytest.approx([0, 255 / 3, 2 * 255 / 3, 255])
     assert answers["sharpen"][3, 10] == (5 - 2) * 255, "a corner of the arm has two neighbours with ink"
     assert answers["sharpen"][5, 9] == -255, "paper beside the arm"
@@ -95,11 +102,9 @@ def test_filters_answer_a_plus_sign_as_computed_by_hand(bench: Workbench) -> Non
     assert [float(gradient[name]) for name in ("least", "mean", "greatest")] == [-153, 0, 153]
 
 
-def test_sizes_under_stride_and_padding_need_no_data_and_are_the_textbooks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sizes_under_stride_and_padding_are_the_textbooks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "stride-padding", "--data", str(tmp_path / "none.npz"), "--out", str(tmp_path)]) == 0
-    assert "28 -> 26 -> 13; 25x25 under 3x3, stride 2: 12; 16 of 16" in capsys.readouterr().out
+    assert "28 -> 26 -> 13; 25x25 under 3x3, stride 2: 12; 16 of 16" in capsys.readouterr().out, "without MNIST"
     sizes = {
         tuple(row[name] for name in ("input", "kernel", "stride", "padding")): (int(row["output"]), int(row["formula"]))
         for row in rows(tmp_path / "stride-padding.csv")
@@ -113,7 +118,9 @@ def test_sizes_under_stride_and_padding_need_no_data_and_are_the_textbooks(
     assert all(output == formula for output, formula in sizes.values())
 
 
-def test_max_pooling_keeps_the_greatest_of_four_and_drops_an_odd_last_row(bench: Workbench) -> None:
+def test_max_pooling_keeps_the_maximum_and_drops_an_odd_last_row(bench: "Workbench") -> None:
+    from training.studies.convolutions import pool
+
     image = np.arange(49).reshape(1, 7, 7)
     assert pool(image)[0].tolist() == [[8, 10, 12], [22, 24, 26], [36, 38, 40]]
     line, table = study("max-pooling", bench)
@@ -122,14 +129,17 @@ def test_max_pooling_keeps_the_greatest_of_four_and_drops_an_odd_last_row(bench:
     assert line.startswith("28 -> 14 -> 7 -> 3, after a 3x3 convolution 26 -> 13")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", names.RECIPES)
 def test_the_formulas_give_every_layers_parameters(name: str) -> None:
+    from training.recipes import RECIPES
+    from training.studies.networks import by_formula
+
     network = RECIPES[name].network()
     assert [by_formula(layer)[1] for layer in network.layers] == [layer.count_params() for layer in network.layers]
     assert sum(by_formula(layer)[1] for layer in network.layers) == network.count_params()
 
 
-def test_parameters_of_lenet5_are_those_that_one_finds_by_hand(bench: Workbench) -> None:
+def test_parameters_of_lenet5_are_those_computed_by_hand(bench: "Workbench") -> None:
     line, table = study("parameters", bench)
     lenet5 = [
         (row["formula"], int(row["by_formula"])) for row in table if row["recipe"] == "lenet5" and row["formula"] != "0"
@@ -142,42 +152,42 @@ def test_parameters_of_lenet5_are_those_that_one_finds_by_hand(bench: Workbench)
         ("(84 + 1) * 10", 850),
     ]
     assert f"{len(table)} of {len(table)} layers" in line
-    assert "44,426 in all, 0.38 of mlp128-raw's 118,282; most are in its layer Dense 120: 30,840, 69%;" in line
+    assert "44,426 parameters, 0.38 of mlp128-raw's 118,282; most are in its layer Dense 120: 30,840, 69%;" in line
     work = [int(row["multiply_adds"]) for row in table if row["recipe"] == "lenet5" and row["formula"] != "0"]
     assert work == [24 * 24 * 150, 8 * 8 * 2_400, 30_720, 10_080, 840]
     assert line.endswith("2.4 times the multiply-adds")
 
 
-def test_the_gallery_has_nine_right_and_nine_wrong(drawn: Dataset, tmp_path: Path) -> None:
+def test_the_gallery_has_nine_correct_and_nine_wrong_images(drawn: Dataset, tmp_path: Path) -> None:
     mislabelled = replace(drawn, test=Examples(drawn.test.images, drawn.test.labels.copy()))
-    mislabelled.test.labels[5::10] = 4  # twenty drawings of a five, which are read wrong by whoever can read
-    line, table = study("gallery", Workbench(lambda: mislabelled, tmp_path, epochs=5))
+    mislabelled.test.labels[5::10] = 4  # twenty drawings of a five, which a good network gets "wrong"
+    line, table = study("gallery", workbench(mislabelled, tmp_path, epochs=5))
     assert len(table) == 18
     assert [row["predicted"] == row["class"] for row in table] == [True] * 9 + [False] * 9
     assert all(int(row["class"]) == mislabelled.test.labels[int(row["test_image"])] for row in table)
     assert "4 read as 5 20 times" in line
 
 
-def test_curves_watch_images_that_are_not_learnt_from(drawn: Dataset, tmp_path: Path) -> None:
-    places = np.arange(6_300) % 800
-    images, labels = drawn.train.images[places], drawn.train.labels[places].copy()
-    labels[6_000:] = (labels[6_000:] + 1) % 10  # whoever learns from the first 6,000 reads these wrong
+def test_curves_monitor_images_that_are_not_trained_on(drawn: Dataset, tmp_path: Path) -> None:
+    indices = np.arange(6_300) % 800
+    images, labels = drawn.train.images[indices], drawn.train.labels[indices].copy()
+    labels[6_000:] = (labels[6_000:] + 1) % 10  # wrong for a network that is trained on the first 6,000
     dataset = replace(drawn, train=Examples(images, labels))
-    line, table = study("curves", Workbench(lambda: dataset, tmp_path, epochs=2))
+    line, table = study("curves", workbench(dataset, tmp_path, epochs=2))
     assert [row["epoch"] for row in table] == ["1", "2"]
     assert float(table[1]["accuracy"]) > 0.9
     assert float(table[1]["val_accuracy"]) < 0.1
-    assert "rises first after epoch 1 and is lowest" in line
+    assert "first rises after epoch 1 and is lowest" in line
 
 
-def test_the_epoch_before_a_loss_rises() -> None:
+def test_the_first_rise_is_the_last_epoch_before_a_higher_loss() -> None:
+    from training.studies.networks import first_rise
+
     assert first_rise([3.0, 2.0, 2.0, 2.5, 1.0]) == 3
     assert first_rise([3.0, 2.0, 1.0]) is None
 
 
-def test_a_confusion_matrix_counts_every_test_image_and_says_how_long_training_took(
-    bench: Workbench, drawn: Dataset
-) -> None:
+def test_a_confusion_matrix_counts_every_test_image(bench: "Workbench", drawn: Dataset) -> None:
     bench.recipes = ("mlp128", "mlp128-raw")
     line, table = study("confusion", bench)
     assert [row["recipe"] for row in table] == ["mlp128", "mlp128-raw"]
@@ -185,7 +195,7 @@ def test_a_confusion_matrix_counts_every_test_image_and_says_how_long_training_t
         matrix = np.array([list(cells.values())[1:] for cells in rows(bench.out / f"confusion-{row['recipe']}.csv")], int)
         assert matrix.sum(axis=1).tolist() == np.bincount(drawn.test.labels).tolist()
         assert np.trace(matrix) / 200 == pytest.approx(float(row["accuracy"]), abs=1e-4)
-        assert float(row["seconds"]) > 0, "the notebook took the end from the start"
+        assert float(row["seconds"]) > 0, "the notebook subtracted the end from the start"
         assert (bench.out / f"confusion-{row['recipe']}.png").exists()
     assert line.startswith(f"mlp128 {table[0]['accuracy']} in ")
 
@@ -193,15 +203,18 @@ def test_a_confusion_matrix_counts_every_test_image_and_says_how_long_training_t
 def test_a_network_is_trained_once_for_all_studies(
     drawn: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = Workbench(lambda: drawn, tmp_path, epochs=1).trained("mlp128")
-    assert "mlp128: 800 images," in capsys.readouterr().out, "all that there are"
-    again = Workbench(lambda: drawn, tmp_path, epochs=1).trained("mlp128")
+    first = workbench(drawn, tmp_path, epochs=1).trained("mlp128")
+    assert "mlp128: 800 images," in capsys.readouterr().out, "all training images"
+    again = workbench(drawn, tmp_path, epochs=1).trained("mlp128")
     assert "resume     after epoch 1" in capsys.readouterr().out
     assert again.seconds == first.seconds
     np.testing.assert_array_equal(again.answers, first.answers)
 
 
-def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Dataset, tmp_path: Path) -> None:
+def test_only_a_version_of_the_same_training_is_reused(drawn: Dataset, tmp_path: Path) -> None:
+    from training.fit import fingerprint
+    from training.recipes import RECIPES
+
     network = RECIPES["mlp128"].network()
     identity = fingerprint(RECIPES["mlp128"], *RECIPES["mlp128"].split(drawn, 7), 7, 1)
     record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5}
@@ -209,14 +222,14 @@ def test_a_version_of_the_same_training_is_taken_and_of_another_not(drawn: Datas
     network.save(version / "model.keras")
     (tmp_path / "run.json").write_text("another program's")
     (version / "run.json").write_text(json.dumps(record | {"history": {"loss": [1.0]}}))
-    taken = Workbench(lambda: drawn, tmp_path, seed=7, epochs=1, models=tmp_path).trained("mlp128")
-    assert (taken.seconds, taken.epochs) == (1234.5, 1)
-    np.testing.assert_allclose(taken.answers, logits(network, drawn.test.images), rtol=1e-5)
-    trained = Workbench(lambda: drawn, tmp_path, seed=8, epochs=1, models=tmp_path).trained("mlp128")
+    reused = workbench(drawn, tmp_path, seed=7, epochs=1, models=tmp_path).trained("mlp128")
+    assert (reused.seconds, reused.epochs) == (1234.5, 1)
+    np.testing.assert_allclose(reused.answers, predict_logits(network, drawn.test.images), rtol=1e-5)
+    trained = workbench(drawn, tmp_path, seed=8, epochs=1, models=tmp_path).trained("mlp128")
     assert trained.seconds != 1234.5
 
 
-def test_smaller_batches_make_more_updates(bench: Workbench) -> None:
+def test_smaller_batches_make_more_updates(bench: "Workbench") -> None:
     bench.epochs = 1
     line, table = study("batch-size", bench)
     assert [(row["batch_size"], row["updates"]) for row in table] == [("32", "25"), ("128", "7"), ("10000", "1")]
@@ -226,7 +239,7 @@ def test_smaller_batches_make_more_updates(bench: Workbench) -> None:
 
 
 @pytest.mark.slow
-def test_adam_learns_sooner_than_adadelta_at_a_thousandth_of_its_rate(bench: Workbench) -> None:
+def test_adam_trains_faster_than_adadelta_at_keras_default_rate(bench: "Workbench") -> None:
     line, table = study("optimiser", bench)
     assert [(row["recipe"], row["optimiser"]) for row in table] == [
         ("lenet5", "Adadelta"),
@@ -241,7 +254,9 @@ def test_adam_learns_sooner_than_adadelta_at_a_thousandth_of_its_rate(bench: Wor
     assert f"lenet5 {accuracies[0]:.4f} with Adadelta" in line
 
 
-def test_an_image_is_moved_with_paper_coming_in() -> None:
+def test_a_shifted_image_is_filled_with_paper() -> None:
+    from training.studies.comparisons import shift
+
     image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
     assert shift(image, 0, 0).tolist() == image.tolist()
     assert shift(image, 1, 0)[0].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
@@ -249,7 +264,7 @@ def test_an_image_is_moved_with_paper_coming_in() -> None:
 
 
 @pytest.mark.slow
-def test_a_dense_network_reads_moved_digits_worse_than_digits_in_their_place(bench: Workbench, drawn: Dataset) -> None:
+def test_a_dense_network_is_less_accurate_on_shifted_digits(bench: "Workbench", drawn: Dataset) -> None:
     line, table = study("local-vs-global", bench)
     assert len(table) == 2 * (1 + 4 * 8)
     assert len({(row["recipe"], row["down"], row["right"]) for row in table}) == len(table), "eight directions"
@@ -263,6 +278,8 @@ def test_a_dense_network_reads_moved_digits_worse_than_digits_in_their_place(ben
 
 
 def test_every_study_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    from training.studies.study import STUDIES
+
     assert main(["study"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == list(STUDIES)
@@ -273,18 +290,18 @@ def test_every_study_is_listed_with_its_source(capsys: pytest.CaptureFixture[str
     } <= set(STUDIES)
 
 
-def test_a_study_that_was_asked_for_wrongly_is_refused_with_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_study_command_is_refused_with_the_valid_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "sample"]) == 2
-    assert "no study 'sample'; there are: samples, balance," in capsys.readouterr().err
+    assert "no study is named 'sample'; the studies are: samples, balance," in capsys.readouterr().err
     assert main(["study", "samples", "--epochs", "3"]) == 2
-    assert "study samples has no use for --epochs" in capsys.readouterr().err
+    assert "study samples does not use --epochs" in capsys.readouterr().err
     assert main(["study", "confusion", "--recipes", "mlp128", "convnett"]) == 2
-    assert "no recipe 'convnett'; there are: cnn8," in capsys.readouterr().err
+    assert "no recipe is named 'convnett'; the recipes are: cnn8," in capsys.readouterr().err
     assert main(["study", "gallery", "--models", "nowhere"]) == 2
-    assert "no directory nowhere to take versions from" in capsys.readouterr().err
+    assert "--models nowhere is not a directory" in capsys.readouterr().err
 
 
-def test_images_are_held_out_by_writer_where_the_writers_are_known(
+def test_a_study_loads_the_named_files_of_data_and_writers(
     drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
@@ -293,12 +310,12 @@ def test_images_are_held_out_by_writer_where_the_writers_are_known(
         loaded.append(paths)
         return drawn
 
-    monkeypatch.setattr(commands, "load_mnist", load)
+    monkeypatch.setattr("training.commands.load_mnist", load)
     assert main(["study", "balance", "--data=mnist.npz", "--writers=writers.npz", f"--out={tmp_path}"]) == 0
     assert loaded == [(Path("mnist.npz"), Path("writers.npz"))]
 
 
-def test_results_that_cannot_be_written_are_refused_before_the_work(
+def test_an_unwritable_results_directory_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -309,21 +326,24 @@ def test_results_that_cannot_be_written_are_refused_before_the_work(
 def test_all_studies_share_one_workbench_and_an_interrupt_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from training.studies.study import STUDIES
+
     benches = []
 
-    def note(bench: Workbench) -> str:
+    def note(bench: "Workbench") -> str:
         benches.append(bench)
         return "noted"
 
-    def interrupt(bench: Workbench) -> str:
+    def interrupt(bench: "Workbench") -> str:
         raise KeyboardInterrupt
 
     for name, known in list(STUDIES.items()):
-        monkeypatch.setitem(STUDIES, name, replace(known, carry_out=note))
+        monkeypatch.setitem(STUDIES, name, replace(known, function=note))
     assert main(["study", "all", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    free = [study for study in STUDIES.values() if not study.needs]  # the others are left out
+    free = [study for study in STUDIES.values() if not study.needs]  # the others are skipped
+
     assert len(benches) == len(free)
     assert len(set(map(id, benches))) == 1
     assert capsys.readouterr().out.count(" noted (") == len(free)
-    monkeypatch.setitem(STUDIES, "gallery", replace(STUDIES["gallery"], carry_out=interrupt))
+    monkeypatch.setitem(STUDIES, "gallery", replace(STUDIES["gallery"], function=interrupt))
     assert main(["study", "all", "--out", str(tmp_path)]) == 130

@@ -1,13 +1,15 @@
-"""The plots, questions and claims of the seed notebooks: `digits-train study NAME` looks into one of them.
+"""Studies of the plots, questions and claims in the seed notebooks: `digits-train study NAME` runs one.
 
-    study        what a study is, and all there are
-    workbench    the data, networks that are trained once for all studies, the directory for results
-    images       samples, balance
-    convolutions filters, stride-padding, max-pooling
-    networks     gallery, curves, confusion, parameters
-    comparisons  batch-size, optimiser, local-vs-global
-    label_noise  label-noise
-    detection    detection, with the network that darknet builds of what darknet_cfg reads; yolov3 is the notebook's
+    study        the definition of a study, and the list of all studies.
+    workbench    the data, networks that all studies share, and the directory for results.
+    images       samples, balance.
+    convolutions filters, stride-padding, max-pooling.
+    networks     gallery, curves, confusion, parameters.
+    comparisons  batch-size, optimiser, local-vs-global.
+    label_noise  label-noise.
+    detection    detection.
+    darknet      builds the detector's network from a .cfg file, which darknet_cfg parses.
+    yolov3       the .cfg of the notebook's detector.
 
-A study takes the workbench, leaves pictures (PNG) and numbers (CSV), and returns one line of what they show.
+A study takes the workbench, writes pictures (PNG) and numbers (CSV), and returns its finding in one line.
 """

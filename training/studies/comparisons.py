@@ -1,4 +1,4 @@
-"""Networks trained in two ways or more, and what the difference does."""
+"""Studies that train networks in two or more ways and compare the results."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from training import figures
-from training.fit import logits
+from training.evaluate import predict_logits
 from training.recipes import RECIPES
 from training.studies.workbench import Trained, Workbench
 
 
 def batch_size(bench: Workbench) -> str:
-    """What batches of 32, 128 and 10,000 images do to the accuracy and the training time of `fcn512`."""
+    """Compares accuracy and training time of `fcn512` at batches of 32, 128 and 10,000 images."""
     rows = []
     for name in ("fcn512-b32", "fcn512", "fcn512-b10000"):
         trained, size = bench.trained(name), RECIPES[name].batch_size
@@ -25,11 +25,11 @@ def batch_size(bench: Workbench) -> str:
     found = (
         f"{size:,}: {accuracy:.4f} in {seconds:.0f} s, {updates:,} updates" for size, _, updates, seconds, accuracy in rows
     )
-    return f"fcn512, {rows[0][1]} epochs, images a batch {'; '.join(found)}"
+    return f"fcn512, {rows[0][1]} epochs, images per batch {'; '.join(found)}"
 
 
 def optimiser(bench: Workbench) -> str:
-    """Adadelta at Keras' default rate against Adam, on the two convolutional networks of seed notebook 004."""
+    """Compares Adadelta at Keras' default rate with Adam, on the two convolutional networks of seed notebook 004."""
     runs = [bench.trained(name) for name in ("lenet5", "lenet5-adam", "cnn3264", "cnn3264-adam")]
     used = [type(RECIPES[run.recipe].optimiser(1)).__name__ for run in runs]
     bench.table(
@@ -57,10 +57,10 @@ def optimiser(bench: Workbench) -> str:
 
 
 def local_vs_global(bench: Workbench) -> str:
-    """A dense network, which sees the whole image at once, against a convolutional one, on test images moved aside.
+    """Compares a dense network, which sees the whole image at once, with a convolutional one, on shifted test images.
 
-    The notebook says that convolutions win as the patterns that they learn are local, and found again wherever they are.
-    Then moving a digit should cost them little. Each image is moved by 0 to 4 pixels, in eight directions.
+    The notebook claims that convolutions win because the patterns they learn are local and position-independent. A shifted
+    digit should then cost them little accuracy. Each image is shifted by 0 to 4 pixels in eight directions.
     """
     test = bench.dataset.test
     rows, means = [], {}
@@ -72,18 +72,18 @@ def local_vs_global(bench: Workbench) -> str:
             accuracies = []
             for down, right in moves:
                 moved = shift(test.images, down, right)
-                accuracies.append(float((logits(network, moved).argmax(axis=1) == test.labels).mean()))
+                accuracies.append(float((predict_logits(network, moved).argmax(axis=1) == test.labels).mean()))
                 rows.append([name, pixels, down, right, accuracies[-1], round(moved.sum() / test.images.sum(), 5)])
             means[name][pixels] = float(np.mean(accuracies))
-            print(f"{name}, moved by {pixels}: {means[name][pixels]:.4f}", flush=True)
+            print(f"{name}, shifted by {pixels}: {means[name][pixels]:.4f}", flush=True)
     bench.table("local-vs-global", ["recipe", "pixels", "down", "right", "accuracy", "ink_kept"], rows)
     bench.picture("local-vs-global", _by_shift(means))
     found = (f"{name} {', '.join(f'{accuracy:.3f}' for accuracy in values)}" for name, values in means.items())
-    return f"mean accuracy on images moved by 0, 1, 2, 3, 4 pixels: {'; '.join(found)}"
+    return f"mean accuracy on images shifted by 0, 1, 2, 3, 4 pixels: {'; '.join(found)}"
 
 
 def shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
-    """`images`, (N, 28, 28), moved by whole pixels; paper comes in, and what leaves the image is lost."""
+    """Shifts `images`, (N, 28, 28), by whole pixels; paper fills in, and ink that leaves the image is lost."""
     moved = np.zeros_like(images)
     rows, columns = images.shape[1:]
     moved[:, max(down, 0) : rows + min(down, 0), max(right, 0) : columns + min(right, 0)] = images[
@@ -94,7 +94,7 @@ def shift(images: np.ndarray, down: int, right: int) -> np.ndarray:
 
 @figures.styled
 def _accuracy_and_time(rows: Sequence[tuple[str, float, float]]) -> Figure:
-    """Bars of test accuracy, and of training time, for each batch size."""
+    """Draws bars of test accuracy and training time for each batch size."""
     figure = figures.new(figures.WIDTH, 2.6)
     left, right = figure.subplots(1, 2, sharey=True)
     names, seconds, accuracies = zip(*rows, strict=True)
@@ -106,18 +106,18 @@ def _accuracy_and_time(rows: Sequence[tuple[str, float, float]]) -> Figure:
         axes.bar_label(bars, [text.format(value) for value in values], label_type="center", color="white")
         axes.set_xlabel(label)
         axes.grid(axis="y", visible=False)
-    left.set_ylabel("images a batch")
+    left.set_ylabel("images per batch")
     left.invert_yaxis()
     return figure
 
 
 @figures.styled
 def _by_epoch(runs: Sequence[Trained], used: Sequence[str]) -> Figure:
-    """Training accuracy by epoch, the optimisers told apart by colour and mark, the networks by line."""
+    """Plots training accuracy by epoch, with one colour and marker per optimiser and one line style per network."""
     figure = figures.new(figures.WIDTH, 4.0)
     axes = figure.subplots()
-    looks = [(figures.ORANGE, "s-"), (figures.BLUE, "o-"), (figures.ORANGE, "s:"), (figures.BLUE, "o:")]
-    for run, name, (colour, line) in zip(runs, used, looks, strict=True):
+    styles = [(figures.ORANGE, "s-"), (figures.BLUE, "o-"), (figures.ORANGE, "s:"), (figures.BLUE, "o:")]
+    for run, name, (colour, line) in zip(runs, used, styles, strict=True):
         label = f"{run.recipe.removesuffix('-adam')}, {name} (test {run.accuracy:.4f})"
         axes.plot(range(1, run.epochs + 1), run.history["accuracy"], line, color=colour, label=label)
     axes.set(xlabel="epoch", ylabel="training accuracy")
@@ -129,12 +129,12 @@ def _by_epoch(runs: Sequence[Trained], used: Sequence[str]) -> Figure:
 
 @figures.styled
 def _by_shift(means: dict[str, list[float]]) -> Figure:
-    """Mean accuracy by how far the images were moved."""
+    """Plots mean accuracy by the distance that the images were shifted."""
     figure = figures.new(figures.WIDTH, 3.4)
     axes = figure.subplots()
     for (name, values), colour, line in zip(means.items(), (figures.ORANGE, figures.BLUE), ("s--", "o-"), strict=True):
         axes.plot(range(len(values)), values, line, color=colour, label=name)
-    axes.set(xlabel="moved by, pixels", ylabel="mean accuracy, eight directions", ylim=(0, 1.02))
+    axes.set(xlabel="shift, pixels", ylabel="mean accuracy, eight directions", ylim=(0, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     axes.legend()

@@ -1,4 +1,4 @@
-"""What convolution, stride, padding and pooling do to an image, computed by Keras' own layers."""
+"""Studies of convolution, stride, padding and pooling, computed by Keras' own layers."""
 
 import itertools
 
@@ -15,9 +15,9 @@ from training.studies.images import one_of_each
 from training.studies.workbench import Workbench
 
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#6b3108", figures.ORANGE, "white", figures.BLUE, "#12375c"])
-"""Below 0 orange, 0 white, above 0 blue."""
+"""Negative values orange, 0 white, positive values blue."""
 
-# Seed notebook 004's.
+# The filters of seed notebook 004.
 FILTERS = {
     "vertical gradient": np.array([[0.2, -0.2, 0]] * 3),
     "box blur": np.full((3, 3), 1 / 9),
@@ -28,10 +28,10 @@ FILTERS = {
 
 
 def filters(bench: Workbench) -> str:
-    """Five filters over the first example of each digit and a plus sign: what each lets through, with its sign.
+    """Applies five filters to the first example of each digit and to a plus sign, and shows the signed responses.
 
-    The notebook shows the answers as uint8, in which -153 is 103 and 1,000 is 232; here paper is what answers 0, and what is
-    below 0 has another colour than what is above it.
+    The notebook shows the responses as uint8, in which -153 becomes 103 and 1,000 becomes 232. Here a response of 0 is
+    white, and negative and positive responses have different colours.
     """
     inputs = {**{str(digit): image for digit, image in enumerate(one_of_each(bench.dataset.train))}, "plus": plus()}
     answers = {name: convolve(np.stack(list(inputs.values())), kernel) for name, kernel in FILTERS.items()}
@@ -46,15 +46,15 @@ def filters(bench: Workbench) -> str:
     ranges = ", ".join(f"{name} {found.min():.0f} to {found.max():.0f}" for name, found in answers.items())
     worst = max(outside, key=lambda name: outside[name])
     return (
-        f"28x28 becomes {rows[0][2]}x{rows[0][3]}; answers: {ranges}; shown as uint8, {outside[worst]:.0%} of those of the "
-        f"filter {worst} would be others"
+        f"28x28 becomes {rows[0][2]}x{rows[0][3]}; responses: {ranges}; uint8 can't represent {outside[worst]:.0%} of the "
+        f"responses of the filter {worst}"
     )
 
 
 def stride_padding(bench: Workbench) -> str:
-    """The sizes that strides 1 and 2 with padding "same" and "valid" leave of a plus sign, beside the formula for them.
+    """Measures the output sizes for strides 1 and 2 with padding "same" and "valid", and compares them with the formula.
 
-    The notebook declares a kernel of 5x5 and hands Keras one of 3x3; here the kernel's own size is what Keras is told.
+    The notebook declares a 5x5 kernel but passes a 3x3 kernel to Keras; here Keras gets the kernel's true size.
     """
     kernels = {3: FILTERS["sharpen"], 5: np.full((5, 5), 1 / 25)}
     rows, panels = [], []
@@ -77,12 +77,12 @@ def stride_padding(bench: Workbench) -> str:
         f"28x28 under 3x3: stride 1 same {found[28, 3, 1, 'same']}, valid {found[28, 3, 1, 'valid']}, "
         f"stride 2 same {found[28, 3, 2, 'same']}, valid {found[28, 3, 2, 'valid']}; with pooling "
         f"{' -> '.join(str(len(image)) for image in chain)}; 25x25 under 3x3, stride 2: {found[25, 3, 2, 'valid']}; "
-        f"{agree} of {len(rows)} sizes are as the formula says"
+        f"{agree} of {len(rows)} sizes agree with the formula"
     )
 
 
 def max_pooling(bench: Workbench) -> str:
-    """2x2 pooling, three times over, on the first example of each digit, and on what a 3x3 filter makes of it."""
+    """Applies 2x2 pooling repeatedly to the first example of each digit, and once to the output of a 3x3 filter."""
     digits = one_of_each(bench.dataset.train).astype(np.float32)
     steps = [digits]
     while steps[-1].shape[1] > 3:
@@ -105,13 +105,16 @@ def max_pooling(bench: Workbench) -> str:
     odd = [before for before, *_ in rows if before % 2]
     return (
         f"{' -> '.join(str(step.shape[1]) for step in steps)}, after a 3x3 convolution {rows[-1][0]} -> {rows[-1][1]}; "
-        f"of {odd[0]} rows and columns the last is dropped; the mean pixel, as only the darkest of four is kept, "
+        f"of {odd[0]} rows and columns the last is dropped; the mean pixel rises, as only the darkest of four is kept: "
         f"{' -> '.join(f'{step.mean():.0f}' for step in steps)}"
     )
 
 
 def plus(size: int = 28) -> np.ndarray:
-    """A plus sign with arms six pixels broad, (size, size) uint8, 0 paper, 255 ink. Source: seed notebook 004, in 28x28."""
+    """Draws a plus sign with arms six pixels wide, (size, size) uint8, 0 paper, 255 ink.
+
+    Source: seed notebook 004, in 28x28.
+    """
     drawn, middle = np.zeros((size, size), np.uint8), size // 2
     drawn[4 : size - 4, middle - 3 : middle + 3] = 255
     drawn[middle - 3 : middle + 3, 4 : size - 4] = 255
@@ -119,9 +122,9 @@ def plus(size: int = 28) -> np.ndarray:
 
 
 def convolve(images: np.ndarray, kernel: np.ndarray, stride: int = 1, padding: str = "valid") -> np.ndarray:
-    """What a Keras convolution without bias and activation makes of `images`, (N, rows, columns): as many, float32.
+    """Applies a Keras convolution without bias and activation to `images`, (N, rows, columns); returns N float32 maps.
 
-    Keras wants the kernel as (rows, columns, channels in, filters): here one grey channel, and one filter.
+    Keras expects the kernel as (rows, columns, input channels, filters): here one grey channel and one filter.
     """
     layer = layers.Conv2D(1, kernel.shape, stride, padding, use_bias=False)
     pixels = images[..., None].astype(np.float32)
@@ -132,19 +135,21 @@ def convolve(images: np.ndarray, kernel: np.ndarray, stride: int = 1, padding: s
 
 
 def pool(images: np.ndarray) -> np.ndarray:
-    """What Keras' 2x2 max pooling makes of `images`, (N, rows, columns): (N, rows // 2, columns // 2) float32."""
+    """Applies Keras' 2x2 max pooling to `images`, (N, rows, columns): returns (N, rows // 2, columns // 2) float32."""
     pooled: np.ndarray = keras.ops.convert_to_numpy(layers.MaxPooling2D()(images[..., None].astype(np.float32)))[..., 0]
     return pooled
 
 
 def output_size(size: int, kernel: int, stride: int, padding: str) -> int:
-    """Rows that a convolution leaves of `size`. Source: Dumoulin & Visin 2016, arXiv 1603.07285; "same" as in TensorFlow."""
+    """Returns the output rows of a convolution of `size` rows. Source: Dumoulin & Visin 2016, arXiv 1603.07285; "same" as in
+    TensorFlow.
+    """
     return (size - kernel) // stride + 1 if padding == "valid" else -(-size // stride)
 
 
 @figures.styled
 def _filtered(inputs: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> Figure:
-    """Inputs in the first row; below, a row for each filter: the filter itself, and its answer to each input."""
+    """Draws the inputs in the first row, and below them one row per filter: the filter and its response to each input."""
     figure = figures.new(0.9 * (len(inputs) + 1.5), 1.05 * (len(answers) + 1))
     grid = figure.subplots(len(answers) + 1, len(inputs) + 1, width_ratios=[1.5] + [1] * len(inputs))
     for axes in grid.flat:
@@ -158,14 +163,14 @@ def _filtered(inputs: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> 
         for axes, answer in zip(row[1:], found, strict=True):
             axes.imshow(answer, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
             axes.add_patch(_frame(*answer.shape))
-    figure.supxlabel("answers: orange below 0, white 0, blue above 0", fontsize=8)
+    figure.supxlabel("responses: orange below 0, white 0, blue above 0", fontsize=8)
     return figure
 
 
 def _draw_filter(axes: Axes, name: str, limit: float) -> None:
     kernel = FILTERS[name]
     strongest = float(np.abs(kernel).max())
-    axes.imshow(kernel, cmap=SIGNED, vmin=-4 * strongest, vmax=4 * strongest)  # pale, so that numbers can be read on it
+    axes.imshow(kernel, cmap=SIGNED, vmin=-4 * strongest, vmax=4 * strongest)  # pale, so that the numbers stay legible
     for (row, column), weight in np.ndenumerate(kernel):
         axes.text(column, row, f"{weight:.2g}", ha="center", va="center_baseline", fontsize=6)
     axes.set_title(f"{name}\ndarkest: \u00b1{limit:,.0f}", fontsize=7, pad=2)
@@ -173,7 +178,7 @@ def _draw_filter(axes: Axes, name: str, limit: float) -> None:
 
 @figures.styled
 def _to_scale(panels: list[list[tuple[str, np.ndarray]]]) -> Figure:
-    """Rows of titled images, a pixel as large in one as in the other, each in its own range of colours."""
+    """Draws rows of titled images at one common pixel size, each with its own colour range."""
     columns = max(len(row) for row in panels)
     side = max(len(image) for row in panels for _, image in row)
     figure = figures.new(1.5 * columns, 1.75 * len(panels))
@@ -191,5 +196,5 @@ def _to_scale(panels: list[list[tuple[str, np.ndarray]]]) -> Figure:
 
 
 def _frame(rows: int, columns: int) -> Rectangle:
-    """The edge of an image, which paper alone would not show."""
+    """Returns a rectangle around an image, whose edge white paper would not show."""
     return Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor=figures.GRID, linewidth=0.8)

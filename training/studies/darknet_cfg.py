@@ -1,4 +1,4 @@
-"""The grammar of a Darknet .cfg: `[kind]` lines, each followed by `name=value` lines; comments from # or ; on."""
+"""Parses Darknet .cfg files: `[kind]` lines, each followed by `name=value` lines; `#` or `;` starts a comment."""
 
 import re
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ from training.studies.workbench import DetectionError
 
 @dataclass(frozen=True)
 class Section:
-    """One `[kind]` of a .cfg text with its `name=value` lines."""
+    """One `[kind]` of a .cfg file with its `name=value` options."""
 
     kind: str
     line: int
     options: dict[str, str]
 
     def number(self, name: str, default: float | None = None) -> float:
-        """The value of one option; DetectionError if it is no number, or there is neither it nor a default."""
+        """Returns one numeric option; DetectionError if it is not a number, or if it is missing and has no default."""
         if name not in self.options and default is not None:
             return default
         found = self.numbers(name)
         if len(found) != 1:
-            raise self.error(f"{name} is {len(found)} numbers, expected one")
+            raise self.error(f"{name} has {len(found)} numbers, expected one")
         return found[0]
 
     def count(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """The value of an option that counts something."""
+        """Returns an option that is a whole number of at least `least`."""
         value = self.number(name, default)
         if value != int(value) or value < least:
-            raise self.error(f"{name}={value:g}, expected a whole number from {least} on")
+            raise self.error(f"{name}={value:g}, expected a whole number of at least {least}")
         return int(value)
 
     def numbers(self, name: str) -> list[float]:
-        """The values of an option that is a list."""
+        """Returns an option that is a list of numbers."""
         if name not in self.options:
             raise self.error(f"{name}= is missing")
         try:
@@ -44,13 +44,13 @@ class Section:
             raise self.error(f"{name}={self.options[name]}, expected finite numbers")
         return values
 
-    def error(self, what: str) -> DetectionError:
-        """What is wrong here, with the place."""
-        return DetectionError(f"line {self.line}, [{self.kind}]: {what}")
+    def error(self, message: str) -> DetectionError:
+        """Returns an error that names this section and its line."""
+        return DetectionError(f"line {self.line}, [{self.kind}]: {message}")
 
 
 def parse(text: str) -> list[Section]:
-    """The sections of a .cfg text, [net] first; comments and blanks are dropped."""
+    """Parses a .cfg text into its sections, [net] first, without comments and blanks."""
     sections: list[Section] = []
     for number, raw in enumerate(text.splitlines(), start=1):
         line = re.sub(r"\s", "", re.split("[#;]", raw)[0])
@@ -60,7 +60,9 @@ def parse(text: str) -> list[Section]:
         elif equals and name and sections:
             sections[-1].options[name] = value
         elif line:
-            raise DetectionError(f"line {number}: {raw.strip()[:40]!r} is neither [a layer] nor name=value of one")
+            raise DetectionError(
+                f"line {number}: {raw.strip()[:40]!r} is neither a [layer] nor one of its name=value options"
+            )
     if not sections or sections[0].kind not in ("net", "network"):
-        raise DetectionError("it is no Darknet .cfg: it does not begin with [net]")
+        raise DetectionError("not a Darknet .cfg file: it does not start with [net]")
     return sections

@@ -1,4 +1,4 @@
-"""What is in MNIST: samples of it, and how many there are of each digit."""
+"""Studies of MNIST's content: samples, and the number of images of each digit."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,9 +10,10 @@ from training.studies.workbench import Workbench
 
 
 def samples(bench: Workbench) -> str:
-    """A grid of random digits, the first example of each, and one of them as its 28x28 numbers, printed too.
+    """Shows a grid of random digits, the first example of each digit, and one image as its 28x28 numbers.
 
-    The notebooks' random index, up to and with the number of images, could be one too many; these can't.
+    The notebooks draw a random index from an interval that includes the number of images, which is out of range; here every
+    index is valid.
     """
     train = bench.dataset.train
     chosen = np.random.default_rng(bench.seed).choice(len(train), 16, replace=False)
@@ -31,7 +32,7 @@ def samples(bench: Workbench) -> str:
 
 
 def balance(bench: Workbench) -> str:
-    """Images of each class in the training and the test images, and how even that is."""
+    """Counts the training and test images of each class."""
     train, test = bench.dataset.train, bench.dataset.test
     counts = np.array([np.bincount(part.labels, minlength=10) for part in (train, test)])  # (2, 10)
     bench.picture("balance", _bars(counts))
@@ -46,13 +47,13 @@ def balance(bench: Workbench) -> str:
 
 
 def one_of_each(examples: Examples) -> np.ndarray:
-    """The first image of each digit, (10, 28, 28) uint8."""
+    """Returns the first image of each digit, (10, 28, 28) uint8."""
     return examples.images[[int(np.argmax(examples.labels == digit)) for digit in range(10)]]
 
 
 @figures.styled
 def _numbers(image: np.ndarray) -> Figure:
-    """An image as what it is: a number for each pixel."""
+    """Draws an image with the value of each pixel."""
     figure = figures.new(8, 8)
     axes = figure.subplots()
     axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
@@ -65,7 +66,7 @@ def _numbers(image: np.ndarray) -> Figure:
 
 @figures.styled
 def _bars(counts: np.ndarray) -> Figure:
-    """Images of each digit, (2, 10): training above test."""
+    """Draws bars of the images of each digit, (2, 10): training above test."""
     figure = figures.new(figures.WIDTH, 4.6)
     for axes, part, row in zip(figure.subplots(2, sharex=True), ("training", "test"), counts, strict=True):
         bars = axes.bar(range(10), row, color=figures.BLUE)

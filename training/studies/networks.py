@@ -1,4 +1,4 @@
-"""What a trained network gets right and wrong, how its training went, and where its parameters are."""
+"""Studies of trained networks: their errors, their training curves and their parameters."""
 
 import math
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from training.recipes import RECIPES
 from training.studies.workbench import Workbench
 
 QUICK = ("mlp128-raw", "mlp128", "lenet5")
-"""The first networks of seed notebook 004: a few minutes; the whole catalogue takes an hour."""
+"""The first networks of seed notebook 004, which take a few minutes; the whole catalogue takes an hour."""
 
 
 def gallery(bench: Workbench) -> str:
-    """The first nine test images that `fcn512` reads right, and the first nine that it reads wrong."""
+    """Shows the first nine test images that `fcn512` classifies correctly, and the first nine that it gets wrong."""
     trained, test = bench.trained("fcn512"), bench.dataset.test
     probabilities = softmax(trained.answers, 1.0)
     digits = probabilities.argmax(axis=1)
@@ -32,25 +32,25 @@ def gallery(bench: Workbench) -> str:
     titles = [f"predicted {digit}\nclass {label}" for _, digit, label, _ in rows]
     bench.picture("gallery", figures.image_grid(test.images[chosen], titles, columns=9))
     bench.table("gallery", ["test_image", "predicted", "class", "confidence"], rows)
-    sure = f"{np.median(probabilities[wrong].max(axis=1)):.2f}" if len(wrong) else "none"
+    median = f"{np.median(probabilities[wrong].max(axis=1)):.2f}" if len(wrong) else "no errors"
     return (
-        f"fcn512, trained in {trained.seconds:.0f} s, reads {len(digits) - len(wrong):,} of {len(digits):,} right; "
-        f"{_commonest(evaluate(probabilities, test.labels).confusion)}; median confidence of the wrong: {sure}"
+        f"fcn512, trained in {trained.seconds:.0f} s, classifies {len(digits) - len(wrong):,} of {len(digits):,} correctly; "
+        f"{_commonest(evaluate(probabilities, test.labels).confusion)}; median confidence of the errors: {median}"
     )
 
 
 def curves(bench: Workbench) -> str:
-    """Loss and accuracy of `cnn6k` by epoch, on the images that it learns from and on 10,000 others.
+    """Plots loss and accuracy of `cnn6k` by epoch, on its training images and on 10,000 others.
 
-    The notebook watches the test images, and picks the number of epochs by them; here the others are the last training
-    images, which the recipe leaves aside.
+    The notebook monitors the test images and selects the number of epochs by them. Here the monitored images are the last
+    training images, which the recipe does not use.
     """
     recipe = RECIPES["cnn6k"]
     epochs, train = bench.epochs or recipe.epochs, bench.dataset.train
     checkpoint = bench.checkpoint("cnn6k-watched", epochs)
-    print(f"cnn6k: {recipe.training_images:,} images, {epochs} epochs, seed {bench.seed}, watching others", flush=True)
-    learnt, watched = train[: recipe.training_images], train[recipe.training_images :][-10_000:]
-    fitted = fit(recipe, learnt, watched, bench.seed, epochs, checkpoint)
+    print(f"cnn6k: {recipe.training_images:,} images, {epochs} epochs, seed {bench.seed}, validated on others", flush=True)
+    used, monitored = train[: recipe.training_images], train[recipe.training_images :][-10_000:]
+    fitted = fit(recipe, used, monitored, bench.seed, epochs, checkpoint)
     history = fitted.history
     names = ["loss", "val_loss", "accuracy", "val_accuracy"]
     bench.picture("curves", figures.curves(history))
@@ -59,21 +59,21 @@ def curves(bench: Workbench) -> str:
     bench.table("curves", ["epoch", *names], rows)
     losses = history["val_loss"]
     first, best = first_rise(losses), int(np.argmin(losses)) + 1
-    rise = f"rises first after epoch {first}" if first else "never rises"
+    rise = f"first rises after epoch {first}" if first else "never rises"
     return (
         f"cnn6k, {len(losses)} epochs in {fitted.seconds:.0f} s: validation loss {rise} and is lowest, {min(losses):.4f}, "
-        f"after epoch {best}; at the end accuracy is {history['accuracy'][-1]:.4f} in training, "
+        f"after epoch {best}; final accuracy is {history['accuracy'][-1]:.4f} in training, "
         f"{history['val_accuracy'][-1]:.4f} in validation"
     )
 
 
 def first_rise(losses: list[float]) -> int | None:
-    """The epoch, counted from 1, after which the loss is higher than before for the first time; None if it never is."""
+    """Returns the first epoch, counted from 1, that is followed by a higher loss; None if the loss never rises."""
     return next((epoch for epoch in range(1, len(losses)) if losses[epoch] > losses[epoch - 1]), None)
 
 
 def confusion(bench: Workbench) -> str:
-    """Which digits are taken for which, by recipe, with how long it was trained."""
+    """Counts the confusions of each recipe, with the training time."""
     rows = []
     for name in bench.recipes or QUICK:
         trained = bench.trained(name)
@@ -87,17 +87,17 @@ def confusion(bench: Workbench) -> str:
 
 
 def _commonest(confusion: list[list[int]]) -> str:
-    """The mistake that is made most often, in words."""
+    """Describes the most frequent error."""
     errors = np.array(confusion) * (1 - np.eye(10, dtype=int))
     true, read = np.unravel_index(errors.argmax(), errors.shape)
-    return f"{true} read as {read} {errors.max()} times" if errors.any() else "no mistakes"
+    return f"{true} read as {read} {errors.max()} times" if errors.any() else "no errors"
 
 
 def parameters(bench: Workbench) -> str:
-    """Every layer's parameters by formula, beside Keras' own count, and its multiply-adds an image, for all recipes.
+    """Computes every layer's parameters by formula beside Keras' count, and its multiply-adds per image, for all recipes.
 
-    The notebook asks why LeNet-5, with fewer parameters than the dense network, takes longer to train: its filters use each
-    of theirs at every place of the image.
+    The notebook asks why LeNet-5 trains longer than the dense network although it has fewer parameters: its filters use each
+    parameter at every position of the image.
     """
     networks = {name: recipe.network() for name, recipe in RECIPES.items()}
     rows = [
@@ -118,18 +118,18 @@ def parameters(bench: Workbench) -> str:
     largest = max(networks["lenet5"].layers, key=lambda layer: layer.count_params())
     lenet5, mlp128 = (networks[name].count_params() for name in ("lenet5", "mlp128-raw"))
     return (
-        f"{agree} of {len(rows)} layers have what the formula says; lenet5 has {lenet5:,} in all, {lenet5 / mlp128:.2f} of "
+        f"{agree} of {len(rows)} layers agree with the formula; lenet5 has {lenet5:,} parameters, {lenet5 / mlp128:.2f} of "
         f"mlp128-raw's {mlp128:,}; most are in its layer {_called(largest)}: {largest.count_params():,}, "
-        f"{largest.count_params() / lenet5:.0%}; an image takes it {work['lenet5'] / work['mlp128-raw']:.1f} times the "
+        f"{largest.count_params() / lenet5:.0%}; per image it needs {work['lenet5'] / work['mlp128-raw']:.1f} times the "
         f"multiply-adds"
     )
 
 
 def by_formula(layer: keras.Layer) -> tuple[str, int]:
-    """How many parameters a layer has: as a formula, and what it comes to. Layers of other kinds have none.
+    """Returns the formula of a layer's parameters and their number. Layers of other kinds have no parameters.
 
-    A filter has a weight for each pixel and channel that it sees, a unit one for each of its inputs, and both a bias where
-    the layer has any; batch normalisation has a scale, a shift, a mean and a variance a channel, the last two not trained.
+    A filter has one weight per pixel and channel that it sees, and a unit has one weight per input; both have a bias if the
+    layer has one. Batch normalisation has a scale, a shift, a mean and a variance per channel; the last two are not trained.
     """
     inputs = layer.input.shape[-1]
     if isinstance(layer, layers.Conv2D):
@@ -150,33 +150,33 @@ def by_formula(layer: keras.Layer) -> tuple[str, int]:
 
 
 def multiply_adds(layer: keras.Layer) -> int:
-    """How many a layer makes for an image: one for each weight, and in a convolution at each place of its output."""
+    """Returns a layer's multiply-adds per image: one per weight, and in a convolution one per weight and output position."""
     if isinstance(layer, (layers.Conv2D, layers.Dense)):
-        weights, places = math.prod(layer.kernel.shape), math.prod(layer.output.shape[1:-1])
-        return int(weights * places)
+        weights, positions = math.prod(layer.kernel.shape), math.prod(layer.output.shape[1:-1])
+        return int(weights * positions)
     return 0
 
 
 def _called(layer: keras.Layer) -> str:
-    """A layer's kind and width."""
+    """Returns a layer's kind and width."""
     return f"{type(layer).__name__} {layer.output.shape[-1]}"
 
 
 @figures.styled
 def _shares(networks: dict[str, keras.Model]) -> Figure:
-    """A bar for each network, cut where one layer's parameters end and the next one's begin; the largest is named."""
+    """Draws one bar per network, divided into the parameters of its layers; the largest layer is named."""
     colours = {layers.Conv2D: figures.ORANGE, layers.Dense: figures.BLUE, layers.BatchNormalization: figures.GRID}
     figure = figures.new(1.5 * figures.WIDTH, 0.9 + 0.36 * len(networks))
     axes = figure.subplots()
-    for place, network in enumerate(networks.values()):
+    for position, network in enumerate(networks.values()):
         total, begin = network.count_params(), 0.0
         largest = max(network.layers, key=lambda layer: layer.count_params())
         for layer in network.layers:
             share = layer.count_params() / total
-            axes.barh(place, share, left=begin, color=colours.get(type(layer)), edgecolor="white", linewidth=0.8)
+            axes.barh(position, share, left=begin, color=colours.get(type(layer)), edgecolor="white", linewidth=0.8)
             if layer is largest:
                 text = f"{_called(layer)}: {layer.count_params():,}"
-                axes.text(begin + share / 2, place, text, ha="center", va="center_baseline", fontsize=7, color="white")
+                axes.text(begin + share / 2, position, text, ha="center", va="center_baseline", fontsize=7, color="white")
             begin += share
     axes.set_yticks(range(len(networks)), [f"{name}  {network.count_params():,}" for name, network in networks.items()])
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""All studies by name, what each heeds and needs, and the choice among them."""
+"""Lists all studies with their options, and selects the ones to run."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,30 +14,30 @@ class Study:
     """One plot, question or claim of the seed notebooks.
 
     Attributes:
-        name: what the command line calls it.
-        source: where the question comes from.
-        shows: what it is about, in a line.
-        carry_out: writes the results, and says in a line what they show.
-        options: those of the command line that it heeds.
-        needs: options that it can't do without; `all` leaves it out where they are missing.
+        name: name on the command line.
+        source: origin of the question.
+        shows: its subject, in one line.
+        function: writes the results and returns the finding in one line.
+        options: command-line options that it uses.
+        needs: options that it requires; `all` skips the study if one is missing.
     """
 
     name: str
     source: str
     shows: str
-    carry_out: Callable[[Workbench], str]
+    function: Callable[[Workbench], str]
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
-    def lacks(self, given: Mapping[str, Any]) -> str:
-        """The options that it can't do without and that are not `given`, as they are written; "" if there are all."""
+    def missing(self, given: Mapping[str, Any]) -> str:
+        """Returns the required options that are not `given`, in command-line form; "" if all are given."""
         return ", ".join(f"--{option}" for option in self.needs if given[option] is None)
 
     def run(self, bench: Workbench) -> str:
-        """Carries it out; returns what it shows, how long it took and what it has written."""
+        """Runs the study; returns its finding, its duration and the files that it wrote."""
         bench.written, began = [], time.monotonic()
-        shown = self.carry_out(bench)
-        return f"{shown} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})"
+        finding = self.function(bench)
+        return f"{finding} ({time.monotonic() - began:.0f} s: {', '.join(map(str, bench.written))})"
 
 
 STUDIES = {
@@ -46,32 +46,32 @@ STUDIES = {
         Study(
             "samples",
             "seed notebooks 000, 001, 003, 004",
-            "random digits, one of each, and one as its 28x28 numbers",
+            "random digits, one of each digit, and one image as its 28x28 numbers",
             images.samples,
         ),
         Study("balance", "seed notebook 004", "images of each class, and the sizes of the sets", images.balance),
         Study(
             "filters",
             "seed notebook 004",
-            "five 3x3 filters over one of each digit and a plus sign",
+            "five 3x3 filters applied to one of each digit and a plus sign",
             convolutions.filters,
         ),
         Study(
             "stride-padding",
             "seed notebooks 002, 004",
-            "the sizes that stride and padding leave, and the formula for them",
+            "output sizes under stride and padding, and their formula",
             convolutions.stride_padding,
         ),
         Study(
             "max-pooling",
             "seed notebooks 002, 004",
-            "what 2x2 pooling leaves of digits, sizes before and after",
+            "digits after 2x2 pooling, with the sizes before and after",
             convolutions.max_pooling,
         ),
         Study(
             "gallery",
             "seed notebook 001",
-            "nine digits that fcn512 reads right and nine that it reads wrong",
+            "nine digits that fcn512 classifies correctly and nine that it gets wrong",
             networks.gallery,
             ("epochs", "models"),
         ),
@@ -85,27 +85,27 @@ STUDIES = {
         Study(
             "confusion",
             "seed notebook 004",
-            f"which digits are taken for which, by recipe (by default {', '.join(networks.QUICK)})",
+            f"confusion matrices by recipe (by default {', '.join(networks.QUICK)})",
             networks.confusion,
             ("epochs", "recipes", "models"),
         ),
         Study(
             "parameters",
             "seed notebook 004",
-            "parameters of every layer by formula beside Keras' count",
+            "parameters of every layer by formula and by Keras' count",
             networks.parameters,
         ),
         Study(
             "batch-size",
             "seed notebook 001",
-            "accuracy and training time of fcn512 at 32, 128 and 10,000 images a batch",
+            "accuracy and training time of fcn512 at 32, 128 and 10,000 images per batch",
             comparisons.batch_size,
             ("epochs", "models"),
         ),
         Study(
             "optimiser",
             "seed notebook 004",
-            "Adadelta against Adam on lenet5 and cnn3264 (half an hour, less with --epochs)",
+            "Adadelta compared with Adam on lenet5 and cnn3264 (half an hour, less with --epochs)",
             comparisons.optimiser,
             ("epochs", "models"),
         ),
@@ -119,14 +119,14 @@ STUDIES = {
         Study(
             "label-noise",
             "seed notebook 001, after Rolnick et al. 2017",
-            "what networks learn when each right label is joined by up to 100 random ones (ten minutes)",
+            "accuracy when every right label comes with up to 100 random ones (ten minutes)",
             label_noise.label_noise,
             options=("epochs",),
         ),
         Study(
             "detection",
             "seed notebook 003",
-            "cars, buses and other things in a photo, found by a YOLO network; both are yours to bring",
+            "cars, buses and other objects in a photo, detected by a YOLO network; bring both files",
             detection.detection,
             options=("photo", "weights", "names", "cfg"),
             needs=("photo", "weights", "names"),
@@ -138,30 +138,30 @@ OPTIONS = sorted({option for study in STUDIES.values() for option in study.optio
 
 
 class StudyError(Exception):
-    """A study was asked for wrongly; the message says what there is."""
+    """The study's name or options are invalid; the message lists the valid ones."""
 
 
 def choose(name: str, given: Mapping[str, Any]) -> list[Study]:
-    """The study called `name`, or `all` that lack no option; the others are told of, and left out.
+    """Returns the study called `name`, or, for `all`, every study whose required options are given; prints the skipped ones.
 
     Args:
         name: as on the command line.
-        given: the value of every option of `OPTIONS` by its name, false where it was not given.
+        given: the value of every option of `OPTIONS` by its name, false if it was not given.
 
     Raises:
-        StudyError: there is no such study, it has no use for an option that was given, or it lacks one.
+        StudyError: the study does not exist, does not use an option that was given, or lacks a required one.
     """
     if name == "all":
         for study in STUDIES.values():
-            if study.lacks(given):
-                print(f"{study.name:16} left out: it needs {study.lacks(given)}", flush=True)
-        return [study for study in STUDIES.values() if not study.lacks(given)]
+            if study.missing(given):
+                print(f"{study.name:16} skipped: it needs {study.missing(given)}", flush=True)
+        return [study for study in STUDIES.values() if not study.missing(given)]
     if name not in STUDIES:
-        raise StudyError(f"no study {name!r}; there are: {', '.join(STUDIES)}, and all")
+        raise StudyError(f"no study is named {name!r}; the studies are: {', '.join(STUDIES)}, and all")
     study = STUDIES[name]
     for option in OPTIONS:
         if given[option] and option not in study.options:
-            raise StudyError(f"study {name} has no use for --{option}")
-    if study.lacks(given):
-        raise StudyError(f"study {name} needs {study.lacks(given)}; see digits-train study --help")
+            raise StudyError(f"study {name} does not use --{option}")
+    if study.missing(given):
+        raise StudyError(f"study {name} needs {study.missing(given)}; see digits-train study --help")
     return [study]

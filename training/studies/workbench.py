@@ -1,4 +1,4 @@
-"""What a study works with: the data, networks that are trained once for all studies, and the place for its results."""
+"""The resources of a study: the data, networks that are trained once for all studies, and the directory for results."""
 
 import csv
 import io
@@ -15,21 +15,22 @@ from PIL import Image
 
 from training import figures, version_directory
 from training.dataset import Dataset
-from training.fit import checkpoint_name, fingerprint, fit, logits
+from training.evaluate import predict_logits
+from training.fit import checkpoint_name, fingerprint, fit
 from training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A recipe's network, judged on the test images.
+    """A recipe's trained network with its answers for the test images.
 
     Attributes:
-        recipe: its name.
+        recipe: name of the recipe.
         network: float32 pixels (N, 28, 28, 1) to logits (N, 10).
-        history: Keras' figures for each epoch, by name.
-        seconds: how long training took.
+        history: Keras' values per epoch, by name.
+        seconds: training time.
         answers: (N, 10) float32, its logits for the test images.
-        accuracy: share of the test images read right.
+        accuracy: test accuracy.
     """
 
     recipe: str
@@ -41,23 +42,23 @@ class Trained:
 
     @property
     def epochs(self) -> int:
-        """How many were trained."""
+        """Number of trained epochs."""
         return len(self.history["loss"])
 
 
 class DetectionError(Exception):
-    """What the user brings for `detection` is not what it should be; the message says what is wrong, and where."""
+    """A file for `detection` is invalid; the message gives the error and its position."""
 
 
 @dataclass(frozen=True)
-class Brought:
-    """What the user brings for `detection`.
+class DetectorFiles:
+    """The user's files for `detection`.
 
     Attributes:
-        photo: an image file to look for things in.
-        weights: a detector's weights, as Darknet keeps them.
-        names: a text file that names its classes, one a line.
-        cfg: its layers, as Darknet keeps them; None for those of YOLOv3.
+        photo: image file in which to detect objects.
+        weights: the detector's Darknet .weights file.
+        names: text file with the class names, one per line.
+        cfg: the detector's Darknet .cfg file; None for YOLOv3.
     """
 
     photo: Path
@@ -70,14 +71,14 @@ class Workbench:
     """The data, the networks and the directory for results, shared by the studies of one command.
 
     Args:
-        load: gives MNIST; called once, and only when a study looks at images.
-        out: directory for the results; it is there.
+        load: returns MNIST; called once, when a study first needs images.
+        out: existing directory for the results.
         seed: of every random choice.
-        epochs: of each training; None takes the recipe's own.
-        recipes: those to study, where a study leaves the choice; empty for its own choice.
-        models: directory with versions that `digits-train run` has left, at any depth; a network that is there with the
-            seed and the epochs wanted is not trained again. None looks nowhere.
-        brought: the photo and the detector for `detection`; None where there are none.
+        epochs: of each training; None uses the recipe's number.
+        recipes: recipes to study, if the study leaves the choice; empty for the study's default.
+        models: directory with versions that `digits-train run` published, at any depth. A network found there with the right
+            seed and epochs is not trained again. None searches no directory.
+        detector_files: the photo and the detector for `detection`; None if they were not given.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Workbench:
         epochs: int | None = None,
         recipes: Sequence[str] = (),
         models: Path | None = None,
-        brought: Brought | None = None,
+        detector_files: DetectorFiles | None = None,
     ):
         self._load = load
         self.out = out
@@ -96,19 +97,19 @@ class Workbench:
         self.epochs = epochs
         self.recipes = tuple(recipes)
         self.models = models
-        self.brought = brought
+        self.detector_files = detector_files
         self.written: list[Path] = []
 
     @cached_property
     def dataset(self) -> Dataset:
-        """MNIST, loaded when it is first asked for."""
+        """MNIST, loaded on first use."""
         return self._load()
 
     def trained(self, name: str) -> Trained:
-        """The network of recipe `name`, as `digits-train run` would train it.
+        """Returns the network of recipe `name`, trained as `digits-train run` would train it.
 
-        It is taken from `models` where it is there, and from the checkpoint in `out`/.trained where an earlier study, or
-        one that was interrupted, left it.
+        A matching version in `models` is used if there is one. Otherwise training resumes from the checkpoint in
+        `out`/.trained that an earlier or interrupted study left.
         """
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
@@ -125,12 +126,12 @@ class Workbench:
             print(f"{name}: {len(train):,} images, {epochs} epochs at most, seed {self.seed}", flush=True)
             fitted = fit(recipe, train, validation, self.seed, epochs, self.checkpoint(name, epochs))
             network, history, seconds = fitted.network, fitted.history, fitted.seconds
-        answers = logits(network, test.images)
+        answers = predict_logits(network, test.images)
         accuracy = float((answers.argmax(axis=1) == test.labels).mean())
         return Trained(name, network, history, seconds, answers, accuracy)
 
     def checkpoint(self, name: str, epochs: int) -> Path:
-        """The file that keeps a training's state, so that it is never done twice."""
+        """Returns the checkpoint file of a training, so that it runs only once."""
         directory = self.out / ".trained"
         directory.mkdir(exist_ok=True)
         return directory / checkpoint_name(name, self.seed, epochs)

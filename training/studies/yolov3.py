@@ -1,12 +1,12 @@
-"""YOLOv3 (Redmon & Farhadi 2018, arXiv 1804.02767), the network of seed notebook 003, written down from its structure."""
+"""YOLOv3 (Redmon & Farhadi 2018, arXiv 1804.02767), the network of seed notebook 003, generated from its structure."""
 
-ANCHORS = "10,13, 16,30, 33,23, 30,61, 62,45, 59,119, 116,90, 156,198, 373,326"  # the paper's, for an input of 416x416
+ANCHORS = "10,13, 16,30, 33,23, 30,61, 62,45, 59,119, 116,90, 156,198, 373,326"  # from the paper, for a 416x416 input
 
 
 def cfg() -> str:
-    """YOLOv3's layers as a Darknet .cfg for the 80 classes of COCO: 62,001,757 parameters, averages included.
+    """Returns YOLOv3 as a Darknet .cfg for the 80 classes of COCO: 62,001,757 parameters, moving averages included.
 
-    It sees a photo in its own proportions between grey bars, as Redmon's Darknet shows it.
+    Photos keep their proportions between grey bars, as in Redmon's Darknet.
     """
     backbone = [_convolution(32, 3)]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):  # Darknet-53: each stage halves the map
@@ -31,7 +31,7 @@ def _convolution(filters: int, size: int, stride: int = 1) -> str:
 
 
 def _head(filters: int, mask: str) -> list[str]:
-    """Six convolutions, 1x1 and 3x3 in turn, then 85 numbers for each of three anchors: box, objectness, 80 classes."""
+    """Returns six convolutions, alternating 1x1 and 3x3, then 85 numbers per anchor: box, objectness, 80 classes."""
     return [
         *[_convolution(filters, 1), _convolution(2 * filters, 3)] * 3,
         "[convolutional]\nfilters=255\nsize=1\nactivation=linear",
@@ -40,7 +40,7 @@ def _head(filters: int, mask: str) -> list[str]:
 
 
 def _finer(filters: int, onto: int) -> list[str]:
-    """The head's fifth convolution, twice as large, beside the last map of that size in the backbone, layer `onto`."""
+    """Upsamples the head's fifth convolution twofold and concatenates the last backbone map of that size, layer `onto`."""
     return [
         "[route]\nlayers=-4",
         _convolution(filters, 1),
