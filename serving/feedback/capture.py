@@ -74,7 +74,7 @@ def open_store(settings: Settings) -> "Store":
     try:
         from serving.feedback.capture_store import Store
     except ImportError as error:
-        raise CaptureError(f"--capture needs SQLAlchemy ({error}): pip install 'postal-digits[capture]'") from error
+        raise CaptureError(f"--capture needs SQLAlchemy ({error}): run pip install '.[capture]' in a checkout") from error
     return Store(settings.capture or "", settings.capture_days, settings.capture_max_images)
 
 

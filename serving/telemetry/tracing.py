@@ -38,7 +38,7 @@ def start() -> "Tracing | None":
     except ImportError as error:
         raise TracingError(
             f"OTEL_TRACES_EXPORTER or an OTLP endpoint asks for traces, but OpenTelemetry is not installed ({error}): "
-            "pip install 'postal-digits[tracing]', or set OTEL_SDK_DISABLED=true"
+            "run pip install '.[tracing]' in a checkout, or set OTEL_SDK_DISABLED=true"
         ) from error
     except ValueError as error:  # OpenTelemetry reads OTEL_PROPAGATORS while it is imported
         raise TracingError(f"OTEL_PROPAGATORS: {error}") from error

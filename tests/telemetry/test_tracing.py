@@ -103,7 +103,7 @@ def test_tracing_without_opentelemetry_is_refused_with_the_remedy() -> None:
         timeout=TIMEOUT,
         check=True,
     )
-    assert "pip install 'postal-digits[tracing]'" in ran.stdout
+    assert "pip install '.[tracing]'" in ran.stdout
 
 
 def test_a_call_has_a_span_with_children_for_queue_and_inference(collector: Collector) -> None:
