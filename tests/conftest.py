@@ -1,11 +1,9 @@
 """What the tests share: real servers on free ports, the bundled model, drawn digits, and MNIST where there is a copy."""
 
-import asyncio
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from serving.inference.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -21,7 +18,10 @@ from serving.process.server import Server
 from serving.repository import versions
 from serving.samples.draw import draw_many
 from serving.settings import BUNDLED, Settings
+from tests.support.calls import TIMEOUT
+from tests.support.models import GatedModel, WarmModel
 from tests.support.postgres import Postgres, programs, stopped
+from tests.support.servers import StartServer
 
 if TYPE_CHECKING:
     from training.dataset import Dataset
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     # A run that is cancelled ends what it has started, as one does that is interrupted by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-TIMEOUT = 20  # seconds; of every call in a test that is not about deadlines
 
 
 @pytest.fixture(scope="session")
@@ -97,53 +94,9 @@ def postgres() -> Iterator[Postgres]:
         yield made
 
 
-class WarmModel(Model):
-    """A real model that was loaded and warmed up before, so that a server on it starts at once."""
-
-    def __init__(self, model: Model):
-        self.__dict__.update(model.__dict__)
-
-    def warm_up(self, max_batch_size: int) -> None:
-        pass
-
-
-class GatedModel(WarmModel):
-    """A real model whose runs wait at a gate, so that a test decides when each may go on.
-
-    Attributes:
-        batches: the images of every run, in order.
-        started: released once a run.
-        gate: a run passes it once for each release.
-    """
-
-    def __init__(self, model: Model):
-        super().__init__(model)
-        self.batches: list[NDArray[np.uint8]] = []
-        self.started = threading.Semaphore(0)
-        self.gate = threading.Semaphore(0)
-
-    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        self.batches.append(images)
-        self.started.release()
-        assert self.gate.acquire(timeout=TIMEOUT), "the test never opened the gate"
-        if (images[0] == 255).all():
-            raise RuntimeError("a white image first in the batch breaks this model")
-        return super().infer(images)
-
-    def open(self, runs: int = 1_000_000) -> None:
-        self.gate.release(runs)
-
-    async def run_starts(self) -> None:
-        """Waits until the model has been handed one more batch."""
-        assert await asyncio.to_thread(self.started.acquire, timeout=TIMEOUT)
-
-
 @pytest.fixture
 def gated(model: Model) -> GatedModel:
     return GatedModel(model)
-
-
-StartServer = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture(scope="session")
@@ -184,23 +137,3 @@ async def server(start_server: StartServer) -> Server:
 async def stub(server: Server) -> AsyncIterator[DigitServiceStub]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         yield DigitServiceStub(channel)
-
-
-async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
-    """The error that a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await call
-    return refusal.value
-
-
-def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
-    """What a metric says now, added up over the series that have these labels; 0 when there is none."""
-    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name == name]
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
-
-
-async def until(registry: CollectorRegistry, name: str, expected: float, **labels: str) -> None:
-    """Waits until a metric, added up over the series that have these labels, says so."""
-    async with asyncio.timeout(TIMEOUT):
-        while value(registry, name, **labels) != expected:
-            await asyncio.sleep(0.001)

@@ -27,8 +27,11 @@ from serving.repository.versions import ModelVersion
 from serving.samples.photograph import encode, photograph
 from serving.telemetry.metrics import Metrics
 from serving.transport import grpc_front
-from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
+from tests.support.calls import TIMEOUT, refused
+from tests.support.metrics import until, value
 from tests.support.model_files import publish_breakable, publish_unsound
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

@@ -27,8 +27,11 @@ from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process.server import Server
 from serving.samples.photograph import photograph
-from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
 from tests.support import model_files
+from tests.support.calls import TIMEOUT, refused
+from tests.support.metrics import until, value
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 Told = Any  # what JSON says

@@ -7,7 +7,7 @@ import pytest
 
 from serving.settings import BUNDLED
 from serving.telemetry.multiprocess_metrics import DIRECTORY
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.model_files import place, publish
 from tests.support.service import DIGITS
 

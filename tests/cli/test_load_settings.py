@@ -10,7 +10,7 @@ import pytest
 from serving.cli import load_settings
 from serving.cli.load_settings import SettingsError
 from serving.settings import GROUPS, Settings
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.service import DIGITS
 
 

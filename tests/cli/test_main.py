@@ -10,7 +10,7 @@ import pytest
 from serving.build_info import commit, version
 from serving.cli.main import COMMANDS, main
 from serving.samples.draw import SAMPLES
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.service import DIGITS
 
 

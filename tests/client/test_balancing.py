@@ -17,7 +17,9 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1 import digit_service_pb2_grpc as stubs
 from serving.process.server import Server
 from serving.samples.draw import draw
-from tests.conftest import TIMEOUT, StartServer, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
+from tests.support.servers import StartServer
 
 SEVEN = draw(7)
 CODE = grpc.StatusCode

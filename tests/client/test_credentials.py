@@ -13,7 +13,7 @@ from serving.client import CredentialsError, DigitClient, channel_credentials
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1 import digit_service_pb2_grpc as stubs
 from serving.samples.draw import draw
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.credentials import Files, chain, issue, key, root
 
 SEVEN = draw(7)

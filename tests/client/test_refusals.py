@@ -10,7 +10,7 @@ from serving.client import Decision, DigitClient, Refusal, ResourceExhausted
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.samples.draw import draw
 from tests.client.test_balancing import Refusing, served
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.credentials import TOKEN, entry
 from tests.support.service import service
 

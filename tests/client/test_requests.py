@@ -10,7 +10,7 @@ from serving.client import DigitClient, Recognition
 from serving.client.image_files import ImageError, read_image
 from serving.samples.draw import SAMPLES, draw
 from serving.samples.photograph import photograph
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.service import service
 
 SEVEN = draw(7)

@@ -13,7 +13,7 @@ from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.samples.draw import draw
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 IMAGES = [draw(digit) for digit in range(10)]
 

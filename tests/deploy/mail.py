@@ -16,7 +16,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as digits
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 Images = NDArray[np.uint8]
 Answer = Recognition | Field

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from serving.client import DigitClient
 from serving.samples.draw import SAMPLES
-from tests.conftest import TIMEOUT
 from tests.deploy import promql, series
 from tests.deploy.conftest import Prove
 from tests.deploy.mail import Mail
 from tests.deploy.monitoring import Prometheus, Sample, Webhook, alertmanager, needs, prometheus, shortened, webhook
 from tests.deploy.test_dashboard import PANELS
 from tests.support import credentials, model_files
+from tests.support.calls import TIMEOUT
 from tests.support.service import Service, service
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(240)]

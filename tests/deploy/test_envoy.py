@@ -18,11 +18,11 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT
 from tests.deploy.conftest import Prove
 from tests.deploy.edge import Edge, edge
 from tests.deploy.load import CLIENTS, IMAGES, load, one_connection, until
 from tests.deploy.replicas import WORKERS, Replica
+from tests.support.calls import TIMEOUT
 
 pytestmark = pytest.mark.deploy
 

@@ -10,10 +10,10 @@ import pytest
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1 import digit_service_pb2_grpc as stubs
-from tests.conftest import TIMEOUT
 from tests.deploy.envoy import PLAIN, Ports, envoy, program
 from tests.deploy.load import until
 from tests.deploy.names import name_server
+from tests.support.calls import TIMEOUT
 
 pytestmark = pytest.mark.deploy
 

@@ -7,11 +7,11 @@ import grpc
 import pytest
 import trustme
 
-from tests.conftest import TIMEOUT
 from tests.deploy.conftest import Prove
 from tests.deploy.edge import Edge, edge
 from tests.deploy.envoy import MUTUAL_TLS, Envoy
 from tests.deploy.load import one_connection, until
+from tests.support.calls import TIMEOUT
 from tests.support.credentials import chain, key, root
 
 pytestmark = pytest.mark.deploy

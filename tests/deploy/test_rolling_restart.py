@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TIMEOUT
 from tests.deploy.conftest import Prove
 from tests.deploy.edge import edge
 from tests.deploy.envoy import CONTAINER, PLAIN, bootstrap, envoy
 from tests.deploy.load import CLIENTS, Tally, balancing, load, one_connection, until
 from tests.deploy.names import name_server
 from tests.deploy.replicas import WORKERS, replica
+from tests.support.calls import TIMEOUT
 
 pytestmark = pytest.mark.deploy
 

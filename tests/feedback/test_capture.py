@@ -18,9 +18,10 @@ from serving.feedback.capture import Capture
 from serving.feedback.capture_records import CapturedTruth
 from serving.feedback.capture_store import Store
 from serving.telemetry.metrics import Metrics
-from tests.conftest import TIMEOUT, value
+from tests.support.calls import TIMEOUT
 from tests.support.captured_store import captured_image as image
 from tests.support.captured_store import rows
+from tests.support.metrics import value
 
 Images = NDArray[np.uint8]
 

@@ -20,9 +20,11 @@ from serving.client import Decision, DigitClient, Field, Recognition
 from serving.feedback import capture as capture_module
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT, StartServer, until, value
+from tests.support.calls import TIMEOUT
 from tests.support.captured_store import count_in_another_process, rows
+from tests.support.metrics import until, value
 from tests.support.postgres import Postgres
+from tests.support.servers import StartServer
 from tests.support.service import refused as refused_to_start
 from tests.support.service import service as running
 

@@ -24,7 +24,8 @@ from serving.samples.draw import draw
 from serving.telemetry.histograms import CENTRE, INK
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, StartServer
+from tests.support.calls import TIMEOUT
+from tests.support.servers import StartServer
 from tests.support.service import service
 from training.drift_reference import drift_reference
 

@@ -15,7 +15,9 @@ from serving.feedback.accuracy import wilson_interval
 from serving.feedback.truth import Truth, TruthCounter
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
-from tests.conftest import TIMEOUT, StartServer, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
+from tests.support.servers import StartServer
 from tests.support.service import service as running
 from tests.support.truths import KEY, issue, keyed
 

@@ -16,7 +16,9 @@ from serving.inference.classifier import PROBABILITIES
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, GatedModel, until, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import until, value
+from tests.support.models import GatedModel
 
 Images = NDArray[np.uint8]
 StartBatcher = Callable[..., Batcher]

@@ -14,7 +14,8 @@ from serving.inference.model import Model
 from serving.telemetry.logs import trace_ids
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
 
 Images = NDArray[np.uint8]
 

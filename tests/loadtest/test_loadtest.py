@@ -27,8 +27,8 @@ from serving.loadtest.tally import Tally
 from serving.loadtest.target import Outcome
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
-from tests.conftest import until, value
 from tests.support.credentials import TOKEN, Files, entry, issue
+from tests.support.metrics import until, value
 from tests.support.service import DIGITS, Service, service
 
 Answer = Callable[[pb.RecognizeRequest, Any], Awaitable[pb.RecognizeResponse]]

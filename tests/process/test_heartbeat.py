@@ -6,7 +6,7 @@ from urllib.request import urlopen
 from serving.process import heartbeat
 from serving.process.heartbeat import Heartbeat
 from serving.process.server import Server
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 
 async def test_the_heartbeat_of_a_loop_is_lost_while_it_stands_still() -> None:

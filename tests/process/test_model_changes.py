@@ -10,7 +10,7 @@ from serving.process.message_channel import MessageChannel
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 
 class Models:

@@ -14,7 +14,10 @@ from serving.api import digits
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from tests.conftest import TIMEOUT, StartServer, WarmModel, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
+from tests.support.models import WarmModel
+from tests.support.servers import StartServer
 from tests.support.service import Service, service
 
 Images = NDArray[np.uint8]

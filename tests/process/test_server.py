@@ -23,7 +23,10 @@ from serving.client import DigitClient
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.samples.draw import SAMPLES, draw
-from tests.conftest import TIMEOUT, GatedModel, StartServer, until
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import until
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 from tests.support.service import DIGITS, Service, refused, service
 
 Images = NDArray[np.uint8]

@@ -28,7 +28,8 @@ from serving.process.supervisor import StartFailed, Supervisor
 from serving.process.worker_process import WorkerProcess, spawn
 from serving.settings import Settings
 from serving.telemetry.multiprocess_metrics import DIRECTORY, MetricsDirectory
-from tests.conftest import TIMEOUT, StartServer
+from tests.support.calls import TIMEOUT
+from tests.support.servers import StartServer
 from tests.support.service import Service, refused, service
 
 

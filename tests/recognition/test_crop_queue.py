@@ -21,7 +21,7 @@ from serving.recognition import crop_queue
 from serving.recognition.crop_queue import CropQueue
 from serving.samples.photograph import cut_out, encode, photograph
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
+from tests.support.metrics import value
 
 Images = NDArray[np.uint8]
 

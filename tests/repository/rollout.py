@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, until
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import until
 
 Images = NDArray[np.uint8]
 

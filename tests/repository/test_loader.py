@@ -11,9 +11,11 @@ from serving.repository.loader import Loader, OpenModel
 from serving.repository.versions import ModelVersion, latest
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
-from tests.conftest import TIMEOUT, GatedModel, value
 from tests.repository.rollout import Images
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
 from tests.support.model_files import place, publish
+from tests.support.models import GatedModel
 
 
 @pytest.fixture

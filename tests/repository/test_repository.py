@@ -16,9 +16,12 @@ from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import RepositoryError
-from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
 from tests.repository.rollout import Images, index, recognize_all, stable_version, until_refused, until_stable
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import until, value
 from tests.support.model_files import place, publish, publish_shifted
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 
 async def test_a_new_version_takes_over_under_load_and_no_call_is_lost(

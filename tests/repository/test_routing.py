@@ -5,9 +5,10 @@ import pytest
 
 from serving.repository.routing import Routing, RoutingError
 from serving.repository.versions import RepositoryError
-from tests.conftest import StartServer, value
 from tests.repository.rollout import Images, index, recognize_all, stable_version, until_refused, until_stable, write_routing
+from tests.support.metrics import value
 from tests.support.model_files import publish
+from tests.support.servers import StartServer
 
 
 async def test_a_pinned_version_serves_and_newer_ones_wait(start_server: StartServer, tmp_path: Path) -> None:

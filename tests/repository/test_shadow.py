@@ -8,9 +8,11 @@ from serving.errors import UnknownModel
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from tests.conftest import TIMEOUT, StartServer, until, value
 from tests.repository.rollout import Images, index, recognize_all, until_stable, write_routing
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import until, value
 from tests.support.model_files import publish, publish_shifted
+from tests.support.servers import StartServer
 
 
 async def test_a_shadow_that_disagrees_is_counted_and_never_answers(

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 """Channel options that keep gRPC from sharing a connection between channels to one address."""

@@ -10,8 +10,11 @@ from serving.api import digits
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, GatedModel, StartServer, until, value
+from tests.support.calls import TIMEOUT
 from tests.support.credentials import TOKEN, bearer, entry
+from tests.support.metrics import until, value
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 RECOGNIZE = f"/{digits.NAME}/Recognize"
 IMAGE = pb.RecognizeRequest(image=bytes(784)).SerializeToString()

@@ -5,7 +5,7 @@ import pytest
 
 from serving.security.credential_files import CredentialFiles, CredentialsError
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
+from tests.support.metrics import value
 
 
 class Applied:

@@ -17,9 +17,10 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.samples.draw import SAMPLES, draw
-from tests.conftest import TIMEOUT, StartServer
 from tests.security.handshake import OWN_CONNECTION, health_code
+from tests.support.calls import TIMEOUT
 from tests.support.credentials import TOKEN, Files, bearer, entry, issue, trusting
+from tests.support.servers import StartServer
 from tests.support.service import DIGITS, Service, service
 
 EXPIRY = "digits_tls_certificate_expiry_timestamp_seconds"

@@ -12,10 +12,10 @@ from grpc_health.v1 import health, health_pb2_grpc
 from serving.security.credential_files import CredentialsError
 from serving.security.tls import TLS
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
 from tests.security.conftest import settle
 from tests.security.handshake import OWN_CONNECTION, check_health, health_code
 from tests.support.credentials import Files, chain, issue, key, root, trusting
+from tests.support.metrics import value
 from tests.support.service import refused
 
 EXPIRY = "digits_tls_certificate_expiry_timestamp_seconds"

@@ -8,9 +8,9 @@ import pytest
 from serving.errors import PermissionDenied, Unauthenticated
 from serving.security.tokens import TokenAuthenticator
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
 from tests.security.conftest import OpenTokens, settle
 from tests.support.credentials import TOKEN, bearer, entry
+from tests.support.metrics import value
 
 
 def test_a_client_is_known_by_its_token_and_has_the_roles_of_the_file(open_tokens: OpenTokens) -> None:

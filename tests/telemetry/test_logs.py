@@ -14,7 +14,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.samples.draw import draw
 from serving.settings import BUNDLED
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 from tests.support.service import launch
 
 

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from serving import build_info
 from serving.telemetry.histograms import BulkHistogram
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
+from tests.support.metrics import value
 
 
 def test_the_build_shows_with_version_commit_and_onnx_runtime() -> None:

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from serving import build_info
 from serving.process.startup_log import calls_by_code
 from serving.telemetry.multiprocess_metrics import MetricsDirectory, NoRoom, SupervisorMetrics
-from tests.conftest import TIMEOUT, value
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
 
 EXPIRY = "digits_tls_certificate_expiry_timestamp_seconds"
 

@@ -21,8 +21,9 @@ from serving.process.server import Server
 from serving.samples.draw import draw
 from serving.telemetry import tracing
 from serving.telemetry.tracing import TracingError
-from tests.conftest import TIMEOUT, StartServer
+from tests.support.calls import TIMEOUT
 from tests.support.collector import Collector, attributes, running_collector
+from tests.support.servers import StartServer
 from tests.support.service import launch
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

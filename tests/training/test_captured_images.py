@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from serving.answers.recognition_id import RecognitionIds
 from serving.client import DigitClient
-from tests.conftest import TIMEOUT, StartServer
+from tests.support.calls import TIMEOUT
 from tests.support.captured_store import Store, answers
 from tests.support.postgres import Postgres
+from tests.support.servers import StartServer
 from training.__main__ import main
 from training.captured_images import Captured, load_captured
 from training.dataset import Dataset, DatasetError, Examples

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api import digits
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, refused
+from tests.support.calls import TIMEOUT, refused
 
 QUESTION = health_pb2.HealthCheckRequest(service=digits.NAME)
 SERVING = health_pb2.HealthCheckResponse.SERVING
