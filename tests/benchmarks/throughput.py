@@ -24,12 +24,12 @@ from serving.inference.model import Model
 from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan, Rpc
-from serving.loadtest.target import Target
 from serving.repository import versions
 from serving.settings import BUNDLED
+from tests.benchmarks.cost import load_with_cost, measure, workers
 from tests.benchmarks.echo import echo
-from tests.benchmarks.generators import SETTLING_SECONDS, Figures, WrongAnswers, check, load
-from tests.support.service import Service, service
+from tests.benchmarks.generators import Figures, WrongAnswers
+from tests.support.service import service
 
 # What is called, images a call, callers.
 WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (
@@ -77,29 +77,6 @@ def bare(model: Model, threads: int, batch: int, seconds: float) -> float:
         return done / (time.perf_counter() - start)
 
 
-def costing(pids: list[int], target: Target, plan: Plan) -> tuple[Figures, float]:
-    """What came of a measurement, and the microseconds of CPU that a call took of those processes and their children."""
-
-    def spent() -> float:
-        return sum(sum(one.cpu_times()[:2]) for one in _tree(pids))
-
-    begun = spent()
-    figures = load(target, plan)
-    calls = figures.calls_per_second * (SETTLING_SECONDS + plan.seconds)
-    return figures, (spent() - begun) / calls * 1e6
-
-
-def _failed(server: Service) -> float:
-    """Calls that ended otherwise than with an answer, but for those that a generator hung up on when its time was over."""
-    of_code = (server.scrape("digits_requests_total", code=code) for code in ("OK", "CANCELLED"))
-    return server.scrape("digits_requests_total") - sum(of_code)
-
-
-def _tree(pids: list[int]) -> list[psutil.Process]:
-    started = [psutil.Process(pid) for pid in pids]
-    return started + [child for one in started for child in one.children(recursive=True)]
-
-
 def start_up(path: Path) -> tuple[float, float, float, float]:
     """What a worker needs whatever it does, and what ours takes to its first right answer: seconds, bytes, of either."""
     start = time.perf_counter()
@@ -127,22 +104,17 @@ def main() -> None:
     ours: dict[tuple[Rpc, int, int], list[tuple[Figures, float]]] = defaultdict(list)
     starts, memory = [], []
     with service("--default-model", options.model) as server, echo(1) as (echo_address, echo_pids):
-        pids = [server.process.pid]
         for _ in range(options.rounds):
             for threads, batch in BARE:
                 alone[threads, batch].append(bare(model, threads, batch, options.seconds))
             for callers in ECHOED:
                 plan = Plan(callers=callers, seconds=options.seconds)
-                echoed[callers].append(costing(echo_pids, GrpcTarget(echo_address), plan))
+                echoed[callers].append(load_with_cost(echo_pids, GrpcTarget(echo_address), plan))
             for rpc, images, callers in WORKLOADS:
                 name = options.model if rpc == "infer" else ""
                 plan = Plan(rpc=rpc, images=images, callers=callers, seconds=options.seconds, model=name)
-                check(GrpcTarget(server.address), plan)
-                failed = _failed(server)
-                ours[rpc, images, callers].append(costing(pids, GrpcTarget(server.address), plan))
-                if _failed(server) > failed:
-                    raise WrongAnswers(f"calls have failed with {plan}")
-        memory = [one.memory_info().rss for one in _tree(pids)[1:] or _tree(pids)]
+                ours[rpc, images, callers].append(measure(server, plan))
+        memory = [one.memory_info().rss for one in workers(server)]
     starts = [start_up(version.path) for _ in range(options.rounds)]
     _print(model, alone, echoed, ours)
     needed, needed_bytes, taken, taken_bytes = (statistics.median(column) for column in zip(*starts, strict=True))
