@@ -54,7 +54,7 @@ class Recorder:
             yield
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]  # its documentation allows None
+            threading.setprofile(None)
 
     def take(self) -> tuple[Visit, ...]:
         """Returns the visits noted since the last `take`, in order."""

@@ -67,7 +67,7 @@ def launch(*flags: str, checkout: Path | None = None, **environment: str) -> sub
 
 def refused(*flags: object, **environment: str) -> tuple[int, str]:
     """Starts a server that can't run. Returns its exit status and its error message."""
-    with launch(*map(str, flags), **environment) as process:
+    with launch(*map(str, flags), checkout=None, **environment) as process:
         return _ended(process)
 
 
