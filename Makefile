@@ -8,6 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SECONDS ?= 30
 MINUTES ?= 10
+WORKERS ?= auto
 RECIPE ?= flagship
 IMAGE ?= postal-digits
 VARIANT ?= cpu
@@ -35,7 +36,7 @@ LOCK = $(COMPILE) pyproject.toml --group build
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/.everything ## install both halves and the development tools into .venv
+install: .venv/.everything ## install serving, training and the development tools into .venv
 
 install-gpu: .venv/.serving ## have `make serve` run on CUDA: put the GPU build of ONNX Runtime in the place of the CPU one
 	$(PIP) uninstall --yes onnxruntime
@@ -49,16 +50,16 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --models models
 
-test: .venv/.everything ## run the tests, but for those that train larger networks or deploy the service
-	$(BIN)/pytest -m 'not slow and not deploy'
+test: .venv/.everything ## run the tests in parallel, except those of test-slow and prove [WORKERS=auto]
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -rs -m 'not slow and not deploy'
 
-test-slow: .venv/.everything ## run those that train larger networks
-	$(BIN)/pytest -m slow
+test-slow: .venv/.everything ## run the tests that train larger networks
+	$(BIN)/pytest -rs -m slow
 
 prove: .venv/.everything ## test the deployment with real components: image, pods, Envoy, Prometheus, alerts; report the gaps
 	$(BIN)/pytest tests/deploy
 
-check: lint types test ## everything that CI asks of a change
+check: lint types test ## run the checks that a change must pass
 
 lint: .venv/.everything $(PROTOC)/.installed
 	$(BIN)/ruff check .
@@ -71,16 +72,16 @@ lint: .venv/.everything $(PROTOC)/.installed
 types: .venv/.everything
 	$(BIN)/mypy
 
-bench: .venv/.everything ## measure the service beside ONNX Runtime alone and gRPC alone, on this machine [MODEL=digits]
-	$(BIN)/python -m tests.benchmarks.throughput --model $(MODEL)
+bench: .venv/.everything ## measure the service beside ONNX Runtime and gRPC alone, or beside another checkout [MODEL=digits OTHER=../before]
+	$(BIN)/python -m tests.benchmarks.$(if $(OTHER),sidebyside --other $(OTHER),throughput --model $(MODEL))
 
-bench-peers: .venv/.everything ## measure it beside other model servers, each installed into build/peers (2.5 GB)
+bench-peers: .venv/.everything ## measure the service beside other model servers, each installed into build/peers (2.5 GB)
 	$(BIN)/python -m tests.benchmarks.peers.comparison
 
-bench-export: .venv/.everything ## measure exported models beside one built by hand, and 8 bits beside 32
+bench-export: .venv/.everything ## measure exported models beside one built by hand, and int8 beside fp32
 	$(BIN)/python -m tests.benchmarks.export
 
-bench-drift: .venv/.everything ## measure what looking for drift costs of a call
+bench-drift: .venv/.everything ## measure the cost of drift detection in a call
 	$(BIN)/python -m tests.benchmarks.drift
 
 capacity: .venv/.everything ## measure a replica, and simulate how many pods a load needs: the tables of deploy/CAPACITY.md
@@ -89,16 +90,16 @@ capacity: .venv/.everything ## measure a replica, and simulate how many pods a l
 loop: .venv/.everything ## learn from captured mail, compare, roll out: the whole loop once [DIGITS_DATA=mnist.npz]
 	$(BIN)/python -m tests.benchmarks.loop
 
-overload: .venv/.everything ## ask for three times what the service can do, and count what becomes of it
+overload: .venv/.everything ## send three times the calls that the service can answer, and count their outcomes
 	$(BIN)/python -m tests.benchmarks.overload
 
-faults: .venv/.everything ## kill a worker, spoil a model, stop the service under load, and count what becomes of the calls
+faults: .venv/.everything ## kill a worker, break a model file, stop the service; count the outcomes of calls meanwhile
 	$(BIN)/python -m tests.benchmarks.faults
 
-soak: .venv/.everything ## ten minutes of everything at once, after which memory must be where it was [MINUTES=10]
+soak: .venv/.everything ## send every kind of call at once; memory and open files must not grow [MINUTES=10]
 	$(BIN)/python -m tests.benchmarks.soak $(MINUTES)
 
-fuzz: .venv/.everything ## throw malformed requests at the tensor API [SECONDS=30]
+fuzz: .venv/.everything ## send malformed requests to the tensor API [SECONDS=30]
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
 
 protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
@@ -136,7 +137,7 @@ image: ## build the container image of the service [IMAGE=postal-digits VARIANT=
 		--label org.opencontainers.image.created=$$(git log -1 --format=%cI) $(BUILD_FLAGS) \
 		--tag $(IMAGE):$(VERSION)$(if $(filter gpu,$(VARIANT)),-gpu) .
 
-clean: ## remove everything that the verbs made, but for trained models
+clean: ## remove all files that the verbs made, except trained models
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

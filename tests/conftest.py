@@ -1,4 +1,4 @@
-"""What the tests share: real servers on free ports, the bundled model, drawn digits, and MNIST where there is a copy."""
+"""Fixtures for all tests: real servers on free ports, the bundled model, drawn digits, and MNIST where there is a copy."""
 
 import os
 import signal
@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.cores import usable_cores
 from serving.inference.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.process import server as server_module
 from serving.process.server import Server
 from serving.repository import versions
 from serving.samples.draw import draw_many
 from serving.settings import BUNDLED, Settings
 from tests.support.calls import TIMEOUT
+from tests.support.environment import unset_machine_variables
 from tests.support.models import GatedModel, WarmModel
 from tests.support.postgres import Postgres, programs, stopped
 from tests.support.servers import StartServer
@@ -26,10 +29,19 @@ from tests.support.servers import StartServer
 if TYPE_CHECKING:
     from training.dataset import Dataset
 
+MOST_WORKERS = 6  # each takes up to a gigabyte once it trains, and many tests start a server that uses every core
+
 
 def pytest_configure() -> None:
-    # A run that is cancelled ends what it has started, as one does that is interrupted by Ctrl-C.
+    # A cancelled run (SIGTERM) then ends the servers that it started, as an interrupted one (Ctrl-C) does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    unset_machine_variables(os.environ)
+
+
+@pytest.hookimpl(optionalhook=True)  # absent without pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """Number of test processes for `-n auto`: one more than cores, because many tests mostly wait."""
+    return min(usable_cores() + 1, MOST_WORKERS)
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +56,13 @@ def model(bundled: versions.ModelVersion) -> Model:
 
 @pytest.fixture(scope="session")
 def drawings() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A thousand drawn digits, (1000, 28, 28) uint8, and what they are, (1000,) uint8."""
+    """A thousand drawn digits, (1000, 28, 28) uint8, and their labels, (1000,) uint8."""
     return draw_many(1000, seed=1)
 
 
 @pytest.fixture(scope="session")
 def drawn(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> "Dataset":
-    """Those in MNIST's place: 800 to learn from, 200 to be judged on."""
+    """The drawings in place of MNIST: 800 training images, 200 test images."""
     from training.dataset import Dataset, Examples
 
     examples = Examples(*drawings)
@@ -64,11 +76,11 @@ def images(drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.
 
 @pytest.fixture(scope="session")
 def mnist_path() -> Path:
-    """MNIST from $DIGITS_DATA or Keras' cache; a test that needs it is skipped where there is no copy."""
+    """MNIST from $DIGITS_DATA or Keras' cache; tests that need it are skipped where there is no copy."""
     named = os.environ.get("DIGITS_DATA")
     path = Path(named) if named else Path.home() / ".keras" / "datasets" / "mnist.npz"
     if named or path.is_file():
-        return path  # a name that leads nowhere fails the tests: it was meant to be there
+        return path  # a named file that is missing fails the tests: someone meant to provide it
     pytest.skip("needs MNIST: set DIGITS_DATA to an mnist.npz, or run `make train` once where it can be downloaded")
 
 
@@ -79,7 +91,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=512k", "none", tmp_path], capture_output=True, check=False
     )
     if mounting.returncode:
-        pytest.skip(f"mounting a small file system takes root's rights: {mounting.stderr.decode().strip()}")
+        pytest.skip(f"only root can mount a small file system: {mounting.stderr.decode().strip()}")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
 
@@ -90,8 +102,8 @@ def postgres() -> Iterator[Postgres]:
     directory = programs()
     if directory is None:
         pytest.skip("needs PostgreSQL's initdb and postgres: apt-get install postgresql")
-    with stopped(directory) as made:
-        yield made
+    with stopped(directory) as server:
+        yield server
 
 
 @pytest.fixture
@@ -101,7 +113,7 @@ def gated(model: Model) -> GatedModel:
 
 @pytest.fixture(scope="session")
 def one_model(bundled: versions.ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the bundled `digits` in its newest version and nothing else."""
+    """A repository that holds only the newest bundled version of `digits`."""
     directory = tmp_path_factory.mktemp("one-model")
     (directory / "digits").mkdir()
     (directory / "digits" / str(bundled.number)).symlink_to(bundled.path.parent)
@@ -111,12 +123,11 @@ def one_model(bundled: versions.ModelVersion, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 async def start_server(model: Model, one_model: Path) -> AsyncIterator[StartServer]:
     """Starts real servers on free ports, on one model, with the settings given by name."""
-    servers = []
-
+    servers: list[Server] = []
     warm = WarmModel(model)
 
     async def start(served: Model | None = warm, **settings: Any) -> Server:
-        """With `served` None, what is in the repository that the settings name; else that, loaded already."""
+        """Serves `served`, which is loaded already; None loads the versions of the repository in `models`."""
         open_model = Model if served is None else lambda *_: served
         server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, "models": one_model, **settings}), open_model)
         await server.start()
@@ -124,8 +135,12 @@ async def start_server(model: Model, one_model: Path) -> AsyncIterator[StartServ
         return server
 
     yield start
-    for server in servers:
-        await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        # These pauses inform the callers of a service that stops; here every caller has gone.
+        patch.setattr(server_module, "_REFUSING_SECONDS", 0)
+        patch.setattr(server_module, "_CLOSING_SECONDS", 0)
+        for server in servers:
+            await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
 
 
 @pytest.fixture
