@@ -1,6 +1,6 @@
-"""A grpc.aio server that answers at once, whatever it is asked: the most that a service in Python's gRPC could do.
+"""A grpc.aio server that sends a constant answer: the upper limit for any service on gRPC for Python.
 
-`python -m tests.benchmarks.echo PORT` listens on 127.0.0.1; several share the port.
+`python -m tests.benchmarks.echo PORT` listens on 127.0.0.1; several processes can share the port.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ async def _serve(port: int) -> None:
 
 @contextmanager
 def echo(processes: int) -> Iterator[tuple[str, list[int]]]:
-    """The address of so many of them on one port, and their process ids."""
+    """Runs `processes` of these servers on one port; yields its address and the process ids."""
     (port,) = free_ports(1)
     started = [
         Popen([sys.executable, "-m", "tests.benchmarks.echo", str(port)], stdout=PIPE, text=True) for _ in range(processes)

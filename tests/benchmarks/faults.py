@@ -1,8 +1,8 @@
-"""What becomes of calls when a worker is killed, a model file is spoilt, or the service is told to stop: `make faults`.
+"""Outcomes of calls while a worker is killed, a model file breaks, or the service stops: `make faults`.
 
-Callers on connections of their own call without a pause. A call that ends with UNAVAILABLE is one that the service says to
-try again, as gRPC clients do when they are set to; it is counted as told so, and the caller goes on. Lost is a call that
-ends in no way that its caller can tell what to do from.
+Callers send calls without a pause, each on a connection of its own. UNAVAILABLE asks the client to retry, and gRPC clients
+with a retry policy do so; the table counts these calls as "to retry". Any other error counts as lost: its caller cannot know
+if a retry would help.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CALLERS = 32
 
 
 async def load(server: Service, seconds: float, fault: Callable[[Service], None]) -> Counter[str]:
-    """Calls for `seconds`, with the fault in the middle; returns how the calls ended, and the digits read wrong."""
+    """Sends calls for `seconds`, with the fault in the middle; returns counts by status code, and of wrong digits."""
     images, digits = draw_many(100, seed=1)
     ended: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
@@ -43,10 +43,10 @@ async def load(server: Service, seconds: float, fault: Callable[[Service], None]
                 try:
                     answer = await stub.Recognize(pb.RecognizeRequest(image=images[number].tobytes()), timeout=20)
                     ended["OK"] += 1
-                    ended["read wrong"] += answer.digit != digits[number]
+                    ended["wrong"] += answer.digit != digits[number]
                 except grpc.aio.AioRpcError as error:
                     ended[error.code().name] += 1
-                    if server.process.poll() is not None:  # it has stopped, as it was told to
+                    if server.process.poll() is not None:  # SIGTERM has stopped it
                         return
                     await asyncio.sleep(0.05)
 
@@ -56,33 +56,33 @@ async def load(server: Service, seconds: float, fault: Callable[[Service], None]
 
 
 def kill_a_worker(server: Service) -> None:
-    """SIGKILL to one of the workers."""
+    """Sends SIGKILL to one of the workers."""
     os.kill(psutil.Process(server.process.pid).children()[0].pid, signal.SIGKILL)
 
 
 def stop(server: Service) -> None:
-    """SIGTERM to the service."""
+    """Sends SIGTERM to the service."""
     server.process.send_signal(signal.SIGTERM)
 
 
 def main() -> None:
-    """Tries each fault on a service of its own with two workers, and prints a table."""
+    """Causes each fault in a service of its own with two workers, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each fault (default: %(default)s)")
     options = parser.parse_args()
-    print("| fault | sent | answered | told to try again | lost | read otherwise than drawn |")
+    print("| fault | sent | answered | to retry | lost | wrong digits |")
     print("|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory)
 
-        def spoil(server: Service) -> None:
+        def break_models(server: Service) -> None:
             place(models, 2).write_bytes(b"no model")
-            place(models, 1).write_bytes(b"spoilt while it serves")
+            place(models, 1).write_bytes(b"broken while it serves")
 
         faults: list[tuple[str, Callable[[Service], None]]] = [
             ("none", lambda server: None),
             ("a worker killed (SIGKILL)", kill_a_worker),
-            ("a broken version beside, and the one that serves overwritten", spoil),
+            ("a broken version added, and the serving one overwritten", break_models),
             ("SIGTERM", stop),
         ]
         for name, fault in faults:
@@ -91,9 +91,9 @@ def main() -> None:
                 "--workers", "2", "--models", str(models), "--poll-seconds", "0.5", "--drain-seconds", "1"
             ) as server:
                 ended = asyncio.run(load(server, options.seconds, fault))
-            told = ended["UNAVAILABLE"]
-            lost = ended["sent"] - ended["OK"] - told
-            print(f"| {name} | {ended['sent']:,} | {ended['OK']:,} | {told:,} | {lost:,} | {ended['read wrong']:,} |")
+            to_retry = ended["UNAVAILABLE"]
+            lost = ended["sent"] - ended["OK"] - to_retry
+            print(f"| {name} | {ended['sent']:,} | {ended['OK']:,} | {to_retry:,} | {lost:,} | {ended['wrong']:,} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What sends the load of a benchmark: h2load where it is installed, as it costs little beside a server, else our load test.
+"""Load generators of the benchmarks: h2load where it is installed, because it needs little CPU, else `digits loadtest`.
 
-h2load (Debian's nghttp2-client) does not read what is answered. So a second of the other goes before it, which does, and
-warms the server up; a call that fails then, or a wrong answer, ends the benchmark. Calls of h2load's own that gRPC ends with
-an error look like answers to it: `check` again afterwards, or ask the server.
+h2load (Debian's nghttp2-client) does not look at the answers. So `check` sends one second of calls by our own load test
+first: it compares the answers, and warms the server up. A failed call or a wrong answer ends the benchmark. h2load also
+counts a call that gRPC ended with an error as answered: `check` again afterwards, or read the metrics of the server.
 """
 
 import math
@@ -24,19 +24,19 @@ from serving.loadtest.tally import Tally
 from serving.loadtest.target import Images, Target
 from tests.benchmarks.peers.targets import HttpTarget
 
-CONNECTIONS = 8  # of a client that speaks HTTP/2: workers get one by one, and all should have some
+CONNECTIONS = 8  # of an HTTP/2 client: the kernel spreads them over the workers, and each worker should get some
 SETTLING_SECONDS = 0.5
 
-_MANY = 10_000  # calls on their way on a connection, more than there will be
+_MANY = 10_000  # calls in flight on a connection, more than a benchmark reaches
 
 
 class WrongAnswers(Exception):
-    """What is measured does not do its work; the message says what came."""
+    """The measured server answers wrongly, or fails calls; the message has the details."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One measurement: calls a second, and their times in milliseconds."""
+    """One measurement: calls a second, and percentiles of their latency in milliseconds."""
 
     calls_per_second: float
     p50: float
@@ -45,12 +45,12 @@ class Figures:
 
 
 def check(target: Target, plan: Plan) -> None:
-    """Carries out a plan for a second. Raises WrongAnswers if the answers are, or calls fail; LoadTestError."""
+    """Sends the calls of a plan for one second, and compares the answers. Raises WrongAnswers, LoadTestError."""
     _require_right(target, replace(_connected(plan), seconds=1.0, warmup_seconds=0.2))
 
 
 def load(target: Target, plan: Plan) -> Figures:
-    """Carries out a plan with callers, after SETTLING_SECONDS of the same. Raises WrongAnswers, LoadTestError."""
+    """Measures a plan with callers, after SETTLING_SECONDS of the same load. Raises WrongAnswers, LoadTestError."""
     plan = replace(_connected(plan), warmup_seconds=SETTLING_SECONDS)
     if plan.rpc != "stream" and shutil.which("h2load"):
         return _h2load(target, plan)
@@ -70,7 +70,7 @@ def _require_right(target: Target, plan: Plan) -> Tally:
 
 
 def flood(target: GrpcTarget, plan: Plan) -> None:
-    """Sends the calls of an open loop by h2load, evenly; the server knows what came of them. Raises WrongAnswers."""
+    """Sends an open loop by h2load, evenly spaced; the metrics of the server hold the outcomes. Raises WrongAnswers."""
     assert plan.rate is not None
     headers = "content-type: application/grpc", "te: trailers", f"grpc-timeout: {plan.timeout_seconds * 1000:.0f}m"
     with tempfile.NamedTemporaryFile() as body:
@@ -84,13 +84,13 @@ def flood(target: GrpcTarget, plan: Plan) -> None:
 
 
 def _message(target: GrpcTarget, plan: Plan, images: Images) -> bytes:
-    """A request as gRPC frames it."""
+    """Returns a request in gRPC framing: a flag byte, four bytes of length, the message."""
     message = target.request(plan, images)
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
 def _run(command: list[str], target: Target, seconds: float) -> str:
-    """What h2load says. Raises WrongAnswers."""
+    """Returns the output of h2load. Raises WrongAnswers."""
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     except subprocess.TimeoutExpired as error:
@@ -110,22 +110,22 @@ def _h2load(target: Target, plan: Plan) -> Figures:
         content, path, kind = _message(target, plan, images), KINDS[plan.rpc].method, "application/grpc"
         shape = ["-c", str(plan.connections), "-m", str(math.ceil(callers / plan.connections)), "-H", "te: trailers"]
     else:
-        raise TypeError(f"h2load does not know how to call {target}")
-    with tempfile.TemporaryDirectory() as place:
-        body, log = Path(place) / "body", Path(place) / "log"
+        raise TypeError(f"h2load cannot call {target}; expected a GrpcTarget or an HttpTarget")
+    with tempfile.TemporaryDirectory() as directory:
+        body, log = Path(directory) / "body", Path(directory) / "log"
         body.write_bytes(content)
         command = ["h2load", "-t", "1", *shape, "-d", str(body), "-H", f"content-type: {kind}", f"--log-file={log}"]
         command += ["-D", f"{plan.seconds * 1000:.0f}ms", f"--warm-up-time={plan.warmup_seconds * 1000:g}ms"]
         command.append(f"http://{target.address}{path}")
-        said = _run(command, target, plan.seconds)
+        output = _run(command, target, plan.seconds)
         status, microseconds = np.loadtxt(log, dtype=np.int64, usecols=(1, 2), ndmin=2).T
-    found = re.search(r"([\d.]+) req/s", said)
+    found = re.search(r"([\d.]+) req/s", output)
     if (
         found is None
         or not len(status)
         or (status != 200).any()
-        or re.search(r" 0 failed, 0 errored, 0 timeout", said) is None
+        or re.search(r" 0 failed, 0 errored, 0 timeout", output) is None
     ):
-        raise WrongAnswers(f"{target.address}: {said}")
+        raise WrongAnswers(f"{target.address}: {output}")
     p50, p99 = np.quantile(microseconds, (0.5, 0.99)) / 1000
     return Figures(float(found[1]), float(p50), float(p99), "h2load")

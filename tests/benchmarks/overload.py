@@ -1,9 +1,9 @@
-"""What becomes of the answers when three times as much is asked as can be answered: `make overload`.
+"""Goodput under three times the load that the service can answer: `make overload`.
 
-First a closed loop finds the capacity, then an open loop asks for a multiple of it: each call leaves at its own time,
-whether earlier ones were answered or not, and must be answered within the deadline to count. The service is one worker with
-one instance, so that on two cores the callers, one process of Python, have one of their own. Calls of one image, of which
-they would send too few, are sent by h2load, where it is installed, to a service as it starts by default.
+A closed loop finds the capacity. Then an open loop sends a multiple of the capacity: every call leaves at its own time, and
+counts only when its answer arrives within the deadline. The service has one worker with one instance, so that on two cores
+the callers, one Python process, have a core of their own. Python sends calls of one image too slowly; h2load, where it is
+installed, sends these to a service with default settings.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CALLERS = 16
 
 @dataclass
 class Outcome:
-    """What became of the calls of one run, by status code; rates in calls a second."""
+    """Outcomes of the calls of one run, by status code; rates in calls a second."""
 
     codes: Counter[str]
     seconds: float
@@ -44,7 +44,7 @@ class Outcome:
 
 
 async def closed(stubs: list[DigitServiceStub], request: pb.RecognizeBatchRequest, seconds: float) -> Outcome:
-    """As many callers as there are, each calling again when it has its answer."""
+    """Runs CALLERS callers; each sends its next call when the last one is answered."""
     outcome = Outcome(Counter(), seconds, [], [])
     end = time.perf_counter() + seconds
 
@@ -59,7 +59,7 @@ async def closed(stubs: list[DigitServiceStub], request: pb.RecognizeBatchReques
 async def opened(
     stubs: list[DigitServiceStub], request: pb.RecognizeBatchRequest, rate: float, seconds: float, deadline: float
 ) -> Outcome:
-    """`rate` calls a second, come what may."""
+    """Sends `rate` calls a second, at fixed times."""
     outcome = Outcome(Counter(), seconds, [], [])
     start = time.perf_counter()
     calls = set()
@@ -87,11 +87,11 @@ async def _call(stub: DigitServiceStub, request: pb.RecognizeBatchRequest, deadl
 
 
 async def run(server: Service, images_per_call: int, factor: float, seconds: float, deadline: float) -> None:
-    """Finds the capacity, then passes it, and prints what became of both."""
+    """Finds the capacity, then exceeds it, and prints the outcomes of both."""
     images, _ = draw_many(images_per_call, seed=0)
     request = pb.RecognizeBatchRequest(images=images.tobytes())
-    apart = [("grpc.use_local_subchannel_pool", 1)]  # else the channels would share one connection
-    channels = [grpc.aio.insecure_channel(server.address, options=apart) for _ in range(CONNECTIONS)]
+    own_pool = [("grpc.use_local_subchannel_pool", 1)]  # else the channels would share one connection
+    channels = [grpc.aio.insecure_channel(server.address, options=own_pool) for _ in range(CONNECTIONS)]
     stubs = [DigitServiceStub(channel) for channel in channels]
     await closed(stubs, request, 1)  # warm-up
     before = server.scrape("process_resident_memory_bytes")
@@ -105,25 +105,25 @@ async def run(server: Service, images_per_call: int, factor: float, seconds: flo
     print(f"{images_per_call} images a call, deadline {deadline:g} s")
     print(f"capacity   {capacity.goodput:,.0f} calls/s before, {again.goodput:,.0f} after")
     sent = over.codes.pop("sent")
-    print(f"asked      {sent / seconds:,.0f} calls/s for {seconds:g} s")
+    print(f"sent       {sent / seconds:,.0f} calls/s for {seconds:g} s")
     print(
         f"goodput    {over.goodput:,.0f} calls/s, {over.goodput / base:.2f} of capacity; p50, p99 ms {_tail(over.latencies)}"
     )
     print(f"refused    p50, p99 ms {_tail(over.refusals)}")
-    print(f"sent       {sent:,}, ended as {dict(over.codes)}, lost {sent - over.codes.total()}")
+    print(f"ended as   {dict(over.codes)} of {sent:,} calls, lost {sent - over.codes.total()}")
     print(f"memory     {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after")
 
 
 def run_single(factor: float, seconds: float, deadline: float) -> None:
-    """Likewise with calls of one image."""
+    """Does the same with calls of one image."""
     with service() as server:
         target = GrpcTarget(server.address)
         many = Plan(callers=64, seconds=seconds)
         check(target, many)
         before = load(target, many).calls_per_second
         outcomes = {code: -server.scrape("digits_requests_total", code=code.name) for code in grpc.StatusCode}
-        asked = factor * before
-        flood(target, Plan(rate=asked, seconds=seconds, timeout_seconds=deadline))
+        sent_rate = factor * before
+        flood(target, Plan(rate=sent_rate, seconds=seconds, timeout_seconds=deadline))
         time.sleep(deadline)
         for code in outcomes:
             outcomes[code] += server.scrape("digits_requests_total", code=code.name)
@@ -131,10 +131,10 @@ def run_single(factor: float, seconds: float, deadline: float) -> None:
     goodput = outcomes[grpc.StatusCode.OK] / seconds
     print(f"1 image a call by h2load, deadline {deadline:g} s")
     print(f"capacity   {before:,.0f} calls/s before, {after:,.0f} after")
-    print(f"asked      {asked:,.0f} calls/s for {seconds:g} s")
+    print(f"sent       {sent_rate:,.0f} calls/s for {seconds:g} s")
     print(f"goodput    {goodput:,.0f} calls/s, {goodput / ((before + after) / 2):.2f} of capacity")
     ended = ", ".join(f"{count:,.0f} {code.name}" for code, count in outcomes.items() if count)
-    print(f"ended as   {ended}; about {asked * seconds - sum(outcomes.values()):,.0f} by gRPC itself")
+    print(f"ended as   {ended}; about {sent_rate * seconds - sum(outcomes.values()):,.0f} by gRPC itself")
 
 
 def _tail(seconds: list[float]) -> str:
@@ -145,7 +145,7 @@ def _tail(seconds: list[float]) -> str:
 
 
 def main() -> None:
-    """Tries each number of images a call on a server of its own."""
+    """Measures each number of images a call on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part (default: %(default)s)")
     parser.add_argument("--factor", type=float, default=3.0, help="of the capacity (default: %(default)s)")
@@ -158,7 +158,7 @@ def main() -> None:
     if shutil.which("h2load"):
         run_single(options.factor, options.seconds, options.deadline)
     else:
-        print("1 image a call: not tried, as h2load is not installed (apt-get install nghttp2-client)")
+        print("1 image a call: skipped, because h2load is not installed (apt-get install nghttp2-client)")
 
 
 if __name__ == "__main__":

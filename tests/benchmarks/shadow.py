@@ -1,7 +1,7 @@
-"""Whether a shadow slows answers: latencies at one rate, with and without by turns: `python -m tests.benchmarks.shadow`.
+"""Latency with and without a shadow version, by turns at one rate: `python -m tests.benchmarks.shadow`.
 
-An open loop of single images, at a rate that leaves the machine some room; each round measures both, one after the other, on
-the same server, whose routing.toml changes in between.
+An open loop sends single images at a rate that leaves the machine some room. Each round measures both on the same server,
+whose routing.toml changes in between.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WITHOUT = "stable = 1\n"
 
 
 async def latencies(stub: DigitServiceStub, rate: float, seconds: float) -> list[float]:
-    """Milliseconds of each call of an open loop, from when it was due."""
+    """Returns the latency of each call of an open loop in milliseconds, measured from its due time."""
     request = pb.RecognizeRequest(image=draw_many(1, seed=0)[0][0].tobytes())
     taken = []
 
@@ -44,7 +44,7 @@ async def latencies(stub: DigitServiceStub, rate: float, seconds: float) -> list
 
 
 async def compare(server: Service, models: Path, rate: float, seconds: float, rounds: int) -> None:
-    """Measures by turns and prints medians of the rounds."""
+    """Measures both routings by turns, and prints the medians of the rounds."""
     tails: dict[str, list[tuple[float, float]]] = {WITHOUT: [], WITH_SHADOW: []}
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = DigitServiceStub(channel)
@@ -66,7 +66,7 @@ async def compare(server: Service, models: Path, rate: float, seconds: float, ro
 
 
 def main() -> None:
-    """Measures a server of its own."""
+    """Measures on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=1000.0, help="calls a second (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")

@@ -1,8 +1,7 @@
-"""Ten minutes of everything at once, after which memory and open files must be where they were: `make soak`.
+"""Ten minutes of every kind of call at once; memory and open files of the server must not grow: `make soak`.
 
-Single calls, batches, streams, tensors, bad requests, callers who give up, connections that are dropped, and a new model
-version now and then. Ends with exit status 1 when a call that should be answered is not, or when what the server holds has
-grown.
+Single calls, batches, streams, tensors, bad requests, callers who give up, dropped connections, and a new model version now
+and then. The exit status is 1 when a good call fails, or when memory or the number of open files has grown.
 """
 
 import argparse
@@ -29,29 +28,29 @@ from serving.samples.draw import draw_many
 from tests.support.model_files import publish
 from tests.support.service import Service, service
 
-# What may be held more at the end than after the first fifth, when everything has been in use once. What is in flight makes
-# memory swing by a tenth, so it is the quarter of each fifth with least in flight that is compared.
+# Allowed growth from the second fifth of the run, when all code has run once, to the last. Calls in flight make memory vary
+# by a tenth, so the lower quartiles of both fifths are compared.
 GROWTH_RATIO = 1.15
 GROWTH_FILES = 10
 
 IMAGES, _ = draw_many(1000, seed=0)
-Deed = Callable[[grpc.aio.Channel], Awaitable[None]]
+Workload = Callable[[grpc.aio.Channel], Awaitable[None]]
 
 
 async def single(channel: grpc.aio.Channel) -> None:
-    """One image a call."""
+    """Sends one image."""
     stub = DigitServiceStub(channel)
     await stub.Recognize(pb.RecognizeRequest(image=random.choice(IMAGES).tobytes()), timeout=30)  # noqa: S311
 
 
 async def batch(channel: grpc.aio.Channel) -> None:
-    """Up to a thousand images a call."""
+    """Sends up to a thousand images in one call."""
     images = IMAGES[: random.randint(1, 1000)]  # noqa: S311
     await DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(images=images.tobytes()), timeout=30)
 
 
 async def stream(channel: grpc.aio.Channel) -> None:
-    """A stream of two hundred images; every fifth caller leaves in the middle of it."""
+    """Sends two hundred images on a stream; every fifth caller cancels in the middle."""
     call = DigitServiceStub(channel).RecognizeStream(timeout=30)
     leaves = random.random() < 0.2  # noqa: S311
     for number in range(200):
@@ -67,14 +66,14 @@ async def stream(channel: grpc.aio.Channel) -> None:
 
 
 async def tensor(channel: grpc.aio.Channel) -> None:
-    """Eight images by the Open Inference Protocol."""
+    """Sends eight images by the Open Inference Protocol."""
     request = oip.ModelInferRequest(model_name="digits", raw_input_contents=[IMAGES[:8].tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=[8, 28, 28])
     await GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
 
 
 async def bad(channel: grpc.aio.Channel) -> None:
-    """A request that is none, or a caller without patience; both are refused, as they should be."""
+    """Sends a malformed request, or one with a deadline that is too short; the server must refuse both."""
     try:
         if random.random() < 0.5:  # noqa: S311
             await DigitServiceStub(channel).Recognize(pb.RecognizeRequest(image=b"short"), timeout=30)
@@ -87,21 +86,21 @@ async def bad(channel: grpc.aio.Channel) -> None:
 
 
 async def soak(server: Service, models: Path, seconds: float) -> int:
-    """Loads the server, watches what it holds, and returns the exit status."""
+    """Loads the server, samples its memory and open files, and returns the exit status."""
     end = time.monotonic() + seconds
     done: Counter[str] = Counter()
     failed: Counter[str] = Counter()
 
-    async def caller(deed: Deed) -> None:
+    async def caller(workload: Workload) -> None:
         while time.monotonic() < end:
             options = [("grpc.use_local_subchannel_pool", 1)]
             async with grpc.aio.insecure_channel(server.address, options=options) as channel:
-                for _ in range(50):  # then on a new connection
+                for _ in range(50):  # then a new connection
                     try:
-                        await deed(channel)
-                        done[deed.__name__] += 1
+                        await workload(channel)
+                        done[workload.__name__] += 1
                     except grpc.aio.AioRpcError as error:
-                        failed[f"{deed.__name__}: {error.code().name}"] += 1
+                        failed[f"{workload.__name__}: {error.code().name}"] += 1
 
     async def drop_connections() -> None:
         host, _, port = server.address.rpartition(":")
@@ -129,8 +128,8 @@ async def soak(server: Service, models: Path, seconds: float) -> int:
             await asyncio.sleep(2)
             held.append((sum(each.memory_info().rss for each in processes) / 1e6, sum(each.num_fds() for each in processes)))
 
-    deeds = [single] * 8 + [batch] * 2 + [stream] * 2 + [tensor] * 2 + [bad] * 2
-    await asyncio.gather(*(caller(deed) for deed in deeds), drop_connections(), publish_versions(), watch())
+    workloads = [single] * 8 + [batch] * 2 + [stream] * 2 + [tensor] * 2 + [bad] * 2
+    await asyncio.gather(*(caller(workload) for workload in workloads), drop_connections(), publish_versions(), watch())
     fifth = len(held) // 5
     memory_before, memory_after = (
         statistics.quantiles([mb for mb, _ in part], n=4)[0] for part in (held[fifth : 2 * fifth], held[-fifth:])
@@ -146,7 +145,7 @@ async def soak(server: Service, models: Path, seconds: float) -> int:
 
 
 def main() -> int:
-    """Soaks a server of its own."""
+    """Runs the soak test on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", default=10.0, help="(default: %(default)s)")
     options = parser.parse_args()

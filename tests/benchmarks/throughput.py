@@ -1,7 +1,7 @@
-"""How fast the service answers, beside ONNX Runtime alone on the same model and gRPC that does nothing: `make bench`.
+"""Throughput of the service, beside ONNX Runtime alone on the same model and an empty gRPC server: `make bench`.
 
-Closed loops, so many callers on at most eight connections. Every row is measured once a round, rounds follow each other, and
-the median counts. The callers are on the server's own machine: take the ratios as telling, and the rates as a floor.
+Closed loops on at most eight connections. Each round measures every row once, and the median of the rounds counts. The
+callers share the machine with the server: the ratios are meaningful, the rates are a lower limit.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.benchmarks.echo import echo
 from tests.benchmarks.generators import Figures, WrongAnswers
 from tests.support.service import service
 
-# What is called, images a call, callers.
+# RPC, images a call, callers.
 WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (
     *(("recognize", 1, callers) for callers in (1, 8, 32, 128, 512)),
     ("stream", 1, 128),
@@ -47,7 +47,7 @@ WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (
 ECHOED = (1, 8, 32, 128, 512)  # callers
 BARE = tuple((threads, batch) for threads in (1, 2) for batch in (1, 32, 128))
 
-# What a worker needs whatever it does: how long that takes, and how much memory.
+# The libraries of a worker without our code: the script prints its memory, and its run time is the shortest possible start.
 _NEEDED = """
 import sys, time
 start = time.perf_counter()
@@ -62,7 +62,7 @@ print(psutil.Process().memory_info().rss)
 
 
 def bare(model: Model, threads: int, batch: int, seconds: float) -> float:
-    """Images a second of the model alone, each thread running batches of its own."""
+    """Returns images a second of the model alone; each thread runs batches of its own."""
     images = np.resize(samples(), (batch, 28, 28))
 
     def run(end: float) -> int:
@@ -78,7 +78,7 @@ def bare(model: Model, threads: int, batch: int, seconds: float) -> float:
 
 
 def start_up(path: Path) -> tuple[float, float, float, float]:
-    """What a worker needs whatever it does, and what ours takes to its first right answer: seconds, bytes, of either."""
+    """Measures a start: seconds and bytes of the libraries alone, then of our service up to its first right answer."""
     start = time.perf_counter()
     needed = subprocess.run([sys.executable, "-c", _NEEDED, str(path)], capture_output=True, text=True, check=True)
     alone = time.perf_counter() - start
@@ -91,7 +91,7 @@ def start_up(path: Path) -> tuple[float, float, float, float]:
 
 
 def main() -> None:
-    """Measures everything in turn, and prints Markdown."""
+    """Measures all workloads in turn, and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")

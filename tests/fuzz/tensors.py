@@ -1,7 +1,7 @@
-"""Throws malformed requests at the tensor API for a bounded time: `python -m tests.fuzz.tensors SECONDS`, or `make fuzz`.
+"""Fuzz test of the tensor API, for a bounded time: `python -m tests.fuzz.tensors SECONDS`, or `make fuzz`.
 
-Whatever bytes make a ModelInferRequest, what comes of it is an answer or a RequestError; anything else ends the run with
-the input in a file, and an exit status other than 0. The model is left out: what is tried is everything before it.
+Every ModelInferRequest must end in an answer or a RequestError. Any other error ends the run with a nonzero exit status, and
+the input is kept in a file. A stand-in replaces the model, so the test covers all code before it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 try:
     import atheris
 except ImportError:
-    print("skipped: atheris is not installed; it is made for Linux on x86-64 only", file=sys.stderr)
+    print("skipped: atheris is not installed; its wheels are for Linux on x86-64 only", file=sys.stderr)
     sys.exit(0)
 
 with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.api.tensors", "serving.api.open_inference"]):
@@ -33,11 +33,11 @@ with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.api
 IMAGE = 784
 
 FOUND = Path("build/fuzz")
-"""Where inputs are kept: in tensors/ those that led somewhere new, beside it those that broke something."""
+"""Directory of kept inputs: tensors/ has those that reached new code; failing inputs lie beside it."""
 
 
 class Blank:
-    """A recognizer that finds nothing in any image, and checks that it is given images."""
+    """A recognizer that answers zeros, and checks that its arguments are images."""
 
     async def infer(self, images: Images, options: ReadOptions, call: Call) -> Any:
         assert isinstance(images.pixels, bytes)
@@ -55,7 +55,7 @@ class Blank:
 
 
 def seeds() -> list[pb.ModelInferRequest]:
-    """Requests as clients send them, each a way into another part of the code."""
+    """Returns valid requests of clients; each one leads into another part of the code."""
     raw = pb.ModelInferRequest(model_name="digits", id="1", raw_input_contents=[bytes(IMAGE)])
     raw.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28])
     typed = pb.ModelInferRequest(model_version="3")
@@ -81,7 +81,7 @@ def seeds() -> list[pb.ModelInferRequest]:
 
 
 def composed(given: Any) -> pb.ModelInferRequest:
-    """A request of well-known parts and chance: bytes at random are seldom a message, and seldomer one that gets far."""
+    """Builds a request from valid parts and random ones; random bytes alone rarely make a message that gets far."""
 
     def chosen(*known: str) -> str:
         number = given.ConsumeIntInRange(0, len(known))
@@ -118,12 +118,12 @@ def composed(given: Any) -> pb.ModelInferRequest:
 
 
 def main() -> None:
-    """Runs for as many seconds as the first argument says."""
+    """Runs the fuzzer for the number of seconds in the first argument."""
     service: Any = OpenInference(None, None, None, Blank(), None, str)  # type: ignore[arg-type]
     loop = asyncio.Runner().get_loop()
 
     def one(data: bytes) -> None:
-        """Tries a message composed of `data`, or, where it begins with a zero byte, the rest of it as an encoded message."""
+        """Sends a message composed from `data`; data that starts with a zero byte is an encoded message itself."""
         try:
             encoded = data[1:] if data[:1] == b"\0" else composed(atheris.FuzzedDataProvider(data)).SerializeToString()
             request = pb.ModelInferRequest.FromString(encoded)
@@ -134,7 +134,7 @@ def main() -> None:
             answer = pb.ModelInferResponse.FromString(encode_infer(inferred))
         except RequestError as error:
             reason = str(error)
-            assert 0 < len(reason) < 1000, "it travels in a header"
+            assert 0 < len(reason) < 1000, "the message must fit in a header"
             return
         assert len(answer.outputs) == len(request.outputs or tensors.OUTPUTS)
         assert answer.id == request.id

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+
+from tests.support.service import free_ports
 
 STARTS_WITHIN_SECONDS = 20
 
@@ -61,7 +62,7 @@ class Postgres:
 def stopped(directory: Path) -> Iterator[Postgres]:
     """Creates a server with the programs in `directory`, without starting it. It is stopped and removed after the block."""
     user = "nobody" if os.getuid() == 0 else None  # PostgreSQL refuses to run as root
-    with tempfile.TemporaryDirectory() as home, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as home:
         data, password = Path(home) / "data", Path(home) / "password"
         password.write_text("do-not-show-me")
         if user:
@@ -69,9 +70,7 @@ def stopped(directory: Path) -> Iterator[Postgres]:
                 shutil.chown(path, user)
         options = ["-D", str(data), "-U", "digits", "-E", "UTF8", "--auth=scram-sha-256", f"--pwfile={password}"]
         subprocess.run([directory / "initdb", *options], user=user, cwd="/", check=True, capture_output=True)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+        (port,) = free_ports(1)
         listen = ["-p", str(port), "-k", home, "-c", "listen_addresses=127.0.0.1"]
         command = [str(directory / "postgres"), "-D", str(data), *listen]
         postgres = Postgres(f"postgresql://digits:do-not-show-me@127.0.0.1:{port}/postgres", command, user)

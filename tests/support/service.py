@@ -1,6 +1,7 @@
 """`digits serve` in processes of its own, for tests and benchmarks."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +97,12 @@ def service(*flags: str, checkout: Path | None = None, **environment: str) -> It
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of 127.0.0.1 on which no process listens now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Returns ports of 127.0.0.1 that are free now, outside the range from which Linux serves port 0 and new connections."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), k=1_000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("no free port among a thousand between 20000 and 32000")

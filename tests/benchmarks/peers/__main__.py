@@ -1,4 +1,4 @@
-"""Whether the peers work here: `python -m tests.benchmarks.peers [NAME ...]` starts each, and asks for digits."""
+"""Check that the peers work on this machine: `python -m tests.benchmarks.peers [NAME ...]` starts each, and sends digits."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from tests.benchmarks.peers.running import ask, expected, running
 
 
 def main(names: list[str]) -> int:
-    """Prints a line for each; 1 if one does not work."""
+    """Prints a line for each peer; returns 1 if one of them does not work."""
     model = versions.latest(BUNDLED).path
     failed = 0
     for peer in PEERS:
@@ -29,7 +29,7 @@ def main(names: list[str]) -> int:
             print(f"{peer.name} {peer.version()}: {', '.join(found)}", flush=True)
             failed += any("wrong" in one for one in found)
         except PeerUnavailable as why:
-            print(f"{peer.name}: not here: {why}", flush=True)
+            print(f"{peer.name}: not available: {why}", flush=True)
             failed += 1
     return int(failed > 0)
 

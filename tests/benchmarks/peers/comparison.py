@@ -1,7 +1,7 @@
 """Our service beside other model servers, with the same ONNX file and the same callers: `make bench-peers`.
 
-One server runs at a time; each is started, warmed up, measured and ended, once a round. Ours runs as `make serve` starts it,
-and is called as the others are, in the Open Inference Protocol. The median of the rounds counts.
+One server runs at a time: each round starts, warms up, measures and stops every server. Ours has the settings of
+`make serve`, and answers the Open Inference Protocol like the others. The median of the rounds counts.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _REASON_CHARACTERS = 200
 
 @contextmanager
 def _target(peer: Peer | None) -> Iterator[Target]:
-    """A server that runs, ours for None. Raises PeerUnavailable."""
+    """Runs a peer, or our service for None. Raises PeerUnavailable."""
     if peer is None:
         with service() as started:
             yield GrpcTarget(started.address)
@@ -38,7 +38,7 @@ def _target(peer: Peer | None) -> Iterator[Target]:
 
 
 def main() -> None:
-    """Measures everything in turn, and prints Markdown."""
+    """Measures all servers in turn, and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
@@ -46,11 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
     found: dict[str, dict[tuple[int, int], list[Figures]]] = defaultdict(lambda: defaultdict(list))
-    trouble: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for _ in range(options.rounds):
         for peer in (None, *peers):
             name = peer.name if peer else "ours"
-            if name in trouble:
+            if name in failures:
                 continue
             try:
                 with _target(peer) as target:
@@ -63,13 +63,13 @@ def main() -> None:
             except (PeerUnavailable, WrongAnswers, LoadTestError) as why:
                 if peer is None:
                     raise
-                trouble[name] = str(why).replace("\n", " ")[:_REASON_CHARACTERS]
-    _print(peers, found, trouble)
+                failures[name] = str(why).replace("\n", " ")[:_REASON_CHARACTERS]
+    _print(peers, found, failures)
 
 
-def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figures]]], trouble: dict[str, str]) -> None:
+def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figures]]], failures: dict[str, str]) -> None:
     model = versions.latest(BUNDLED, MODEL)
-    print(f"Model {MODEL} {model.number}, {usable_cores()} cores; images a second, and how many times as many ours reads.\n")
+    print(f"Model {MODEL} {model.number}, {usable_cores()} cores; images a second, and the ratio of ours to theirs.\n")
     heads = [f"{callers} caller{'s' * (callers > 1)}, {images:,} a call" for callers, images in WORKLOADS]
     print("| | " + " | ".join(f"{head} | ours | p99 ms" for head in heads) + " |")
     print("|---|" + "---:|---:|---:|" * len(heads))
@@ -90,8 +90,8 @@ def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figure
         print(f"| {name} | {' | '.join(cells)} |")
     print()
     for peer in peers:
-        told = peer.settings + (f"; failed: {trouble[peer.name]}" if peer.name in trouble else "")
-        print(f"- {peer.name} {peer.version() if peer.name in found else ''}: {told}")
+        failure = f"; failed: {failures[peer.name]}" if peer.name in failures else ""
+        print(f"- {peer.name} {peer.version() if peer.name in found else ''}: {peer.settings}{failure}")
 
 
 if __name__ == "__main__":

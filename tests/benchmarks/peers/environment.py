@@ -1,4 +1,4 @@
-"""A virtual environment for a peer: made once, and kept for as long as its requirements are the same."""
+"""Virtual environments of the peers: made once, and made again when the requirements change."""
 
 import shutil
 import subprocess
@@ -11,10 +11,10 @@ _INSTALL_SECONDS = 900.0
 
 
 def installed(peer: Peer) -> Path:
-    """The directory of the peer's environment, with the same ONNX Runtime as ours.
+    """Returns the directory of the peer's environment, with the same ONNX Runtime as ours.
 
     Raises:
-        PeerUnavailable: it can't be made.
+        PeerUnavailable: the environment can't be made.
     """
     python = next((python for python in peer.pythons if _makes_environments(python)), None)
     if python is None:
@@ -45,13 +45,13 @@ def installed(peer: Peer) -> Path:
 
 
 def last_words(log: Path, lines: int = 8) -> str:
-    """The end of a log, for a report."""
-    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    return " | ".join(line[:300] for line in said[-lines:])
+    """Returns the end of a log on one line, for a report."""
+    written = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    return " | ".join(line[:300] for line in written[-lines:])
 
 
 def _makes_environments(python: str) -> bool:
-    """Whether it is there, new enough, and whole: Debian has the module that makes environments in a package of its own."""
+    """Checks that a Python exists, is new enough, and has ensurepip, which Debian packages separately."""
     check = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
     try:
         return subprocess.run([python, "-c", check], capture_output=True, timeout=60, check=False).returncode == 0

@@ -1,8 +1,8 @@
-"""`python leash.py COMMAND ...`: runs a command until its own standard input is closed, and leaves nothing of it behind.
+"""Runs a command until standard input closes, then kills all its processes: `python leash.py COMMAND ...`.
 
-What the command starts may start more, in sessions of their own, and outlive what started it. Here an orphan becomes a child
-of this process (prctl(2), PR_SET_CHILD_SUBREAPER), so all are found, and killed. Standard input is closed as well when
-whoever has started this process is killed.
+The command may start processes in sessions of their own, which outlive their parents. An orphan becomes a child of this
+process (prctl(2), PR_SET_CHILD_SUBREAPER), so all of them are found and killed. Standard input also closes when the process
+that started this one is killed.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ _POLITE_SECONDS = 10.0
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one."""
+    """Returns the ids of all processes below one."""
     found: list[int] = []
-    with contextlib.suppress(OSError):  # it may end meanwhile
+    with contextlib.suppress(OSError):  # the process may have ended
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, children.read_text().split()):
                 found += [child, *descendants(child)]
@@ -29,13 +29,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def main(command: list[str]) -> int:
-    """The exit status of the command, below 0 by a signal."""
+    """Runs the command; returns its exit status, negative after a signal."""
     if ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no subreaper")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # were it ignored here, the command would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the command would inherit an ignored SIGINT
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     select.select([sys.stdin, os.pidfd_open(child.pid)], [], [])
-    child.send_signal(signal.SIGINT)  # Ctrl-C, which they all know: so they can remove what they have in shared memory
+    child.send_signal(signal.SIGINT)  # all peers handle Ctrl-C, and remove their shared memory
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(_POLITE_SECONDS)
     while below := descendants(os.getpid()):

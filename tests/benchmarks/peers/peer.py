@@ -1,4 +1,4 @@
-"""The servers that are measured beside ours, and how each is started and called."""
+"""The servers measured beside ours: the command, the settings and the protocol of each."""
 
 import re
 import sys
@@ -14,32 +14,33 @@ from tests.benchmarks.peers.targets import HttpTarget
 HERE = Path(__file__).parent
 SERVERS = HERE / "servers"
 CACHE = Path("build") / "peers"
-MODEL = "digits"  # what they know the model by
+MODEL = "digits"  # the name of the model in every server
 PYTHON = (sys.executable,)
-DEBIAN_FIRST = ("/usr/bin/python3", sys.executable)  # whose libpython Triton's Python backend finds
+DEBIAN_FIRST = ("/usr/bin/python3", sys.executable)  # Triton's Python backend finds the libpython of Debian's Python
 
 
 class PeerUnavailable(Exception):
-    """It can't be installed or started here; the message says why."""
+    """A peer can't be installed or started on this machine; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Peer:
     """A model server.
 
-    In `command` and `environment`, {python} and {bin} are its environment's, {servers} our directory of server scripts,
-    {model} the ONNX file, and {port}, {second_port} and {third_port} are free; the first is where it answers.
+    Placeholders in `command` and `environment`: {python} and {bin} of its virtual environment, {servers} for our directory
+    of server scripts, {model} for the ONNX file, and the free ports {port}, {second_port} and {third_port}. The server
+    answers on {port}.
 
     Attributes:
-        name: as a report calls it.
-        distribution: the package that it comes in; names its requirements and its environment.
-        command: starts it, in an empty directory.
-        settings: in words, for the report.
-        target: what calls it, by its address.
-        environment: variables that it is started with, beside those that all have.
-        pythons: to make its environment with; the first that is there.
-        start_seconds: how long it may take to answer.
-        version_in_log: finds the version in what it says, where it is another than the package's.
+        name: its name in a report.
+        distribution: its package on the index; also the name of its requirements and of its environment.
+        command: starts the server, in an empty directory.
+        settings: its settings in words, for the report.
+        target: makes the load test's target from its address.
+        environment: variables added to those that every peer gets.
+        pythons: candidates for its environment; the first that exists is used.
+        start_seconds: time limit for the first answer.
+        version_in_log: regular expression for the version in its log, where it differs from the package's version.
     """
 
     name: str
@@ -54,18 +55,18 @@ class Peer:
 
     @property
     def directory(self) -> Path:
-        """Where its environment is, and its log."""
+        """Directory of its environment and its log."""
         return CACHE.absolute() / self.distribution
 
     @property
     def log(self) -> Path:
-        """What it said when it ran last."""
+        """Log file of its last run."""
         return self.directory / f"{self.name.replace(' ', '_')}.log"
 
     def version(self) -> str:
-        """The version that was measured, once it has run."""
-        if self.version_in_log and (told := re.search(self.version_in_log, self.log.read_text(errors="replace"))):
-            return told[1]
+        """Returns the measured version; the peer must have run."""
+        if self.version_in_log and (found := re.search(self.version_in_log, self.log.read_text(errors="replace"))):
+            return found[1]
         site_packages = [str(path) for path in self.directory.glob("venv/lib/python*/site-packages")]
         return next(iter(Distribution.discover(name=self.distribution, path=site_packages))).version
 
@@ -116,8 +117,7 @@ PEERS = (
         "Mosec",
         "mosec",
         ("{python}", "{servers}/on_mosec.py", "--address=127.0.0.1", "--port={port}", "--log-level=warning"),
-        f"HTTP, raw bytes; {_TWO_INSTANCES} (two workers); batches of up to 64 calls, max_wait_time 1 ms, "
-        "the least it takes",
+        f"HTTP, raw bytes; {_TWO_INSTANCES} (two workers); batches of up to 64 calls, max_wait_time 1 ms, its minimum",
         lambda address: HttpTarget(address, "/inference"),
     ),
     Peer(
@@ -125,14 +125,14 @@ PEERS = (
         "litserve",
         ("{python}", "{servers}/on_litserve.py"),
         f"HTTP, raw bytes; {_TWO_INSTANCES} (workers_per_device 2), two API servers, fast_queue; batches of up to 64 calls, "
-        "batch_timeout 1 ms, as it would poll without rest at 0",
+        "batch_timeout 1 ms, because it polls without a pause at 0",
         lambda address: HttpTarget(address, "/predict"),
     ),
     Peer(
         "BentoML",
         "bentoml",
         ("{bin}/bentoml", "serve", "on_bentoml:Digits", "--host=127.0.0.1", "--port={port}", "--working-dir={servers}"),
-        f"HTTP, JSON, which is how it takes arrays; {_TWO_INSTANCES} (workers 2); adaptive batching of up to 4,096 images; "
+        f"HTTP, JSON, its format for arrays; {_TWO_INSTANCES} (workers 2); adaptive batching of up to 4,096 images; "
         "access log off",
         lambda address: HttpTarget(address, "/predict", "json"),
         {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": "bentoml"},

@@ -1,4 +1,4 @@
-"""A peer that runs, for as long as a block does."""
+"""Running peers: a context manager that starts one, and one call to it."""
 
 import asyncio
 import os
@@ -23,10 +23,10 @@ _END_SECONDS = 20.0
 
 @contextmanager
 def running(peer: Peer, model: Path) -> Iterator[str]:
-    """The address of a peer that has answered rightly; it and all its processes are gone when the block ends.
+    """Runs a peer, and yields its address once it has answered rightly; all its processes are gone after the block.
 
     Raises:
-        PeerUnavailable: it can't be installed, or does not answer rightly in time.
+        PeerUnavailable: the peer can't be installed, or gives no right answer in time.
     """
     venv = installed(peer)
     ports = free_ports(3)
@@ -37,20 +37,20 @@ def running(peer: Peer, model: Path) -> Iterator[str]:
         "model": model.absolute(),
         **dict(zip(("port", "second_port", "third_port"), ports, strict=True)),
     }
-    with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as place, peer.log.open("w") as log:
+    with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as directory, peer.log.open("w") as log:
         own = {
             "MODEL": "{model}",
             "PORT": "{port}",
             "SECOND_PORT": "{second_port}",
             "PYTHONPATH": "{servers}",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": place,
-            "HOME": place,  # what they keep there goes when they go
+            "TMPDIR": directory,
+            "HOME": directory,  # their files there go with the directory
             **peer.environment,
         }
         process = subprocess.Popen(
             [sys.executable, str(HERE / "leash.py"), *(part.format(**fields) for part in peer.command)],
-            cwd=place,
+            cwd=directory,
             env={**os.environ, **{name: value.format(**fields) for name, value in own.items()}},
             stdin=subprocess.PIPE,
             stdout=log,
@@ -72,7 +72,7 @@ def running(peer: Peer, model: Path) -> Iterator[str]:
 
 
 async def ask(target: Target, images: Images, timeout: float = 10.0) -> Outcome:
-    """One call."""
+    """Sends one call."""
     plan = Plan(rpc="infer", images=len(images), callers=1, timeout_seconds=timeout, model=MODEL, connections=1)
     (caller,) = target.callers(plan)
     try:
@@ -82,7 +82,7 @@ async def ask(target: Target, images: Images, timeout: float = 10.0) -> Outcome:
 
 
 def expected(model: Path, images: Images) -> Digits:
-    """What ONNX Runtime reads here."""
+    """Returns the digits by ONNX Runtime in this process."""
     return tuple(Model(model, "").predict(images).argmax(axis=1).tolist())
 
 

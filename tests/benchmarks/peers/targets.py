@@ -1,4 +1,4 @@
-"""The servers that are called over HTTP, and a client for them that costs little: connections of HTTP/1.1 that are kept."""
+"""Targets of the load test that speak HTTP, and a cheap client for them on persistent HTTP/1.1 connections."""
 
 import asyncio
 import json
@@ -31,12 +31,12 @@ _DIGITS: dict[Encoding, Callable[[bytes], Digits]] = {"raw": _raw_digits, "json"
 
 @dataclass(frozen=True)
 class HttpTarget:
-    """A server that is sent images by POST, and answers their probabilities.
+    """A server that takes images by POST, and answers with probabilities.
 
     Attributes:
         address: host:port.
-        path: where it takes them.
-        encoding: raw, the images' pixels one after the other, and little-endian float32; or json, nested lists.
+        path: of the POST request.
+        encoding: raw (pixels in order, answered by little-endian float32) or json (nested lists).
     """
 
     address: str
@@ -45,17 +45,17 @@ class HttpTarget:
 
     @property
     def content_type(self) -> str:
-        """Of what `body` makes."""
+        """Content type of `body`."""
         return "application/octet-stream" if self.encoding == "raw" else "application/json"
 
     def body(self, images: Images) -> bytes:
-        """What is posted."""
+        """Returns the body of a request."""
         if self.encoding == "raw":
             return images.tobytes()
         return json.dumps({"images": images.tolist()}, separators=(",", ":")).encode()
 
     def request(self, plan: Plan, images: Images) -> bytes:
-        """All that goes over the connection, headers and body."""
+        """Returns headers and body, ready to send."""
         body = self.body(images)
         head = (
             f"POST {self.path} HTTP/1.1",
@@ -66,12 +66,12 @@ class HttpTarget:
         return "\r\n".join((*head, "", "")).encode() + body
 
     def callers(self, plan: Plan) -> list[Caller]:
-        """As many as the plan has connections; each opens as many as it has calls on their way, as HTTP/1.1 must."""
+        """Returns a caller for each connection of the plan; each opens one HTTP/1.1 connection per call in flight."""
         return [HttpCaller(self.address, plan.timeout_seconds, _DIGITS[self.encoding]) for _ in range(plan.connections)]
 
 
 class HttpCaller:
-    """Connections to a server, each with one call at a time."""
+    """A pool of connections to one server; each carries one call at a time."""
 
     def __init__(self, address: str, timeout: float, digits: Callable[[bytes], Digits]):
         self._host, _, port = address.rpartition(":")
@@ -80,7 +80,7 @@ class HttpCaller:
         self._all: set[_Connection] = set()
 
     async def call(self, request: bytes) -> Outcome:
-        """Sends it over a connection that is free, or a new one, and waits for its answer."""
+        """Sends a request over a free connection or a new one, and waits for the answer."""
         connection = None
         try:
             async with asyncio.timeout(self._timeout):
@@ -91,7 +91,7 @@ class HttpCaller:
             outcome = Outcome("DEADLINE_EXCEEDED")
         except OSError:
             outcome = Outcome("UNAVAILABLE")
-        except ValueError:  # what came is no answer of HTTP, or none with probabilities
+        except ValueError:  # the answer is not HTTP, or has no probabilities
             outcome = Outcome("DATA_LOSS")
         if connection is not None:
             if connection.free:
@@ -104,7 +104,7 @@ class HttpCaller:
     async def _connection(self) -> "_Connection":
         while self._idle:
             connection = self._idle.pop()
-            if connection.free:  # the server has not closed it meanwhile
+            if connection.free:  # the server may have closed it
                 return connection
             self._all.discard(connection)
         _, opened = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
@@ -112,33 +112,33 @@ class HttpCaller:
         return opened
 
     async def close(self) -> None:
-        """Closes all connections, whatever is on its way."""
+        """Closes all connections, also those with a call in flight."""
         for connection in self._all:
             connection.abort()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: an answer has a Content-Length, as those of all these servers have."""
+    """One connection; every answer must have a Content-Length, and these servers send it."""
 
     def __init__(self) -> None:
         self._received = bytearray()
-        self._start = self._end = 0  # of the body that is waited for; 0 while its length is not known
+        self._start = self._end = 0  # of the awaited body in the received bytes; 0 before its header has come
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._kept = True
 
     @property
     def free(self) -> bool:
-        """Whether it can take a call."""
+        """True when the connection can take a call."""
         return self._kept and (self._answer is None or (self._answer.done() and not self._answer.cancelled()))
 
     def exchange(self, content: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Sends a request; the status and the body of its answer. OSError if the connection breaks."""
+        """Sends a request. The future gives status and body of the answer, or OSError when the connection breaks."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(content)
         return self._answer
 
     def abort(self) -> None:
-        """Closes it at once."""
+        """Closes the connection at once."""
         self._kept = False
         self._transport.abort()
 
@@ -154,7 +154,7 @@ class _Connection(asyncio.Protocol):
                 return
             length = _LENGTH.search(self._received, 0, head)
             if length is None:
-                self._broken(ValueError("an answer without its length"))
+                self._broken(ValueError("the answer has no Content-Length header"))
                 return
             self._start, self._end = head + 4, head + 4 + int(length[1])
         if len(self._received) >= self._end and self._answer is not None and not self._answer.done():

@@ -1,4 +1,4 @@
-"""What every peer runs, in its own environment: the model that is served, in ONNX Runtime with the same options."""
+"""The model in ONNX Runtime with our service's options; every peer imports this file in its own environment."""
 
 import os
 
@@ -9,7 +9,7 @@ NAME = "digits"
 
 
 class Network:
-    """One ONNX Runtime session; `probabilities` may be called from several threads, each of which then runs it."""
+    """One ONNX Runtime session; several threads may call `probabilities` at the same time."""
 
     def __init__(self, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
@@ -19,16 +19,16 @@ class Network:
         self._session = onnxruntime.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(n, 10) float32, for (n, 28, 28) uint8."""
+        """Maps (n, 28, 28) uint8 to (n, 10) float32."""
         (probabilities,) = self._session.run(["probabilities"], {"images": images})
         return probabilities
 
     def of_each(self, requests: list[np.ndarray]) -> list[np.ndarray]:
-        """Of requests of (n, 28, 28) images each, run as one batch: an answer each."""
+        """Runs several requests of (n, 28, 28) images as one batch, and splits the answers again."""
         ends = np.cumsum([len(images) for images in requests])[:-1]
         return np.split(self.probabilities(np.concatenate(requests)), ends)
 
 
 def images(body: bytes) -> np.ndarray:
-    """The images of a request whose body is nothing but their pixels."""
+    """Returns the images of a request body that holds only their pixels."""
     return np.frombuffer(body, np.uint8).reshape(-1, 28, 28)

@@ -1,4 +1,4 @@
-"""BentoML: two workers with adaptive batching, over HTTP with arrays in JSON, which is how it takes them."""
+"""BentoML: two workers with adaptive batching, over HTTP with arrays in JSON, its format for arrays."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""PyTriton: two callables, each an instance that Triton hands whole batches to, called over Triton's gRPC."""
+"""PyTriton: two callables, each an instance that receives whole batches from Triton, called over Triton's gRPC."""
 
 import os
 
