@@ -36,6 +36,8 @@ def pytest_configure() -> None:
     # A cancelled run (SIGTERM) then ends the servers that it started, as an interrupted one (Ctrl-C) does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     unset_machine_variables(os.environ)
+    # Several test processes share the cores: threads of TensorFlow would only wait for each other.
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
 @pytest.hookimpl(optionalhook=True)  # absent without pytest-xdist

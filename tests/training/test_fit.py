@@ -289,7 +289,7 @@ def epochs_in(checkpoint: Path) -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 100
+    until = time.monotonic() + 250
     while not condition():
         assert time.monotonic() < until, "the condition did not become true in 100 seconds"
         time.sleep(0.02)
