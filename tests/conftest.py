@@ -5,10 +5,12 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -32,9 +34,18 @@ if TYPE_CHECKING:
 MOST_WORKERS = 6  # each takes up to a gigabyte once it trains, and many tests start a server that uses every core
 
 
+def end_with_children(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Ends a cancelled run (SIGTERM) as Ctrl-C does, and with it the test processes of pytest-xdist and their servers.
+
+    pytest-xdist alone would kill a test process that takes longer than ten seconds to end, and leave its servers running.
+    """
+    for child in psutil.Process().children():
+        child.terminate()
+    raise KeyboardInterrupt
+
+
 def pytest_configure() -> None:
-    # A cancelled run (SIGTERM) then ends the servers that it started, as an interrupted one (Ctrl-C) does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end_with_children)
     unset_machine_variables(os.environ)
     # Several test processes share the cores: threads of TensorFlow would only wait for each other.
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
