@@ -17,7 +17,7 @@ from serving.loadtest.calls import KINDS
 from serving.loadtest.plan import Plan, Rpc
 from tests.benchmarks.cost import measure
 from tests.benchmarks.generators import Figures
-from tests.support.service import ROOT, service
+from tests.support.service import ROOT, service_of
 
 WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (  # RPC, images a call, callers
     ("recognize", 1, 1),
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     other_checkout = options.other.resolve()
     pairs: dict[tuple[Rpc, int, int], list[Pair]] = defaultdict(list)
-    with service(checkout=ROOT) as this, service(checkout=other_checkout) as other:
+    with service_of(ROOT) as this, service_of(other_checkout) as other:
         for turn in range(options.rounds):
             for rpc, images, callers in WORKLOADS:
                 plan = Plan(rpc=rpc, images=images, callers=callers, seconds=options.seconds)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,25 +50,25 @@ class Service:
         return _ended(self.process)
 
 
-def launch(*flags: str, checkout: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def launch(*flags: str, **environment: str) -> subprocess.Popen[str]:
     """Starts a server on free ports, in a process group of its own; it may still refuse to start.
 
     Args:
         flags: of `digits serve`.
-        checkout: another checkout to run instead of the code that this process would import.
         environment: variables added to those of this process.
     """
+    return _launch(flags, environment, None)
+
+
+def _launch(flags: Sequence[str], environment: Mapping[str, str], directory: Path | None) -> subprocess.Popen[str]:
     command = [*DIGITS, "serve", "--grpc-port", "0", "--metrics-port", "0", *flags]
-    if checkout is not None:
-        environment["PYTHONPATH"] = str(checkout)
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=checkout, env={**os.environ, **environment}, process_group=0
-    )
+    variables = {**os.environ, **environment}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=directory, env=variables, process_group=0)
 
 
 def refused(*flags: object, **environment: str) -> tuple[int, str]:
     """Starts a server that can't run. Returns its exit status and its error message."""
-    with launch(*map(str, flags), checkout=None, **environment) as process:
+    with launch(*map(str, flags), **environment) as process:
         return _ended(process)
 
 
@@ -78,9 +78,22 @@ def _ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 @contextmanager
-def service(*flags: str, checkout: Path | None = None, **environment: str) -> Iterator[Service]:
+def service(*flags: str, **environment: str) -> Iterator[Service]:
     """Runs a server that answers when the block begins, and is gone when the block ends; arguments as for `launch`."""
-    with launch(*flags, checkout=checkout, **environment) as process:
+    with _answering(launch(*flags, **environment)) as started:
+        yield started
+
+
+@contextmanager
+def service_of(checkout: Path, *flags: str) -> Iterator[Service]:
+    """Runs a server like `service`, but with the code of another checkout."""
+    with _answering(_launch(flags, {"PYTHONPATH": str(checkout)}, checkout)) as started:
+        yield started
+
+
+@contextmanager
+def _answering(process: "subprocess.Popen[str]") -> Iterator[Service]:
+    with process:
         try:
             assert process.stderr is not None
             log: list[str] = []
