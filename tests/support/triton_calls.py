@@ -1,9 +1,10 @@
-"""Calls the service with the unmodified tritonclient and prints the outcome as JSON.
+"""Calls by the unmodified tritonclient; their outcome is printed as JSON.
 
 Usage: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
 
-It runs in a process of its own: tritonclient brings its own copy of the protocol's messages, and two copies clash in one.
-IMAGES is a .npy file, (N, 28, 28) uint8. Each function is a story; test_open_inference.py tells how it should end.
+The calls run in a process of their own: tritonclient brings its own copy of the protocol's messages, and two copies clash in
+one process. IMAGES is a .npy file, (N, 28, 28) uint8. Each public function below `refusal` is a story, a sequence of calls;
+test_open_inference.py has the expected outcomes.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 Images = NDArray[np.uint8]
-Told = Any  # whatever JSON can say
+Json = Any  # a value that JSON can hold
 
-TIMEOUT = 20  # seconds; of every call
+TIMEOUT = 20  # seconds, of every call
 
 
 def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") -> Any:
@@ -31,8 +32,8 @@ def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") 
     return given
 
 
-def told(result: Any) -> Told:
-    """An answer, as JSON can carry it."""
+def as_json(result: Any) -> Json:
+    """Converts an answer to JSON values."""
     response = result.get_response()
     return {
         "id": response.id,
@@ -43,8 +44,8 @@ def told(result: Any) -> Told:
     }
 
 
-def refusal(call: Any, *arguments: Any, **named: Any) -> Told:
-    """The status and the message that a call ends with."""
+def refusal(call: Any, *arguments: Any, **named: Any) -> Json:
+    """Returns the status and the message of a call's end."""
     try:
         call(*arguments, **named)
     except InferenceServerException as error:
@@ -52,7 +53,7 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> Told:
     return ["OK", ""]
 
 
-def metadata(client: Any, images: Images) -> Told:
+def metadata(client: Any, images: Images) -> Json:
     return {
         "live": client.is_server_live(client_timeout=TIMEOUT),
         "ready": client.is_server_ready(client_timeout=TIMEOUT),
@@ -66,21 +67,21 @@ def metadata(client: Any, images: Images) -> Told:
     }
 
 
-def infer(client: Any, images: Images) -> Told:
+def infer(client: Any, images: Images) -> Json:
     chosen = [triton.InferRequestedOutput("probabilities")]
     turned = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
     given, limit = [tensor(images)], {"client_timeout": TIMEOUT}
     return {
-        "all": told(client.infer("digits", given, request_id="a b", **limit)),
-        "chosen": told(client.infer("digits", given, outputs=chosen, **limit)),
-        "turned": told(client.infer("digits", given, outputs=turned, **limit)),
-        "unhurried": told(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
-        "compressed": told(client.infer("digits", given, compression_algorithm="gzip", **limit)),
-        "own parameters": told(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
+        "all": as_json(client.infer("digits", given, request_id="a b", **limit)),
+        "chosen": as_json(client.infer("digits", given, outputs=chosen, **limit)),
+        "turned": as_json(client.infer("digits", given, outputs=turned, **limit)),
+        "unhurried": as_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
+        "compressed": as_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
+        "own parameters": as_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
     }
 
 
-def async_infer(client: Any, images: Images) -> Told:
+def async_infer(client: Any, images: Images) -> Json:
     done: queue.Queue[Any] = queue.Queue()
     for number, image in enumerate(images):
         client.async_infer(
@@ -91,11 +92,11 @@ def async_infer(client: Any, images: Images) -> Told:
             client_timeout=TIMEOUT,
         )
     ended = [done.get(timeout=TIMEOUT) for _ in images]
-    return [told(result) if error is None else str(error) for result, error in ended]
+    return [as_json(result) if error is None else str(error) for result, error in ended]
 
 
-def stream(client: Any, images: Images) -> Told:
-    """All images on one stream, each in a request of its own; after every fiftieth, one that is too small."""
+def stream(client: Any, images: Images) -> Json:
+    """Sends every image in a request of its own on one stream; an image that is too small follows every fiftieth."""
     done: queue.Queue[Any] = queue.Queue()
     sent = 0
     client.start_stream(lambda result, error: done.put((result, error)), stream_timeout=TIMEOUT)
@@ -108,7 +109,7 @@ def stream(client: Any, images: Images) -> Told:
     ended = [done.get(timeout=TIMEOUT) for _ in range(sent)]
     client.stop_stream()
     return {
-        "answers": [told(result) for result, error in ended if error is None],
+        "answers": [as_json(result) for result, error in ended if error is None],
         "errors": [[error.status(), error.message()] for _, error in ended if error is not None],
         "final": [
             result.get_response().parameters["triton_final_response"].bool_param for result, error in ended if error is None
@@ -117,7 +118,7 @@ def stream(client: Any, images: Images) -> Told:
     }
 
 
-def errors(client: Any, images: Images) -> Told:
+def errors(client: Any, images: Images) -> Json:
     good = [tensor(images)]
     limit = {"client_timeout": TIMEOUT}
     unknown = [triton.InferRequestedOutput("digits")]
@@ -146,16 +147,16 @@ def errors(client: Any, images: Images) -> Told:
     }
 
 
-def late(client: Any, images: Images) -> Told:
-    """The model does not answer while this runs."""
+def late(client: Any, images: Images) -> Json:
+    """Sends calls that must time out: the test holds the model back."""
     return {
         "client_timeout": refusal(client.infer, "digits", [tensor(images)], client_timeout=0.2),
         "timeout": refusal(client.infer, "digits", [tensor(images)], timeout=200_000, client_timeout=TIMEOUT),
     }
 
 
-def statistics(client: Any, images: Images) -> Told:
-    def now(name: str = "") -> Told:
+def statistics(client: Any, images: Images) -> Json:
+    def now(name: str = "") -> Json:
         return client.get_inference_statistics(name, as_json=True, client_timeout=TIMEOUT)
 
     before = now()
@@ -165,11 +166,11 @@ def statistics(client: Any, images: Images) -> Told:
     return {"before": before, "after": now(), "named": now("digits")}
 
 
-def control(client: Any, images: Images) -> Told:
-    """Loads and unloads; the server has model control."""
+def control(client: Any, images: Images) -> Json:
+    """Loads and unloads the model, on a server with model control."""
     good, limit = [tensor(images)], {"client_timeout": TIMEOUT}
 
-    def state() -> Told:
+    def state() -> Json:
         return {
             "ready": client.is_model_ready("digits", **limit),
             "infer": refusal(client.infer, "digits", good, **limit),
@@ -190,7 +191,7 @@ def control(client: Any, images: Images) -> Told:
     return story
 
 
-async def aio(address: str, images: Images) -> Told:
+async def aio(address: str, images: Images) -> Json:
     async with triton_aio.InferenceServerClient(address) as client:
 
         async def requests() -> AsyncIterator[Any]:
@@ -204,14 +205,14 @@ async def aio(address: str, images: Images) -> Told:
             client.infer("digits", [tensor(image[None])], request_id=str(number), client_timeout=TIMEOUT)
             for number, image in enumerate(images)
         ]
-        answers = [told(answer) for answer in await asyncio.gather(*calls)]
+        answers = [as_json(answer) for answer in await asyncio.gather(*calls)]
         streamed = [
-            told(answer) if error is None else error.message()
+            as_json(answer) if error is None else error.message()
             async for answer, error in client.stream_infer(requests(), stream_timeout=TIMEOUT)
         ]
         try:
             await client.infer("letters", [tensor(images)], client_timeout=TIMEOUT)
-            refused: Told = None
+            refused: Json = None
         except InferenceServerException as error:
             refused = [error.status(), error.message()]
         return {"ready": ready, "answers": answers, "streamed": streamed, "refused": refused}
