@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import os
@@ -42,7 +43,7 @@ class Recognized:
     decisions: bytes
     audited: Sequence[bool]
     confidences: Sequence[float]
-    nonce: bytes = field(default_factory=lambda: os.urandom(8))
+    nonce: bytes = field(default_factory=functools.partial(os.urandom, 8))
 
 
 class RecognitionIds:

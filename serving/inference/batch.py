@@ -1,19 +1,13 @@
-"""Queue entries, the slices of a run, and the answers that go back to the callers."""
+"""Queue entries, the slices of a run, and the answer to a request."""
 
 import asyncio
-import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import DeadlineExceeded, InferenceFailed, RequestError
-from serving.telemetry.logs import log_event
-
-log = logging.getLogger(__name__)
-
-_NO_ROWS = np.empty((0, 0), np.float32)
+from serving.errors import RequestError
 
 
 class Answer(NamedTuple):
@@ -42,7 +36,7 @@ class Entry:
         deadline: on the clock of time.monotonic; infinite without a deadline.
         arrived: when the request entered the queue, on the same clock.
         answer: resolves when all rows are there, or when the request fails.
-        rows: (count, columns) float32, filled run by run.
+        rows: (count, columns) float32, filled run by run; None before the first run.
         started: when the first run with an image of the request began.
         taken: images already taken into a run.
         answered: images whose rows are back.
@@ -53,7 +47,7 @@ class Entry:
     deadline: float
     arrived: float
     answer: asyncio.Future[Answer]
-    rows: NDArray[np.float32] = field(default_factory=lambda: _NO_ROWS)
+    rows: NDArray[np.float32] | None = None
     started: float = 0.0
     taken: int = 0
     answered: int = 0
@@ -66,41 +60,6 @@ class Slice:
     entry: Entry
     start: int
     end: int
-
-
-def distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
-    """Gives each entry of a batch its rows, and resolves the entries that are complete.
-
-    Args:
-        batch: the slices of the run, in order.
-        rows: (images in the run, columns) float32, in the same order. NaN or infinity fails the entry that has it.
-        now: the end of the run, on the clock of time.monotonic. Entries past their deadline fail.
-    """
-    finite = np.isfinite(rows).all()
-    if not finite:
-        broken = int((~np.isfinite(rows)).any(axis=1).sum())
-        message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"
-        log_event(log, logging.ERROR, "answers_unsound", message, images=broken)
-    offset = 0
-    for part in batch:
-        entry, size = part.entry, part.end - part.start
-        own = rows[offset : offset + size]
-        if size == entry.count:
-            entry.rows = own
-        else:
-            if not len(entry.rows):
-                entry.rows = np.empty((entry.count, rows.shape[1]), np.float32)
-            entry.rows[part.start : part.end] = own
-        entry.answered += size
-        offset += size
-        if not finite and not np.isfinite(own).all():
-            fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"))
-        if entry.answered < entry.count or entry.answer.done():
-            continue
-        if entry.deadline <= now:
-            fail(entry, DeadlineExceeded("the deadline passed while the model ran"))
-        else:
-            entry.answer.set_result(Answer(entry.rows, entry.arrived, entry.started, now))
 
 
 def fail(entry: Entry, error: RequestError) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
-from serving.inference.batch import Answer, Entry, Slice, distribute, fail
+from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
+from serving.inference.batch import Answer, Entry, Slice, fail
 from serving.inference.classifier import CONFIDENCE, DIGIT, INKED
 from serving.inference.pace import Pace
 from serving.telemetry.logs import log_event
@@ -120,7 +120,9 @@ class Batcher:
             raise Stopping("the server is stopping")
         now = time.monotonic()
         if self._waiting or count > self._max_queue_size:
-            self._refuse_excess(count, deadline - now)
+            self._pace.refuse_excess(
+                self._waiting, count, deadline - now, max_queue_size=self._max_queue_size, turn=self._turn
+            )
         entry = Entry(
             pixels=memoryview(pixels),
             count=count,
@@ -160,22 +162,6 @@ class Batcher:
             fail(entry, Stopping(_STOPPED))
         self._threads.shutdown(wait=not stuck)
         return stuck
-
-    def _refuse_excess(self, count: int, seconds_left: float) -> None:
-        """Raises QueueFull for images without room in the queue, or without time: running late work delays all others."""
-        excess = self._waiting + count - self._max_queue_size
-        if excess > 0:
-            raise QueueFull(
-                f"the queue is full: {self._waiting} images wait, and {count} more would pass its limit of "
-                f"{self._max_queue_size}",
-                retry_after_seconds=excess * self._pace.seconds_per_image,
-            )
-        late = self._pace.seconds_late(self._waiting, count, seconds_left, in_turns=count > self._turn)
-        if late > 0:
-            raise QueueFull(
-                f"{self._waiting} images wait, and {count} more would hardly be answered within their deadline",
-                retry_after_seconds=late,
-            )
 
     async def _run_batches(self) -> None:
         """Empties the queue batch by batch, until the batcher is closed and the queue is empty."""
@@ -264,7 +250,7 @@ class Batcher:
             runners = 1 if brief else len(self._runners)
             self._pace.learn(start, end, len(images), run_seconds=seconds, runners=runners, waiting=self._waiting)
             self._soon = end + min(seconds, self._brief)
-            distribute(batch, rows, end)
+            _distribute(batch, rows, end)
         except Exception:
             self._pace.forget_run_time()
             message = f"a run with images of {len(batch)} requests failed"
@@ -287,8 +273,7 @@ class Batcher:
         readable = (rows[:, INKED] > 0) & np.isfinite(rows[:, CONFIDENCE])  # a prediction for a blank image means nothing
         if not readable.all():
             counted, pixels = rows[readable], pixels[readable]
-        self._metrics.count_predictions(counted[:, DIGIT].astype(np.intp), counted[:, CONFIDENCE])
-        self._metrics.measure(pixels)
+        self._metrics.count_predictions(pixels, counted[:, DIGIT], counted[:, CONFIDENCE])
         return rows, time.monotonic() - start
 
     def _remove(self, entry: Entry) -> None:
@@ -300,6 +285,41 @@ class Batcher:
         _set(self.idle, not self._waiting and not self._running)
         _set(self._work, bool(self._queue) or self._stopping)
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
+
+
+def _distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
+    """Gives each entry of a batch its rows, and resolves the entries that are complete.
+
+    Args:
+        batch: the slices of the run, in order.
+        rows: (images in the run, columns) float32, in the same order. NaN or infinity fails the entry that has it.
+        now: the end of the run, on the clock of time.monotonic. Entries past their deadline fail.
+    """
+    finite = np.isfinite(rows).all()
+    if not finite:
+        broken = int((~np.isfinite(rows)).any(axis=1).sum())
+        message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"
+        log_event(log, logging.ERROR, "answers_unsound", message, images=broken)
+    offset = 0
+    for part in batch:
+        entry, size = part.entry, part.end - part.start
+        own = rows[offset : offset + size]
+        if size == entry.count:
+            entry.rows = own
+        else:
+            if entry.rows is None:
+                entry.rows = np.empty((entry.count, rows.shape[1]), np.float32)
+            entry.rows[part.start : part.end] = own
+        entry.answered += size
+        offset += size
+        if not finite and not np.isfinite(own).all():
+            fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"))
+        if entry.answered < entry.count or entry.answer.done():
+            continue
+        if entry.deadline <= now:
+            fail(entry, DeadlineExceeded("the deadline passed while the model ran"))
+        else:
+            entry.answer.set_result(Answer(entry.rows, entry.arrived, entry.started, now))
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:

@@ -1,4 +1,6 @@
-"""Estimates how long a request would wait in the queue, from the pace of the last runs."""
+"""Estimates how long a request would wait in the queue, and refuses a request that would be late."""
+
+from serving.errors import QueueFull
 
 # Safety factor on the estimated queue wait; run times vary about twofold. A request that is taken in several turns gets
 # twice this factor, since other requests have their turns in between.
@@ -27,20 +29,32 @@ class Pace:
         self._last_end = 0.0
         self._was_behind = False  # True if images waited when the last run ended
 
-    def seconds_late(self, waiting: int, count: int, seconds_left: float, *, in_turns: bool) -> float:
-        """Estimates how late the answer to a new request would be.
+    def refuse_excess(self, waiting: int, count: int, seconds_left: float, *, max_queue_size: int, turn: int) -> None:
+        """Refuses a request for which the queue has no room, or no time: running late work delays all other work.
 
         Args:
             waiting: images in the queue already.
             count: images of the request.
             seconds_left: time until the deadline of the request; infinite without a deadline.
-            in_turns: True if the request is too large for one turn.
+            max_queue_size: images that may wait, at most.
+            turn: images that a request gets into a batch before the next request has its turn.
 
-        Returns:
-            Seconds past the deadline; 0 or less when the answer is expected in time.
+        Raises:
+            QueueFull: with the time after which to retry.
         """
-        factor = 2 * _SAFETY_FACTOR if in_turns else _SAFETY_FACTOR
-        return (factor * waiting + count) * self.seconds_per_image - seconds_left
+        excess = waiting + count - max_queue_size
+        if excess > 0:
+            raise QueueFull(
+                f"the queue is full: {waiting} images wait, and {count} more would pass its limit of {max_queue_size}",
+                retry_after_seconds=excess * self.seconds_per_image,
+            )
+        factor = _SAFETY_FACTOR if count <= turn else 2 * _SAFETY_FACTOR
+        late = (factor * waiting + count) * self.seconds_per_image - seconds_left
+        if late > 0:
+            raise QueueFull(
+                f"{waiting} images wait, and {count} more would hardly be answered within their deadline",
+                retry_after_seconds=late,
+            )
 
     def learn(self, start: float, end: float, images: int, *, run_seconds: float, runners: int, waiting: int) -> None:
         """Learns from a run that has ended.

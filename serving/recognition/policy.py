@@ -78,12 +78,12 @@ class Policy:
         decisions = decide(confidences, reading.inked, threshold)
         audited = self._sample_audits(decisions) if audit else np.zeros(len(decisions), bool)
         encoded, marks = decisions.tobytes(), audited.tolist()
-        loaded.metrics.count_decisions(encoded)
-        loaded.metrics.count_audits("digit", marks.count(True))
-        digits = reading.digits.tobytes()
-        answer = Recognized(loaded.name, loaded.version, False, digits, encoded, marks, confidences.tolist())
-        captured = await self._keep(answer, reading, deadline)
-        return Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
+        answer = Recognized(
+            loaded.name, loaded.version, False, reading.digits.tobytes(), encoded, marks, confidences.tolist()
+        )
+        for decision in set(encoded):
+            loaded.metrics.decisions[decision].inc(encoded.count(decision))
+        return await self._verdict(answer, reading, decisions, audited, threshold, deadline)
 
     async def decide_field(
         self, reading: Reading, target_error_rate: float, deadline: float, lexicon: Lexicon | None
@@ -110,21 +110,31 @@ class Policy:
         if unlisted > 0.5 and decisions[0] != _INVALID:
             decisions[0] = Decision.REJECT_NOT_IN_LEXICON
         audited = self._sample_audits(decisions)
-        loaded.metrics.count_field(Decision(decisions[0]))
-        loaded.metrics.count_audits("field", int(audited.sum()))
         answer = Recognized(loaded.name, loaded.version, True, digits, decisions.tobytes(), audited.tolist(), [confidence])
-        captured = await self._keep(answer, reading, deadline)
-        verdict = Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
+        loaded.metrics.fields[int(decisions[0])].inc()
+        verdict = await self._verdict(answer, reading, decisions, audited, threshold, deadline)
         candidates = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
         likely = np.take_along_axis(probabilities, candidates, axis=1)
         return FieldAnswer(reading, "".join(map(str, digits)), confidence, candidates, likely, verdict)
 
-    async def _keep(self, answer: Recognized, reading: Reading, deadline: float) -> bool:
-        """Has the images captured, where the operator wants that; True once they are on disk."""
-        if self._capture is None:
-            return False
-        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
-        return await self._capture.keep(answer, images, deadline)
+    async def _verdict(
+        self,
+        answer: Recognized,
+        reading: Reading,
+        decisions: NDArray[np.uint8],
+        audited: NDArray[np.bool_],
+        threshold: Threshold | None,
+        deadline: float,
+    ) -> Verdict:
+        """Counts audits, has the images captured where the operator wants that, and issues the recognition id."""
+        marked = answer.audited.count(True)
+        if marked:
+            reading.loaded.metrics.audits["field" if answer.of_field else "digit"].inc(marked)
+        captured = False
+        if self._capture is not None:
+            images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
+            captured = await self._capture.keep(answer, images, deadline)
+        return Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
 
     def _sample_audits(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Marks a random share of the accepted answers, (n,) bool: an unbiased sample of all accepted answers."""
