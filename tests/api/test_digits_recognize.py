@@ -158,9 +158,7 @@ async def test_an_image_with_nan_in_its_output_fails_alone_in_its_run(
     publish_unsound(tmp_path, 1)
     server = await start_server(None, models=tmp_path, max_queue_delay_ms=50, instances=1)
     async with connect(server) as stub:
-        answer, error = await asyncio.gather(
-            recognize_batch(stub, images[:5].tobytes()), refused(recognize(stub, WHITE))
-        )
+        answer, error = await asyncio.gather(recognize_batch(stub, images[:5].tobytes()), refused(recognize(stub, WHITE)))
     assert error.code() is CODE.INTERNAL
     assert error.details() == "the model returned NaN or infinity for an image in this request"
     assert list(answer.digits) == model.predict(images[:5]).argmax(axis=1).tolist()

@@ -1,10 +1,9 @@
 """Calls by the unmodified tritonclient; their outcome is printed as JSON.
 
-Usage: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
+Usage: `python -m tests.support.triton_calls CALLS ADDRESS IMAGES`, where CALLS names a function of this module and IMAGES is
+a .npy file, (N, 28, 28) uint8. tests/api/test_tritonclient.py checks the outcome.
 
-The calls run in a process of their own: tritonclient brings its own copy of the protocol's messages, and two copies clash in
-one process. IMAGES is a .npy file, (N, 28, 28) uint8. Each public function below `refusal` is a story, a sequence of calls;
-test_open_inference.py has the expected outcomes.
+tritonclient brings its own copy of the protocol's messages. Two copies clash in one process, so these calls get their own.
 """
 
 import asyncio
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 Images = NDArray[np.uint8]
-Json = Any  # a value that JSON can hold
+Outcome = Any  # any JSON value
 
-TIMEOUT = 20  # seconds, of every call
+TIMEOUT = 20  # seconds, for every call
 
 
 def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") -> Any:
@@ -32,8 +31,8 @@ def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") 
     return given
 
 
-def as_json(result: Any) -> Json:
-    """Converts an answer to JSON values."""
+def to_json(result: Any) -> Outcome:
+    """Converts an answer to JSON."""
     response = result.get_response()
     return {
         "id": response.id,
@@ -44,8 +43,8 @@ def as_json(result: Any) -> Json:
     }
 
 
-def refusal(call: Any, *arguments: Any, **named: Any) -> Json:
-    """Returns the status and the message of a call's end."""
+def refusal(call: Any, *arguments: Any, **named: Any) -> Outcome:
+    """Makes a call; returns the status and the message that it ends with."""
     try:
         call(*arguments, **named)
     except InferenceServerException as error:
@@ -53,7 +52,7 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> Json:
     return ["OK", ""]
 
 
-def metadata(client: Any, images: Images) -> Json:
+def metadata(client: Any, images: Images) -> Outcome:
     return {
         "live": client.is_server_live(client_timeout=TIMEOUT),
         "ready": client.is_server_ready(client_timeout=TIMEOUT),
@@ -67,21 +66,21 @@ def metadata(client: Any, images: Images) -> Json:
     }
 
 
-def infer(client: Any, images: Images) -> Json:
+def infer(client: Any, images: Images) -> Outcome:
     chosen = [triton.InferRequestedOutput("probabilities")]
-    turned = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
+    reordered = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
     given, limit = [tensor(images)], {"client_timeout": TIMEOUT}
     return {
-        "all": as_json(client.infer("digits", given, request_id="a b", **limit)),
-        "chosen": as_json(client.infer("digits", given, outputs=chosen, **limit)),
-        "turned": as_json(client.infer("digits", given, outputs=turned, **limit)),
-        "unhurried": as_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
-        "compressed": as_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
-        "own parameters": as_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
+        "all": to_json(client.infer("digits", given, request_id="a b", **limit)),
+        "chosen": to_json(client.infer("digits", given, outputs=chosen, **limit)),
+        "reordered": to_json(client.infer("digits", given, outputs=reordered, **limit)),
+        "long timeout": to_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
+        "compressed": to_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
+        "own parameters": to_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
     }
 
 
-def async_infer(client: Any, images: Images) -> Json:
+def async_infer(client: Any, images: Images) -> Outcome:
     done: queue.Queue[Any] = queue.Queue()
     for number, image in enumerate(images):
         client.async_infer(
@@ -92,11 +91,11 @@ def async_infer(client: Any, images: Images) -> Json:
             client_timeout=TIMEOUT,
         )
     ended = [done.get(timeout=TIMEOUT) for _ in images]
-    return [as_json(result) if error is None else str(error) for result, error in ended]
+    return [to_json(result) if error is None else str(error) for result, error in ended]
 
 
-def stream(client: Any, images: Images) -> Json:
-    """Sends every image in a request of its own on one stream; an image that is too small follows every fiftieth."""
+def stream(client: Any, images: Images) -> Outcome:
+    """Sends each image in its own request on one stream, and a request with a cropped image after every fiftieth."""
     done: queue.Queue[Any] = queue.Queue()
     sent = 0
     client.start_stream(lambda result, error: done.put((result, error)), stream_timeout=TIMEOUT)
@@ -109,7 +108,7 @@ def stream(client: Any, images: Images) -> Json:
     ended = [done.get(timeout=TIMEOUT) for _ in range(sent)]
     client.stop_stream()
     return {
-        "answers": [as_json(result) for result, error in ended if error is None],
+        "answers": [to_json(result) for result, error in ended if error is None],
         "errors": [[error.status(), error.message()] for _, error in ended if error is not None],
         "final": [
             result.get_response().parameters["triton_final_response"].bool_param for result, error in ended if error is None
@@ -118,7 +117,7 @@ def stream(client: Any, images: Images) -> Json:
     }
 
 
-def errors(client: Any, images: Images) -> Json:
+def errors(client: Any, images: Images) -> Outcome:
     good = [tensor(images)]
     limit = {"client_timeout": TIMEOUT}
     unknown = [triton.InferRequestedOutput("digits")]
@@ -143,20 +142,20 @@ def errors(client: Any, images: Images) -> Json:
         "load": refusal(client.load_model, "digits", **limit),
         "unload": refusal(client.unload_model, "digits", **limit),
         "trace": refusal(client.get_trace_settings, **limit),
-        "good": refusal(client.infer, "digits", good, **limit),
+        "valid": refusal(client.infer, "digits", good, **limit),
     }
 
 
-def late(client: Any, images: Images) -> Json:
-    """Sends calls that must time out: the test holds the model back."""
+def late(client: Any, images: Images) -> Outcome:
+    """Makes calls with a timeout, while the model does not answer."""
     return {
         "client_timeout": refusal(client.infer, "digits", [tensor(images)], client_timeout=0.2),
         "timeout": refusal(client.infer, "digits", [tensor(images)], timeout=200_000, client_timeout=TIMEOUT),
     }
 
 
-def statistics(client: Any, images: Images) -> Json:
-    def now(name: str = "") -> Json:
+def statistics(client: Any, images: Images) -> Outcome:
+    def now(name: str = "") -> Outcome:
         return client.get_inference_statistics(name, as_json=True, client_timeout=TIMEOUT)
 
     before = now()
@@ -166,11 +165,11 @@ def statistics(client: Any, images: Images) -> Json:
     return {"before": before, "after": now(), "named": now("digits")}
 
 
-def control(client: Any, images: Images) -> Json:
-    """Loads and unloads the model, on a server with model control."""
+def control(client: Any, images: Images) -> Outcome:
+    """Loads and unloads a model, on a server with model control."""
     good, limit = [tensor(images)], {"client_timeout": TIMEOUT}
 
-    def state() -> Json:
+    def state() -> Outcome:
         return {
             "ready": client.is_model_ready("digits", **limit),
             "infer": refusal(client.infer, "digits", good, **limit),
@@ -178,20 +177,20 @@ def control(client: Any, images: Images) -> Json:
             "index": client.get_model_repository_index(as_json=True, **limit)["models"][0],
         }
 
-    story = {"before": state(), "load what is loaded": refusal(client.load_model, "digits", **limit)}
-    story["unload"] = refusal(client.unload_model, "digits", unload_dependents=True, **limit)
-    story["unloaded"] = state()
-    story["unload again"] = refusal(client.unload_model, "digits", **limit)
-    story["load"] = refusal(client.load_model, "digits", **limit)
-    story["loaded"] = state()
-    story["load unknown"] = refusal(client.load_model, "letters", **limit)
-    story["unload unknown"] = refusal(client.unload_model, "letters", **limit)
-    story["load with config"] = refusal(client.load_model, "digits", config="{}", **limit)
-    story["load with file"] = refusal(client.load_model, "digits", config="{}", files={"file:1/model.onnx": b""}, **limit)
-    return story
+    outcome = {"before": state(), "load a loaded model": refusal(client.load_model, "digits", **limit)}
+    outcome["unload"] = refusal(client.unload_model, "digits", unload_dependents=True, **limit)
+    outcome["unloaded"] = state()
+    outcome["unload again"] = refusal(client.unload_model, "digits", **limit)
+    outcome["load"] = refusal(client.load_model, "digits", **limit)
+    outcome["loaded"] = state()
+    outcome["load unknown"] = refusal(client.load_model, "letters", **limit)
+    outcome["unload unknown"] = refusal(client.unload_model, "letters", **limit)
+    outcome["load with config"] = refusal(client.load_model, "digits", config="{}", **limit)
+    outcome["load with file"] = refusal(client.load_model, "digits", config="{}", files={"file:1/model.onnx": b""}, **limit)
+    return outcome
 
 
-async def aio(address: str, images: Images) -> Json:
+async def aio(address: str, images: Images) -> Outcome:
     async with triton_aio.InferenceServerClient(address) as client:
 
         async def requests() -> AsyncIterator[Any]:
@@ -205,30 +204,30 @@ async def aio(address: str, images: Images) -> Json:
             client.infer("digits", [tensor(image[None])], request_id=str(number), client_timeout=TIMEOUT)
             for number, image in enumerate(images)
         ]
-        answers = [as_json(answer) for answer in await asyncio.gather(*calls)]
+        answers = [to_json(answer) for answer in await asyncio.gather(*calls)]
         streamed = [
-            as_json(answer) if error is None else error.message()
+            to_json(answer) if error is None else error.message()
             async for answer, error in client.stream_infer(requests(), stream_timeout=TIMEOUT)
         ]
         try:
             await client.infer("letters", [tensor(images)], client_timeout=TIMEOUT)
-            refused: Json = None
+            refused: Outcome = None
         except InferenceServerException as error:
             refused = [error.status(), error.message()]
         return {"ready": ready, "answers": answers, "streamed": streamed, "refused": refused}
 
 
-STORIES = {story.__name__: story for story in (metadata, infer, async_infer, stream, errors, late, statistics, control)}
+CALLS = {calls.__name__: calls for calls in (metadata, infer, async_infer, stream, errors, late, statistics, control)}
 
 
 def main(name: str, address: str, file: str) -> None:
     images = np.load(file)
     if name == "aio":
-        story = asyncio.run(aio(address, images))
+        outcome = asyncio.run(aio(address, images))
     else:
         with triton.InferenceServerClient(address) as client:
-            story = STORIES[name](client, images)
-    print(json.dumps(story))
+            outcome = CALLS[name](client, images)
+    print(json.dumps(outcome))
 
 
 if __name__ == "__main__":
