@@ -14,8 +14,8 @@ from tests.support.infer_calls import crop_request, image_request
 
 IMAGE = 784
 
-# A request of some kilobytes is large for hypothesis, and no test asserts its time. The examples are the same in each run, so
-# that a failure is due to a change of the code.
+# A request of some kilobytes is large for hypothesis, and no test asserts its time. The examples are the same in each run,
+# so that a failure is due to a change of the code.
 patient = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 stacks = st.integers(1, 3).flatmap(lambda count: arrays(np.uint8, (count, 28, 28)))
