@@ -28,9 +28,3 @@ def submit(batcher: Batcher, images: Images, deadline: float = math.inf) -> asyn
 async def until_waiting(metrics: Metrics, images: int) -> None:
     """Waits until this number of images is in the queue."""
     await until(metrics.registry, "digits_queue_length_images", images)
-
-
-async def turns(count: int) -> None:
-    """Lets the event loop turn. Requests that arrive together meet in the queue within about ten turns."""
-    for _ in range(count):
-        await asyncio.sleep(0)

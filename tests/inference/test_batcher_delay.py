@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from tests.conftest import TIMEOUT, GatedModel
-from tests.inference.requests import Images, StartBatcher, submit, turns
+from tests.inference.requests import Images, StartBatcher, submit
+from tests.support.event_loop import turns
 
 
 @pytest.mark.parametrize("instances", [1, 2])
