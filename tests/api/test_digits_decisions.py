@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
-from serving.client import DigitClient, Recognition, Refusal
+from serving.client import Decision, DigitClient, Recognition, Refusal
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub

@@ -8,8 +8,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
-from serving.client import DigitClient
+from serving.client import Decision, DigitClient
 from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub

@@ -89,7 +89,7 @@ def test_predictions_from_several_threads_are_all_counted(model: Model, metrics:
 
 
 async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
-    start: Callable[[Network], Batcher], model: Model, images: Images
+    start_on: Callable[[Network], Batcher], model: Model, images: Images
 ) -> None:
     seen: list[dict[str, str]] = []
 
@@ -103,7 +103,7 @@ async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
 
     def load() -> Batcher:
         trace_ids.set({"trace_id": "1" * 32, "span_id": "2" * 16})
-        return start(Failing())
+        return start_on(Failing())
 
     recorder = Recorder()
     logging.getLogger("serving.inference.batcher").addHandler(recorder)
