@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds
 from serving.inference.model import Model
+from serving.pb.digits.v1.digit_service_pb2 import DECISION_REJECT_INVALID_IMAGE
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -142,7 +142,7 @@ async def test_crops_are_decided_on_as_in_the_native_api(
     native = await digit_calls.recognize_batch(stub, crops=files, target_error_rate=0.01)
     assert list(answer.outputs[0].contents.fp32_contents) == pytest.approx(list(native.probabilities), abs=1e-6)
     assert list(answer.outputs[1].contents.uint_contents) == list(native.decisions)
-    assert native.decisions[5] == Decision.REJECT_INVALID_IMAGE
+    assert native.decisions[5] == DECISION_REJECT_INVALID_IMAGE
     parameters = {name: value.double_param for name, value in answer.parameters.items()}
     assert parameters == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0, "captured": 0.0}
     recognized = RecognitionIds().read(answer.parameters["recognition_id"].string_param)
