@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from serving.inference.model import Model
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process.server import Server
+from serving.samples.photograph import photograph
 from tests.support import infer_calls, model_files
-from tests.support.photographs import photograph
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from serving.repository.versions import ModelVersion
-from tests.conftest import TIMEOUT, StartServer, refused, value
+from tests.support.calls import TIMEOUT, refused
 from tests.support.digit_calls import connect, read_field
+from tests.support.metrics import value
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ from serving.errors import request_errors
 from serving.inference.model import Model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, refused
+from tests.support.calls import TIMEOUT, refused
 from tests.support.digit_calls import recognize, recognize_batch
 
 

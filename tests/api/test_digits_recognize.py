@@ -10,9 +10,12 @@ from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until, value
+from tests.support.calls import TIMEOUT, refused
 from tests.support.digit_calls import connect, recognize, recognize_batch
+from tests.support.metrics import until, value
 from tests.support.model_files import publish_breakable, publish_unsound
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

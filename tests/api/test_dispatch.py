@@ -22,8 +22,8 @@ from serving.errors import (
 )
 from serving.security.tokens import TokenAuthenticator
 from serving.telemetry.metrics import Metrics
-from tests.conftest import value
 from tests.support.credentials import TOKEN, bearer, entry
+from tests.support.metrics import value
 
 TextMethod = Method[str, str]
 

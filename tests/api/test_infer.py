@@ -11,9 +11,12 @@ from serving.pb.digits.v1.digit_service_pb2 import DECISION_REJECT_INVALID_IMAGE
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT, GatedModel, StartServer, refused, until
 from tests.support import digit_calls
+from tests.support.calls import TIMEOUT, refused
 from tests.support.infer_calls import assert_close, connect, crop_request, image_request, infer
+from tests.support.metrics import until
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

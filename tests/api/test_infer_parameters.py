@@ -8,8 +8,11 @@ from numpy.typing import NDArray
 
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import GatedModel, StartServer, refused, value
+from tests.support.calls import refused
 from tests.support.infer_calls import connect, image_request, infer
+from tests.support.metrics import value
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

@@ -16,9 +16,10 @@ from serving.api import open_inference
 from serving.inference.model import Model
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from tests.conftest import TIMEOUT, StartServer, refused
 from tests.support import model_files
+from tests.support.calls import TIMEOUT, refused
 from tests.support.infer_calls import connect, image_request, infer
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from serving.inference.model import Model
 from serving.process.server import Server
-from tests.conftest import TIMEOUT, GatedModel, StartServer, value
+from tests.support.calls import TIMEOUT
 from tests.support.infer_calls import assert_close
+from tests.support.metrics import value
+from tests.support.models import GatedModel
+from tests.support.servers import StartServer
 
 Images = NDArray[np.uint8]
 Outcome = Any  # any JSON value

@@ -13,7 +13,7 @@ from serving.imaging.decode import MAX_PIXELS, CropError, decode, frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
 from serving.inference.model import Model
-from tests.support.photographs import cut_out, encode, photograph
+from serving.samples.photograph import cut_out, encode, photograph
 
 Images = NDArray[np.uint8]
 

@@ -4,7 +4,7 @@ import pytest
 from serving.imaging.decode import frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
-from tests.support.photographs import encode
+from serving.samples.photograph import encode
 
 
 @pytest.mark.parametrize("noise", [0, 4, 12])

@@ -5,8 +5,9 @@ import pytest
 from serving.inference.batcher import Batcher
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, GatedModel
 from tests.inference.requests import StartBatcher
+from tests.support.calls import TIMEOUT
+from tests.support.models import GatedModel
 
 
 @pytest.fixture

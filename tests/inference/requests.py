@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from serving.inference.batcher import Batcher
 from serving.inference.classifier import PROBABILITIES
 from serving.telemetry.metrics import Metrics
-from tests.conftest import until
+from tests.support.metrics import until
 
 Images = NDArray[np.uint8]
 StartBatcher = Callable[..., Batcher]

@@ -14,9 +14,11 @@ from serving.inference.batcher import Batcher
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, GatedModel, value
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
+from tests.support.calls import TIMEOUT
 from tests.support.event_loop import turns
+from tests.support.metrics import value
+from tests.support.models import GatedModel
 
 
 async def test_a_lone_request_runs_at_once_with_the_output_of_the_model(

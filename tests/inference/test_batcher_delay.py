@@ -2,9 +2,10 @@ import asyncio
 
 import pytest
 
-from tests.conftest import TIMEOUT, GatedModel
 from tests.inference.requests import Images, StartBatcher, submit
+from tests.support.calls import TIMEOUT
 from tests.support.event_loop import turns
+from tests.support.models import GatedModel
 
 
 @pytest.mark.parametrize("instances", [1, 2])

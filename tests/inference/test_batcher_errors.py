@@ -7,8 +7,10 @@ import pytest
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
 from serving.inference.model import Model
 from serving.telemetry.metrics import Metrics
-from tests.conftest import TIMEOUT, GatedModel, value
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
+from tests.support.models import GatedModel
 
 
 @pytest.mark.parametrize("size", [0, 783, 785])

@@ -11,10 +11,10 @@ from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.imaging.decode import frame_crop
 from serving.recognition import crop_queue
 from serving.recognition.crop_queue import CropQueue
-from serving.samples.photograph import cut_out, encode, photograph
+from serving.samples.photograph import photograph
 from serving.telemetry.metrics import Metrics
-from tests.conftest import TIMEOUT, value
-from tests.support.photographs import photograph
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
 
 Images = NDArray[np.uint8]
 

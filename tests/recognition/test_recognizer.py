@@ -19,13 +19,15 @@ from serving.recognition.reading import Images, ReadOptions
 from serving.recognition.recognizer import Recognizer
 from serving.repository.catalog import Catalog, Loaded, ServedModel
 from serving.repository.versions import ModelVersion
+from serving.samples.photograph import photograph
 from serving.security.rate_limits import RateLimits
 from serving.security.token_file import ClientEntry
 from serving.security.tokens import Client
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
-from tests.conftest import TIMEOUT, GatedModel, value
-from tests.support.photographs import photograph
+from tests.support.calls import TIMEOUT
+from tests.support.metrics import value
+from tests.support.models import GatedModel
 
 ONE = Images(b"\x80" * 784)
 BROKEN = b"no picture"

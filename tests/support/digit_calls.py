@@ -9,7 +9,7 @@ import grpc
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process.server import Server
-from tests.conftest import TIMEOUT
+from tests.support.calls import TIMEOUT
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
 """Calls by the unmodified tritonclient; their outcome is printed as JSON.
 
-Usage: `python -m tests.support.triton_calls CALLS ADDRESS IMAGES`, where CALLS names a function of this module and IMAGES is
-a .npy file, (N, 28, 28) uint8. tests/api/test_tritonclient.py checks the outcome.
+Usage: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
 
-tritonclient brings its own copy of the protocol's messages. Two copies clash in one process, so these calls get their own.
+The calls run in a process of their own: tritonclient brings its own copy of the protocol's messages, and two copies clash in
+one process. IMAGES is a .npy file, (N, 28, 28) uint8. Each public function below `refusal` is a story, a sequence of calls;
+tests/api/test_tritonclient.py has the expected outcomes.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 Images = NDArray[np.uint8]
-Outcome = Any  # any JSON value
+Json = Any  # a value that JSON can hold
 
-TIMEOUT = 20  # seconds, for every call
+TIMEOUT = 20  # seconds, of every call
 
 
 def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") -> Any:
@@ -31,8 +32,8 @@ def tensor(images: NDArray[Any], name: str = "images", datatype: str = "UINT8") 
     return given
 
 
-def to_json(result: Any) -> Outcome:
-    """Converts an answer to JSON."""
+def as_json(result: Any) -> Json:
+    """Converts an answer to JSON values."""
     response = result.get_response()
     return {
         "id": response.id,
@@ -43,8 +44,8 @@ def to_json(result: Any) -> Outcome:
     }
 
 
-def refusal(call: Any, *arguments: Any, **named: Any) -> Outcome:
-    """Makes a call; returns the status and the message that it ends with."""
+def refusal(call: Any, *arguments: Any, **named: Any) -> Json:
+    """Returns the status and the message of a call's end."""
     try:
         call(*arguments, **named)
     except InferenceServerException as error:
@@ -52,7 +53,7 @@ def refusal(call: Any, *arguments: Any, **named: Any) -> Outcome:
     return ["OK", ""]
 
 
-def metadata(client: Any, images: Images) -> Outcome:
+def metadata(client: Any, images: Images) -> Json:
     return {
         "live": client.is_server_live(client_timeout=TIMEOUT),
         "ready": client.is_server_ready(client_timeout=TIMEOUT),
@@ -66,21 +67,21 @@ def metadata(client: Any, images: Images) -> Outcome:
     }
 
 
-def infer(client: Any, images: Images) -> Outcome:
+def infer(client: Any, images: Images) -> Json:
     chosen = [triton.InferRequestedOutput("probabilities")]
     reordered = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
     given, limit = [tensor(images)], {"client_timeout": TIMEOUT}
     return {
-        "all": to_json(client.infer("digits", given, request_id="a b", **limit)),
-        "chosen": to_json(client.infer("digits", given, outputs=chosen, **limit)),
-        "reordered": to_json(client.infer("digits", given, outputs=reordered, **limit)),
-        "long timeout": to_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
-        "compressed": to_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
-        "own parameters": to_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
+        "all": as_json(client.infer("digits", given, request_id="a b", **limit)),
+        "chosen": as_json(client.infer("digits", given, outputs=chosen, **limit)),
+        "reordered": as_json(client.infer("digits", given, outputs=reordered, **limit)),
+        "long timeout": as_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
+        "compressed": as_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
+        "own parameters": as_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
     }
 
 
-def async_infer(client: Any, images: Images) -> Outcome:
+def async_infer(client: Any, images: Images) -> Json:
     done: queue.Queue[Any] = queue.Queue()
     for number, image in enumerate(images):
         client.async_infer(
@@ -91,11 +92,11 @@ def async_infer(client: Any, images: Images) -> Outcome:
             client_timeout=TIMEOUT,
         )
     ended = [done.get(timeout=TIMEOUT) for _ in images]
-    return [to_json(result) if error is None else str(error) for result, error in ended]
+    return [as_json(result) if error is None else str(error) for result, error in ended]
 
 
-def stream(client: Any, images: Images) -> Outcome:
-    """Sends each image in its own request on one stream, and a request with a cropped image after every fiftieth."""
+def stream(client: Any, images: Images) -> Json:
+    """Sends every image in a request of its own on one stream; an image that is too small follows every fiftieth."""
     done: queue.Queue[Any] = queue.Queue()
     sent = 0
     client.start_stream(lambda result, error: done.put((result, error)), stream_timeout=TIMEOUT)
@@ -108,7 +109,7 @@ def stream(client: Any, images: Images) -> Outcome:
     ended = [done.get(timeout=TIMEOUT) for _ in range(sent)]
     client.stop_stream()
     return {
-        "answers": [to_json(result) for result, error in ended if error is None],
+        "answers": [as_json(result) for result, error in ended if error is None],
         "errors": [[error.status(), error.message()] for _, error in ended if error is not None],
         "final": [
             result.get_response().parameters["triton_final_response"].bool_param for result, error in ended if error is None
@@ -117,7 +118,7 @@ def stream(client: Any, images: Images) -> Outcome:
     }
 
 
-def errors(client: Any, images: Images) -> Outcome:
+def errors(client: Any, images: Images) -> Json:
     good = [tensor(images)]
     limit = {"client_timeout": TIMEOUT}
     unknown = [triton.InferRequestedOutput("digits")]
@@ -146,16 +147,16 @@ def errors(client: Any, images: Images) -> Outcome:
     }
 
 
-def late(client: Any, images: Images) -> Outcome:
-    """Makes calls with a timeout, while the model does not answer."""
+def late(client: Any, images: Images) -> Json:
+    """Sends calls that must time out: the test holds the model back."""
     return {
         "client_timeout": refusal(client.infer, "digits", [tensor(images)], client_timeout=0.2),
         "timeout": refusal(client.infer, "digits", [tensor(images)], timeout=200_000, client_timeout=TIMEOUT),
     }
 
 
-def statistics(client: Any, images: Images) -> Outcome:
-    def now(name: str = "") -> Outcome:
+def statistics(client: Any, images: Images) -> Json:
+    def now(name: str = "") -> Json:
         return client.get_inference_statistics(name, as_json=True, client_timeout=TIMEOUT)
 
     before = now()
@@ -165,11 +166,11 @@ def statistics(client: Any, images: Images) -> Outcome:
     return {"before": before, "after": now(), "named": now("digits")}
 
 
-def control(client: Any, images: Images) -> Outcome:
-    """Loads and unloads a model, on a server with model control."""
+def control(client: Any, images: Images) -> Json:
+    """Loads and unloads the model, on a server with model control."""
     good, limit = [tensor(images)], {"client_timeout": TIMEOUT}
 
-    def state() -> Outcome:
+    def state() -> Json:
         return {
             "ready": client.is_model_ready("digits", **limit),
             "infer": refusal(client.infer, "digits", good, **limit),
@@ -177,20 +178,20 @@ def control(client: Any, images: Images) -> Outcome:
             "index": client.get_model_repository_index(as_json=True, **limit)["models"][0],
         }
 
-    outcome = {"before": state(), "load a loaded model": refusal(client.load_model, "digits", **limit)}
-    outcome["unload"] = refusal(client.unload_model, "digits", unload_dependents=True, **limit)
-    outcome["unloaded"] = state()
-    outcome["unload again"] = refusal(client.unload_model, "digits", **limit)
-    outcome["load"] = refusal(client.load_model, "digits", **limit)
-    outcome["loaded"] = state()
-    outcome["load unknown"] = refusal(client.load_model, "letters", **limit)
-    outcome["unload unknown"] = refusal(client.unload_model, "letters", **limit)
-    outcome["load with config"] = refusal(client.load_model, "digits", config="{}", **limit)
-    outcome["load with file"] = refusal(client.load_model, "digits", config="{}", files={"file:1/model.onnx": b""}, **limit)
-    return outcome
+    story = {"before": state(), "load a loaded model": refusal(client.load_model, "digits", **limit)}
+    story["unload"] = refusal(client.unload_model, "digits", unload_dependents=True, **limit)
+    story["unloaded"] = state()
+    story["unload again"] = refusal(client.unload_model, "digits", **limit)
+    story["load"] = refusal(client.load_model, "digits", **limit)
+    story["loaded"] = state()
+    story["load unknown"] = refusal(client.load_model, "letters", **limit)
+    story["unload unknown"] = refusal(client.unload_model, "letters", **limit)
+    story["load with config"] = refusal(client.load_model, "digits", config="{}", **limit)
+    story["load with file"] = refusal(client.load_model, "digits", config="{}", files={"file:1/model.onnx": b""}, **limit)
+    return story
 
 
-async def aio(address: str, images: Images) -> Outcome:
+async def aio(address: str, images: Images) -> Json:
     async with triton_aio.InferenceServerClient(address) as client:
 
         async def requests() -> AsyncIterator[Any]:
@@ -204,30 +205,30 @@ async def aio(address: str, images: Images) -> Outcome:
             client.infer("digits", [tensor(image[None])], request_id=str(number), client_timeout=TIMEOUT)
             for number, image in enumerate(images)
         ]
-        answers = [to_json(answer) for answer in await asyncio.gather(*calls)]
+        answers = [as_json(answer) for answer in await asyncio.gather(*calls)]
         streamed = [
-            to_json(answer) if error is None else error.message()
+            as_json(answer) if error is None else error.message()
             async for answer, error in client.stream_infer(requests(), stream_timeout=TIMEOUT)
         ]
         try:
             await client.infer("letters", [tensor(images)], client_timeout=TIMEOUT)
-            refused: Outcome = None
+            refused: Json = None
         except InferenceServerException as error:
             refused = [error.status(), error.message()]
         return {"ready": ready, "answers": answers, "streamed": streamed, "refused": refused}
 
 
-CALLS = {calls.__name__: calls for calls in (metadata, infer, async_infer, stream, errors, late, statistics, control)}
+STORIES = {story.__name__: story for story in (metadata, infer, async_infer, stream, errors, late, statistics, control)}
 
 
 def main(name: str, address: str, file: str) -> None:
     images = np.load(file)
     if name == "aio":
-        outcome = asyncio.run(aio(address, images))
+        story = asyncio.run(aio(address, images))
     else:
         with triton.InferenceServerClient(address) as client:
-            outcome = CALLS[name](client, images)
-    print(json.dumps(outcome))
+            story = STORIES[name](client, images)
+    print(json.dumps(story))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from serving.transport import grpc_front
-from tests.conftest import TIMEOUT, StartServer, refused
+from tests.support.calls import TIMEOUT, refused
 from tests.support.digit_calls import recognize, recognize_batch
 from tests.support.model_files import publish_unsound
+from tests.support.servers import StartServer
 
 CODE = grpc.StatusCode
 

@@ -11,8 +11,9 @@ from serving.call import Call
 from serving.errors import RequestError, Stopping, TooBusy
 from serving.telemetry.metrics import Metrics
 from serving.transport.stream import Streams
-from tests.conftest import TIMEOUT, until, value
+from tests.support.calls import TIMEOUT
 from tests.support.event_loop import turns
+from tests.support.metrics import until, value
 
 EchoMethod = Method[bytes, bytes]
 
