@@ -1,7 +1,6 @@
-"""The model contract, as the serving half knows it: what every ONNX file takes and gives. README.md has it in words.
+"""The model contract on the serving side: the inputs, outputs and labels of every ONNX file. README.md has it in words.
 
-`training/export.py` is the other side. Neither half imports the other for it, so both state it, and the end-to-end test
-holds them together.
+`training/export.py` states the same contract, because neither side imports the other. The end-to-end test compares the two.
 """
 
 VERSION = "1"
@@ -9,7 +8,7 @@ VERSION = "1"
 IMAGE_SHAPE = (28, 28)
 IMAGE_BYTES = 28 * 28
 
-# By name: ONNX Runtime's name of the type, and the shape; None stands for any number of images.
+# By name: the type in ONNX Runtime's words, and the shape, where None stands for any number of images.
 INPUTS: dict[str, tuple[str, list[int | None]]] = {"images": ("tensor(uint8)", [None, 28, 28])}
 OUTPUTS: dict[str, tuple[str, list[int | None]]] = {
     "logits": ("tensor(float)", [None, 10]),

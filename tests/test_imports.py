@@ -26,7 +26,7 @@ ORDER = [
 ]
 
 
-# And of the training half: the road of a run, from left to right, then what looks at its results.
+# The modules of `training` in the order of a run, then those that read its results: each may import those before it.
 TRAINING_ORDER = [
     *[
         "dataset",
@@ -60,7 +60,7 @@ TRAINING_ORDER = [
 
 
 def imports(file: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
+    """Lists the modules that a file imports, at its top or inside functions, with the names imported from them."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -79,11 +79,11 @@ def test_the_client_imports_nothing_of_the_service_but_stubs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("half", "other", "but"), [("serving", "training", ""), ("training", "serving", "serving.imaging.framing")]
+    ("half", "other", "shared"), [("serving", "training", ""), ("training", "serving", "serving.imaging.framing")]
 )
-def test_neither_half_imports_the_other_except_for_the_shared_framing(half: str, other: str, but: str) -> None:
+def test_neither_half_imports_the_other_except_for_the_shared_framing(half: str, other: str, shared: str) -> None:
     for file in (ROOT / half).rglob("*.py"):
-        allowed = {but, f"{but}.frame", f"{but}.measure"} if but else set()
+        allowed = {shared, f"{shared}.frame", f"{shared}.measure"} if shared else set()
         assert not {name for name in imports(file) if name.split(".")[0] == other} - allowed, file
     assert not imports(ROOT / "serving" / "imaging" / "framing.py") & {"serving", "training"}
 
@@ -94,26 +94,36 @@ def test_imports_within_a_half_point_one_way(half: str, order: list[str]) -> Non
     for file in (ROOT / half).rglob("*.py"):
         parts.setdefault(file.relative_to(ROOT / half).with_suffix("").parts[0], []).append(file)
     assert set(parts) - {"__init__", "pb"} == set(order)
-    for place, name in enumerate(order):
+    for index, name in enumerate(order):
         names = set().union(*(imports(file) for file in parts[name]))
         used = {module.split(".")[1] for module in names if module.startswith(f"{half}.")} - {"pb", name}
-        assert used <= set(order[:place]), f"{name} imports {used - set(order[:place])}"
+        assert used <= set(order[:index]), f"{name} imports {used - set(order[:index])}"
 
 
-def test_importing_the_whole_serving_half_loads_neither_tensorflow_nor_keras() -> None:
-    code = (
-        "import sys, serving.process.worker, serving.client, serving.cli.check\n"
-        "print(*{name.split('.')[0] for name in sys.modules})"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+def load(*modules: str) -> set[str]:
+    """Imports modules in a new process; returns the packages that it has loaded then."""
+    code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_serving_half_loads_no_training_library_and_no_pillow() -> None:
+    loaded = load("serving.process.worker", "serving.client", "serving.cli.check")
     assert "onnxruntime" in loaded
-    assert "PIL" not in loaded, "only crops need it, and whoever sends none starts sooner"
-    assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & set(loaded)
+    assert "PIL" not in loaded, "only crops need Pillow, and a service without crops starts sooner"
+    assert not {"tensorflow", "keras", "tf2onnx", "onnx", "training"} & loaded
 
 
-@pytest.mark.parametrize("half", ["serving.inference.model", "training.verify"])
-def test_onnx_runtime_leaves_no_trace_of_its_use_and_reports_it_to_nobody(half: str, tmp_path: Path) -> None:
-    code = f"import {half}, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1]); print('ran')"
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [("serving.api.dispatch", {"grpc"}), ("serving.recognition.recognizer", {"grpc", "google"})],
+)
+def test_dispatcher_and_recognizer_know_no_transport(module: str, foreign: set[str]) -> None:
+    assert not load(module) & foreign
+
+
+@pytest.mark.parametrize("module", ["serving.inference.model", "training.verify"])
+def test_onnx_runtime_runs_without_telemetry(module: str, tmp_path: Path) -> None:
+    code = f"import {module}, onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1]); print('ran')"
     model = next((ROOT / "serving" / "models").rglob("model.onnx"))
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     command = [sys.executable, "-c", code, str(model)]

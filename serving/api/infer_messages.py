@@ -40,8 +40,8 @@ def parse_infer(encoded: bytes) -> InferRequest:
     request = parse_message(pb.ModelInferRequest, encoded)
     if "sequence_id" in request.parameters:
         raise Unsupported("this server has no sequences: every request is independent")
-    images = Images(*tensors.images(request))
-    outputs = tensors.wanted(request)
+    images = Images(*tensors.parse_images(request))
+    outputs = tensors.parse_output_names(request)
     options = ReadOptions(
         model=request.model_name,
         version=request.model_version,
@@ -90,7 +90,7 @@ def _fill(response: pb.ModelInferResponse, answer: InferAnswer) -> None:
         if verdict.threshold:
             response.parameters["threshold"].double_param = verdict.threshold.confidence
             response.parameters["target_error_rate"].double_param = verdict.threshold.target_error_rate
-    tensors.answer(response, ((name, outputs[name]) for name in request.outputs), raw=request.raw)
+    tensors.add_outputs(response, ((name, outputs[name]) for name in request.outputs), raw=request.raw)
 
 
 def _timeout_seconds(request: pb.ModelInferRequest) -> float:

@@ -191,7 +191,7 @@ class OpenInference:
         self._require_control()
         _require_unnamed_repository(request.repository_name)
         if request.parameters:
-            parameter = tensors.shown(min(request.parameters))
+            parameter = tensors.quote(min(request.parameters))
             raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded as it lies in the repository")
         await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
@@ -256,7 +256,7 @@ def _serialize(message: Message) -> bytes:
 
 def _require_unnamed_repository(name: str) -> None:
     if name:
-        raise Unsupported(f"there is no repository {tensors.shown(name)}: this server has one, without a name")
+        raise Unsupported(f"there is no repository {tensors.quote(name)}: this server has one, without a name")
 
 
 def _nanoseconds(seconds: float) -> int:

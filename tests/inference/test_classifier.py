@@ -20,11 +20,6 @@ from tests.support.metrics import value
 Images = NDArray[np.uint8]
 
 
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
-
-
 class FirstIsNan:
     """A network that returns NaN for the first image of each run."""
 
@@ -39,8 +34,8 @@ class FirstIsNan:
 
 
 @pytest.fixture
-async def start(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batcher]]:
-    """Starts batchers with four threads, which are closed when the test ends."""
+async def start_on(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batcher]]:
+    """Starts batchers with four threads on any network, and closes them after the test."""
     batchers = []
 
     def start_batcher(network: Network) -> Batcher:
@@ -53,7 +48,7 @@ async def start(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batcher]]
         await batcher.close(TIMEOUT)
 
 
-def test_a_row_has_the_outputs_of_the_model_and_the_answer(model: Model, images: Images) -> None:
+def test_a_row_holds_the_model_outputs_and_the_answer_for_its_image(model: Model, images: Images) -> None:
     rows = model.classify(images[:20])
     outputs = model.infer(images[:20])
     assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES]]) == outputs).all()
@@ -63,26 +58,26 @@ def test_a_row_has_the_outputs_of_the_model_and_the_answer(model: Model, images:
 
 
 async def test_blank_images_and_nan_are_not_counted_as_predictions(
-    start: Callable[[Network], Batcher], model: Model, metrics: Metrics, images: Images
+    start_on: Callable[[Network], Batcher], model: Model, metrics: Metrics, images: Images
 ) -> None:
-    some = images[:10].copy()
-    some[3:5] = 0
-    assert model.classify(some)[:, INKED].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]
+    with_blanks = images[:10].copy()
+    with_blanks[3:5] = 0
+    assert model.classify(with_blanks)[:, INKED].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]
     with pytest.raises(InferenceFailed, match="NaN or infinity"):
-        await start(FirstIsNan(model)).submit(some.tobytes())
+        await start_on(FirstIsNan(model)).submit(with_blanks.tobytes())
     assert value(metrics.registry, "digits_predictions_total") == 7
     assert value(metrics.registry, "digits_confidence_count") == 7
 
 
-def test_predictions_of_several_threads_are_all_counted(model: Model, metrics: Metrics, images: Images) -> None:
+def test_predictions_from_several_threads_are_all_counted(model: Model, metrics: Metrics, images: Images) -> None:
     version = VersionMetrics(metrics, "digits", "1")
 
     def count() -> None:
         for start in range(0, 64 * 4, 4):
-            some = images[start % 60 : start % 60 + 4]
-            rows = model.classify(some)
+            part = images[start % 60 : start % 60 + 4]
+            rows = model.classify(part)
             version.count_predictions(rows[:, DIGIT].astype(np.intp), rows[:, CONFIDENCE])
-            version.measure(some.reshape(-1, 784))
+            version.measure(part.reshape(-1, 784))
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
@@ -94,7 +89,7 @@ def test_predictions_of_several_threads_are_all_counted(model: Model, metrics: M
 
 
 async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
-    start: Callable[[Network], Batcher], model: Model, images: Images
+    start_on: Callable[[Network], Batcher], model: Model, images: Images
 ) -> None:
     seen: list[dict[str, str]] = []
 
@@ -108,7 +103,7 @@ async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
 
     def load() -> Batcher:
         trace_ids.set({"trace_id": "1" * 32, "span_id": "2" * 16})
-        return start(Failing())
+        return start_on(Failing())
 
     recorder = Recorder()
     logging.getLogger("serving.inference.batcher").addHandler(recorder)

@@ -4,7 +4,7 @@ from serving.answers.decision import Threshold
 from serving.inference.metadata import parse_thresholds
 from serving.inference.model import Model
 
-NO_THRESHOLDS = [
+INVALID = [
     *("", "[]", "0.5", '{"0.01": 0.4}', '{"0.01": {}}', '{"x": {"threshold": 0.4}}', '{"0.01": {"threshold": "x"}}'),
     *('{"0.01": {"threshold": 1.4}}', '{"0": {"threshold": 0.4}}', '{"1": {"threshold": 0.4}}', '{"nan": {"threshold": 1}}'),
 ]
@@ -16,9 +16,9 @@ def test_thresholds_are_parsed_with_the_largest_error_rate_first() -> None:
     assert parse_thresholds("{}") == ()
 
 
-@pytest.mark.parametrize("text", NO_THRESHOLDS)
-def test_text_of_another_form_is_not_parsed_as_thresholds(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # the message of the JSON parser for some of them
+@pytest.mark.parametrize("text", INVALID)
+def test_text_of_another_form_is_refused_as_thresholds(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # some messages are those of the JSON parser
         parse_thresholds(text)
 
 

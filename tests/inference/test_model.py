@@ -13,7 +13,7 @@ from tests.support.model_files import rename_output
 
 
 def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
-    """Writes the bundled model, edited, to `onto`."""
+    """Edits the bundled model and writes it to `onto`."""
     model = onnx.load(bundled.path)
     edit(model)
     onnx.save(model, onto)
@@ -21,7 +21,7 @@ def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.Mode
 
 
 def set_metadata(model: onnx.ModelProto, name: str, value: str | None) -> None:
-    """Changes one entry, or drops it."""
+    """Changes one entry of the metadata; None drops the entry."""
     entries = {entry.key: entry.value for entry in model.metadata_props} | {name: value}
     helper.set_model_props(model, {key: text for key, text in entries.items() if text is not None})
 
@@ -49,14 +49,14 @@ def negate_logits(model: onnx.ModelProto) -> None:
 
 
 def normalise_over_the_batch(model: onnx.ModelProto) -> None:
-    """Subtracts the batch's mean picture from each, as a network left in training mode would."""
+    """Subtracts the mean image of the batch from each image, as a network left in training mode would."""
     graph = model.graph
     cast = next(node for node in graph.node if node.op_type == "Cast")
     raw, cast.output[0] = cast.output[0], "levels"
     graph.initializer.append(helper.make_tensor("axis", TensorProto.INT64, [1], [0]))
-    place = list(graph.node).index(cast) + 1
-    graph.node.insert(place, helper.make_node("ReduceMean", ["levels", "axis"], ["mean"], keepdims=1))
-    graph.node.insert(place + 1, helper.make_node("Sub", ["levels", "mean"], [raw]))
+    after_cast = list(graph.node).index(cast) + 1
+    graph.node.insert(after_cast, helper.make_node("ReduceMean", ["levels", "axis"], ["mean"], keepdims=1))
+    graph.node.insert(after_cast + 1, helper.make_node("Sub", ["levels", "mean"], [raw]))
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_a_model_that_breaks_the_contract_is_refused_with_the_reason(
         Model(change(bundled, tmp_path / "model.onnx", edit), "1")
 
 
-def test_a_truncated_file_is_refused(bundled: versions.ModelVersion, tmp_path: Path) -> None:
+def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(bundled.path.read_bytes()[:10_000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         Model(file, "1")
 
 
-def test_the_bundled_model_says_what_it_is(model: Model, bundled: versions.ModelVersion) -> None:
+def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Model, bundled: versions.ModelVersion) -> None:
     assert model.metadata.recipe == "flagship"
     assert model.metadata.test_accuracy >= 0.996
     assert model.version == str(bundled.number)
 
 
-class _Session:
-    """Stands for ONNX Runtime's, on a GPU that is not here; fails on batches above `limit`."""
+class FakeSession:
+    """Replaces a session of ONNX Runtime on a provider that this machine may lack. Batches above `limit` fail."""
 
     def __init__(self, provider: str, limit: int):
         self._provider, self._limit = provider, limit
@@ -114,7 +114,7 @@ class _Session:
 
 
 @pytest.mark.parametrize(
-    ("provider", "most", "sizes"),
+    ("provider", "max_batch_size", "sizes"),
     [
         ("CPUExecutionProvider", 1, {1}),
         ("CPUExecutionProvider", 64, {1, 2, 4, 8, 16, 32, 64}),
@@ -122,28 +122,19 @@ class _Session:
         ("CUDAExecutionProvider", 100, {*range(1, 101)}),
     ],
 )
-def test_warming_up_runs_enough_sizes_and_tells_of_one_that_fails(
-    bundled: versions.ModelVersion, provider: str, most: int, sizes: set[int]
+def test_warm_up_runs_the_batch_sizes_of_the_provider_or_reports_a_failure(
+    bundled: versions.ModelVersion, provider: str, max_batch_size: int, sizes: set[int]
 ) -> None:
     model = Model(bundled.path, "1")
-    session = model._session = _Session(provider, most)
-    model.warm_up(most)
+    session = model._session = FakeSession(provider, max_batch_size)
+    model.warm_up(max_batch_size)
     assert set(session.sizes) == sizes
-    model._session = _Session(provider, most - 1)
-    with pytest.raises(ModelError, match=f"fails on a batch of {most}: out of memory"):
-        model.warm_up(most)
+    model._session = FakeSession(provider, max_batch_size - 1)
+    with pytest.raises(ModelError, match=f"fails on a batch of {max_batch_size}: out of memory"):
+        model.warm_up(max_batch_size)
 
 
 def test_an_answer_does_not_depend_on_the_batch_around_it(model: Model, images: np.ndarray) -> None:
     batch = model.predict(images[:200])
-    singles = np.concatenate([model.predict(images[n : n + 1]) for n in range(200)])
+    singles = np.concatenate([model.predict(images[index : index + 1]) for index in range(200)])
     np.testing.assert_allclose(batch, singles, atol=1e-5)
-
-
-def test_the_highest_version_is_the_one_served(tmp_path: Path) -> None:
-    for name in ("9", "10", "2", "draft", ".tmp"):
-        file = tmp_path / "digits" / name / "model.onnx"
-        file.parent.mkdir(parents=True)
-        file.touch()
-    (tmp_path / "digits" / "11").mkdir()  # still without its file
-    assert versions.latest(tmp_path).number == 10

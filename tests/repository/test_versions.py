@@ -51,3 +51,12 @@ def test_an_empty_or_unreadable_repository_is_refused_with_its_path(tmp_path: Pa
         latest(tmp_path)
     with pytest.raises(RepositoryError, match="nowhere cannot be read: No such file or directory"):
         latest(tmp_path / "nowhere")
+
+
+def test_the_latest_version_is_the_highest_number_that_has_a_file(tmp_path: Path) -> None:
+    for name in ("9", "10", "2", "draft", ".tmp"):
+        file = tmp_path / "digits" / name / "model.onnx"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "digits" / "11").mkdir()  # still without its file
+    assert latest(tmp_path).number == 10

@@ -4,7 +4,7 @@ Usage: `python -m tests.support.triton_calls STORY ADDRESS IMAGES`.
 
 The calls run in a process of their own: tritonclient brings its own copy of the protocol's messages, and two copies clash in
 one process. IMAGES is a .npy file, (N, 28, 28) uint8. Each public function below `refusal` is a story, a sequence of calls;
-test_open_inference.py has the expected outcomes.
+tests/api/test_tritonclient.py has the expected outcomes.
 """
 
 import asyncio
@@ -69,13 +69,13 @@ def metadata(client: Any, images: Images) -> Json:
 
 def infer(client: Any, images: Images) -> Json:
     chosen = [triton.InferRequestedOutput("probabilities")]
-    turned = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
+    reordered = [triton.InferRequestedOutput("probabilities"), triton.InferRequestedOutput("logits")]
     given, limit = [tensor(images)], {"client_timeout": TIMEOUT}
     return {
         "all": as_json(client.infer("digits", given, request_id="a b", **limit)),
         "chosen": as_json(client.infer("digits", given, outputs=chosen, **limit)),
-        "turned": as_json(client.infer("digits", given, outputs=turned, **limit)),
-        "unhurried": as_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
+        "reordered": as_json(client.infer("digits", given, outputs=reordered, **limit)),
+        "long timeout": as_json(client.infer("digits", given, timeout=20_000_000, priority=1, **limit)),
         "compressed": as_json(client.infer("digits", given, compression_algorithm="gzip", **limit)),
         "own parameters": as_json(client.infer("digits", given, parameters={"key": "a", "mine": 3}, **limit)),
     }
@@ -143,7 +143,7 @@ def errors(client: Any, images: Images) -> Json:
         "load": refusal(client.load_model, "digits", **limit),
         "unload": refusal(client.unload_model, "digits", **limit),
         "trace": refusal(client.get_trace_settings, **limit),
-        "good": refusal(client.infer, "digits", good, **limit),
+        "valid": refusal(client.infer, "digits", good, **limit),
     }
 
 
@@ -178,7 +178,7 @@ def control(client: Any, images: Images) -> Json:
             "index": client.get_model_repository_index(as_json=True, **limit)["models"][0],
         }
 
-    story = {"before": state(), "load what is loaded": refusal(client.load_model, "digits", **limit)}
+    story = {"before": state(), "load a loaded model": refusal(client.load_model, "digits", **limit)}
     story["unload"] = refusal(client.unload_model, "digits", unload_dependents=True, **limit)
     story["unloaded"] = state()
     story["unload again"] = refusal(client.unload_model, "digits", **limit)

@@ -15,7 +15,8 @@ from serving.inference.model import Model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from tests.support.calls import TIMEOUT
+from tests.support.calls import TIMEOUT, refused
+from tests.support.digit_calls import connect, recognize
 from tests.support.metrics import until, value
 from tests.support.models import GatedModel
 from tests.support.servers import StartServer
@@ -41,8 +42,8 @@ async def stream(server: Server) -> AsyncIterator[Any]:
         yield stream
 
 
-async def ended(stream: Any) -> grpc.StatusCode:
-    """How a stream ends; its answers are read away."""
+async def end_code(stream: Any) -> grpc.StatusCode:
+    """Reads a stream to its end; returns its status code."""
     try:
         while await stream.read() is not grpc.aio.EOF:
             pass
@@ -52,16 +53,19 @@ async def ended(stream: Any) -> grpc.StatusCode:
     return code
 
 
-def counted(server: Server) -> tuple[dict[str, float], dict[str, float]]:
-    """What the metrics say of requests and streams: how many ended with each code, and were refused for each reason."""
+def counts(server: Server) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the counts of requests and streams by status code, and by reason of their refusal."""
     samples = [sample for metric in server.metrics.registry.collect() for sample in metric.samples]
-    codes = {each.labels["code"]: each.value for each in samples if each.name == "digits_requests_total"}
-    rejected = (each for each in samples if each.name == "digits_rejected_requests_total" and each.value)
-    reasons = {each.labels["reason"]: each.value for each in rejected}
+    codes: dict[str, float] = {}
+    for sample in samples:
+        if sample.name == "digits_requests_total":
+            codes[sample.labels["code"]] = codes.get(sample.labels["code"], 0) + sample.value
+    rejected = (sample for sample in samples if sample.name == "digits_rejected_requests_total" and sample.value)
+    reasons = {sample.labels["reason"]: sample.value for sample in rejected}
     return codes, reasons
 
 
-async def test_a_stream_answers_every_image_under_its_id_and_ends_when_the_caller_has_ended(
+async def test_a_stream_answers_each_image_by_id_and_ends_after_the_half_close(
     stream: Any, server: Server, model: Model, images: Images
 ) -> None:
     async def send() -> None:
@@ -75,12 +79,11 @@ async def test_a_stream_answers_every_image_under_its_id_and_ends_when_the_calle
     assert digits == dict(enumerate(model.predict(images).argmax(axis=1).tolist()))
     assert await stream.code() is CODE.OK
     assert value(server.metrics.registry, "digits_requests_total", method="RecognizeStream", code="OK") == len(images)
-    assert len(images) / value(server.metrics.registry, "digits_batch_size_images_count") > 4, "they should share runs"
+    runs = value(server.metrics.registry, "digits_batch_size_images_count")
+    assert len(images) / runs > 4, "the requests should share runs"
 
 
-async def test_an_image_that_cannot_be_read_is_answered_with_its_error_and_the_stream_goes_on(
-    stream: Any, images: Images
-) -> None:
+async def test_an_invalid_request_is_answered_with_its_error_and_the_stream_goes_on(stream: Any, images: Images) -> None:
     await stream.write(request(1, b"short"))
     refusal = await stream.read()
     assert (refusal.id, refusal.error.code) == (1, CODE.INVALID_ARGUMENT.value[0])
@@ -92,10 +95,10 @@ async def test_an_image_that_cannot_be_read_is_answered_with_its_error_and_the_s
     await stream.write(request(3, images[0].tobytes()))
     assert (await stream.read()).answer.model_version
     await stream.done_writing()
-    assert await ended(stream) is CODE.OK
+    assert await end_code(stream) is CODE.OK
 
 
-async def test_a_late_image_is_told_so_and_never_run_and_a_full_queue_says_when_to_come_back(
+async def test_late_and_shed_requests_of_a_stream_are_answered_with_their_errors(
     start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
     server = await start_server(gated, instances=1, max_queue_size=1, max_images_per_request=1)
@@ -117,20 +120,20 @@ async def test_a_late_image_is_told_so_and_never_run_and_a_full_queue_says_when_
         assert [len(batch) for batch in gated.batches] == [1]
 
 
-async def test_bytes_that_are_no_message_end_the_stream_and_the_server_lives(server: Server, stub: DigitServiceStub) -> None:
+async def test_bytes_that_are_not_a_message_end_only_the_stream(server: Server, stub: DigitServiceStub) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT)
         await call.write(b"\xff" * 50)
-        assert await ended(call) is CODE.INVALID_ARGUMENT
+        assert await end_code(call) is CODE.INVALID_ARGUMENT
         assert await call.details() == "the request is not a digits.v1.RecognizeStreamRequest message"
-    assert counted(server) == ({"INVALID_ARGUMENT": 1}, {"invalid": 1})
+    assert counts(server) == ({"INVALID_ARGUMENT": 1}, {"invalid": 1})
     assert await stub.RecognizeBatch(pb.RecognizeBatchRequest(images=bytes(784)), timeout=TIMEOUT)
 
 
-async def test_no_more_is_read_from_a_caller_who_takes_no_answers(start_server: StartServer, images: Images) -> None:
+async def test_a_caller_that_reads_no_answers_is_read_no_further(start_server: StartServer, images: Images) -> None:
     server = await start_server(max_in_flight_per_stream=8)
     registry = server.metrics.registry
-    # The caller's gRPC takes 64 KB of answers that nobody has asked it for; by itself it would widen that to several MB.
+    # Limits the answers that the caller's gRPC takes unasked to 64 KB; by default it takes up to several MB.
     async with open_stream(server, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)) as stream:
         sent = 0
 
@@ -143,21 +146,21 @@ async def test_no_more_is_read_from_a_caller_who_takes_no_answers(start_server: 
         sending = asyncio.create_task(send())
         async with asyncio.timeout(TIMEOUT):
             before = -1
-            while sent > before:  # until it stands still
+            while sent > before:  # until the sender is blocked
                 before = sent
                 await asyncio.sleep(0.5)
         answered = value(registry, "digits_requests_total")
         assert 64 < answered < 5000
-        assert sent < 20_000, "the rest waits with its sender, but for the few MB that HTTP/2 lets be on their way"
+        assert sent < 20_000, "HTTP/2 buffers a few MB, and the sender waits with the rest"
         async with asyncio.timeout(TIMEOUT):
-            while sent == before:  # it goes on when answers are taken
+            while sent == before:  # until the sender goes on, since answers are read
                 await stream.read()
         sending.cancel()
         stream.cancel()
     await until(registry, "digits_open_streams", 0)
 
 
-async def test_a_caller_who_vanishes_takes_what_waits_with_him(
+async def test_the_requests_of_a_cancelled_stream_leave_the_queue(
     start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
     server = await start_server(gated, instances=1)
@@ -168,27 +171,27 @@ async def test_a_caller_who_vanishes_takes_what_waits_with_him(
         await until(registry, "digits_in_flight_requests", 50)
         stream.cancel()
         await until(registry, "digits_in_flight_requests", 0)
-        assert value(registry, "digits_queue_length_images") == 0
-        assert value(registry, "digits_open_streams") == 0
+        await until(registry, "digits_queue_length_images", 0)
+        await until(registry, "digits_open_streams", 0)
     gated.open()
 
 
-async def test_more_streams_than_are_allowed_are_refused_and_one_that_ends_makes_room(start_server: StartServer) -> None:
+async def test_a_stream_above_the_limit_is_refused_and_an_ended_one_makes_room(start_server: StartServer) -> None:
     server = await start_server(max_streams=2)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub: Any = DigitServiceStub(channel)
         first, _second = (stub.RecognizeStream(timeout=TIMEOUT) for _ in range(2))
         await until(server.metrics.registry, "digits_open_streams", 2)
-        assert await ended(stub.RecognizeStream(timeout=TIMEOUT)) is CODE.RESOURCE_EXHAUSTED
-        assert counted(server) == ({"RESOURCE_EXHAUSTED": 1}, {"too_busy": 1})
+        assert await end_code(stub.RecognizeStream(timeout=TIMEOUT)) is CODE.RESOURCE_EXHAUSTED
+        assert counts(server) == ({"RESOURCE_EXHAUSTED": 1}, {"too_busy": 1})
         await first.done_writing()
-        assert await ended(first) is CODE.OK
+        assert await end_code(first) is CODE.OK
         third = stub.RecognizeStream(timeout=TIMEOUT)
         await third.done_writing()
-        assert await ended(third) is CODE.OK
+        assert await end_code(third) is CODE.OK
 
 
-async def test_stopping_ends_streams_with_unavailable_once_what_they_asked_is_answered(
+async def test_stopping_answers_a_streams_requests_and_ends_it_as_unavailable(
     start_server: StartServer, gated: GatedModel, images: Images
 ) -> None:
     server = await start_server(gated, instances=1)
@@ -197,44 +200,44 @@ async def test_stopping_ends_streams_with_unavailable_once_what_they_asked_is_an
             await stream.write(request(number, images[number].tobytes()))
         await until(server.metrics.registry, "digits_in_flight_requests", 20)
         stopping = asyncio.create_task(server.stop(drain_seconds=0, grace_seconds=TIMEOUT))
-        await asyncio.sleep(0.1)
+        async with connect(server) as stub:
+            error = await refused(recognize(stub, images[0].tobytes()))
+        assert error.code() is CODE.UNAVAILABLE, "the server has begun to stop"
         gated.open()
         answered = set()
         for _ in range(20):
             answered.add((await stream.read()).id)
         assert answered == set(range(20))
-        assert await ended(stream) is CODE.UNAVAILABLE
+        assert await end_code(stream) is CODE.UNAVAILABLE
         await stopping
-    assert counted(server) == ({"OK": 20, "UNAVAILABLE": 1}, {"stopping": 1})
+    assert counts(server) == ({"OK": 20, "UNAVAILABLE": 2}, {"stopping": 2})
 
 
-async def test_the_client_reads_a_stream_and_tells_of_the_image_that_was_refused(
+async def test_the_client_returns_the_answers_and_the_refusals_of_a_stream(
     server: Server, model: Model, images: Images
 ) -> None:
     def read() -> dict[int, Recognition | Refusal]:
         with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
             return dict(client.recognize_stream(images, model="digits", key="sorter 1"))
 
-    def misread() -> list[tuple[int, Recognition | Refusal]]:
+    def read_unknown_model() -> list[tuple[int, Recognition | Refusal]]:
         with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
             return list(client.recognize_stream(images[:3], model="letters"))
 
     answers = await asyncio.to_thread(read)
     digits = [answer.digit for _, answer in sorted(answers.items()) if isinstance(answer, Recognition)]
     assert digits == model.predict(images).argmax(axis=1).tolist()
-    refusals = dict(await asyncio.to_thread(misread))
-    assert refusals == {n: Refusal(CODE.NOT_FOUND, "there is no model 'letters'") for n in range(3)}
+    refusals = dict(await asyncio.to_thread(read_unknown_model))
+    assert refusals == {number: Refusal(CODE.NOT_FOUND, "there is no model 'letters'") for number in range(3)}
 
 
-async def test_an_image_that_is_none_ends_the_clients_stream_after_the_answers_to_those_before(
-    server: Server, images: Images
-) -> None:
+async def test_an_invalid_image_ends_the_clients_stream_after_earlier_answers(server: Server, images: Images) -> None:
     answered = []
 
     def read() -> None:
         with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
-            for place, _ in client.recognize_stream([*images[:5], images[:2], images[6]]):
-                answered.append(place)
+            for number, _ in client.recognize_stream([*images[:5], images[:2], images[6]]):
+                answered.append(number)
 
     with pytest.raises(ValueError, match=r"images have shape \(2, 28, 28\)"):
         await asyncio.to_thread(read)
@@ -242,7 +245,7 @@ async def test_an_image_that_is_none_ends_the_clients_stream_after_the_answers_t
     await until(server.metrics.registry, "digits_open_streams", 0)
 
 
-async def test_a_caller_who_breaks_off_the_clients_stream_leaves_nothing_open(server: Server, images: Images) -> None:
+async def test_breaking_off_the_clients_stream_leaves_no_stream_open(server: Server, images: Images) -> None:
     def read_one() -> None:
         with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:
             next(client.recognize_stream(itertools.cycle(images)))
