@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.security.tokens import Client
+from serving.security.tokens import Client, Metadata
 
 if TYPE_CHECKING:
     from serving.telemetry.spans import CallSpan
@@ -20,6 +20,7 @@ class Call:
         client: the authenticated client; None where the server asks for no tokens.
         span: the trace span of the call or of its stream; None without tracing.
         peer: returns the caller's address, for the log.
+        metadata: of the call, which may name the caller's span.
         model: the model that the request was routed to; "" before.
         version: the version of that model.
         images: number of images in the request.
@@ -29,6 +30,7 @@ class Call:
     client: Client | None = None
     span: "CallSpan | None" = None
     peer: Callable[[], str] = str
+    metadata: Metadata = ()
     model: str = ""
     version: str = ""
     images: int = 0

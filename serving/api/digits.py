@@ -1,10 +1,10 @@
 """digits.v1.DigitService: from encoded requests to encoded answers."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple, cast
 
 from serving.answers.lexicon import LONGEST
-from serving.api.rpc import Method, parse_message
+from serving.api.rpc import Method
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
@@ -65,25 +65,25 @@ class DigitService:
             ),
         ]
 
-    async def recognize(self, request: ImageRequest, call: Call) -> DigitAnswers:
+    def recognize(self, request: ImageRequest, call: Call) -> Awaitable[DigitAnswers]:
         """Recognizes one image, or many independent ones."""
-        return await self._recognizer.recognize(request.images, request.options, call)
+        return self._recognizer.recognize(request.images, request.options, call)
 
     async def recognize_in_stream(self, request: ImageRequest, call: Call) -> StreamAnswer:
         """Recognizes one image of a stream."""
         return StreamAnswer(request.stream_id, await self._recognizer.recognize(request.images, request.options, call))
 
-    async def read_field(self, request: ImageRequest, call: Call) -> FieldAnswer:
+    def read_field(self, request: ImageRequest, call: Call) -> Awaitable[FieldAnswer]:
         """Recognizes the digits of one field."""
-        return await self._recognizer.read_field(request.images, request.options, call)
+        return self._recognizer.read_field(request.images, request.options, call)
 
-    async def report_truths(self, truths: list[Truth], call: Call) -> int:
+    def report_truths(self, truths: list[Truth], call: Call) -> Awaitable[int]:
         """Counts truths; returns the number that were new."""
-        return await self._truths.report(truths)
+        return self._truths.report(truths)
 
     def parse_truths(self, encoded: bytes) -> list[Truth]:
         """Parses a ReportTruthRequest."""
-        request = parse_message(pb.ReportTruthRequest, encoded)
+        request = pb.ReportTruthRequest.FromString(encoded)
         count = sum(len(reported.values) for reported in request.truths)
         if not 0 < count <= self._max_truths_per_request:
             raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
@@ -97,19 +97,19 @@ class DigitService:
 
 def parse_image(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeRequest."""
-    return _image_request(parse_message(pb.RecognizeRequest, encoded))
+    return _image_request(pb.RecognizeRequest.FromString(encoded))
 
 
 def parse_batch(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeBatchRequest."""
-    request = parse_message(pb.RecognizeBatchRequest, encoded)
+    request = pb.RecognizeBatchRequest.FromString(encoded)
     options = ReadOptions(request.model, "", request.key, request.target_error_rate, partial=True)
     return ImageRequest(Images(request.images, [*request.crops]), options)
 
 
 def parse_field(encoded: bytes) -> ImageRequest:
     """Parses a ReadFieldRequest."""
-    request = parse_message(pb.ReadFieldRequest, encoded)
+    request = pb.ReadFieldRequest.FromString(encoded)
     images = Images(request.images, [*request.crops])
     length = len(images.crops) or len(images.pixels) // IMAGE_BYTES
     if length > LONGEST:
@@ -120,7 +120,7 @@ def parse_field(encoded: bytes) -> ImageRequest:
 
 def parse_stream_request(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeStreamRequest."""
-    request = parse_message(pb.RecognizeStreamRequest, encoded)
+    request = pb.RecognizeStreamRequest.FromString(encoded)
     return _image_request(request.request, request.timeout_ms / 1000, request.id)
 
 
@@ -181,7 +181,7 @@ def encode_stream_answer(answer: StreamAnswer) -> bytes:
 
 def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
     """Encodes the error of one request of a stream as a RecognizeStreamResponse."""
-    stream_id = parse_message(pb.RecognizeStreamRequest, encoded).id
+    stream_id = pb.RecognizeStreamRequest.FromString(encoded).id
     reason = pb.StreamError(code=error.code, message=str(error), retry_after_ms=retry_after_milliseconds(error))
     return pb.RecognizeStreamResponse(id=stream_id, error=reason).SerializeToString()
 

@@ -4,13 +4,15 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
 
 from serving import errors
 from serving.api.rpc import Method
 from serving.call import Call
-from serving.errors import Code, RequestError, Stopping, Unauthenticated
+from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.tokens import Client, Metadata, TokenAuthenticator
 from serving.telemetry.logs import log_event, trace_ids
 from serving.telemetry.metrics import Metrics
@@ -30,10 +32,11 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """The methods that callers may call, and the way to each of them. Knows no transport.
 
-    A front looks up the method in `methods`, admits the caller, opens a call, and lets `answer` do the work.
+    A front looks up the method in `methods`, admits the caller, and lets `answer` do the work.
 
     Attributes:
         methods: every method, by its path.
+        authenticator: authenticates clients; None admits everyone.
     """
 
     def __init__(self, metrics: Metrics, authenticator: TokenAuthenticator | None, tracing: "Tracing | None"):
@@ -46,7 +49,7 @@ class Dispatcher:
         """
         self.methods: dict[str, Method[Any, Any]] = {}
         self._metrics = metrics
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._tracing = tracing
         # labels() takes longer than the counting itself.
         self._request_seconds = functools.cache(metrics.request_seconds.labels)
@@ -74,10 +77,10 @@ class Dispatcher:
             Unauthenticated: there is no token, or not a known one. The refusal is counted.
             PermissionDenied: the client lacks the role. The refusal is counted.
         """
-        if self._authenticator is None:
+        if self.authenticator is None:
             return None
         try:
-            return self._authenticator.authenticate(metadata, method.role if method else None)
+            return self.authenticator.authenticate(metadata, method.role if method else None)
         except RequestError as error:
             name = method.name if method else "unknown"
             self.count_refusal(name, error)
@@ -85,40 +88,24 @@ class Dispatcher:
                 _log_call(name, error.code, Call(), 0.0)
             raise
 
-    def open(
-        self,
-        method: Method[Any, Any],
-        client: Client | None,
-        deadline: float,
-        metadata: Metadata | None,
-        peer: Callable[[], str],
-    ) -> Call:
-        """Begins a call, and its trace span where calls are traced: lines logged in this context then have the trace's ids.
-
-        Args:
-            method: the method that is called.
-            client: the admitted client.
-            deadline: on the clock of time.monotonic; infinite without a deadline.
-            metadata: of the call, which may name the caller's span.
-            peer: returns the caller's address, for the log.
-        """
-        if self._tracing is None:
-            return Call(deadline, client, None, peer)
-        span = self._tracing.begin(method.service, method.name, metadata or ())
-        trace_ids.set({"trace_id": span.trace_id, "span_id": span.span_id})
-        return Call(deadline, client, span, peer)
-
     async def answer(self, method: Method[Any, Any], encoded: bytes, call: Call) -> bytes:
-        """Answers one request, of a call or of a stream, and counts it once.
+        """Answers one request, of a call or of a stream, counts it once, and traces it unless its stream is traced.
 
         Raises:
             RequestError: there is no answer, and the method has no way to encode the error as an answer.
         """
         start = time.monotonic()
         code = Code.INTERNAL
+        traced = self._tracing is not None and call.span is None
+        if traced:
+            self.begin_span(method, call)
         self._metrics.in_flight_requests.inc()
         try:
-            answer = method.encode(await method.work(method.parse(encoded), call))
+            try:
+                request = method.parse(encoded)
+            except DecodeError:
+                raise InvalidRequest(f"the request of {method.name} is not a message of its protobuf type") from None
+            answer = method.encode(await method.work(request, call))
             code = Code.OK
             return answer
         except RequestError as error:
@@ -145,6 +132,14 @@ class Dispatcher:
             self._requests(method.name, code.name).inc()
             if log.isEnabledFor(logging.DEBUG):
                 _log_call(method.name, code, call, seconds)
+            if traced and call.span is not None:
+                call.span.end(code)
+
+    def begin_span(self, method: Method[Any, Any], call: Call) -> None:
+        """Begins the span of a call where calls are traced. Lines logged in this context then have the trace's ids."""
+        if self._tracing is not None:
+            call.span = self._tracing.begin(method.service, method.name, call.metadata)
+            trace_ids.set({"trace_id": call.span.trace_id, "span_id": call.span.span_id})
 
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call that ends with an error before any of its requests reaches `answer`."""

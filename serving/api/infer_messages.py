@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from serving.api import tensors
-from serving.api.rpc import parse_message
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
@@ -37,7 +36,7 @@ class InferAnswer(NamedTuple):
 
 def parse_infer(encoded: bytes) -> InferRequest:
     """Parses a ModelInferRequest."""
-    request = parse_message(pb.ModelInferRequest, encoded)
+    request = pb.ModelInferRequest.FromString(encoded)
     if "sequence_id" in request.parameters:
         raise Unsupported("this server has no sequences: every request is independent")
     images = Images(*tensors.parse_images(request))
@@ -73,7 +72,7 @@ def encode_stream_infer(answer: InferAnswer) -> bytes:
 def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
     """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the id of the request."""
     response = pb.ModelStreamInferResponse(error_message=str(error))
-    response.infer_response.id = parse_message(pb.ModelInferRequest, encoded).id
+    response.infer_response.id = pb.ModelInferRequest.FromString(encoded).id
     return response.SerializeToString()
 
 

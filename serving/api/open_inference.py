@@ -1,7 +1,6 @@
 """inference.GRPCInferenceService, the Open Inference Protocol: from encoded requests to encoded answers."""
 
 import asyncio
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +17,7 @@ from serving.api.infer_messages import (
     parse_infer,
     refuse_in_stream,
 )
-from serving.api.rpc import Method, Work, parse_message
+from serving.api.rpc import Method, Work
 from serving.call import Call
 from serving.errors import InvalidRequest, ModelNotReady, PermissionDenied, UnknownModel, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
@@ -247,7 +246,7 @@ class OpenInference:
 
 def _method(name: str, message_type: type[Message], work: Work[Any, Any], role: Role | None) -> Method[Any, Any]:
     """Describes a method whose request and answer are protobuf messages without images."""
-    return Method(NAME, name, functools.partial(parse_message, message_type), work, _serialize, role)
+    return Method(NAME, name, message_type.FromString, work, _serialize, role)
 
 
 def _serialize(message: Message) -> bytes:

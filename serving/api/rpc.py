@@ -4,15 +4,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
-from google.protobuf.message import DecodeError, Message
-
 from serving.call import Call
-from serving.errors import InvalidRequest, RequestError
+from serving.errors import RequestError
 from serving.security.token_file import Role
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-M = TypeVar("M", bound=Message)
 Work: TypeAlias = Callable[[Request, Call], Awaitable[Answer]]
 
 
@@ -23,8 +20,8 @@ class Method(Generic[Request, Answer]):
     Attributes:
         service: full name of the service, such as "digits.v1.DigitService".
         name: name of the method in the service; requests are counted under this name.
-        parse: bytes to a request. Raises InvalidRequest. The protobuf message, which holds a second copy of the images,
-            must not outlive this function.
+        parse: bytes to a request. Raises InvalidRequest, or protobuf's DecodeError for bytes that are not a message. The
+            message, which holds a second copy of the images, must not outlive this function.
         work: answers one request, or raises RequestError.
         encode: an answer to bytes.
         role: role that a client needs, where the server asks for tokens; None when any client may call.
@@ -45,11 +42,3 @@ class Method(Generic[Request, Answer]):
     def path(self) -> str:
         """The path of the method in HTTP/2, such as "/digits.v1.DigitService/Recognize"."""
         return f"/{self.service}/{self.name}"
-
-
-def parse_message(message_type: type[M], encoded: bytes) -> M:
-    """Parses a protobuf message. Raises InvalidRequest for any other bytes."""
-    try:
-        return message_type.FromString(encoded)
-    except DecodeError:
-        raise InvalidRequest(f"the request is not a {message_type.DESCRIPTOR.full_name} message") from None

@@ -1,6 +1,7 @@
 """Queue entries, the slices of a run, and the answer to a request."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import RequestError
+from serving.telemetry.logs import log_event
+
+log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
@@ -61,8 +65,21 @@ class Slice:
     start: int
     end: int
 
+    def store(self, rows: NDArray[np.float32]) -> None:
+        """Stores the rows of this slice in an entry that takes several runs."""
+        if self.entry.rows is None:
+            self.entry.rows = np.empty((self.entry.count, rows.shape[1]), np.float32)
+        self.entry.rows[self.start : self.end] = rows
+
 
 def fail(entry: Entry, error: RequestError) -> None:
     """Ends an entry with an error, unless it has ended already."""
     if not entry.answer.done():
         entry.answer.set_exception(error)
+
+
+def report_broken(rows: NDArray[np.float32]) -> None:
+    """Logs the number of images for which the model returned NaN or infinity."""
+    broken = int((~np.isfinite(rows)).any(axis=1).sum())
+    message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"
+    log_event(log, logging.ERROR, "answers_unsound", message, images=broken)

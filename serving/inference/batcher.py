@@ -13,15 +13,14 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
-from serving.inference.batch import Answer, Entry, Slice, fail
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED
+from serving.inference.batch import Answer, Entry, Slice, fail, report_broken
+from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, Network
 from serving.inference.pace import Pace
 from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
@@ -34,13 +33,6 @@ log = logging.getLogger(__name__)
 _QUIET_TURNS = 8
 
 _STOPPED = "the server stopped before it could answer"
-
-
-class Network(Protocol):
-    """The part of a Classifier that the batcher needs."""
-
-    def classify(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """Runs the model once on (N, 28, 28) images, on any thread, and returns one row an image."""
 
 
 class Batcher:
@@ -123,13 +115,8 @@ class Batcher:
             self._pace.refuse_excess(
                 self._waiting, count, deadline - now, max_queue_size=self._max_queue_size, turn=self._turn
             )
-        entry = Entry(
-            pixels=memoryview(pixels),
-            count=count,
-            deadline=deadline,
-            arrived=now,
-            answer=asyncio.get_running_loop().create_future(),
-        )
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        entry = Entry(memoryview(pixels), count, deadline, arrived=now, answer=future)
         self._queue[entry] = None
         self._waiting += count
         self._queue_changed()
@@ -207,12 +194,8 @@ class Batcher:
                 self._remove(entry)
                 continue
             left = entry.count - entry.taken
-            if left <= self._turn:
-                size = left  # a request this small is never split
-            elif len(self._queue) == 1:
-                size = min(left, room)
-            else:
-                size = min(left, room, self._turn)
+            share = room if len(self._queue) == 1 else min(room, self._turn)
+            size = left if left <= self._turn else min(left, share)  # a request within one turn is never split
             if not 0 < size <= room:
                 break
             if entry.taken == 0:
@@ -250,7 +233,7 @@ class Batcher:
             runners = 1 if brief else len(self._runners)
             self._pace.learn(start, end, len(images), run_seconds=seconds, runners=runners, waiting=self._waiting)
             self._soon = end + min(seconds, self._brief)
-            _distribute(batch, rows, end)
+            distribute(batch, rows, end)
         except Exception:
             self._pace.forget_run_time()
             message = f"a run with images of {len(batch)} requests failed"
@@ -269,11 +252,9 @@ class Batcher:
         """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""
         start = time.monotonic()
         rows = self._network.classify(images)
-        counted, pixels = rows, images.reshape(-1, IMAGE_BYTES)
         readable = (rows[:, INKED] > 0) & np.isfinite(rows[:, CONFIDENCE])  # a prediction for a blank image means nothing
-        if not readable.all():
-            counted, pixels = rows[readable], pixels[readable]
-        self._metrics.count_predictions(pixels, counted[:, DIGIT], counted[:, CONFIDENCE])
+        some = slice(None) if readable.all() else readable
+        self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
         return rows, time.monotonic() - start
 
     def _remove(self, entry: Entry) -> None:
@@ -287,34 +268,27 @@ class Batcher:
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
 
 
-def _distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
-    """Gives each entry of a batch its rows, and resolves the entries that are complete.
+def distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
+    """Gives each entry of a run its rows, in order, and resolves the entries that are complete.
 
-    Args:
-        batch: the slices of the run, in order.
-        rows: (images in the run, columns) float32, in the same order. NaN or infinity fails the entry that has it.
-        now: the end of the run, on the clock of time.monotonic. Entries past their deadline fail.
+    An entry fails if its rows have NaN or infinity, or if its deadline is past `now`, the end of the run.
     """
     finite = np.isfinite(rows).all()
     if not finite:
-        broken = int((~np.isfinite(rows)).any(axis=1).sum())
-        message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"
-        log_event(log, logging.ERROR, "answers_unsound", message, images=broken)
+        report_broken(rows)
     offset = 0
     for part in batch:
         entry, size = part.entry, part.end - part.start
         own = rows[offset : offset + size]
+        offset += size
+        entry.answered += size
         if size == entry.count:
             entry.rows = own
         else:
-            if entry.rows is None:
-                entry.rows = np.empty((entry.count, rows.shape[1]), np.float32)
-            entry.rows[part.start : part.end] = own
-        entry.answered += size
-        offset += size
+            part.store(own)
         if not finite and not np.isfinite(own).all():
             fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"))
-        if entry.answered < entry.count or entry.answer.done():
+        if entry.rows is None or entry.answered < entry.count or entry.answer.done():
             continue
         if entry.deadline <= now:
             fail(entry, DeadlineExceeded("the deadline passed while the model ran"))
@@ -323,7 +297,4 @@ def _distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> No
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:
-    if happened:
-        event.set()
-    else:
-        event.clear()
+    (event.set if happened else event.clear)()

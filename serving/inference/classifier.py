@@ -1,5 +1,7 @@
 """Runs the model on one batch and derives digit, confidence and ink flag of each image."""
 
+from typing import Protocol
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -11,6 +13,13 @@ LOGITS, PROBABILITIES, DIGIT, CONFIDENCE, INKED = slice(0, 10), slice(10, 20), 2
 _COLUMNS = 23
 
 Images = NDArray[np.uint8]
+
+
+class Network(Protocol):
+    """The part of a Classifier that the batcher needs."""
+
+    def classify(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Runs the model once on (N, 28, 28) images, on any thread, and returns one row an image."""
 
 
 class Classifier:

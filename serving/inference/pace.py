@@ -29,6 +29,21 @@ class Pace:
         self._last_end = 0.0
         self._was_behind = False  # True if images waited when the last run ended
 
+    def seconds_late(self, waiting: int, count: int, seconds_left: float, *, in_turns: bool) -> float:
+        """Estimates how late the answer to a new request would be.
+
+        Args:
+            waiting: images in the queue already.
+            count: images of the request.
+            seconds_left: time until the deadline of the request; infinite without a deadline.
+            in_turns: True if the request is too large for one turn.
+
+        Returns:
+            Seconds past the deadline; 0 or less when the answer is expected in time.
+        """
+        factor = 2 * _SAFETY_FACTOR if in_turns else _SAFETY_FACTOR
+        return (factor * waiting + count) * self.seconds_per_image - seconds_left
+
     def refuse_excess(self, waiting: int, count: int, seconds_left: float, *, max_queue_size: int, turn: int) -> None:
         """Refuses a request for which the queue has no room, or no time: running late work delays all other work.
 
@@ -48,8 +63,7 @@ class Pace:
                 f"the queue is full: {waiting} images wait, and {count} more would pass its limit of {max_queue_size}",
                 retry_after_seconds=excess * self.seconds_per_image,
             )
-        factor = _SAFETY_FACTOR if count <= turn else 2 * _SAFETY_FACTOR
-        late = (factor * waiting + count) * self.seconds_per_image - seconds_left
+        late = self.seconds_late(waiting, count, seconds_left, in_turns=count > turn)
         if late > 0:
             raise QueueFull(
                 f"{waiting} images wait, and {count} more would hardly be answered within their deadline",

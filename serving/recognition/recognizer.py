@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
-from serving.inference.batch import Answer
 from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
 from serving.recognition.crop_queue import CropQueue
 from serving.recognition.policy import Policy
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
-from serving.repository.catalog import Catalog, Loaded
+from serving.repository.catalog import Catalog
+from serving.repository.shadow import Shadow
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -59,30 +59,16 @@ class Recognizer:
         reading = await self.infer(images, options, call)
         return await self._policy.decide_field(reading, options.target_error_rate, call.deadline, lexicon)
 
-    async def infer(self, images: Images, options: ReadOptions, call: Call) -> Reading:
+    def infer(self, images: Images, options: ReadOptions, call: Call) -> Awaitable[Reading]:
         """Reads n images without a decision.
 
         Raises:
             RequestError: there is no answer; errors.py lists the reasons.
         """
         call.images = self._count(images)
-        if not 0 <= options.target_error_rate < 1:  # NaN too
-            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
-        loaded = self._catalog.route(options.model, options.version, options.key)
-        call.model, call.version = loaded.name, loaded.version
-        work = self._read(loaded, images, options, call)
-        if options.timeout_seconds:  # gRPC itself ends a call whose deadline passes
-            work = _limit(work, options.timeout_seconds, call)
-        reading, answer = await work
-        if call.span is not None:
-            times = (answer.arrived, answer.started, answer.ended)
-            call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
-        if loaded.shadow:
-            inked = reading.inked  # a prediction for a blank image means nothing
-            if inked.any():
-                shown = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[inked]
-                loaded.shadow.compare(shown.tobytes(), reading.digits[inked].astype(np.intp))
-        return reading
+        reading = self._read(images, options, call)
+        # Without a timeout of its own, a request ends with its call: gRPC ends a call whose deadline passes.
+        return _limit(reading, options.timeout_seconds, call) if options.timeout_seconds else reading
 
     async def close(self, grace_seconds: float) -> None:
         """Refuses new crops and waits up to the grace for the queued ones."""
@@ -104,26 +90,27 @@ class Recognizer:
             raise InvalidRequest(f"{kind} holds {count} images, this server takes {self._max_images_per_request} a call")
         return count
 
-    async def _read(self, loaded: Loaded, images: Images, options: ReadOptions, call: Call) -> tuple[Reading, Answer]:
-        """Frames and reads images on the client's rate limit, which is not charged for images that a queue sheds."""
+    async def _read(self, images: Images, options: ReadOptions, call: Call) -> Reading:
+        """Routes, frames and reads images. The client's rate limit is not charged for images that a queue sheds."""
+        if not 0 <= options.target_error_rate < 1:  # NaN too
+            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
+        loaded = self._catalog.route(options.model, options.version, options.key)
+        call.model, call.version = loaded.name, loaded.version
         pixels, crops = images
         errors: dict[int, str] = {}
         if call.client:
             call.client.spend(call.images)
         try:
             if crops:
-                began = time.monotonic()
-                pixels, errors = await self._crops.frame(crops, call.deadline)
-                if call.span is not None:
-                    call.span.framed(began, time.monotonic(), len(crops))
-                if errors and not options.partial:
-                    index, error = next(iter(errors.items()))
-                    raise InvalidRequest(f"crop {index} can't be read: {error}" if len(crops) > 1 else f"crop: {error}")
+                pixels, errors = await self._frame(crops, options, call)
             answer = await loaded.batcher.submit(pixels, call.deadline)
         except (QueueFull, Stopping):
             if call.client:
                 call.client.give_back(call.images)
             raise
+        if call.span is not None:
+            times = (answer.arrived, answer.started, answer.ended)
+            call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
         rows = answer.rows
         reading = Reading(
             logits=rows[:, LOGITS],
@@ -135,7 +122,28 @@ class Recognizer:
             errors=errors,
             loaded=loaded,
         )
-        return reading, answer
+        if loaded.shadow:
+            _copy_to_shadow(loaded.shadow, reading)
+        return reading
+
+    async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> tuple[bytes, dict[int, str]]:
+        """Frames crops; returns the images, and the reasons that crops can't be decoded, by their index."""
+        began = time.monotonic()
+        pixels, errors = await self._crops.frame(crops, call.deadline)
+        if call.span is not None:
+            call.span.framed(began, time.monotonic(), len(crops))
+        if errors and not options.partial:
+            index, error = next(iter(errors.items()))
+            raise InvalidRequest(f"crop {index} can't be read: {error}" if len(crops) > 1 else f"crop: {error}")
+        return pixels, errors
+
+
+def _copy_to_shadow(shadow: Shadow, reading: Reading) -> None:
+    """Has the shadow read the same images, except blank ones: a prediction for a blank image means nothing."""
+    inked = reading.inked
+    if inked.any():
+        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[inked]
+        shadow.compare(images.tobytes(), reading.digits[inked].astype(np.intp))
 
 
 async def _limit(work: Awaitable[T], timeout_seconds: float, call: Call) -> T:

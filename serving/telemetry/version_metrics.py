@@ -66,7 +66,7 @@ class VersionMetrics:
             confidences: (n,) their probabilities.
         """
         self.measure(images)
-        if len(images) == 1:  # most runs of a quiet service; counting one value takes a fifth of the time of an array
+        if len(digits) == 1:  # most runs of a quiet service; counting one value takes a fifth of the time of an array
             self._predictions[int(digits[0])].inc()
             self._confidence.observe(float(confidences[0]))
             return

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from serving.api.dispatch import Dispatcher, code_of_cancelled, release_frames
+from serving.api.dispatch import Dispatcher, release_frames
 from serving.api.rpc import Method
 from serving.call import Call
-from serving.errors import Code, RequestError, Stopping, retry_after_milliseconds
+from serving.errors import RequestError, Stopping, retry_after_milliseconds
 from serving.security.tokens import Client
 from serving.transport.stream import Streams
 
@@ -62,10 +62,12 @@ class GrpcFront(grpc.GenericRpcHandler):
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
         """Finds the handler of a call. gRPC asks when it has the call's metadata, and reads messages only afterwards."""
         method = self._dispatcher.methods.get(call.method)
-        try:
-            client = self._dispatcher.admit(method, call.invocation_metadata)
-        except RequestError as error:
-            return self._refusal(error)
+        client = None
+        if self._dispatcher.authenticator:
+            try:
+                client = self._dispatcher.admit(method, call.invocation_metadata)
+            except RequestError as error:
+                return self._refusal(error)
         if method is None:
             return self._handlers.get(call.method)
         return self._stream(method, client) if method.refuse else self._unary(method, client)
@@ -84,45 +86,30 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     def _unary(self, method: Method[Any, Any], client: Client | None) -> Handler:
         async def answer(encoded: bytes, context: Context) -> bytes:
-            call = self._open(method, client, context)
+            call = _call(client, context)
             work = self._dispatcher.answer(method, encoded, call)
             del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
-            return await self._finish(work, call, context)
+            return await self._finish(work, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
     def _stream(self, method: Method[Any, Any], client: Client | None) -> Handler:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-            call = self._open(method, client, context)
-            await self._finish(self._streams.run(method, requests, context.write, call), call, context)
+            call = _call(client, context)
+            await self._finish(self._streams.run(method, requests, context.write, call), context)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    def _open(self, method: Method[Any, Any], client: Client | None, context: Context) -> Call:
-        remaining: float | None = context.time_remaining()
-        deadline = math.inf if remaining is None else time.monotonic() + remaining
-        return self._dispatcher.open(method, client, deadline, context.invocation_metadata(), context.peer)
-
-    async def _finish(self, work: Awaitable[Result], call: Call, context: Context) -> Result:
-        """Awaits the work of a call, ends the call with the status of its error, and ends its span."""
-        code = Code.INTERNAL
+    async def _finish(self, work: Awaitable[Result], context: Context) -> Result:
+        """Awaits the work of a call, and ends the call with the status of its error."""
         try:
-            result = await work
-            code = Code.OK
-            return result
+            return await work
         except RequestError as error:
-            code = error.code
             release_frames(error)
             if self._holding and isinstance(error, Stopping):
                 await self._closed.wait()
             await _abort(context, error)
             raise
-        except asyncio.CancelledError:
-            code = code_of_cancelled(call)
-            raise
-        finally:
-            if call.span is not None:
-                call.span.end(code)
 
     def _refusal(self, error: RequestError) -> Handler:
         """Builds a handler that ends a call, unary or stream, before any message of the call is read."""
@@ -131,6 +118,12 @@ class GrpcFront(grpc.GenericRpcHandler):
             await _abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _call(client: Client | None, context: Context) -> Call:
+    remaining: float | None = context.time_remaining()
+    deadline = math.inf if remaining is None else time.monotonic() + remaining
+    return Call(deadline, client, None, context.peer, context.invocation_metadata() or ())
 
 
 async def _abort(context: Context, error: RequestError) -> None:

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from serving.api.dispatch import Dispatcher
+from serving.api.dispatch import Dispatcher, code_of_cancelled
 from serving.api.rpc import Method
 from serving.call import Call
-from serving.errors import RequestError, Stopping, TooBusy
+from serving.errors import Code, RequestError, Stopping, TooBusy
 from serving.telemetry.metrics import Metrics
 
 
@@ -47,6 +47,33 @@ class Streams:
         Raises:
             RequestError: the stream is refused, or ends with an error. Both are counted.
         """
+        code = Code.INTERNAL
+        self._dispatcher.begin_span(method, call)
+        try:
+            await self._run(method, requests, write, call)
+            code = Code.OK
+        except RequestError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = code_of_cancelled(call)
+            raise
+        finally:
+            if call.span is not None:
+                call.span.end(code)
+
+    def stop(self) -> None:
+        """Ends every stream with UNAVAILABLE, once the requests it has read are answered."""
+        for stream in self._open:
+            stream.stop()
+
+    async def _run(
+        self,
+        method: Method[Any, Any],
+        requests: AsyncIterator[bytes],
+        write: Callable[[bytes], Awaitable[None]],
+        call: Call,
+    ) -> None:
         if len(self._open) >= self._max_streams:
             raise self._counted(method, TooBusy(f"{self._max_streams} streams are open, which is the limit"))
         stream = Stream(write, self._max_in_flight, ordered=method.ordered)
@@ -63,11 +90,6 @@ class Streams:
             self._metrics.open_streams.dec()
         if stream.stopped:
             raise self._counted(method, Stopping("the server is stopping"))
-
-    def stop(self) -> None:
-        """Ends every stream with UNAVAILABLE, once the requests it has read are answered."""
-        for stream in self._open:
-            stream.stop()
 
     def _counted(self, method: Method[Any, Any], error: RequestError) -> RequestError:
         self._dispatcher.count_refusal(method.name, error)

@@ -157,7 +157,10 @@ class Served:
         self._collector = DriftCollector(self.metrics.registry)
 
     def answer(self, digits: list[int], confidence: float) -> None:
-        self._version.count_predictions(np.array(digits), np.full(len(digits), confidence, np.float32))
+        no_images = np.empty((0, 784), np.uint8)
+        self._version.count_predictions(
+            no_images, np.array(digits, np.float32), np.full(len(digits), confidence, np.float32)
+        )
 
     def show(self, images: NDArray[np.uint8]) -> None:
         self._version.measure(images.reshape(-1, 784))

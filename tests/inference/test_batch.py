@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
-from serving.inference.batch import Entry, Slice, distribute, fail
+from serving.inference.batch import Entry, Slice, fail
+from serving.inference.batcher import distribute
 
 NOW = 10.0
 

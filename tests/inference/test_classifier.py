@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.errors import InferenceFailed
-from serving.inference.batcher import Batcher, Network
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
+from serving.inference.batcher import Batcher
+from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES, Network
 from serving.inference.model import Model
 from serving.telemetry.logs import trace_ids
 from serving.telemetry.metrics import Metrics
@@ -76,8 +76,7 @@ def test_predictions_from_several_threads_are_all_counted(model: Model, metrics:
         for start in range(0, 64 * 4, 4):
             part = images[start % 60 : start % 60 + 4]
             rows = model.classify(part)
-            version.count_predictions(rows[:, DIGIT].astype(np.intp), rows[:, CONFIDENCE])
-            version.measure(part.reshape(-1, 784))
+            version.count_predictions(part.reshape(-1, 784), rows[:, DIGIT], rows[:, CONFIDENCE])
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:

@@ -31,7 +31,7 @@ async def test_bytes_that_are_not_a_message_are_refused_and_the_next_call_succee
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{digits.NAME}/Recognize")
         error = await refused(call(b"\xff" * 50, timeout=TIMEOUT))
         assert error.code() is CODE.INVALID_ARGUMENT
-        assert error.details() == "the request is not a digits.v1.RecognizeRequest message"
+        assert error.details() == "the request of Recognize is not a message of its protobuf type"
         assert await recognize(DigitServiceStub(channel), images[0].tobytes())
 
 
