@@ -101,13 +101,13 @@ class Dispatcher:
             self.begin_span(method, call)
         self._metrics.in_flight_requests.inc()
         try:
-            try:
-                request = method.parse(encoded)
-            except DecodeError:
-                raise InvalidRequest(f"the request of {method.name} is not a message of its protobuf type") from None
-            answer = method.encode(await method.work(request, call))
+            answer = method.encode(await method.work(method.parse(encoded), call))
             code = Code.OK
             return answer
+        except DecodeError:  # ends a stream, too: the error of an unreadable request has no id to be answered under
+            code = InvalidRequest.code
+            self._metrics.rejected_requests.labels(InvalidRequest.reason).inc()
+            raise InvalidRequest(f"the request of {method.name} is not a message of its protobuf type") from None
         except RequestError as error:
             code = error.code
             self._metrics.rejected_requests.labels(error.reason).inc()
