@@ -21,7 +21,7 @@ _AUDITED = 0x80  # flag in the byte of a decision
 _DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Recognized:
     """Content of a recognition id.
 
