@@ -20,7 +20,7 @@ class Call:
         client: the authenticated client; None where the server asks for no tokens.
         span: the trace span of the call or of its stream; None without tracing.
         peer: returns the caller's address, for the log.
-        metadata: of the call, which may name the caller's span.
+        metadata: returns the metadata of the call, which may name the caller's span.
         model: the model that the request was routed to; "" before.
         version: the version of that model.
         images: number of images in the request.
@@ -30,7 +30,7 @@ class Call:
     client: Client | None = None
     span: "CallSpan | None" = None
     peer: Callable[[], str] = str
-    metadata: Metadata = ()
+    metadata: Callable[[], Metadata | None] = tuple
     model: str = ""
     version: str = ""
     images: int = 0

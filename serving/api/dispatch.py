@@ -138,7 +138,7 @@ class Dispatcher:
     def begin_span(self, method: Method[Any, Any], call: Call) -> None:
         """Begins the span of a call where calls are traced. Lines logged in this context then have the trace's ids."""
         if self._tracing is not None:
-            call.span = self._tracing.begin(method.service, method.name, call.metadata)
+            call.span = self._tracing.begin(method.service, method.name, call.metadata() or ())
             trace_ids.set({"trace_id": call.span.trace_id, "span_id": call.span.span_id})
 
     def count_refusal(self, method: str, error: RequestError) -> None:

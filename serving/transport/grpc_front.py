@@ -123,7 +123,7 @@ class GrpcFront(grpc.GenericRpcHandler):
 def _call(client: Client | None, context: Context) -> Call:
     remaining: float | None = context.time_remaining()
     deadline = math.inf if remaining is None else time.monotonic() + remaining
-    return Call(deadline, client, None, context.peer, context.invocation_metadata() or ())
+    return Call(deadline, client, None, context.peer, context.invocation_metadata)
 
 
 async def _abort(context: Context, error: RequestError) -> None:
