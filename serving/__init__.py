@@ -2,25 +2,25 @@
 
 The path of a request, which the packages show from the top:
 
-    transport     gRPC in and out: deadline, metadata, streams            grpc_front, stream
-    api           admit, parse, count, trace, encode; errors to codes     dispatch, digits, open_inference
-    recognition   one call for every front: recognize, read_field, infer  recognizer
-    repository    the version that answers                                catalog
-    inference     the queue of a version, batches, one ONNX Runtime run   batcher, classifier
-    recognition   threshold, decision, audit, id, capture                 policy
+    transport     gRPC in and out: deadline, metadata, streams            grpc_front, stream.
+    api           admit, parse, count, trace, encode; errors to codes     dispatch, digits, open_inference.
+    recognition   one call for every front: recognize, read_field, infer  recognizer.
+    repository    the version that answers                                catalog.
+    inference     the queue of a version, batches, one ONNX Runtime run   batcher, classifier.
+    recognition   threshold, decision, audit, id, capture                 policy.
 
 Beside the path:
 
-    cli           `digits serve`, `check`, `recognize`, ...: everything a person types
-    process       wiring, workers, supervisor, startup and shutdown
-    web           /metrics, /healthz, /readyz
-    feedback      truth becomes accuracy; drift; captured images
-    security      tokens, rate limits, TLS, signing keys
-    telemetry     metrics, logs, traces
-    answers       decisions, lexicons, recognition ids
-    imaging       decodes, finds the ink, frames a crop like MNIST
-    client        the Python client, also a wheel of its own
-    loadtest      `digits loadtest`
+    cli           `digits serve`, `check`, `recognize`, ...: everything a person types.
+    process       wiring, workers, supervisor, startup and shutdown.
+    web           /metrics, /healthz, /readyz.
+    feedback      truth becomes accuracy; drift; captured images.
+    security      tokens, rate limits, TLS, signing keys.
+    telemetry     metrics, logs, traces.
+    answers       decisions, lexicons, recognition ids.
+    imaging       decodes, finds the ink, frames a crop like MNIST.
+    client        the Python client, also a wheel of its own.
+    loadtest      `digits loadtest`.
 
 Imports point one way, from the top of this list of packages to the bottom; tests/test_imports.py has the order.
 """

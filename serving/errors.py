@@ -1,24 +1,24 @@
 """Errors reported to callers, and errors that stop the service from starting.
 
-CannotStart           for the operator; each module that raises it has a subclass of its own
+CannotStart           for the operator; each module that raises it has a subclass of its own.
 
-RequestError          for the caller: no path, no traceback
-  InvalidRequest      the request breaks the protocol; the same request will fail again
-  Unsupported         the protocol has this feature, this server does not
-  Unauthenticated     the call carries no known token
-  PermissionDenied    the client may not do this
-  UnknownModel        no such model, or no such version
-  ModelNotReady       the model exists, but no version of it is loaded
-  LoadFailed          a model could not be loaded on request
-  Refused             too much load; retry after `retry_after_seconds`
-    QueueFull           too many images wait
-    TooBusy             too many calls or streams are open
-    RateLimited         the client is above its rate limit
-  TruthNotStored      capture is on, but can't store the truth; retry later
-  DeadlineExceeded    the deadline passed, or would pass
-  Stopping            this server is shutting down; retry elsewhere
-  InferenceFailed     the model failed; the log has the cause
-  Internal            the server failed; the log has the cause
+RequestError          for the caller: no path, no traceback.
+  InvalidRequest      the request breaks the protocol; the same request will fail again.
+  Unsupported         the protocol has this feature, this server does not.
+  Unauthenticated     the call carries no known token.
+  PermissionDenied    the client may not do this.
+  UnknownModel        no such model, or no such version.
+  ModelNotReady       the model exists, but no version of it is loaded.
+  LoadFailed          a model could not be loaded on request.
+  Refused             too much load; retry after `retry_after_seconds`.
+    QueueFull           too many images wait.
+    TooBusy             too many calls or streams are open.
+    RateLimited         the client is above its rate limit.
+  TruthNotStored      capture is on, but can't store the truth; retry later.
+  DeadlineExceeded    the deadline passed, or would pass.
+  Stopping            this server is shutting down; retry elsewhere.
+  InferenceFailed     the model failed; the log has the cause.
+  Internal            the server failed; the log has the cause.
 
 Each error class states its canonical status code and the reason that the metric digits_rejected_requests_total counts.
 """

@@ -1,12 +1,13 @@
 """The API: from encoded requests to encoded answers, for every transport alike.
 
-    a front (grpc_front)           finds a method, admits the caller, hands over bytes
-        |  answer(method, encoded, call)
-    dispatch                       counts, traces, logs, and turns errors into status codes
-        |  method.parse, method.work, method.encode
-    digits | open_inference        digits.v1.DigitService and inference.GRPCInferenceService
-        |  recognize, read_field, infer
-    the recognizer
+A front, such as transport/grpc_front.py, finds the method, admits the caller and hands over bytes.
 
-`rpc` describes a method; `tensors` parses and builds the tensors of the Open Inference Protocol.
+    dispatch         counts, traces and logs a request, and turns its error into a status code.
+    digits           digits.v1.DigitService: parses requests, encodes answers.
+    open_inference   inference.GRPCInferenceService, the Open Inference Protocol.
+    infer_messages   the messages of its ModelInfer.
+    tensors          the tensors in these messages.
+    rpc              describes a method: its parts `parse`, `work` and `encode`.
+
+Both services call the recognizer.
 """

@@ -3,12 +3,12 @@
 The client is also a small wheel of its own, `postal-digits-client`, where this package is `postal_digits.client`. So it
 imports nothing of `serving` except the stubs in `pb`, and it imports them relatively.
 
-    client        DigitClient: one method per RPC, each with a deadline
-    requests      checks images and crops, and builds the requests
-    answers       Recognition, Field, Decision, and the errors of refused calls
-    channel       connections: load balancing, retries, replacement when certificates are renewed
-    credentials   TLS from PEM files
-    image_files   reads image files with Pillow, which nothing else here needs
+    client        DigitClient: one method per RPC, each with a deadline.
+    requests      checks images and crops, and builds the requests.
+    answers       Recognition, Field, Decision, and the errors of refused calls.
+    channel       connections: load balancing, retries, replacement when certificates are renewed.
+    credentials   TLS from PEM files.
+    image_files   reads image files with Pillow, which nothing else here needs.
 """
 
 from .answers import Decision, Field, Recognition, Refusal, ResourceExhausted

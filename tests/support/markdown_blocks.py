@@ -2,16 +2,16 @@
 
 The info string of a block gives its language, then its role:
 
-    sh                      a script; every command must succeed
-    console                 commands after `$ `, each with its output, which is compared
-    sh serve, console serve a server, which runs until the next such block; later blocks call it
-    python                  run in one interpreter per document, so that later blocks use the names of earlier ones
-    text output             the output of the Python block above
-    json log, json log stop lines that the server has logged since; `stop` first sends it SIGTERM
-    toml FILE               the content of FILE, which later blocks load
-    promql                  a query that Prometheus' parser must accept
-    text                    a diagram or a tree: not run
-    LANGUAGE no-run: REASON not run; a test holds the list of reasons
+    sh                      a script; every command must succeed.
+    console                 commands after `$ `, each with its output, which is compared.
+    sh serve, console serve a server, which runs until the next such block; later blocks call it.
+    python                  run in one interpreter per document, so that later blocks use the names of earlier ones.
+    text output             the output of the Python block above.
+    json log, json log stop lines that the server has logged since; `stop` first sends it SIGTERM.
+    toml FILE               the content of FILE, which later blocks load.
+    promql                  a query that Prometheus' parser must accept.
+    text                    a diagram or a tree: not run.
+    LANGUAGE no-run: REASON not run; a test holds the list of reasons.
 
 In an expected output, a line `…` stands for any lines and `…` in a line for any text. Versions, times, ids and other numbers
 that differ from run to run are compared by form.

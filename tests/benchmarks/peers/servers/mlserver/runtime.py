@@ -1,9 +1,8 @@
-"""MLServer: a custom runtime, called by the Open Inference Protocol over gRPC. settings.json is the server's, and
-model-settings.json the model's.
+"""MLServer: a custom runtime, called by the Open Inference Protocol over gRPC.
 
-What it has for throughput is off, both of it, as it was slower with every load that was tried: its pool of processes
-(parallel_workers), to which all is pickled as lists of numbers, and adaptive batching (max_batch_size), which joins and
-parts such lists on the event loop.
+settings.json configures the server, and model-settings.json the model. Two features for throughput are off, since each was
+slower with every load that was tried. The pool of processes (parallel_workers) pickles all tensors as lists of numbers. The
+adaptive batching (max_batch_size) joins and splits such lists on the event loop.
 """
 
 import asyncio
