@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.cores import usable_cores
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
+from serving.inference.model import open_model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process import server as server_module
 from serving.process.server import Server
@@ -63,8 +64,8 @@ def bundled() -> versions.ModelVersion:
 
 
 @pytest.fixture(scope="session")
-def model(bundled: versions.ModelVersion) -> Model:
-    return Model(bundled.path, str(bundled.number))
+def model(bundled: versions.ModelVersion) -> Classifier:
+    return open_model(bundled.path, str(bundled.number))
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +121,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def gated(model: Model) -> GatedModel:
+def gated(model: Classifier) -> GatedModel:
     return GatedModel(model)
 
 
@@ -134,15 +135,15 @@ def one_model(bundled: versions.ModelVersion, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-async def start_server(model: Model, one_model: Path) -> AsyncIterator[StartServer]:
+async def start_server(model: Classifier, one_model: Path) -> AsyncIterator[StartServer]:
     """Starts real servers on free ports, on one model, with the settings given by name."""
     servers: list[Server] = []
     warm = WarmModel(model)
 
-    async def start(served: Model | None = warm, **settings: Any) -> Server:
+    async def start(served: Classifier | None = warm, **settings: Any) -> Server:
         """Serves `served`, which is loaded already; None loads the versions of the repository in `models`."""
-        open_model = Model if served is None else lambda *_: served
-        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, "models": one_model, **settings}), open_model)
+        opener = open_model if served is None else lambda *_: served
+        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, "models": one_model, **settings}), opener)
         await server.start()
         servers.append(server)
         return server

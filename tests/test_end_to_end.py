@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import latest
@@ -38,7 +38,7 @@ async def test_the_server_gives_the_answers_of_a_trained_keras_network(
     assert sorted(file.name for file in version.iterdir()) == ["MODEL_CARD.md", "model.keras", "model.onnx", "run.json"]
 
     found = latest(tmp_path)
-    model = Model(found.path, str(found.number))
+    model = open_model(found.path, str(found.number))
     server = await start_server(model)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         request = pb.RecognizeBatchRequest(images=test.images.tobytes())

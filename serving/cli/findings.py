@@ -6,8 +6,9 @@ from serving.answers.lexicon import LexiconError, read_lexicons
 from serving.cli import load_settings
 from serving.feedback.capture import open_store
 from serving.feedback.capture_records import CaptureError, NotStored
+from serving.inference.classifier import Classifier
 from serving.inference.metadata import ModelError
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.repository.routing import Routing, RoutingError
 from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
 from serving.security.credential_files import CredentialsError
@@ -100,7 +101,7 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
         findings.mistakes.append(f"{file}: {mistake}")
     for number in sorted(routing.named() - set(versions)):
         findings.mistakes.append(f"{file}: version {number} is not in the repository")
-    loaded: dict[int, Model] = {}
+    loaded: dict[int, Classifier] = {}
     for number, version in sorted(versions.items(), reverse=True):
         try:
             loaded[number] = _load(settings, version, runs=number in {*routing.named(), max(versions)})
@@ -126,9 +127,9 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
         findings.versions.append(row)
 
 
-def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Model:
+def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Classifier:
     """Loads a version as the server does, and warms it up if `runs`. Raises ModelError."""
-    model = Model(version.path, str(version.number), settings.provider)
+    model = open_model(version.path, str(version.number), settings.provider)
     if runs:
         model.warm_up(settings.max_batch_size)
     return model

@@ -7,72 +7,45 @@ import numpy as np
 import onnxruntime
 
 from serving import contract
-from serving.inference.classifier import LOGITS, PROBABILITIES, Classifier
+from serving.inference.classifier import LOGITS, PROBABILITIES, PROVIDERS, Classifier
 from serving.inference.metadata import ModelError, ModelMetadata, breach
 from serving.settings import Provider
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+def open_model(path: Path, version: str, provider: Provider = "cpu") -> Classifier:
+    """Opens the ONNX file at `path`, checks it against the contract, and runs it once.
 
-class Model(Classifier):
-    """A classifier from a file that keeps to the contract.
-
-    Attributes:
-        version: the version number, a decimal string.
-        metadata: the properties that the file carries.
+    Raises:
+        ModelError: any of this fails. The message never has the path: a caller may see it.
     """
+    try:
+        session = _open_session(path, PROVIDERS[provider])
+        _require("inputs", contract.INPUTS, session.get_inputs())
+        _require("outputs", contract.OUTPUTS, session.get_outputs())
+        classifier = Classifier(session, version, ModelMetadata.parse(session.get_modelmeta().custom_metadata_map))
+        _self_check(classifier)
+        return classifier
+    except ModelError:
+        raise
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class, and a broken file can raise any
+        raise ModelError("unreadable", f"cannot be loaded: {str(error).replace(str(path), path.name)}") from error
 
-    def __init__(self, path: Path, version: str, provider: Provider = "cpu"):
-        """Opens the ONNX file at `path`, checks it against the contract, and runs it once.
 
-        Raises:
-            ModelError: any of this fails. The message never has the path: a caller may see it.
-        """
-        self.version = version
-        try:
-            super().__init__(_open_session(path, _PROVIDERS[provider]))
-            _require("inputs", contract.INPUTS, self._session.get_inputs())
-            _require("outputs", contract.OUTPUTS, self._session.get_outputs())
-            self.metadata = ModelMetadata.parse(self._session.get_modelmeta().custom_metadata_map)
-            self._self_check()
-        except ModelError:
-            raise
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class, and a broken file can raise any
-            raise ModelError("unreadable", f"cannot be loaded: {str(error).replace(str(path), path.name)}") from error
-
-    def warm_up(self, max_batch_size: int) -> None:
-        """Runs batches of 1, 2, 4 and so on up to `max_batch_size`. On a GPU, which tunes each size, runs every size.
-
-        On a CPU the first run at a size in between is as fast as later runs.
-
-        Raises:
-            ModelError: a run fails.
-        """
-        if self._session.get_providers()[0] == _PROVIDERS["cuda"]:
-            sizes = [*range(1, max_batch_size + 1)]
-        else:
-            sizes = [*(2**power for power in range(max_batch_size.bit_length())), max_batch_size]
-        for size in sizes:
-            try:
-                self.infer(np.zeros((size, 28, 28), np.uint8))
-            except Exception as error:  # ONNX Runtime's own exceptions share no base class
-                raise ModelError("self_check", f"fails on a batch of {size}: {error}") from error
-
-    def _self_check(self) -> None:
-        """Refuses a model whose outputs contradict each other."""
-        images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
-        try:
-            outputs = self.infer(images)
-            single = self.predict(images[:1])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise ModelError("self_check", f"fails its self-check: {error}") from error
-        logits, batch = outputs[:, LOGITS], outputs[:, PROBABILITIES]
-        if batch.shape != (32, 10) or not np.allclose(batch.sum(axis=1), 1, atol=1e-4) or not (batch >= 0).all():
-            raise ModelError("self_check", "fails its self-check: `probabilities` are not ten numbers that sum to 1")
-        if (logits.argmax(axis=1) != batch.argmax(axis=1)).any():
-            raise ModelError("self_check", "fails its self-check: `logits` and `probabilities` name different digits")
-        if not np.allclose(batch[:1], single, atol=1e-4):
-            raise ModelError("self_check", "fails its self-check: an image's answer depends on the batch it is in")
+def _self_check(classifier: Classifier) -> None:
+    """Refuses a model whose outputs contradict each other."""
+    images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
+    try:
+        outputs = classifier.infer(images)
+        single = classifier.predict(images[:1])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ModelError("self_check", f"fails its self-check: {error}") from error
+    logits, batch = outputs[:, LOGITS], outputs[:, PROBABILITIES]
+    if batch.shape != (32, 10) or not np.allclose(batch.sum(axis=1), 1, atol=1e-4) or not (batch >= 0).all():
+        raise ModelError("self_check", "fails its self-check: `probabilities` are not ten numbers that sum to 1")
+    if (logits.argmax(axis=1) != batch.argmax(axis=1)).any():
+        raise ModelError("self_check", "fails its self-check: `logits` and `probabilities` name different digits")
+    if not np.allclose(batch[:1], single, atol=1e-4):
+        raise ModelError("self_check", "fails its self-check: an image's answer depends on the batch it is in")
 
 
 def _open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:

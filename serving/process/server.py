@@ -17,7 +17,7 @@ from serving.api.dispatch import Dispatcher
 from serving.api.open_inference import OpenInference
 from serving.feedback.capture import Capture, open_store
 from serving.feedback.truth import TruthCounter
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.ports import PortTaken, address
 from serving.process.heartbeat import Heartbeat
 from serving.process.startup_log import ServedModel
@@ -74,7 +74,7 @@ class Server:
         metrics_port: the port of HTTP once the server has started; 0 in one of several workers.
     """
 
-    def __init__(self, settings: Settings, open_model: OpenModel = Model, control: SupervisorLink | None = None):
+    def __init__(self, settings: Settings, open_model: OpenModel = open_model, control: SupervisorLink | None = None):
         """Puts the path together on the running event loop. Nothing is loaded, and nothing listens yet.
 
         Args:

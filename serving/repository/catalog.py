@@ -8,7 +8,7 @@ from typing import Literal
 
 from serving.errors import ModelNotReady, UnknownModel
 from serving.inference.batcher import Batcher
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.repository.routing import Routing
 from serving.repository.shadow import Shadow
 from serving.repository.versions import ModelVersion
@@ -35,7 +35,7 @@ class Loaded:
     name: str
     version: str
     source: ModelVersion
-    model: Model
+    model: Classifier
     batcher: Batcher
     metrics: VersionMetrics
     shadow: Shadow | None = None

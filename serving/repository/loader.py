@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from serving.inference.batcher import Batcher
+from serving.inference.classifier import Classifier
 from serving.inference.metadata import REFUSALS, ModelError
-from serving.inference.model import Model
 from serving.repository.catalog import Loaded, Refusal, ServedModel
 from serving.repository.shadow import Shadow
 from serving.repository.versions import ModelVersion
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # two images. A GPU run always gets a thread, because the interpreter is free to do other work meanwhile.
 _BRIEF_SECONDS = 0.001
 
-OpenModel = Callable[[Path, str, Provider], Model]
+OpenModel = Callable[[Path, str, Provider], Classifier]
 
 
 class Loader:
@@ -137,7 +137,7 @@ class Loader:
             stuck += len(late)
         return stuck
 
-    def _open(self, source: ModelVersion) -> Model:
+    def _open(self, source: ModelVersion) -> Classifier:
         opened = self._open_model(source.path, str(source.number), self._settings.provider)
         opened.warm_up(self._settings.max_batch_size)
         return opened

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 
 from serving.errors import LoadFailed, UnknownModel
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.repository.catalog import Catalog, Loaded, RoutingRole, ServedModel
 from serving.repository.loader import Loader, OpenModel
 from serving.repository.routing import Routing, RoutingError
@@ -50,7 +50,7 @@ class Repository:
         settings: Settings,
         metrics: Metrics,
         on_ready_change: Callable[[], object] = lambda: None,
-        open_model: OpenModel = Model,
+        open_model: OpenModel = open_model,
     ):
         """Reads nothing yet.
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.process.server import Server
 from serving.samples.photograph import photograph
@@ -19,7 +19,7 @@ async def inference_stub(server: Server) -> AsyncIterator[GRPCInferenceServiceSt
 
 
 @pytest.fixture
-def outputs(model: Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def outputs(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(1000, 20) logits, then probabilities, of the drawn digits."""
     return model.infer(images)
 

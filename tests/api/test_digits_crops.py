@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.imaging.decode import frame_crop
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -22,14 +22,14 @@ Images = NDArray[np.uint8]
 CODE = grpc.StatusCode
 
 
-async def test_a_crop_is_answered_as_its_framed_image(stub: DigitServiceStub, model: Model, crops: list[bytes]) -> None:
+async def test_a_crop_is_answered_as_its_framed_image(stub: DigitServiceStub, model: Classifier, crops: list[bytes]) -> None:
     expected = model.predict(frame_crop(crops[0])[None])[0]
     answer = await stub.Recognize(pb.RecognizeRequest(crop=crops[0]), timeout=TIMEOUT)
     assert list(answer.probabilities) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 async def test_a_broken_crop_in_a_stream_is_refused_and_the_others_are_answered(
-    stub: DigitServiceStub, model: Model, crops: list[bytes]
+    stub: DigitServiceStub, model: Classifier, crops: list[bytes]
 ) -> None:
     async def requests() -> AsyncIterator[pb.RecognizeStreamRequest]:
         yield pb.RecognizeStreamRequest(id=1, request=pb.RecognizeRequest(crop=crops[0]))
@@ -45,7 +45,7 @@ async def test_a_broken_crop_in_a_stream_is_refused_and_the_others_are_answered(
 
 
 async def test_broken_and_blank_crops_of_a_batch_are_rejected_alone(
-    stub: DigitServiceStub, model: Model, server: Server, crops: list[bytes]
+    stub: DigitServiceStub, model: Classifier, server: Server, crops: list[bytes]
 ) -> None:
     expected = model.predict(np.stack([frame_crop(crop) for crop in crops])).argmax(axis=1).tolist()
     crops[3], crops[7] = crops[3][:100], encode(np.full((90, 60), 200, np.uint8), "PNG")

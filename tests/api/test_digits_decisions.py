@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.client import Decision, DigitClient, Recognition, Refusal
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -20,7 +20,7 @@ CODE = grpc.StatusCode
 
 
 async def test_an_answer_is_decided_by_the_threshold_certified_for_its_target(
-    start_server: StartServer, model: Model, images: Images
+    start_server: StartServer, model: Classifier, images: Images
 ) -> None:
     server = await start_server(target_error_rate=0.002)
     confidences = model.predict(images).max(axis=1)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.client import Decision, DigitClient
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -42,13 +42,13 @@ async def server(start_server: StartServer, certified: Path) -> Server:
     return await start_server(None, models=certified)
 
 
-def number(model: Model, images: Images) -> str:
+def number(model: Classifier, images: Images) -> str:
     """The most probable digits, as text."""
     return "".join(map(str, model.predict(images).argmax(axis=1)))
 
 
 async def test_a_field_is_answered_with_one_value_and_its_joint_confidence(
-    stub: DigitServiceStub, model: Model, images: Images
+    stub: DigitServiceStub, model: Classifier, images: Images
 ) -> None:
     expected = model.predict(images[:5])
     answer = await read_field(stub, images[:5].tobytes())
@@ -61,7 +61,7 @@ async def test_a_field_is_answered_with_one_value_and_its_joint_confidence(
 
 
 async def test_a_field_is_decided_on_and_counted_as_a_whole(
-    stub: DigitServiceStub, server: Server, model: Model, images: Images
+    stub: DigitServiceStub, server: Server, model: Classifier, images: Images
 ) -> None:
     answer = await read_field(stub, images[:5].tobytes())
     assert answer.decision == pb.DECISION_ACCEPT
@@ -75,7 +75,7 @@ async def test_a_field_is_decided_on_and_counted_as_a_whole(
 
 
 async def test_the_threshold_of_a_field_depends_on_its_target_and_length(
-    stub: DigitServiceStub, model: Model, images: Images
+    stub: DigitServiceStub, model: Classifier, images: Images
 ) -> None:
     strict = await read_field(stub, images[:5].tobytes())
     assert (strict.threshold, strict.target_error_rate) == (0.97, 0.01)
@@ -88,7 +88,7 @@ async def test_the_threshold_of_a_field_depends_on_its_target_and_length(
 
 
 async def test_a_field_of_crops_is_rejected_as_invalid_if_one_is_broken(
-    stub: DigitServiceStub, model: Model, images: Images, crops: list[bytes]
+    stub: DigitServiceStub, model: Classifier, images: Images, crops: list[bytes]
 ) -> None:
     assert (await read_field(stub, crops=crops[:5])).value == number(model, images[:5])
     broken = await read_field(stub, crops=[*crops[:4], b"no picture"])
@@ -97,7 +97,7 @@ async def test_a_field_of_crops_is_rejected_as_invalid_if_one_is_broken(
 
 
 async def test_a_field_is_looked_up_in_the_lexicon_that_the_request_names(
-    start_server: StartServer, certified: Path, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, certified: Path, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     code = number(model, images[:5])
     (tmp_path / "with.txt").write_text(f"00000\n{code}\n")

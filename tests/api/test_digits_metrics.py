@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import request_errors
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from tests.support.calls import TIMEOUT, refused
@@ -23,7 +23,7 @@ async def test_rare_events_are_exported_from_0_so_that_the_first_is_an_increase(
 
 
 async def test_metrics_over_http_count_requests_and_predictions(
-    stub: DigitServiceStub, server: Server, model: Model, images: NDArray[np.uint8]
+    stub: DigitServiceStub, server: Server, model: Classifier, images: NDArray[np.uint8]
 ) -> None:
     await recognize_batch(stub, images.tobytes())
     await refused(recognize(stub, b""))

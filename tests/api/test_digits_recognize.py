@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -24,7 +24,7 @@ WHITE = b"\xff" * 784
 
 
 async def test_an_image_is_answered_with_the_output_of_the_model(
-    stub: DigitServiceStub, model: Model, images: Images
+    stub: DigitServiceStub, model: Classifier, images: Images
 ) -> None:
     expected = model.predict(images[:1])[0]
     answer = await recognize(stub, images[0].tobytes())
@@ -34,7 +34,7 @@ async def test_an_image_is_answered_with_the_output_of_the_model(
     assert answer.model_version == model.version
 
 
-async def test_a_batch_is_answered_in_order(stub: DigitServiceStub, model: Model, images: Images) -> None:
+async def test_a_batch_is_answered_in_order(stub: DigitServiceStub, model: Classifier, images: Images) -> None:
     expected = model.predict(images)
     answer = await recognize_batch(stub, images.tobytes())
     assert list(answer.digits) == expected.argmax(axis=1).tolist()
@@ -126,7 +126,7 @@ async def test_a_cancelled_call_is_counted_and_its_image_never_run(
 
 
 async def test_64_callers_share_runs_without_a_queue_delay(
-    stub: DigitServiceStub, server: Server, model: Model, images: Images
+    stub: DigitServiceStub, server: Server, model: Classifier, images: Images
 ) -> None:
     expected = model.predict(images).argmax(axis=1)
 
@@ -156,7 +156,7 @@ async def test_a_failed_run_ends_only_its_call_with_a_fixed_message(
 
 
 async def test_an_image_with_nan_in_its_output_fails_alone_in_its_run(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     publish_unsound(tmp_path, 1)
     server = await start_server(None, models=tmp_path, max_queue_delay_ms=50, instances=1)

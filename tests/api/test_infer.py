@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.answers.recognition_id import RecognitionIds
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1.digit_service_pb2 import DECISION_REJECT_INVALID_IMAGE
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as pb
@@ -24,7 +24,7 @@ CODE = grpc.StatusCode
 
 
 async def test_raw_images_are_answered_with_raw_outputs(
-    inference_stub: GRPCInferenceServiceStub, model: Model, images: Images, outputs: NDArray[np.float32]
+    inference_stub: GRPCInferenceServiceStub, model: Classifier, images: Images, outputs: NDArray[np.float32]
 ) -> None:
     answer = await infer(inference_stub, image_request(images[:50], model_name="digits", id="piece 7"))
     assert (answer.model_name, answer.model_version, answer.id) == ("digits", model.version, "piece 7")

@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from serving.api import open_inference
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support import model_files
@@ -105,7 +105,7 @@ async def test_every_method_refuses_an_unavailable_model_in_the_same_words(
             assert not ready.ready
 
 
-async def test_an_empty_name_means_the_default_model(inference_stub: GRPCInferenceServiceStub, model: Model) -> None:
+async def test_an_empty_name_means_the_default_model(inference_stub: GRPCInferenceServiceStub, model: Classifier) -> None:
     stub = inference_stub
     assert (await stub.ModelReady(pb.ModelReadyRequest(), timeout=TIMEOUT)).ready
     assert (await stub.ModelMetadata(pb.ModelMetadataRequest(), timeout=TIMEOUT)).name == "digits"

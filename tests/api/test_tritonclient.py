@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.process.server import Server
 from tests.support.calls import TIMEOUT
 from tests.support.infer_calls import assert_close
@@ -39,7 +39,7 @@ def assert_answers_match(answers: list[Outcome], outputs: NDArray[np.float32]) -
 
 
 async def test_tritonclient_gets_the_metadata_and_configuration(
-    server: Server, model: Model, images: Images, tmp_path: Path
+    server: Server, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     found = await run_calls("metadata", server, images[:1], tmp_path)
     assert (found["live"], found["ready"], found["model ready"]) == (True, True, True)
@@ -74,7 +74,7 @@ async def test_tritonclient_gets_the_metadata_and_configuration(
 
 
 async def test_tritonclient_infers_with_every_option(
-    server: Server, model: Model, images: Images, outputs: NDArray[np.float32], tmp_path: Path
+    server: Server, model: Classifier, images: Images, outputs: NDArray[np.float32], tmp_path: Path
 ) -> None:
     found = await run_calls("infer", server, images[:5], tmp_path)
     for name, requested in {
@@ -177,7 +177,7 @@ async def test_either_timeout_of_tritonclient_ends_a_call(
 
 
 async def test_tritonclient_gets_statistics_that_add_up(
-    server: Server, model: Model, images: Images, tmp_path: Path
+    server: Server, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     found = await run_calls("statistics", server, images[:20], tmp_path)
     assert found["after"] == found["named"]
@@ -199,7 +199,7 @@ async def test_tritonclient_gets_statistics_that_add_up(
 
 
 async def test_tritonclient_loads_and_unloads_models_with_model_control(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     server = await start_server(model_control=True)
     found = await run_calls("control", server, images[:1], tmp_path)

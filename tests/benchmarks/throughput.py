@@ -20,7 +20,8 @@ import psutil
 
 from serving.client import DigitClient
 from serving.cores import usable_cores
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
+from serving.inference.model import open_model
 from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan, Rpc
@@ -61,7 +62,7 @@ print(psutil.Process().memory_info().rss)
 """
 
 
-def bare(model: Model, threads: int, batch: int, seconds: float) -> float:
+def bare(model: Classifier, threads: int, batch: int, seconds: float) -> float:
     """Returns images a second of the model alone; each thread runs batches of its own."""
     images = np.resize(samples(), (batch, 28, 28))
 
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--model", default="digits", help="one of the bundled ones (default: %(default)s)")
     options = parser.parse_args()
     version = versions.latest(BUNDLED, options.model)
-    model = Model(version.path, str(version.number))
+    model = open_model(version.path, str(version.number))
     alone: dict[tuple[int, int], list[float]] = defaultdict(list)
     echoed: dict[int, list[tuple[Figures, float]]] = defaultdict(list)
     ours: dict[tuple[Rpc, int, int], list[tuple[Figures, float]]] = defaultdict(list)
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 def _print(
-    model: Model,
+    model: Classifier,
     alone: Mapping[tuple[int, int], list[float]],
     echoed: Mapping[int, list[tuple[Figures, float]]],
     ours: Mapping[tuple[Rpc, int, int], list[tuple[Figures, float]]],

@@ -13,7 +13,7 @@ from serving.errors import InvalidRequest
 from serving.feedback import truth as truth_module
 from serving.feedback.accuracy import wilson_interval
 from serving.feedback.truth import Truth, TruthCounter
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.telemetry.metrics import Metrics
 from tests.support.calls import TIMEOUT
 from tests.support.metrics import value
@@ -127,7 +127,7 @@ async def test_an_unsigned_id_must_name_a_version_of_this_server(metrics: Metric
 
 
 async def test_only_a_share_of_accepted_answers_is_marked_for_audit(
-    start_server: StartServer, model: Model, images: Images
+    start_server: StartServer, model: Classifier, images: Images
 ) -> None:
     server = await start_server(audit_rate=0.3, target_error_rate=0.002)
 

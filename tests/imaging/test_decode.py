@@ -12,13 +12,13 @@ from PIL import Image
 from serving.imaging.decode import MAX_PIXELS, CropError, decode, frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.samples.photograph import cut_out, encode, photograph
 
 Images = NDArray[np.uint8]
 
 
-def recognize(model: Model, images: list[Images]) -> NDArray[np.intp]:
+def recognize(model: Classifier, images: list[Images]) -> NDArray[np.intp]:
     digits: NDArray[np.intp] = model.predict(np.stack(images)).argmax(axis=1)
     return digits
 
@@ -29,27 +29,27 @@ def recognize(model: Model, images: list[Images]) -> NDArray[np.intp]:
     ids=["dark-ink", "light-ink", "specks", "a-line", "two-lines"],
 )
 def test_photographs_are_recognized_as_the_digits_on_them(
-    options: dict[str, Any], least: float, model: Model, images: Images
+    options: dict[str, Any], least: float, model: Classifier, images: Images
 ) -> None:
     random = np.random.default_rng(1)
     framed = [frame_crop(photograph(image, random, **options)) for image in images[:400]]
     assert (recognize(model, framed) == recognize(model, list(images[:400]))).mean() >= least
 
 
-def test_digits_cut_out_without_a_margin_are_recognized(model: Model, images: Images) -> None:
+def test_digits_cut_out_without_a_margin_are_recognized(model: Classifier, images: Images) -> None:
     random = np.random.default_rng(1)
     framed = [frame_crop(cut_out(image, random)) for image in images[:400]]
     assert (recognize(model, framed) == recognize(model, list(images[:400]))).mean() >= 0.98
 
 
-def test_framing_mnist_images_changes_hardly_any_answer(model: Model, mnist_path: Path) -> None:
+def test_framing_mnist_images_changes_hardly_any_answer(model: Classifier, mnist_path: Path) -> None:
     with np.load(mnist_path) as arrays:
         images: Images = arrays["x_test"]
     framed = [frame(find_ink(image)) for image in images]
     assert (recognize(model, framed) != recognize(model, list(images))).mean() < 0.003
 
 
-def test_enlarged_digits_of_another_data_set_are_recognized(model: Model) -> None:
+def test_enlarged_digits_of_another_data_set_are_recognized(model: Classifier) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     source = datasets.load_digits()
     paper = np.full((120, 120), 255, np.uint8)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
@@ -22,7 +22,7 @@ from tests.support.models import GatedModel
 
 
 async def test_a_lone_request_runs_at_once_with_the_output_of_the_model(
-    start: StartBatcher, gated: GatedModel, model: Model, images: Images
+    start: StartBatcher, gated: GatedModel, model: Classifier, images: Images
 ) -> None:
     gated.open()
     np.testing.assert_allclose(await submit(start(), images[:1]), model.predict(images[:1]), atol=1e-6)
@@ -125,7 +125,7 @@ async def test_the_batcher_is_not_idle_between_the_queue_and_a_run(
 
 
 async def test_requests_that_arrive_during_a_run_form_the_next_batch(
-    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+    start: StartBatcher, gated: GatedModel, model: Classifier, metrics: Metrics, images: Images
 ) -> None:
     batcher = start()
     first = submit(batcher, images[:1])
@@ -141,7 +141,7 @@ async def test_requests_that_arrive_during_a_run_form_the_next_batch(
 
 
 async def test_a_large_request_is_split_into_batches_and_answered_in_order(
-    start: StartBatcher, gated: GatedModel, model: Model, images: Images
+    start: StartBatcher, gated: GatedModel, model: Classifier, images: Images
 ) -> None:
     gated.open()
     answer = await submit(start(instances=2), images)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, Stopping
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.telemetry.metrics import Metrics
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
 from tests.support.calls import TIMEOUT
@@ -25,7 +25,7 @@ async def test_a_part_of_an_image_is_refused_and_the_next_request_answered(
 
 
 async def test_a_cancelled_request_in_the_queue_is_not_run_and_others_are(
-    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+    start: StartBatcher, gated: GatedModel, model: Classifier, metrics: Metrics, images: Images
 ) -> None:
     batcher = start()
     first = submit(batcher, images[:1])
@@ -41,7 +41,7 @@ async def test_a_cancelled_request_in_the_queue_is_not_run_and_others_are(
 
 
 async def test_a_cancelled_request_in_a_run_does_not_harm_the_others(
-    start: StartBatcher, gated: GatedModel, model: Model, metrics: Metrics, images: Images
+    start: StartBatcher, gated: GatedModel, model: Classifier, metrics: Metrics, images: Images
 ) -> None:
     batcher = start()
     blocker = submit(batcher, images[:1])

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES, Network
-from serving.inference.model import Model
+from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES, Classifier, Network
 from serving.telemetry.logs import trace_ids
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
@@ -23,7 +22,7 @@ Images = NDArray[np.uint8]
 class FirstIsNan:
     """A network that returns NaN for the first image of each run."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Classifier):
         self._model = model
 
     def classify(self, images: Images) -> NDArray[np.float32]:
@@ -48,7 +47,7 @@ async def start_on(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batche
         await batcher.close(TIMEOUT)
 
 
-def test_a_row_holds_the_model_outputs_and_the_answer_for_its_image(model: Model, images: Images) -> None:
+def test_a_row_holds_the_model_outputs_and_the_answer_for_its_image(model: Classifier, images: Images) -> None:
     rows = model.classify(images[:20])
     outputs = model.infer(images[:20])
     assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES]]) == outputs).all()
@@ -58,7 +57,7 @@ def test_a_row_holds_the_model_outputs_and_the_answer_for_its_image(model: Model
 
 
 async def test_blank_images_and_nan_are_not_counted_as_predictions(
-    start_on: Callable[[Network], Batcher], model: Model, metrics: Metrics, images: Images
+    start_on: Callable[[Network], Batcher], model: Classifier, metrics: Metrics, images: Images
 ) -> None:
     with_blanks = images[:10].copy()
     with_blanks[3:5] = 0
@@ -69,7 +68,7 @@ async def test_blank_images_and_nan_are_not_counted_as_predictions(
     assert value(metrics.registry, "digits_confidence_count") == 7
 
 
-def test_predictions_from_several_threads_are_all_counted(model: Model, metrics: Metrics, images: Images) -> None:
+def test_predictions_from_several_threads_are_all_counted(model: Classifier, metrics: Metrics, images: Images) -> None:
     version = VersionMetrics(metrics, "digits", "1")
 
     def count() -> None:
@@ -88,7 +87,7 @@ def test_predictions_from_several_threads_are_all_counted(model: Model, metrics:
 
 
 async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
-    start_on: Callable[[Network], Batcher], model: Model, images: Images
+    start_on: Callable[[Network], Batcher], model: Classifier, images: Images
 ) -> None:
     seen: list[dict[str, str]] = []
 

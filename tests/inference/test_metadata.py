@@ -1,8 +1,8 @@
 import pytest
 
 from serving.answers.decision import Threshold
+from serving.inference.classifier import Classifier
 from serving.inference.metadata import parse_thresholds
-from serving.inference.model import Model
 
 INVALID = [
     *("", "[]", "0.5", '{"0.01": 0.4}', '{"0.01": {}}', '{"x": {"threshold": 0.4}}', '{"0.01": {"threshold": "x"}}'),
@@ -22,7 +22,7 @@ def test_text_of_another_form_is_refused_as_thresholds(text: str) -> None:
         parse_thresholds(text)
 
 
-def test_the_bundled_model_states_its_certified_thresholds(model: Model) -> None:
+def test_the_bundled_model_states_its_certified_thresholds(model: Classifier) -> None:
     metadata = model.metadata
     assert [threshold.target_error_rate for threshold in metadata.thresholds] == [0.01, 0.005, 0.002]
     confidences = [threshold.confidence for threshold in metadata.thresholds]
@@ -31,6 +31,6 @@ def test_the_bundled_model_states_its_certified_thresholds(model: Model) -> None
     assert [threshold.target_error_rate for threshold in metadata.field_thresholds[5]] == [0.05, 0.02, 0.01]
 
 
-def test_a_target_without_a_certified_threshold_is_explained(model: Model) -> None:
+def test_a_target_without_a_certified_threshold_is_explained(model: Classifier) -> None:
     assert model.metadata.missing_certificate(0.002) == ""
     assert "no certified threshold for an error rate of 0.001" in model.metadata.missing_certificate(0.001)

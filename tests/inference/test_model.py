@@ -6,8 +6,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from serving.inference.classifier import Classifier
 from serving.inference.metadata import ModelError
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.repository import versions
 from tests.support.model_files import rename_output
 
@@ -80,17 +81,17 @@ def test_a_model_that_breaks_the_contract_is_refused_with_the_reason(
     bundled: versions.ModelVersion, tmp_path: Path, edit: Callable[[onnx.ModelProto], object], reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
-        Model(change(bundled, tmp_path / "model.onnx", edit), "1")
+        open_model(change(bundled, tmp_path / "model.onnx", edit), "1")
 
 
 def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(bundled.path.read_bytes()[:10_000])
     with pytest.raises(ModelError, match="cannot be loaded"):
-        Model(file, "1")
+        open_model(file, "1")
 
 
-def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Model, bundled: versions.ModelVersion) -> None:
+def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Classifier, bundled: versions.ModelVersion) -> None:
     assert model.metadata.recipe == "flagship"
     assert model.metadata.test_accuracy >= 0.996
     assert model.version == str(bundled.number)
@@ -125,7 +126,7 @@ class FakeSession:
 def test_warm_up_runs_the_batch_sizes_of_the_provider_or_reports_a_failure(
     bundled: versions.ModelVersion, provider: str, max_batch_size: int, sizes: set[int]
 ) -> None:
-    model = Model(bundled.path, "1")
+    model = open_model(bundled.path, "1")
     session = model._session = FakeSession(provider, max_batch_size)
     model.warm_up(max_batch_size)
     assert set(session.sizes) == sizes
@@ -134,7 +135,7 @@ def test_warm_up_runs_the_batch_sizes_of_the_provider_or_reports_a_failure(
         model.warm_up(max_batch_size)
 
 
-def test_an_answer_does_not_depend_on_the_batch_around_it(model: Model, images: np.ndarray) -> None:
+def test_an_answer_does_not_depend_on_the_batch_around_it(model: Classifier, images: np.ndarray) -> None:
     batch = model.predict(images[:200])
     singles = np.concatenate([model.predict(images[index : index + 1]) for index in range(200)])
     np.testing.assert_allclose(batch, singles, atol=1e-5)

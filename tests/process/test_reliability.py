@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.api import digits
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.support.calls import TIMEOUT
@@ -159,7 +159,7 @@ class SleepyModel(WarmModel):
 
 
 async def test_at_three_times_the_capacity_every_call_ends_and_runs_are_in_time(
-    start_server: StartServer, model: Model, images: Images
+    start_server: StartServer, model: Classifier, images: Images
 ) -> None:
     server = await start_server(SleepyModel(model), instances=1, max_batch_size=4)
     ended: Counter[CODE] = Counter()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.answers.decision import Decision, Threshold
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.recognition.policy import choose, decide
 
 CERTIFIED = (Threshold(0.01, 0.4), Threshold(0.005, 0.7), Threshold(0.002, 0.98))
@@ -39,7 +39,7 @@ def test_confidences_are_compared_without_rounding_the_threshold() -> None:
     assert decide(confidence, np.array([True]), Threshold(0.01, float(confidence[0]))).tolist() == [ACCEPT]
 
 
-def test_each_certified_target_holds_on_the_mnist_test_images(model: Model, mnist_path: Path) -> None:
+def test_each_certified_target_holds_on_the_mnist_test_images(model: Classifier, mnist_path: Path) -> None:
     with np.load(mnist_path) as arrays:
         images, labels = arrays["x_test"], arrays["y_test"]
     probabilities = np.concatenate([model.predict(part) for part in np.split(images, 100)])

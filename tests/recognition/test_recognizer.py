@@ -13,7 +13,7 @@ from serving.call import Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited, UnknownModel
 from serving.imaging.decode import frame_crop
 from serving.inference.batcher import Batcher
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.recognition.policy import Policy
 from serving.recognition.reading import Images, ReadOptions
 from serving.recognition.recognizer import Recognizer
@@ -41,11 +41,11 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def start(model: Model, bundled: ModelVersion, metrics: Metrics) -> AsyncIterator[Start]:
+async def start(model: Classifier, bundled: ModelVersion, metrics: Metrics) -> AsyncIterator[Start]:
     """Starts recognizers on one model, with requests of at most 10 images; after the test they close."""
     closing: list[Callable[[float], Awaitable[object]]] = []
 
-    def start_recognizer(model: Model = model, max_queue_size: int = 100) -> Recognizer:
+    def start_recognizer(model: Classifier = model, max_queue_size: int = 100) -> Recognizer:
         version = VersionMetrics(metrics, "digits", model.version)
         batcher = Batcher(model, version, instances=1, max_batch_size=32, max_queue_size=max_queue_size)
         catalog = Catalog("digits")
@@ -116,7 +116,7 @@ async def test_a_request_that_the_queue_sheds_is_refunded_to_its_client(
 
 
 async def test_an_answer_has_the_output_of_the_model_and_a_decision_each(
-    start: Start, model: Model, images: NDArray[np.uint8]
+    start: Start, model: Classifier, images: NDArray[np.uint8]
 ) -> None:
     call = Call()
     reading, verdict = await start().recognize(Images(images[:9].tobytes() + bytes(784)), ReadOptions(), call)

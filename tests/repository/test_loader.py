@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from serving.errors import Stopping
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
+from serving.inference.model import open_model
 from serving.repository.catalog import Loaded, ServedModel
 from serving.repository.loader import Loader, OpenModel
 from serving.repository.versions import ModelVersion, latest
@@ -23,7 +24,7 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def loader(metrics: Metrics, open_model: OpenModel = Model, **settings: Any) -> Loader:
+def loader(metrics: Metrics, open_model: OpenModel = open_model, **settings: Any) -> Loader:
     return Loader(Settings(instances=1, **settings), metrics, open_model)
 
 
@@ -57,7 +58,7 @@ async def test_an_invalid_file_is_refused_until_the_refusal_is_forgotten(metrics
 
 
 async def test_a_version_is_loading_from_opening_to_the_end_of_warm_up(
-    metrics: Metrics, model: Model, bundled: ModelVersion
+    metrics: Metrics, model: Classifier, bundled: ModelVersion
 ) -> None:
     served = ServedModel("digits")
     seen: list[int | None] = []
@@ -93,7 +94,7 @@ async def test_a_retired_version_answers_its_queue_and_then_stops(
 
 
 async def test_closing_counts_runs_that_have_not_ended_retired_ones_too(
-    metrics: Metrics, model: Model, bundled: ModelVersion, images: Images
+    metrics: Metrics, model: Classifier, bundled: ModelVersion, images: Images
 ) -> None:
     models = [GatedModel(model), GatedModel(model)]
     opening = iter(models)
@@ -113,7 +114,7 @@ async def test_closing_counts_runs_that_have_not_ended_retired_ones_too(
 
 
 async def test_the_shadow_is_kept_while_its_model_stays_and_ends_with_none(
-    metrics: Metrics, model: Model, bundled: ModelVersion
+    metrics: Metrics, model: Classifier, bundled: ModelVersion
 ) -> None:
     opener = loader(metrics, lambda *_: GatedModel(model))
     stable, first, second = [await load(opener, bundled) for _ in range(3)]

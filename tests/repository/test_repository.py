@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api import digits
 from serving.errors import LoadFailed, ModelNotReady, UnknownModel
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import RepositoryError
@@ -82,7 +82,7 @@ async def test_after_a_restart_the_highest_valid_version_serves(
 
 
 async def test_a_serving_file_overwritten_or_deleted_changes_no_answer(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(tmp_path, 1)
     file = publish(tmp_path, 2)
@@ -132,7 +132,7 @@ async def test_a_deleted_version_is_replaced_by_the_one_before(start_server: Sta
 
 
 async def test_several_models_serve_side_by_side(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
     publish_shifted(tmp_path / "other", 7)

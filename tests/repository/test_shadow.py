@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from serving.errors import UnknownModel
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from tests.repository.rollout import Images, index, recognize_all, until_stable, write_routing
@@ -16,7 +16,7 @@ from tests.support.servers import StartServer
 
 
 async def test_a_shadow_that_disagrees_is_counted_and_never_answers(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
     publish_shifted(tmp_path, 2)
@@ -33,7 +33,7 @@ async def test_a_shadow_that_disagrees_is_counted_and_never_answers(
 
 
 async def test_a_shadow_is_compared_only_on_images_with_ink(
-    start_server: StartServer, model: Model, images: Images, tmp_path: Path
+    start_server: StartServer, model: Classifier, images: Images, tmp_path: Path
 ) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2)

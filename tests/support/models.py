@@ -6,14 +6,14 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from tests.support.calls import TIMEOUT
 
 
-class WarmModel(Model):
+class WarmModel(Classifier):
     """A real model that was loaded and warmed up before, so that a server on it starts at once."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Classifier):
         self.__dict__.update(model.__dict__)
 
     def warm_up(self, max_batch_size: int) -> None:
@@ -29,7 +29,7 @@ class GatedModel(WarmModel):
         gate: lets one run pass for each release.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Classifier):
         super().__init__(model)
         self.batches: list[NDArray[np.uint8]] = []
         self.started = threading.Semaphore(0)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from tests.inference.test_model import negate_logits
 from tests.support.model_files import rename_output
 from tests.training import names
@@ -174,7 +174,7 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert second["verification"]["agreement"] >= 0.9995
     assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
 
-    served = Model(published / "model.onnx", published.name)
+    served = open_model(published / "model.onnx", published.name)
     assert (served.predict(drawn.test.images).argmax(axis=1) == drawn.test.labels).mean() == second["test"]["accuracy"]
     metadata = Exported(published / "model.onnx").metadata
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serving.api import digits
 from serving.client import DigitClient, Recognition, Refusal
-from serving.inference.model import Model
+from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -66,7 +66,7 @@ def counts(server: Server) -> tuple[dict[str, float], dict[str, float]]:
 
 
 async def test_a_stream_answers_each_image_by_id_and_ends_after_the_half_close(
-    stream: Any, server: Server, model: Model, images: Images
+    stream: Any, server: Server, model: Classifier, images: Images
 ) -> None:
     async def send() -> None:
         for number, image in enumerate(images):
@@ -214,7 +214,7 @@ async def test_stopping_answers_a_streams_requests_and_ends_it_as_unavailable(
 
 
 async def test_the_client_returns_the_answers_and_the_refusals_of_a_stream(
-    server: Server, model: Model, images: Images
+    server: Server, model: Classifier, images: Images
 ) -> None:
     def read() -> dict[int, Recognition | Refusal]:
         with DigitClient(f"127.0.0.1:{server.grpc_port}", TIMEOUT) as client:

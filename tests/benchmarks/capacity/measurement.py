@@ -17,7 +17,7 @@ import psutil
 from deploy.capacity.measured import SIMULATED, Measured, Point, Way
 from serving.client import DigitClient
 from serving.cores import usable_cores
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.loadtest import objectives
 from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.generator import samples
@@ -140,7 +140,7 @@ def measure(rounds: int, seconds: float, patience_seconds: float, report: Callab
         points = tuple(map(_medians, of_rates))
         ways.append(Way(call.name, call.rpc, call.images, sender, most[call.name], on_one, points))
     version = versions.latest(BUNDLED, str(Settings().default_model))
-    model = Model(version.path, str(version.number))
+    model = open_model(version.path, str(version.number))
     return Measured(
         date=datetime.now(UTC).date().isoformat(),
         machine=_machine(),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.inference.model import Model
+from serving.inference.model import open_model
 from serving.loadtest.plan import Plan
 from serving.loadtest.target import Digits, Images, Outcome, Target
 from serving.samples.draw import draw_many
@@ -83,7 +83,7 @@ async def ask(target: Target, images: Images, timeout: float = 10.0) -> Outcome:
 
 def expected(model: Path, images: Images) -> Digits:
     """Returns the digits by ONNX Runtime in this process."""
-    return tuple(Model(model, "").predict(images).argmax(axis=1).tolist())
+    return tuple(open_model(model, "").predict(images).argmax(axis=1).tolist())
 
 
 def _await_first_digit(peer: Peer, address: str, model: Path, process: "subprocess.Popen[bytes]") -> None:
