@@ -186,12 +186,12 @@ class OpenInference:
     async def repository_model_load(
         self, request: pb.RepositoryModelLoadRequest, call: Call
     ) -> pb.RepositoryModelLoadResponse:
-        """Loads a model as it lies on disk."""
+        """Loads a model from its directory on disk."""
         self._require_control()
         _require_unnamed_repository(request.repository_name)
         if request.parameters:
             parameter = tensors.quote(min(request.parameters))
-            raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded as it lies in the repository")
+            raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded from its directory in the repository")
         await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 

@@ -10,7 +10,7 @@
     server.py           wires one server together, starts and stops it.
     shutdown.py         signals, and the stop requests that they cause.
     startup_log.py      the log events `started` and `stopped`.
-    heartbeat.py        detects an event loop that stands still.
+    heartbeat.py        detects an event loop that hangs.
 
 run.py or supervisor.py is the entry. A supervisor imports neither gRPC nor ONNX Runtime nor NumPy.
 """

@@ -1,4 +1,4 @@
-"""Detects an event loop that stands still, from another thread."""
+"""Detects an event loop that hangs, from another thread."""
 
 import asyncio
 import threading

@@ -143,7 +143,7 @@ class Supervisor:
         return int(self._failed)
 
     async def _watch(self) -> None:
-        """Watchdog: kills workers whose event loop stands still, as their callers would wait in vain.
+        """Watchdog: kills workers whose event loop hangs: their callers would wait in vain.
 
         It counts checks instead of seconds: after a pause of the whole machine, no worker is late.
         """
@@ -152,7 +152,7 @@ class Supervisor:
             for worker in [*self._workers.values()]:
                 worker.missed_checks += worker.answers
                 if worker.answers and worker.missed_checks > _CHECKS_PER_TIMEOUT:
-                    _log(logging.ERROR, "worker_stuck", f"{worker} stands still; killing it", worker)
+                    _log(logging.ERROR, "worker_stuck", f"{worker} hangs; killing it", worker)
                     worker.kill()
                     worker.missed_checks = 0
 

@@ -221,4 +221,4 @@ async def test_tritonclient_loads_and_unloads_models_with_model_control(
         assert found[unknown][0] == "StatusCode.NOT_FOUND"
     for overriding in ("load with config", "load with file"):
         assert found[overriding][0] == "StatusCode.INVALID_ARGUMENT"
-        assert "a model is loaded as it lies in the repository" in found[overriding][1]
+        assert "a model is loaded from its directory in the repository" in found[overriding][1]

@@ -236,7 +236,7 @@ async def test_a_worker_that_stands_still_is_killed_and_replaced(tmp_path: Path,
         started.process.send_signal(signal.SIGTERM)
         status, log = await asyncio.to_thread(started.end)
     assert status == 0
-    assert f"(pid {still}) stands still; killing it" in log
+    assert f"(pid {still}) hangs; killing it" in log
 
 
 async def test_no_worker_is_killed_because_the_whole_service_stood_still(
