@@ -22,7 +22,7 @@ Beside the path:
     client        the Python client, also a wheel of its own.
     loadtest      `digits loadtest`.
 
-Imports point one way, from the top of this list of packages to the bottom; tests/test_imports.py has the order.
+Imports point one way; tests/test_imports.py has the order of the packages.
 """
 
 import os

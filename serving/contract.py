@@ -1,11 +1,10 @@
-"""The model contract on the serving side: the inputs, outputs and labels of every ONNX file. README.md has it in words.
+"""The model contract on the serving side: inputs, outputs and labels of every ONNX file; training/README.md describes it.
 
 `training/export.py` states the same contract, because neither side imports the other. The end-to-end test compares the two.
 """
 
 VERSION = "1"
 
-IMAGE_SHAPE = (28, 28)
 IMAGE_BYTES = 28 * 28
 
 # By name: the type in ONNX Runtime's words, and the shape, where None stands for any number of images.

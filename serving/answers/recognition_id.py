@@ -79,7 +79,7 @@ class RecognitionIds:
         tag = _sign(self._keys[0], payload) if self._keys else b""
         return base64.urlsafe_b64encode(payload + tag).decode().rstrip("=")
 
-    def read(self, text: str) -> Recognized:
+    def parse(self, text: str) -> Recognized:
         """Parses an id.
 
         Raises:

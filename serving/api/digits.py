@@ -50,12 +50,11 @@ class DigitService:
     def methods(self) -> list[Method[Any, Any]]:
         """Lists the methods that callers may call."""
         return [
-            Method(NAME, "Recognize", parse_image, self.recognize, encode_digit, "recognize"),
-            Method(NAME, "RecognizeBatch", parse_batch, self.recognize, encode_digits, "recognize"),
-            Method(NAME, "ReadField", parse_field, self.read_field, encode_field, "recognize"),
-            Method(NAME, "ReportTruth", self.parse_truths, self.report_truths, encode_counted, "truth"),
-            Method(
-                NAME,
+            _method("Recognize", parse_image, self.recognize, encode_digit, "recognize"),
+            _method("RecognizeBatch", parse_batch, self.recognize, encode_digits, "recognize"),
+            _method("ReadField", parse_field, self.read_field, encode_field, "recognize"),
+            _method("ReportTruth", self.parse_truths, self.report_truths, encode_counted, "truth"),
+            _method(
                 "RecognizeStream",
                 parse_stream_request,
                 self.recognize_in_stream,
@@ -189,6 +188,12 @@ def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
 def encode_counted(counted: int) -> bytes:
     """Encodes a ReportTruthResponse."""
     return pb.ReportTruthResponse(counted=counted).SerializeToString()
+
+
+def _method(name: str, *parts: Any, **options: Any) -> Method[Any, Any]:
+    """Describes a method of the service; the descriptor has the name of its request."""
+    request = pb.DESCRIPTOR.services_by_name["DigitService"].methods_by_name[name].input_type.full_name
+    return Method(NAME, name, request, *parts, **options)
 
 
 def _digit_response(answers: DigitAnswers) -> pb.RecognizeResponse:

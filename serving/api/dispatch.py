@@ -4,8 +4,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -13,6 +13,7 @@ from serving import errors
 from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
+from serving.security.token_file import Role
 from serving.security.tokens import Client, Metadata, TokenAuthenticator
 from serving.telemetry.logs import log_event, trace_ids
 from serving.telemetry.metrics import Metrics
@@ -25,6 +26,8 @@ _CANCELLED = "cancelled"
 
 # A caller whose deadline passes cancels its call, and the cancellation arrives a little before the deadline does here.
 _DEADLINE_SLACK_SECONDS = 0.01
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +66,12 @@ class Dispatcher:
         """Lets callers call these methods."""
         self.methods |= {method.path: method for method in methods}
 
-    def admit(self, method: Method[Any, Any] | None, metadata: Metadata | None) -> Client | None:
+    def admit(self, method: str, role: Role | None, metadata: Metadata | None) -> Client | None:
         """Authenticates the caller before the first message of its call is read.
 
         Args:
-            method: the method that is called; None for a path without one, or a method that any client may call.
+            method: name of the method that is called; "unknown" for a path without one.
+            role: role that the method needs; None when any client may call it.
             metadata: of the call.
 
         Returns:
@@ -80,43 +84,61 @@ class Dispatcher:
         if self.authenticator is None:
             return None
         try:
-            return self.authenticator.authenticate(metadata, method.role if method else None)
+            return self.authenticator.authenticate(metadata, role)
         except RequestError as error:
-            name = method.name if method else "unknown"
-            self.count_refusal(name, error)
-            if log.isEnabledFor(logging.DEBUG):
-                _log_call(name, error.code, Call(), 0.0)
+            self.count_refusal(method, error)
             raise
 
+    async def traced(self, method: Method[Any, Any], call: Call, work: Awaitable[Result]) -> Result:
+        """Awaits the work of a call or stream within a span, which ends with the status of the outcome.
+
+        Lines that are logged meanwhile carry the ids of the trace. Without tracing, only awaits the work.
+        """
+        if self._tracing is None:
+            return await work
+        call.span = span = self._tracing.begin(method.service, method.name, call.metadata() or ())
+        logged = trace_ids.set({"trace_id": span.trace_id, "span_id": span.span_id})
+        code = Code.INTERNAL
+        try:
+            result = await work
+            code = Code.OK
+            return result
+        except RequestError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = _code_of_cancelled(call)
+            raise
+        finally:
+            trace_ids.reset(logged)
+            span.end(code)
+
     async def answer(self, method: Method[Any, Any], encoded: bytes, call: Call) -> bytes:
-        """Answers one request, of a call or of a stream, counts it once, and traces it unless its stream is traced.
+        """Answers one request, of a call or of a stream, and counts it once.
 
         Raises:
             RequestError: there is no answer, and the method has no way to encode the error as an answer.
         """
         start = time.monotonic()
         code = Code.INTERNAL
-        traced = self._tracing is not None and call.span is None
-        if traced:
-            self.begin_span(method, call)
         self._metrics.in_flight_requests.inc()
         try:
-            answer = method.encode(await method.work(method.parse(encoded), call))
+            try:
+                request = method.parse(encoded)
+            except DecodeError:
+                raise _Unreadable(f"the request is not a {method.request} message") from None
+            answer = method.encode(await method.work(request, call))
             code = Code.OK
             return answer
-        except DecodeError:  # ends a stream, too: the error of an unreadable request has no id to be answered under
-            code = InvalidRequest.code
-            self._metrics.rejected_requests.labels(InvalidRequest.reason).inc()
-            raise InvalidRequest(f"the request of {method.name} is not a message of its protobuf type") from None
         except RequestError as error:
             code = error.code
             self._metrics.rejected_requests.labels(error.reason).inc()
-            if method.refuse is None or isinstance(error, (Stopping, Unauthenticated)):
-                raise  # of a stream: the next request would end in the same way
+            if method.refuse is None or isinstance(error, _ENDS_STREAM):
+                raise
             release_frames(error)
             return method.refuse(encoded, error)
         except asyncio.CancelledError:
-            code = code_of_cancelled(call)
+            code = _code_of_cancelled(call)
             late = code is Code.DEADLINE_EXCEEDED
             self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else _CANCELLED).inc()
             raise
@@ -132,22 +154,27 @@ class Dispatcher:
             self._requests(method.name, code.name).inc()
             if log.isEnabledFor(logging.DEBUG):
                 _log_call(method.name, code, call, seconds)
-            if traced and call.span is not None:
-                call.span.end(code)
-
-    def begin_span(self, method: Method[Any, Any], call: Call) -> None:
-        """Begins the span of a call where calls are traced. Lines logged in this context then have the trace's ids."""
-        if self._tracing is not None:
-            call.span = self._tracing.begin(method.service, method.name, call.metadata() or ())
-            trace_ids.set({"trace_id": call.span.trace_id, "span_id": call.span.span_id})
 
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call that ends with an error before any of its requests reaches `answer`."""
         self._metrics.rejected_requests.labels(error.reason).inc()
         self._requests(method, error.code.name).inc()
 
+    def log_refusal(self, method: str, error: RequestError, peer: Callable[[], str]) -> None:
+        """Logs a call that was refused before any of its requests; `peer` returns the caller's address."""
+        if log.isEnabledFor(logging.DEBUG):
+            _log_call(method, error.code, Call(peer=peer), 0.0)
 
-def code_of_cancelled(call: Call) -> Code:
+
+class _Unreadable(InvalidRequest):
+    """Bytes that are not a protobuf message."""
+
+
+# Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under.
+_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable)
+
+
+def _code_of_cancelled(call: Call) -> Code:
     """Returns the code of a call that its caller has cancelled: gRPC cancels a call whose deadline passes, too."""
     late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
     return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED

@@ -30,6 +30,7 @@ from serving.telemetry.metrics import Metrics
 
 NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
+_INFER_REQUEST = pb.ModelInferRequest.DESCRIPTOR.full_name
 _SERVER_NAME = "postal-digits"
 
 # Triton's names for an ONNX model on ONNX Runtime; clients choose by them how to talk to a model.
@@ -78,10 +79,11 @@ class OpenInference:
             _method("ModelReady", pb.ModelReadyRequest, self.model_ready, None),
             _method("ServerMetadata", pb.ServerMetadataRequest, self.server_metadata, None),
             _method("ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, None),
-            Method(NAME, "ModelInfer", parse_infer, self.infer, encode_infer, "recognize"),
+            Method(NAME, "ModelInfer", _INFER_REQUEST, parse_infer, self.infer, encode_infer, "recognize"),
             Method(
                 NAME,
                 "ModelStreamInfer",
+                _INFER_REQUEST,
                 parse_infer,
                 self.infer,
                 encode_stream_infer,
@@ -191,7 +193,9 @@ class OpenInference:
         _require_unnamed_repository(request.repository_name)
         if request.parameters:
             parameter = tensors.quote(min(request.parameters))
-            raise InvalidRequest(f"parameter {parameter} is not supported: a model is loaded from its directory in the repository")
+            raise InvalidRequest(
+                f"parameter {parameter} is not supported: a model is loaded from its directory in the repository"
+            )
         await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
@@ -246,7 +250,7 @@ class OpenInference:
 
 def _method(name: str, message_type: type[Message], work: Work[Any, Any], role: Role | None) -> Method[Any, Any]:
     """Describes a method whose request and answer are protobuf messages without images."""
-    return Method(NAME, name, message_type.FromString, work, _serialize, role)
+    return Method(NAME, name, message_type.DESCRIPTOR.full_name, message_type.FromString, work, _serialize, role)
 
 
 def _serialize(message: Message) -> bytes:

@@ -20,6 +20,7 @@ class Method(Generic[Request, Answer]):
     Attributes:
         service: full name of the service, such as "digits.v1.DigitService".
         name: name of the method in the service; requests are counted under this name.
+        request: full name of the request's message, such as "digits.v1.RecognizeRequest", for errors.
         parse: bytes to a request. Raises InvalidRequest, or protobuf's DecodeError for bytes that are not a message. The
             message, which holds a second copy of the images, must not outlive this function.
         work: answers one request, or raises RequestError.
@@ -31,6 +32,7 @@ class Method(Generic[Request, Answer]):
 
     service: str
     name: str
+    request: str
     parse: Callable[[bytes], Request]
     work: Work[Request, Answer]
     encode: Callable[[Answer], bytes]

@@ -66,7 +66,7 @@ class TruthCounter:
         answers = []
         for number, truth in enumerate(truths):
             try:
-                answers.append(self._ids.read(truth.recognition_id))
+                answers.append(self._ids.parse(truth.recognition_id))
                 self._check(truth, answers[-1])
             except InvalidRequest as error:
                 raise InvalidRequest(f"truth {number}: {error}") from None

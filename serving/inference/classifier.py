@@ -15,8 +15,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LOGITS, PROBABILITIES, DIGIT, CONFIDENCE, INKED = slice(0, 10), slice(10, 20), 20, 21, 22
 _COLUMNS = 23
 
-Images = NDArray[np.uint8]
-
 
 class Network(Protocol):
     """The part of a Classifier that the batcher needs."""
@@ -40,7 +38,7 @@ class Classifier:
         self.metadata = metadata
         self._session = session
 
-    def infer(self, images: Images) -> NDArray[np.float32]:
+    def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Runs the network once.
 
         Args:
@@ -52,7 +50,7 @@ class Classifier:
         outputs: list[NDArray[np.float32]] = self._session.run(["logits", "probabilities"], {"images": images})
         return np.concatenate(outputs, axis=1)
 
-    def classify(self, images: Images) -> NDArray[np.float32]:
+    def classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Runs the network once and derives each image's answer.
 
         Args:
@@ -70,7 +68,7 @@ class Classifier:
         rows[:, INKED] = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0
         return rows
 
-    def predict(self, images: Images) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns the probabilities of the ten digits, (N, 10) float32, for (N, 28, 28) uint8 images."""
         return self.infer(images)[:, PROBABILITIES]
 

@@ -1,7 +1,6 @@
 """Wires the path from port to model, and takes it down without losing a call."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Coroutine
 
@@ -20,7 +19,7 @@ from serving.feedback.truth import TruthCounter
 from serving.inference.model import open_model
 from serving.ports import PortTaken, address
 from serving.process.heartbeat import Heartbeat
-from serving.process.startup_log import ServedModel
+from serving.process.startup_log import ModelDescription
 from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
@@ -38,8 +37,6 @@ from serving.transport.grpc_options import reflection_handler, server_options
 from serving.transport.health import Health
 from serving.transport.stream import Streams
 from serving.web.operations import HttpServer
-
-log = logging.getLogger(__name__)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -211,14 +208,14 @@ class Server:
             return "draining"
         return "" if self.repository.catalog.answering() else f"model {self.repository.catalog.default!r} is not loaded"
 
-    def describe(self) -> ServedModel:
+    def describe(self) -> ModelDescription:
         """Describes the model that answers when a request names none, and its execution provider."""
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
         if not self.repository.catalog.answering():
-            return ServedModel(f"no model {how}", "")
+            return ModelDescription(f"no model {how}", "")
         model = self.repository.catalog.route().model
         accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
-        return ServedModel(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
+        return ModelDescription(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
 
     def _report_readiness(self) -> None:
         unready = self.unready()

@@ -15,7 +15,7 @@ from serving.telemetry.logs import log_event
 log = logging.getLogger(__name__)
 
 
-class ServedModel(NamedTuple):
+class ModelDescription(NamedTuple):
     """The model that answers requests which name none.
 
     Attributes:
@@ -27,7 +27,7 @@ class ServedModel(NamedTuple):
     version: str
 
 
-def log_started(settings: Settings, served: ServedModel, grpc_port: int, http_port: int) -> None:
+def log_started(settings: Settings, served: ModelDescription, grpc_port: int, http_port: int) -> None:
     """Logs the event `started`: the model, the addresses, the code; a text log also gets a command to try."""
     grpc, http = address(settings.host, grpc_port), address(settings.host, http_port)
     workers = f" in each of {settings.workers} workers" if settings.workers > 1 else ""

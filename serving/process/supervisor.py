@@ -27,7 +27,7 @@ from serving.process.heartbeat import Heartbeat
 from serving.process.message_channel import Message
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop, watch_signals
-from serving.process.startup_log import ServedModel, log_started, log_stopped
+from serving.process.startup_log import ModelDescription, log_started, log_stopped
 from serving.process.worker_process import EXIT_SECONDS, WorkerProcess, spawn
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
@@ -98,7 +98,7 @@ class Supervisor:
         self._settings = settings
         self._directory = directory
         self._workers: dict[int, WorkerProcess] = {}  # the live ones, by number
-        self._started: asyncio.Future[ServedModel] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[ModelDescription] = asyncio.get_running_loop().create_future()
         self._stop: Stop | None = None
         self._stopping = asyncio.Event()
         self._failed = False  # a worker did not exit with 0 at the shutdown
@@ -245,7 +245,7 @@ class Supervisor:
                 if self._started.done():
                     _log(logging.INFO, "worker_started", f"{worker} answers", worker)
                 elif sum(worker.answers for worker in self._workers.values()) == self._settings.workers:
-                    self._started.set_result(ServedModel(message["description"], message["version"]))
+                    self._started.set_result(ModelDescription(message["description"], message["version"]))
             case "failed":
                 if not self._fail_start(message["reason"]):
                     _log(logging.ERROR, "worker_failed", f"{worker} can't start: {message['reason']}", worker)

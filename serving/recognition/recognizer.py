@@ -65,7 +65,7 @@ class Recognizer:
         Raises:
             RequestError: there is no answer; errors.py lists the reasons.
         """
-        call.images = self._count(images)
+        call.images = self._validate(images, options)
         reading = self._read(images, options, call)
         # Without a timeout of its own, a request ends with its call: gRPC ends a call whose deadline passes.
         return _limit(reading, options.timeout_seconds, call) if options.timeout_seconds else reading
@@ -74,8 +74,8 @@ class Recognizer:
         """Refuses new crops and waits up to the grace for the queued ones."""
         await self._crops.close(grace_seconds)
 
-    def _count(self, images: Images) -> int:
-        """Counts the images. Raises InvalidRequest for none, too many, or a part of one."""
+    def _validate(self, images: Images, options: ReadOptions) -> int:
+        """Returns the number of images. Raises InvalidRequest for none, too many, a part of one, or an impossible target."""
         pixels, crops = images
         if pixels and crops:
             raise InvalidRequest("there are images and crops: expected one of the two")
@@ -88,12 +88,12 @@ class Recognizer:
         if count > self._max_images_per_request:
             kind = "crops" if crops else "images"
             raise InvalidRequest(f"{kind} holds {count} images, this server takes {self._max_images_per_request} a call")
+        if not 0 <= options.target_error_rate < 1:  # NaN too
+            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
         return count
 
     async def _read(self, images: Images, options: ReadOptions, call: Call) -> Reading:
         """Routes, frames and reads images. The client's rate limit is not charged for images that a queue sheds."""
-        if not 0 <= options.target_error_rate < 1:  # NaN too
-            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
         pixels, crops = images

@@ -90,7 +90,7 @@ class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         line = super().formatMessage(record)
         ids = "".join(f" {name}={value}" for name, value in trace_ids.get().items())
-        return line if ids in line else line + ids
+        return line + ids
 
 
 class _RateLimit(logging.Filter):

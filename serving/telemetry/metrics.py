@@ -1,4 +1,4 @@
-"""Every metric of a serving process. README.md lists them for operators, from the help texts here."""
+"""Every metric of a serving process. serving/README.md lists them for operators, from the help texts here."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -61,15 +61,17 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
         """Finds the handler of a call. gRPC asks when it has the call's metadata, and reads messages only afterwards."""
-        method = self._dispatcher.methods.get(call.method)
+        method, handler = self._dispatcher.methods.get(call.method), self._handlers.get(call.method)
         client = None
         if self._dispatcher.authenticator:
+            name, role = (method.name, method.role) if method else (call.method.rpartition("/")[2], None)
+            name = name if method or handler else "unknown"  # a label of metrics must not take any value
             try:
-                client = self._dispatcher.admit(method, call.invocation_metadata)
+                client = self._dispatcher.admit(name, role, call.invocation_metadata)
             except RequestError as error:
-                return self._refusal(error)
+                return self._refusal(name, error)
         if method is None:
-            return self._handlers.get(call.method)
+            return handler
         return self._stream(method, client) if method.refuse else self._unary(method, client)
 
     def hold_refusals(self) -> None:
@@ -87,7 +89,7 @@ class GrpcFront(grpc.GenericRpcHandler):
     def _unary(self, method: Method[Any, Any], client: Client | None) -> Handler:
         async def answer(encoded: bytes, context: Context) -> bytes:
             call = _call(client, context)
-            work = self._dispatcher.answer(method, encoded, call)
+            work = self._dispatcher.traced(method, call, self._dispatcher.answer(method, encoded, call))
             del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
             return await self._finish(work, context)
 
@@ -111,10 +113,11 @@ class GrpcFront(grpc.GenericRpcHandler):
             await _abort(context, error)
             raise
 
-    def _refusal(self, error: RequestError) -> Handler:
+    def _refusal(self, method: str, error: RequestError) -> Handler:
         """Builds a handler that ends a call, unary or stream, before any message of the call is read."""
 
         async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+            self._dispatcher.log_refusal(method, error, context.peer)
             await _abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)

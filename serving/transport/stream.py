@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from serving.api.dispatch import Dispatcher, code_of_cancelled
+from serving.api.dispatch import Dispatcher
 from serving.api.rpc import Method
 from serving.call import Call
-from serving.errors import Code, RequestError, Stopping, TooBusy
+from serving.errors import RequestError, Stopping, TooBusy
 from serving.telemetry.metrics import Metrics
 
 
@@ -47,20 +47,7 @@ class Streams:
         Raises:
             RequestError: the stream is refused, or ends with an error. Both are counted.
         """
-        code = Code.INTERNAL
-        self._dispatcher.begin_span(method, call)
-        try:
-            await self._run(method, requests, write, call)
-            code = Code.OK
-        except RequestError as error:
-            code = error.code
-            raise
-        except asyncio.CancelledError:
-            code = code_of_cancelled(call)
-            raise
-        finally:
-            if call.span is not None:
-                call.span.end(code)
+        await self._dispatcher.traced(method, call, self._run(method, requests, write, call))
 
     def stop(self) -> None:
         """Ends every stream with UNAVAILABLE, once the requests it has read are answered."""

@@ -17,13 +17,13 @@ ACCEPT, LOW = Decision.ACCEPT, Decision.REJECT_LOW_CONFIDENCE
 @pytest.mark.parametrize("keys", [[], [KEY]], ids=["unsigned", "signed"])
 def test_an_id_holds_the_answer(keys: list[bytes]) -> None:
     ids = RecognitionIds(keys)
-    digits = ids.read(issue(ids, audited=True))
+    digits = ids.parse(issue(ids, audited=True))
     assert (digits.model, digits.version, digits.of_field) == ("digits", "20261121", False)
     assert list(digits.digits) == [7, 1, 4]
     assert list(digits.decisions) == [ACCEPT, LOW, ACCEPT]
     assert digits.audited == [True, False, True]
     assert digits.confidences == pytest.approx([0.9, 0.7, 0.5], abs=1e-5)
-    field = ids.read(issue(ids, of_field=True))
+    field = ids.parse(issue(ids, of_field=True))
     assert (field.of_field, list(field.digits), list(field.decisions)) == (True, [7, 1, 4], [ACCEPT])
     assert field.nonce != digits.nonce
 
@@ -35,10 +35,10 @@ def test_a_forged_or_altered_id_is_refused_at_any_byte() -> None:
         altered = bytearray(content)
         altered[index] ^= 1
         with pytest.raises(InvalidRequest, match=r"is not a recognition id|its signature is wrong"):
-            ids.read(base64.urlsafe_b64encode(bytes(altered)).decode().rstrip("="))
+            ids.parse(base64.urlsafe_b64encode(bytes(altered)).decode().rstrip("="))
     for forged in (issue(RecognitionIds()), issue(RecognitionIds([OTHER]))):
         with pytest.raises(InvalidRequest, match="its signature is wrong"):
-            ids.read(forged)
+            ids.parse(forged)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_an_id_of_an_impossible_answer_is_refused(
     ids = RecognitionIds()
     about = (bytes(digits), bytes(decisions), audited, [1.0] * len(decisions))
     with pytest.raises(InvalidRequest, match="is not a recognition id"):
-        ids.read(ids.issue(Recognized("digits", "1", of_field, *about)))
+        ids.parse(ids.issue(Recognized("digits", "1", of_field, *about)))
 
 
 @pytest.mark.parametrize("text", ["", "x", "????", "AAAA", "A" * 200, "ä" * 40, "AQAA" * 1000])
 def test_text_that_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a recognition id"):
-        RecognitionIds().read(text)
+        RecognitionIds().parse(text)
 
 
 def test_ids_signed_with_the_previous_key_stay_valid(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_ids_signed_with_the_previous_key_stay_valid(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(OTHER + b"\n\n" + KEY + b"\r\n")
     ids = RecognitionIds(read_signing_keys(file))
-    assert ids.read(before)
-    assert RecognitionIds([OTHER]).read(issue(ids)), "the first key signs"
+    assert ids.parse(before)
+    assert RecognitionIds([OTHER]).parse(issue(ids)), "the first key signs"
     for content in (b"", b"too short\n", b"long-enough-to-be-a-key\nshort"):
         file.write_bytes(content)
         with pytest.raises(CredentialsError, match="expected one a line, of 16 characters or more"):

@@ -50,8 +50,10 @@ def refuse(encoded: bytes, error: RequestError) -> bytes:
     return f"{encoded!r} {error.code.name} {error}".encode()
 
 
-UNARY = TextMethod("text.v1.Text", "Shout", parse, work, str.encode, "recognize")
-STREAM = TextMethod("text.v1.Text", "ShoutStream", parse, work, str.encode, "recognize", refuse=refuse)
+UNARY = TextMethod("text.v1.Text", "Shout", "text.v1.ShoutRequest", parse, work, str.encode, "recognize")
+STREAM = TextMethod(
+    "text.v1.Text", "ShoutStream", "text.v1.ShoutRequest", parse, work, str.encode, "recognize", refuse=refuse
+)
 
 
 @pytest.fixture
@@ -138,31 +140,27 @@ async def test_a_cancelled_request_is_counted_as_late_only_at_its_deadline(
     assert_counted(metrics, code, reason)
 
 
-@pytest.mark.parametrize(("method", "name"), [(UNARY, "Shout"), (None, "unknown")])
-def test_an_unknown_client_is_refused_and_counted_before_any_message(
-    guarded: Dispatcher, metrics: Metrics, method: TextMethod | None, name: str
-) -> None:
+def test_an_unknown_client_is_refused_and_counted_before_any_message(guarded: Dispatcher, metrics: Metrics) -> None:
     with pytest.raises(Unauthenticated):
-        guarded.admit(method, bearer("wrong"))
-    assert_counted(metrics, "UNAUTHENTICATED", "unauthenticated", name)
+        guarded.admit("Shout", "recognize", bearer("wrong"))
+    assert_counted(metrics, "UNAUTHENTICATED", "unauthenticated", "Shout")
 
 
 def test_a_client_without_the_role_is_refused_and_counted(guarded: Dispatcher, metrics: Metrics) -> None:
-    admin = TextMethod("text.v1.Text", "Forget", parse, work, str.encode, "admin")
     with pytest.raises(PermissionDenied):
-        guarded.admit(admin, bearer(TOKEN))
+        guarded.admit("Forget", "admin", bearer(TOKEN))
     assert_counted(metrics, "PERMISSION_DENIED", "permission_denied", "Forget")
 
 
 def test_a_known_client_is_admitted_and_counted_only_when_answered(guarded: Dispatcher, metrics: Metrics) -> None:
-    client = guarded.admit(UNARY, bearer(TOKEN))
+    client = guarded.admit("Shout", "recognize", bearer(TOKEN))
     assert client
     assert client.name == "sorter-7"
     assert value(metrics.registry, "digits_requests_total") == 0
 
 
 def test_a_server_without_tokens_admits_everyone(dispatcher: Dispatcher) -> None:
-    assert dispatcher.admit(UNARY, None) is None
+    assert dispatcher.admit("Shout", "recognize", None) is None
 
 
 async def test_a_call_is_logged_at_level_debug_with_its_outcome(

@@ -148,6 +148,6 @@ async def test_crops_are_decided_on_as_in_the_native_api(
     assert native.decisions[5] == DECISION_REJECT_INVALID_IMAGE
     parameters = {name: value.double_param for name, value in answer.parameters.items()}
     assert parameters == {"threshold": native.threshold, "target_error_rate": 0.01, "recognition_id": 0.0, "captured": 0.0}
-    recognized = RecognitionIds().read(answer.parameters["recognition_id"].string_param)
+    recognized = RecognitionIds().parse(answer.parameters["recognition_id"].string_param)
     assert list(recognized.digits) == list(native.digits)
     assert list(recognized.decisions) == list(native.decisions)

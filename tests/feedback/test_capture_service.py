@@ -45,7 +45,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def nonce(answer: Recognition | Field) -> str:
-    return RecognitionIds().read(answer.recognition_id).nonce.hex()
+    return RecognitionIds().parse(answer.recognition_id).nonce.hex()
 
 
 async def test_nothing_is_captured_by_default(start_server: StartServer, images: Images) -> None:
@@ -132,7 +132,7 @@ async def test_the_tensor_api_captures_its_rejects_if_asked_for_decisions(
     assert value(server.metrics.registry, "digits_captured_total") == 0
     answer = await infer("decisions", NEVER_CERTIFIED)
     assert answer.parameters["captured"].bool_param
-    answered = RecognitionIds().read(answer.parameters["recognition_id"].string_param).nonce.hex()
+    answered = RecognitionIds().parse(answer.parameters["recognition_id"].string_param).nonce.hex()
     assert rows(file, "SELECT answer, place FROM captured_images") == [(answered, 0), (answered, 1)]
 
 

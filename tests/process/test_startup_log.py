@@ -3,13 +3,13 @@ import logging
 import pytest
 
 from serving.build_info import commit, version
-from serving.process.startup_log import ServedModel, log_started
+from serving.process.startup_log import ModelDescription, log_started
 from serving.settings import Settings
 
 
 def test_the_started_event_names_the_addresses_the_model_and_the_code(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    log_started(Settings(host="::1", workers=2, log_format="json"), ServedModel("model 7", "7"), 1, 2)
+    log_started(Settings(host="::1", workers=2, log_format="json"), ModelDescription("model 7", "7"), 1, 2)
     (record,) = caplog.records
     assert record.getMessage() == "model 7 in each of 2 workers, [::1]:1 for gRPC, http://[::1]:2/metrics"
     assert record.__dict__["event"] == "started"

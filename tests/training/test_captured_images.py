@@ -187,7 +187,7 @@ async def test_a_run_loads_exactly_the_images_that_a_service_captured(
             field = client.read_field(batch[3:], target_error_rate=certified_by_none)
             client.report_truth([(digits[0], "1"), (digits[2], "3"), (field, "45")], "keying")
         for answer, labels in ((digits[0], {0: 1, 2: 3}), (field, {3: 4, 4: 5})):
-            held_out = int(RecognitionIds().read(answer.recognition_id).nonce.hex(), 16) % 5 == 0
+            held_out = int(RecognitionIds().parse(answer.recognition_id).nonce.hex(), 16) % 5 == 0
             expected[held_out] += [(batch[index].tobytes(), label) for index, label in labels.items()]
 
     for start in range(0, 1000, 5):

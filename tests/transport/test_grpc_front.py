@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import logging
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,9 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from serving.transport import grpc_front
 from tests.support.calls import TIMEOUT, refused
+from tests.support.credentials import entry
 from tests.support.digit_calls import recognize, recognize_batch
+from tests.support.metrics import value
 from tests.support.model_files import publish_unsound
 from tests.support.servers import StartServer
 
@@ -31,7 +34,7 @@ async def test_bytes_that_are_not_a_message_are_refused_and_the_next_call_succee
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{digits.NAME}/Recognize")
         error = await refused(call(b"\xff" * 50, timeout=TIMEOUT))
         assert error.code() is CODE.INVALID_ARGUMENT
-        assert error.details() == "the request of Recognize is not a message of its protobuf type"
+        assert error.details() == "the request is not a digits.v1.RecognizeRequest message"
         assert await recognize(DigitServiceStub(channel), images[0].tobytes())
 
 
@@ -91,3 +94,27 @@ async def fail(channel: grpc.aio.Channel, cause: str, white: bytes) -> None:
             requests = [pb.RecognizeStreamRequest(id=1, request=pb.RecognizeRequest(image=white))]
             answers = [answer async for answer in stub.RecognizeStream(iter(requests), timeout=TIMEOUT)]
             assert [answer.error.code for answer in answers] == [CODE.INTERNAL.value[0]]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (f"/{digits.NAME}/Recognize", "Recognize"),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "ServerReflectionInfo"),
+        (f"/{digits.NAME}/NoSuchMethod", "unknown"),
+    ],
+)
+async def test_a_call_without_a_token_is_counted_and_logged_with_its_caller(
+    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, name: str
+) -> None:
+    (tmp_path / "tokens.toml").write_text(entry("sorter-7"))
+    server = await start_server(tokens=tmp_path / "tokens.toml")
+    with caplog.at_level(logging.DEBUG, "serving.api.dispatch"):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+            error = await refused(call(b"", timeout=TIMEOUT))
+    assert error.code() is CODE.UNAUTHENTICATED
+    assert value(server.metrics.registry, "digits_requests_total", method=name, code="UNAUTHENTICATED") == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "serving.api.dispatch"]
+    assert f"method={name} code=UNAUTHENTICATED" in line
+    assert "peer=ipv4:127.0.0.1:" in line

@@ -125,7 +125,7 @@ async def test_bytes_that_are_not_a_message_end_only_the_stream(server: Server, 
         call: Any = channel.stream_stream(METHOD)(timeout=TIMEOUT)
         await call.write(b"\xff" * 50)
         assert await end_code(call) is CODE.INVALID_ARGUMENT
-        assert await call.details() == "the request of RecognizeStream is not a message of its protobuf type"
+        assert await call.details() == "the request is not a digits.v1.RecognizeStreamRequest message"
     assert counts(server) == ({"INVALID_ARGUMENT": 1}, {"invalid": 1})
     assert await stub.RecognizeBatch(pb.RecognizeBatchRequest(images=bytes(784)), timeout=TIMEOUT)
 

@@ -66,7 +66,9 @@ class EchoServer:
         return request
 
     def open(self, caller: Caller, *, ordered: bool = False) -> asyncio.Task[None]:
-        method = EchoMethod("text.v1.Text", "Echo", bytes, self.echo, bytes, None, refuse=refuse, ordered=ordered)
+        method = EchoMethod(
+            "text.v1.Text", "Echo", "text.v1.EchoRequest", bytes, self.echo, bytes, None, refuse=refuse, ordered=ordered
+        )
         return asyncio.create_task(self.streams.run(method, caller.send(), caller.take, Call()))
 
 

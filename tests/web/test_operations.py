@@ -23,7 +23,7 @@ class State:
     """The health that the server under test reports: the reasons, empty when all is well."""
 
     reason = ""
-    pulse = ""
+    hang = ""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def state() -> State:
 def server(state: State) -> Iterator[HttpServer]:
     registry = CollectorRegistry()
     Counter("digits_seen", "What was seen.", registry=registry).inc(3)
-    started = HttpServer("127.0.0.1", 0, registry, lost=lambda: state.pulse, unready=lambda: state.reason)
+    started = HttpServer("127.0.0.1", 0, registry, lost=lambda: state.hang, unready=lambda: state.reason)
     yield started
     started.close()
 
@@ -80,7 +80,7 @@ def test_readiness_has_its_reason_and_is_apart_from_liveness(server: HttpServer,
 
 
 def test_a_process_that_stands_still_is_not_alive(server: HttpServer, state: State) -> None:
-    state.pulse = "the event loop has not turned for 2 s"
+    state.hang = "the event loop has not turned for 2 s"
     assert get(server, "/healthz")[::2] == (503, b"the event loop has not turned for 2 s\n")
     assert get(server, "/readyz")[::2] == (200, b"ready\n")
 
