@@ -157,7 +157,7 @@ def _check_capture(settings: Settings, findings: Findings) -> None:
 
 
 def _check_credentials(settings: Settings, findings: Findings) -> None:
-    metrics = Metrics()  # TLS and Access need one; no one scrapes it
+    metrics = Metrics()  # TLS and TokenAuthenticator need one; no one scrapes it
     if settings.tls_certificate and settings.tls_key:
         try:
             TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics)

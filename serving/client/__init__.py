@@ -8,6 +8,7 @@ imports nothing of `serving` except the stubs in `pb`, and it imports them relat
     answers       Recognition, Field, Decision, and the errors of refused calls.
     channel       connections: load balancing, retries, replacement when certificates are renewed.
     credentials   TLS from PEM files.
+    pem           checks PEM files.
     image_files   reads image files with Pillow, which nothing else here needs.
 """
 

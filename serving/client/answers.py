@@ -1,7 +1,7 @@
 """Answers of the service as the client returns them, and the errors of refused calls."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ class Refusal:
     retry_after: float | None = None
 
 
-class ResourceExhausted(grpc.RpcError):
+class ResourceExhausted(grpc.RpcError, grpc.Call):
     """The server refused the call, because its queue is full or the caller exceeds a rate limit. It did no work.
 
     Attributes:
@@ -141,9 +141,33 @@ class ResourceExhausted(grpc.RpcError):
         """Returns the server's reason."""
         return str(self._error.details())
 
+    def initial_metadata(self) -> Any:
+        """Returns the metadata that the server started its answer with."""
+        return self._error.initial_metadata()
+
     def trailing_metadata(self) -> Any:
         """Returns the metadata that the server ended the call with."""
         return self._error.trailing_metadata()
+
+    def debug_error_string(self) -> str:
+        """Returns gRPC's own description of the error."""
+        return str(self._error.debug_error_string())
+
+    def is_active(self) -> bool:
+        """Returns False once the call has ended."""
+        return bool(self._error.is_active())
+
+    def time_remaining(self) -> Any:
+        """Returns the seconds left until the deadline; None if there is no deadline or the call has ended."""
+        return self._error.time_remaining()
+
+    def cancel(self) -> Any:
+        """Cancels the call, without effect once it has ended."""
+        return self._error.cancel()
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Returns False for a call that has ended, whose callback never runs."""
+        return bool(self._error.add_callback(callback))
 
 
 def refine(error: grpc.RpcError) -> grpc.RpcError:

@@ -1,15 +1,12 @@
 """TLS credentials of the client, from PEM files that may be renewed while the client runs."""
 
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import grpc
 
-
-class CredentialsError(ValueError):
-    """A certificate or key file can't be used. The message names the file and the reason."""
+from .pem import CredentialsError, check_authorities, check_pair
 
 
 class TLSCredentials(grpc.ChannelCredentials):
@@ -22,7 +19,7 @@ class TLSCredentials(grpc.ChannelCredentials):
             paths: the authorities; for mutual TLS also the certificate chain and its private key.
 
         Raises:
-            CredentialsError: a file can't be read or used, or the key does not belong to the certificate.
+            CredentialsError: a file can't be read or used, the certificate expired, or the key does not belong to it.
         """
         self._paths = paths
         self._seen: list[bytes | None] = [_content(path) for path in paths]
@@ -48,17 +45,14 @@ class TLSCredentials(grpc.ChannelCredentials):
         return type(self)(self._paths)
 
     def _check(self) -> None:
+        contents: list[bytes] = []
         for path, content in zip(self._paths, self._seen, strict=True):
             if content is None:
                 raise CredentialsError(f"{path} can't be read: check that the file exists and that this user may read it")
-        authorities, *own = self._paths
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            context.load_verify_locations(authorities)
-        except ssl.SSLError as error:
-            raise CredentialsError(f"{authorities} holds no usable PEM certificates: {_reason(error)}") from error
-        if own:
-            _check_pair(context, *own)
+            contents.append(content)
+        check_authorities(self._paths[0], contents[0])
+        if contents[1:]:
+            check_pair(self._paths[1:], contents[1:], self._paths[1:])
         if [_content(path) for path in self._paths] != self._seen:
             raise CredentialsError("the files changed while they were read: read them again")
 
@@ -74,7 +68,7 @@ def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | N
         key: the private key of `certificate`, not encrypted.
 
     Raises:
-        CredentialsError: a file can't be read or used, or the key does not belong to the certificate.
+        CredentialsError: a file can't be read or used, the certificate expired, or the key does not belong to it.
         ValueError: only one of `certificate` and `key` is given.
     """
     if certificate is None and key is None:
@@ -83,22 +77,6 @@ def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | N
         given, missing = ("certificate", "key") if key is None else ("key", "certificate")
         raise ValueError(f"{given} was given without {missing}: mutual TLS needs both")
     return TLSCredentials([ca, certificate, key])
-
-
-def _check_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    def refuse() -> str:  # otherwise OpenSSL would ask for the password at the terminal
-        raise CredentialsError(f"{key} is encrypted: store the key without a password")
-
-    try:
-        context.load_cert_chain(certificate, key, refuse)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise CredentialsError(f"{key} is not the key of {certificate}") from error
-        raise CredentialsError(f"{certificate} with {key} can't be used: {_reason(error)}") from error
-
-
-def _reason(error: ssl.SSLError) -> str:
-    return error.reason or str(error)
 
 
 def _content(path: Path) -> bytes | None:
