@@ -21,9 +21,9 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process import server as server_module
 from serving.process.server import Server
 from serving.repository import versions
-from serving.samples.draw import draw_many
 from serving.settings import BUNDLED, Settings
 from tests.support.calls import TIMEOUT
+from tests.support.drawings import draw_many
 from tests.support.environment import unset_machine_variables
 from tests.support.models import GatedModel, WarmModel
 from tests.support.postgres import Postgres, programs, stopped

@@ -11,8 +11,8 @@ from serving.inference.model import open_model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.repository.versions import latest
-from serving.samples.draw import draw_many
 from tests.support.calls import TIMEOUT
+from tests.support.drawings import draw_many
 from tests.support.servers import StartServer
 from tests.training.names import RECIPE_OF_NETWORK
 from training.calibrate import softmax

@@ -10,6 +10,7 @@
     truth.py           `digits truth`: report the true value of an answer.
     frame.py           `digits frame`: show an image as the network sees it.
     loadtest.py        `digits loadtest`: measure a service.
+    manual.py          the parser of a command, with its manual.
     connection.py      the flags of commands that connect to a service, and the call itself.
     images.py          the flags of commands that send image files, and the files.
     framed_files.py    image files, framed as the service frames crops.

@@ -5,6 +5,7 @@ import json
 import sys
 
 from serving.cli import connection, images
+from serving.cli.manual import new_parser
 from serving.client import DigitClient, Field
 
 _DESCRIPTION = "Sends the image files of one field, such as a postcode, and prints its value, confidence and decision."
@@ -29,22 +30,16 @@ exit status:
 
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="digits field",
-        description=_DESCRIPTION,
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("field", _DESCRIPTION, _MANUAL)
     images.add_flags(parser, files="image of one digit of the field, as `digits recognize` takes it; left to right")
     parser.add_argument(
         "--lexicon", default="", metavar="NAME", help="answer with the most probable code in this lexicon of the service"
     )
     connection.add_flags(parser)
     options = connection.parse(parser, arguments)
-    readable = images.read("field", options.files, crops=options.crops)
-    if len(readable) < len(set(options.files)):
+    sent = [image for _, image in images.read("field", options.files, crops=options.crops)]
+    if len(sent) < len(options.files):
         return 1  # a field without one of its digits is another field
-    sent = [readable[file] for file in options.files]
     return connection.call("field", options, lambda client: _read_field(client, sent, options))
 
 

@@ -1,8 +1,9 @@
 """`digits frame`: shows an image file as the network sees it."""
 
-import argparse
 import sys
 from pathlib import Path
+
+from serving.cli.manual import new_parser
 
 _SHADES = " .:-=+*#%@"  # from paper to full ink, in a terminal
 
@@ -23,12 +24,7 @@ exit status:
 
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="digits frame",
-        description="Shows how the digit of an image file is framed, as the network sees it.",
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("frame", "Shows how the digit of an image file is framed, as the network sees it.", _MANUAL)
     parser.add_argument("file", type=Path, metavar="FILE", help="image of one digit, as `digits recognize` takes it")
     parser.add_argument("--out", type=Path, metavar="PNG", help="also write the framed image: 28x28, 0 paper, 255 ink")
     options = parser.parse_args(arguments)

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.client.image_files import ImageError, read_image
-from serving.imaging.decode import CropError, frame_crop
+from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
+from serving.contract import IMAGE_SHAPE
+from serving.imaging.decode import LONGEST, CropError, decode
+from serving.imaging.framing import frame
+from serving.imaging.ink import find_ink
 
 
 def read_framed(path: Path) -> NDArray[np.uint8]:
-    """Reads one digit as `read_image` does, and frames an image that is not 28x28 pixels.
+    """Reads one digit from a PNG, a JPEG, or a file of 784 raw bytes, and frames an image that is not 28x28 pixels.
 
     Returns:
         (28, 28) uint8, 0 paper, 255 ink.
@@ -18,13 +21,16 @@ def read_framed(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file can't be read, is not an image of the accepted kinds, or shows no ink.
     """
-    image = read_image(path)
-    if isinstance(image, np.ndarray):
-        return image
-    try:
-        framed = frame_crop(image)
-    except CropError as error:
-        raise ImageError(str(error)) from error
+    content = read_file(path)
+    pixels = parse_raw(content)
+    if pixels is None:
+        try:
+            pixels = decode(content, LONGEST)
+        except CropError as error:
+            raise ImageError(str(error)) from error
+    if pixels.shape == IMAGE_SHAPE:
+        return light_ink(pixels)
+    framed = frame(find_ink(pixels))
     if not framed.any():
         raise ImageError("no ink is seen on it")
     return framed

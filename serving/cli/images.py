@@ -2,14 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.cli.framed_files import read_framed
-from serving.client.image_files import MAX_FILE_BYTES, ImageError
+from serving.client.image_files import ImageError, read_file
 
 Image = NDArray[np.uint8] | bytes
 """One image to send: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file."""
@@ -30,29 +30,27 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
         type=_rate,
         default=0.0,
         metavar="RATE",
-        help="highest share of wrong answers among the accepted ones, such as 0.005 (default: the service's)",
+        help="highest share of wrong answers among the accepted ones, such as 0.005 (default: 0, the service's)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
-def read(command: str, files: Sequence[Path], *, crops: bool) -> dict[Path, Image]:
-    """Reads image files, and reports on stderr each file that can't be read.
+def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[Path, Image]]:
+    """Reads image files one at a time, and reports on stderr each file that can't be read.
 
     Args:
         command: name of the command, which starts each error message.
         files: PNG, JPEG or 784 raw bytes each.
         crops: read the files as they are, without framing.
 
-    Returns:
-        The images by file, without the files that can't be read.
+    Yields:
+        Each file with its image, without the files that can't be read.
     """
-    images: dict[Path, Image] = {}
     for file in files:
         try:
-            images[file] = _read_crop(file) if crops else read_framed(file)
+            yield file, read_file(file) if crops else read_framed(file)
         except ImageError as error:
             print(f"digits {command}: {file}: {error}", file=sys.stderr)
-    return images
 
 
 def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
@@ -61,22 +59,11 @@ def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
     return crops or np.stack([np.asarray(image) for image in images])
 
 
-def _read_crop(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ImageError(f"more than {MAX_FILE_BYTES:,} bytes: cut the digit out")
-    return content
-
-
 def _rate(text: str) -> float:
     try:
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if not 0 < rate < 1:
+    if not 0 <= rate < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text}")
     return rate

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 
+from serving.cli.manual import new_parser
 from serving.settings import GROUPS, Settings
 
 # Environment variables of other commands, of the tests and of `make`.
@@ -45,14 +46,9 @@ def parse_command_line(command: str, description: str, manual: str, arguments: l
     Returns:
         The settings; None if they can't be used, and the mistakes are on stderr.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"digits {command}",
-        usage=f"digits {command} [SETTING...]",  # the help lists all settings below
-        description=description,
-        epilog=manual,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a prefix that is unique today may not be tomorrow
-    )
+    parser = new_parser(command, description, manual)
+    parser.usage = f"digits {command} [SETTING...]"  # the help lists all settings below
+    parser.allow_abbrev = False  # a prefix that is unique today may not be tomorrow
     add_flags(parser)
     options, unknown = parser.parse_known_args(arguments)
     try:

@@ -1,9 +1,9 @@
 """`digits loadtest`: measures throughput and latency of a running service; serving/loadtest/ does the work."""
 
-import argparse
 import sys
 
 from serving.cli import connection
+from serving.cli.manual import new_parser
 
 _MANUAL = """\
 measurement:
@@ -51,12 +51,7 @@ def run(arguments: list[str]) -> int:
     from serving.client import CredentialsError, channel_credentials
     from serving.loadtest.calls import GrpcTarget
 
-    parser = argparse.ArgumentParser(
-        prog="digits loadtest",
-        description="Measures throughput and latency of a running service.",
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("loadtest", "Measures throughput and latency of a running service.", _MANUAL)
     connection.add_flags(parser)
     command.add_arguments(parser)
     options = connection.parse(parser, arguments)

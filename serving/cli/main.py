@@ -4,25 +4,29 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-_COMMANDS = """\
+COMMANDS = {
+    "serve": "answer gRPC calls until SIGTERM",
+    "check": "test a configuration and its models without serving",
+    "recognize": "send image files, one digit each, and print the answers",
+    "field": "send the image files of one field, such as a postcode",
+    "truth": "report the true value of an answer",
+    "frame": "show an image file as the network sees it",
+    "loadtest": "measure throughput and latency of a running service",
+}
+"""A line of help by command. Each command is a module of this package, named like it."""
+
+_MANUAL = f"""\
 commands:
-  serve        answer gRPC calls until SIGTERM
-  check        test a configuration and its models without serving
-  recognize    send image files, one digit each, and print the answers
-  field        send the image files of one field, such as a postcode
-  truth        report the true value of an answer
-  frame        show an image file as the network sees it
-  loadtest     measure throughput and latency of a running service
+{chr(10).join(f"  {command:<12} {summary}" for command, summary in COMMANDS.items())}
 
 examples:
   digits serve
   digits recognize serving/samples/7.png
   digits field serving/samples/field/*.jpg
 """
-
-COMMANDS = ("serve", "check", "recognize", "field", "truth", "frame", "loadtest")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="digits",
         description="Reads handwritten digits for postal sorting.",
-        epilog=_COMMANDS,
+        epilog=_MANUAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version, commit, Python and ONNX Runtime")
@@ -57,36 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str], metrics_directory: str) -> int:
-    match command:
-        case "serve":
-            from serving.cli import serve
-
-            return serve.run(arguments, metrics_directory)
-        case "check":
-            from serving.cli import check
-
-            return check.run(arguments)
-        case "recognize":
-            from serving.cli import recognize
-
-            return recognize.run(arguments)
-        case "field":
-            from serving.cli import field
-
-            return field.run(arguments)
-        case "truth":
-            from serving.cli import truth
-
-            return truth.run(arguments)
-        case "frame":
-            from serving.cli import frame
-
-            return frame.run(arguments)
-        case "loadtest":
-            from serving.cli import loadtest
-
-            return loadtest.run(arguments)
-    raise AssertionError(command)
+    module = import_module(f"serving.cli.{command}")  # only this one, see the package
+    more = (metrics_directory,) if command == "serve" else ()
+    return int(module.run(arguments, *more))
 
 
 class _Version(argparse.Action):

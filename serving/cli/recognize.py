@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from serving.cli import connection, images
+from serving.cli.manual import new_parser
 from serving.client import DigitClient, Recognition
 
 _DESCRIPTION = "Sends image files to the service, one digit each, and prints digit, confidence and decision."
@@ -34,12 +35,7 @@ _BYTES_PER_CALL = 3 << 20  # every server takes messages of 4 MiB
 
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="digits recognize",
-        description=_DESCRIPTION,
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("recognize", _DESCRIPTION, _MANUAL)
     images.add_flags(parser, files="PNG or JPEG of one digit, dark on light or light on dark; or 784 raw bytes")
     parser.add_argument(
         "--ids", action="store_true", help="print the id of each answer, in the form that `digits truth` takes"
@@ -51,21 +47,21 @@ def run(arguments: list[str]) -> int:
 
 def _recognize(client: DigitClient, options: argparse.Namespace) -> int:
     """Sends the files and prints a line for each answer; returns the exit status."""
-    readable = images.read("recognize", options.files, crops=options.crops)
-    failed = len(readable) < len(set(options.files))
-    for part in _calls((file, readable[file]) for file in options.files if file in readable):
+    answered, failed = 0, False
+    for part in _calls(images.read("recognize", options.files, crops=options.crops)):
         recognitions = client.recognize_batch(
             images.pack([image for _, image in part]),
             model=options.model,
             key=options.key,
             target_error_rate=options.target_error_rate,
         )
+        answered += len(part)
         for (file, _), recognition in zip(part, recognitions, strict=True):
             print(_json(file, recognition) if options.json else _text(file, recognition, ids=options.ids))
             if recognition.trouble:
                 print(f"digits recognize: {file}: {recognition.trouble}", file=sys.stderr)
                 failed = True
-    return int(failed)
+    return int(failed or answered < len(options.files))
 
 
 def _calls(files: Iterable[tuple[Path, images.Image]]) -> Iterator[list[tuple[Path, images.Image]]]:

@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 
 from serving.cli import connection
+from serving.cli.manual import new_parser
 from serving.client import Decision, DigitClient, Recognition
 
 _DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
@@ -32,12 +33,7 @@ exit status:
 
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="digits truth",
-        description=_DESCRIPTION,
-        epilog=_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("truth", _DESCRIPTION, _MANUAL)
     parser.add_argument("recognition_id", metavar="RECOGNITION_ID", help="id of the answer")
     parser.add_argument("value", type=_digits, metavar="VALUE", help="true digit, or all digits of the field")
     parser.add_argument(

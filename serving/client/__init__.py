@@ -14,7 +14,8 @@ imports nothing of `serving` except the stubs in `pb`, and it imports them relat
 
 from .answers import Decision, Field, Recognition, Refusal, ResourceExhausted
 from .client import DigitClient
-from .credentials import CredentialsError, channel_credentials
+from .credentials import channel_credentials
+from .pem import CredentialsError
 
 __all__ = [
     "CredentialsError",

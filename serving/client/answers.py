@@ -154,20 +154,19 @@ class ResourceExhausted(grpc.RpcError, grpc.Call):
         return str(self._error.debug_error_string())
 
     def is_active(self) -> bool:
-        """Returns False once the call has ended."""
-        return bool(self._error.is_active())
+        """Returns False, because the call has ended."""
+        return False
 
-    def time_remaining(self) -> Any:
-        """Returns the seconds left until the deadline; None if there is no deadline or the call has ended."""
-        return self._error.time_remaining()
+    def time_remaining(self) -> None:
+        """Returns None, because the call has ended."""
 
-    def cancel(self) -> Any:
-        """Cancels the call, without effect once it has ended."""
-        return self._error.cancel()
+    def cancel(self) -> bool:
+        """Returns False: a call that has ended can't be cancelled."""
+        return False
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Returns False for a call that has ended, whose callback never runs."""
-        return bool(self._error.add_callback(callback))
+        """Returns False: the call has ended, so the callback never runs."""
+        return False
 
 
 def refine(error: grpc.RpcError) -> grpc.RpcError:

@@ -12,7 +12,8 @@ import grpc
 
 from ..pb.digits.v1 import digit_service_pb2 as pb
 from ..pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from .credentials import CredentialsError, TLSCredentials
+from .credentials import TLSCredentials
+from .pem import CredentialsError
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,24 @@ from numpy.typing import NDArray
 from .requests import SIDE
 
 try:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("reading image files needs Pillow: pip install pillow", name=error.name) from error
 
 MAX_FILE_BYTES = 1 << 24
 MAX_PIXELS = 1 << 21  # the server's limit for a crop
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8")
+
+_ORIENTATION = 0x0112  # Exif tag
+_UPRIGHT = {  # transposition that undoes each Exif orientation; ImageOps.exif_transpose fails on invalid other tags
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(Exception):
@@ -26,28 +37,25 @@ def read_image(path: Path) -> NDArray[np.uint8] | bytes:
     """Reads one digit from a PNG, a JPEG, or a file of 784 raw bytes, dark on light or light on dark.
 
     Returns:
-        For an image of 28x28 pixels: (28, 28) uint8, 0 paper, 255 ink. The median of its border decides which grey is paper,
-        because a framed digit does not touch the border. For any other size: the content of the file, a crop, which the
-        server decodes and frames.
+        For an image of 28x28 pixels: (28, 28) uint8, 0 paper, 255 ink. For any other size: the content of the file, a crop,
+        which the server decodes and frames.
 
     Raises:
-        ImageError: the file can't be read, or is neither a PNG nor a JPEG nor 784 raw bytes.
+        ImageError: the file can't be read, or is neither a PNG nor a JPEG nor 784 raw bytes. Or it holds 28x28 pixels that
+            are transparent or have 16 bits.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ImageError(error.strerror or str(error)) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ImageError(f"more than {MAX_FILE_BYTES:,} bytes: cut the digit out")
-    if len(content) == SIDE * SIDE and not content.startswith(_SIGNATURES):
-        return _light_ink(np.frombuffer(content, np.uint8).reshape(SIDE, SIDE))
+    content = read_file(path)
+    raw = parse_raw(content)
+    if raw is not None:
+        return light_ink(raw)
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}, more than {MAX_PIXELS:,} pixels"
                 raise ImageError(f"the image is {size}: cut the digit out, or scale it down")
-            return _light_ink(_grey(image)) if image.size == (SIDE, SIDE) else content
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError("the file holds several images")
+            return light_ink(_grey(image)) if image.size == (SIDE, SIDE) else content
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -58,19 +66,37 @@ def read_image(path: Path) -> NDArray[np.uint8] | bytes:
         raise ImageError(f"the file is broken: {error}") from error
 
 
-def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns (height, width) uint8, upright. Transparent pixels become paper: dark around light ink, light around dark."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # Pillow's own conversion clips 16-bit grey
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    if not upright.has_transparency_data:
-        return np.asarray(upright.convert("L"))
-    grey, opacity = np.moveaxis(np.asarray(upright.convert("LA"), np.float64), 2, 0)
-    paper = 0 if np.average(grey, weights=opacity + 1e-9) > 127 else 255
-    flattened: NDArray[np.uint8] = np.round(paper + (grey - paper) * opacity / 255).astype(np.uint8)
-    return flattened
+def read_file(path: Path) -> bytes:
+    """Reads a file of at most MAX_FILE_BYTES. Raises ImageError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(f"more than {MAX_FILE_BYTES:,} bytes: cut the digit out")
+    return content
 
 
-def _light_ink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def parse_raw(content: bytes) -> NDArray[np.uint8] | None:
+    """Returns (28, 28) uint8, the pixels of a file of 784 raw bytes; None for the content of any other file."""
+    if len(content) != SIDE * SIDE or content.startswith(_SIGNATURES):
+        return None
+    return np.frombuffer(content, np.uint8).reshape(SIDE, SIDE)
+
+
+def light_ink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns a framed digit with light ink on dark paper.
+
+    The median of its border decides which grey is paper, because a framed digit does not touch the border.
+    """
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return 255 - pixels if np.median(border) > 127 else pixels
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns (height, width) uint8, upright."""
+    if image.mode.startswith("I") or image.has_transparency_data:
+        raise ImageError("the pixels are transparent or have 16 bits: save the image without transparency, with 8 bits")
+    turned = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return np.asarray((image if turned is None else image.transpose(turned)).convert("L"))

@@ -1,4 +1,4 @@
-"""Draws digits with a pen of our own: samples to send, and handwriting to train a small network without MNIST.
+"""Draws digits with a pen of our own: samples to send, and handwriting for tests and benchmarks.
 
 `make samples` writes the sample files again; a test compares the committed files with the code.
 """
@@ -74,17 +74,6 @@ def draw(digit: int, hand: np.random.Generator | None = None) -> NDArray[np.uint
         for x, y in (line[0], line[-1]):
             brush.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
     return _frame(canvas)
-
-
-def draw_many(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draws the digits 0 to 9 in turn, `count` images in all.
-
-    Returns:
-        The images, (count, 28, 28) uint8, and their labels, (count,) uint8.
-    """
-    hand = np.random.default_rng(seed)
-    labels = (np.arange(count) % 10).astype(np.uint8)
-    return np.stack([draw(int(label), hand) for label in labels]), labels
 
 
 def sample_photos() -> dict[str, bytes]:

@@ -45,15 +45,6 @@ def photograph(
     return encode(_grey(paper, ink, random.uniform(20, 90), light_ink=light_ink), "JPEG", quality=70)
 
 
-def cut_out(image: Images, random: np.random.Generator) -> bytes:
-    """Draws a digit that touches every edge of the photo; returns a PNG file."""
-    side = int(28 * random.uniform(2, 4))
-    ink = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
-    rows, columns = (np.flatnonzero((ink > 60).any(axis=axis)) for axis in (1, 0))
-    close = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / 255
-    return encode(_grey(200 + random.normal(0, 4, close.shape), close, 60), "PNG")
-
-
 def encode(grey: Images, form: str, **options: int) -> bytes:
     """Encodes (height, width) uint8 grey levels as an image file."""
     content = io.BytesIO()

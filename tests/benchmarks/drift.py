@@ -10,9 +10,9 @@ import timeit
 import numpy as np
 
 from serving.client import DigitClient
-from serving.samples.draw import draw_many
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
+from tests.support.drawings import draw_many
 from tests.support.service import Service, service
 
 ROUNDS = 5

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from training import architectures
 from training.export import OPSET, export
 from training.quantize import quantize

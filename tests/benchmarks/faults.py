@@ -19,7 +19,7 @@ import psutil
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from tests.support.model_files import place, publish
 from tests.support.service import Service, service
 

@@ -20,8 +20,8 @@ from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.plan import Plan
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.samples.draw import draw_many
 from tests.benchmarks.generators import check, flood, load
+from tests.support.drawings import draw_many
 from tests.support.service import Service, service
 
 CONNECTIONS = 8

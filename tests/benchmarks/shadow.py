@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from tests.support.model_files import publish
 from tests.support.service import Service, service
 

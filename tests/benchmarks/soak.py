@@ -24,7 +24,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from tests.support.model_files import publish
 from tests.support.service import Service, service
 

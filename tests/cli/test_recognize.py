@@ -1,15 +1,18 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from serving.cli import images
 from serving.cli.framed_files import read_framed
 from serving.cli.main import main
-from serving.client.image_files import ImageError
+from serving.client import DigitClient, Recognition
+from serving.client.image_files import ImageError, read_file
 from serving.imaging.decode import frame_crop
 from serving.samples.draw import PHOTO_DIGIT, SAMPLES, draw
 from serving.samples.photograph import photograph
@@ -17,6 +20,7 @@ from tests.cli.conftest import Digits
 from tests.support.service import Service
 
 SEVEN = draw(7)
+OWN_RATE = ["--target-error-rate", "0"]
 
 
 def save(image: Image.Image, file: Path) -> Path:
@@ -97,6 +101,13 @@ def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, 
         read_framed(file)
 
 
+def test_a_framed_png_of_several_images_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "animated.png"
+    Image.fromarray(255 - SEVEN).save(file, save_all=True, append_images=[Image.fromarray(SEVEN)])
+    with pytest.raises(ImageError, match="the file holds several images"):
+        read_framed(file)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
         read_framed(tmp_path / "none.png")
@@ -147,6 +158,31 @@ def test_large_crops_are_sent_in_calls_below_the_message_limit(digits: Digits, t
     assert [json.loads(line)["index"] for line in shown.splitlines()] == [0, 1, 0, 1, 0]
 
 
+def test_files_are_read_as_their_call_is_due(digits: Digits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500), np.uint8)
+    large = save(Image.fromarray(noise), tmp_path / "large.png")
+    steps: list[str] = []
+    real_read, real_call = read_file, DigitClient.recognize_batch
+
+    def read(path: Path) -> bytes:
+        steps.append("read")
+        return real_read(path)
+
+    def call(*arguments: Any, **options: Any) -> list[Recognition]:
+        steps.append("call")
+        return real_call(*arguments, **options)
+
+    monkeypatch.setattr(images, "read_file", read)
+    monkeypatch.setattr(DigitClient, "recognize_batch", call)
+    digits("recognize", "--crops", *[large] * 5)
+    assert " ".join(steps) == "read read read call read read call call"
+
+
+def test_an_error_rate_of_0_is_the_services_own(digits: Digits) -> None:
+    answers = [json.loads(digits("recognize", "--json", *flags, SAMPLES / "7.png")[1]) for flags in ([], OWN_RATE)]
+    assert answers[0]["target_error_rate"] == answers[1]["target_error_rate"] > 0
+
+
 def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
@@ -167,6 +203,7 @@ def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
     ("flags", "message"),
     [
         (["--target-error-rate", "2"], "expected a number between 0 and 1, not 2"),
+        (["--target-error-rate", "-0.1"], "expected a number between 0 and 1, not -0.1"),
         (["--target-error-rate", "low"], "expected a number between 0 and 1, not low"),
         (["--timeout", "0"], "--timeout must be a number above 0, not 0"),
         (["--tls-key", "x"], "--tls-certificate and --tls-key are needed together"),

@@ -1,3 +1,4 @@
+import datetime
 import threading
 import time
 from collections.abc import Iterator
@@ -123,10 +124,29 @@ def test_credentials_that_can_not_be_used_are_refused_by_name(files: Files, auth
         channel_credentials(files.client_ca, files.certificate, stranger)
     with pytest.raises(CredentialsError, match=r"none\.crt can't be read"):
         channel_credentials(tmp_path / "none.crt")
-    with pytest.raises(CredentialsError, match=r"tls\.key holds no usable PEM certificates"):
+    with pytest.raises(CredentialsError, match=r"tls\.key holds no complete PEM block CERTIFICATE"):
         channel_credentials(files.key)
     with pytest.raises(ValueError, match="certificate was given without key"):
         channel_credentials(files.client_ca, files.certificate)
     stranger.write_bytes(files.key.read_bytes()[:200])
-    with pytest.raises(CredentialsError, match=r"tls\.crt with .*stranger\.key can't be used"):
+    with pytest.raises(
+        CredentialsError, match=r"stranger\.key holds no complete PEM block PRIVATE KEY, or a block"
+    ):
         channel_credentials(files.client_ca, files.certificate, stranger)
+    files.certificate.write_bytes(files.certificate.read_bytes()[:-200])
+    with pytest.raises(CredentialsError, match=r"tls\.crt holds no complete PEM block CERTIFICATE, or a block"):
+        channel_credentials(files.client_ca, files.certificate, files.key)
+    files.client_ca.write_bytes(files.client_ca.read_bytes() + files.client_ca.read_bytes()[:300])
+    with pytest.raises(CredentialsError, match=r"ca\.crt holds no complete PEM block CERTIFICATE, or a block"):
+        channel_credentials(files.client_ca)
+
+
+def test_an_expired_certificate_is_refused_with_its_date(files: Files, authority: trustme.CA) -> None:
+    credentials = channel_credentials(files.client_ca, files.certificate, files.key)
+    files.put(issue(authority, days=-1), authority)
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    reason = rf"tls\.crt expired on {yesterday:%Y-%m-%d} \d\d:\d\d UTC"
+    with pytest.raises(CredentialsError, match=reason):
+        channel_credentials(files.client_ca, files.certificate, files.key)
+    with pytest.raises(CredentialsError, match=reason):
+        credentials.renewed()

@@ -40,6 +40,23 @@ def test_a_refused_call_keeps_the_seconds_to_wait(client: DigitClient) -> None:
     assert isinstance(refusal.value, grpc.RpcError)
 
 
+def test_a_refused_call_keeps_all_that_grpc_knows_of_it() -> None:
+    with served(Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, ("reason", "full"))) as client:
+        for call in (lambda: client.recognize(SEVEN), lambda: next(client.recognize_stream([SEVEN]))):
+            with pytest.raises(ResourceExhausted) as refusal:
+                call()
+            error = refusal.value
+            assert isinstance(error, grpc.Call)
+            assert ("reason", "full") in [tuple(pair) for pair in error.trailing_metadata()]
+            assert list(error.initial_metadata() or ()) == []
+            assert "RESOURCE_EXHAUSTED" in error.debug_error_string()
+            assert not error.is_active()
+            assert not error.add_callback(lambda: None)
+            assert error.time_remaining() is None
+            assert not error.cancel()
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_a_refused_image_of_a_stream_keeps_the_seconds_to_wait(client: DigitClient) -> None:
     refusals = [one for _, one in client.recognize_stream(itertools.repeat(SEVEN, 5)) if isinstance(one, Refusal)]
     assert refusals

@@ -1,10 +1,12 @@
 import mmap
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from serving.client import DigitClient, Recognition
 from serving.client.image_files import ImageError, read_image
@@ -14,6 +16,9 @@ from tests.support.calls import TIMEOUT
 from tests.support.service import service
 
 SEVEN = draw(7)
+
+# Orientation 6, and a resolution that is text. Pillow reads the tags, but can't write them again.
+ODD_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHHHI4sI", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 1, b"1\0\0\0", 0)
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +118,28 @@ def test_an_image_file_is_read_as_an_image_or_a_crop(client: DigitClient, conten
     assert [client.recognize(read_image(file)).digit for file in (photo, SAMPLES / "7.png")] == [7, 7]
     with pytest.raises(ImageError, match="No such file"):
         read_image(tmp_path / "none.png")
+
+
+def save(image: Image.Image, file: Path, **options: Any) -> Path:
+    image.save(file, **options)
+    return file
+
+
+def test_an_image_with_exif_is_turned_although_other_tags_are_invalid(tmp_path: Path) -> None:
+    on_its_side = Image.fromarray(255 - SEVEN).transpose(Image.Transpose.ROTATE_90)  # orientation 6 turns it back
+    file = save(on_its_side, tmp_path / "seven.jpg", exif=ODD_EXIF, quality=95)
+    with pytest.raises(TypeError), Image.open(file) as image:
+        ImageOps.exif_transpose(image)
+    pixels = np.frombuffer(read_image(file), np.uint8).reshape(28, 28)
+    assert np.abs(pixels.astype(int) - SEVEN).mean() < 8
+
+
+def test_an_image_that_can_not_be_sent_as_it_is_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(255 - SEVEN), Image.fromarray(SEVEN)]
+    animated = save(frames[0], tmp_path / "animated.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="the file holds several images"):
+        read_image(animated)
+    transparent = Image.merge("LA", (Image.new("L", (28, 28), 0), Image.fromarray(SEVEN)))
+    for image in (transparent, Image.fromarray(SEVEN.astype(np.uint16) * 257)):
+        with pytest.raises(ImageError, match="save the image without transparency, with 8 bits"):
+            read_image(save(image, tmp_path / "a.png"))

@@ -13,7 +13,8 @@ from serving.imaging.decode import MAX_PIXELS, CropError, decode, frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
 from serving.inference.classifier import Classifier
-from serving.samples.photograph import cut_out, encode, photograph
+from serving.samples.photograph import encode, photograph
+from tests.support.drawings import cut_out
 
 Images = NDArray[np.uint8]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from training.certify import Threshold, certify
 from training.dataset import Dataset, Examples
 from training.evaluate import accept, score, score_fields

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.samples.draw import draw_many
+from tests.support.drawings import draw_many
 from training.dataset import Dataset, Examples
 
 if TYPE_CHECKING:

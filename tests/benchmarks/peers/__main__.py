@@ -5,10 +5,10 @@ import sys
 import time
 
 from serving.repository import versions
-from serving.samples.draw import draw_many
 from serving.settings import BUNDLED
 from tests.benchmarks.peers.peer import PEERS, PeerUnavailable
 from tests.benchmarks.peers.running import ask, expected, running
+from tests.support.drawings import draw_many
 
 
 def main(names: list[str]) -> int:

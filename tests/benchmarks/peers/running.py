@@ -13,9 +13,9 @@ from pathlib import Path
 from serving.inference.model import open_model
 from serving.loadtest.plan import Plan
 from serving.loadtest.target import Digits, Images, Outcome, Target
-from serving.samples.draw import draw_many
 from tests.benchmarks.peers.environment import installed, last_words
 from tests.benchmarks.peers.peer import HERE, MODEL, SERVERS, Peer, PeerUnavailable
+from tests.support.drawings import draw_many
 from tests.support.service import free_ports
 
 _END_SECONDS = 20.0
