@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
-from serving.contract import IMAGE_SHAPE
+from serving.client.requests import SIDE
 from serving.imaging.decode import LONGEST, CropError, decode
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
@@ -28,7 +28,7 @@ def read_framed(path: Path) -> NDArray[np.uint8]:
             pixels = decode(content, LONGEST)
         except CropError as error:
             raise ImageError(str(error)) from error
-    if pixels.shape == IMAGE_SHAPE:
+    if pixels.shape == (SIDE, SIDE):
         return light_ink(pixels)
     framed = frame(find_ink(pixels))
     if not framed.any():

@@ -157,8 +157,9 @@ class ResourceExhausted(grpc.RpcError, grpc.Call):
         """Returns False, because the call has ended."""
         return False
 
-    def time_remaining(self) -> None:
+    def time_remaining(self) -> Any:
         """Returns None, because the call has ended."""
+        return None
 
     def cancel(self) -> bool:
         """Returns False: a call that has ended can't be cancelled."""

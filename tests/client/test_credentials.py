@@ -129,9 +129,7 @@ def test_credentials_that_can_not_be_used_are_refused_by_name(files: Files, auth
     with pytest.raises(ValueError, match="certificate was given without key"):
         channel_credentials(files.client_ca, files.certificate)
     stranger.write_bytes(files.key.read_bytes()[:200])
-    with pytest.raises(
-        CredentialsError, match=r"stranger\.key holds no complete PEM block PRIVATE KEY, or a block"
-    ):
+    with pytest.raises(CredentialsError, match=r"stranger\.key holds no complete PEM block PRIVATE KEY, or a block"):
         channel_credentials(files.client_ca, files.certificate, stranger)
     files.certificate.write_bytes(files.certificate.read_bytes()[:-200])
     with pytest.raises(CredentialsError, match=r"tls\.crt holds no complete PEM block CERTIFICATE, or a block"):
