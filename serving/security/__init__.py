@@ -3,7 +3,7 @@
 - tokens.py: authenticates calls by bearer token, checks the client's role, and charges its rate limit.
 - token_file.py: TOML file of the clients.
 - rate_limits.py: images a second of each client, shared by the processes of one machine.
-- tls.py: TLS and mutual TLS, for the server and for clients.
+- tls.py: TLS and mutual TLS, for the server.
 - signing_keys.py: keys that sign recognition ids.
 - credential_files.py: reloads tokens and certificates when their files change.
 """
