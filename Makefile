@@ -38,7 +38,7 @@ help: ## list the verbs
 
 install: .venv/.everything ## install serving, training and the development tools into .venv
 
-install-gpu: .venv/.serving ## have `make serve` run on CUDA: put the GPU build of ONNX Runtime in the place of the CPU one
+install-gpu: .venv/.serving ## have `make serve` run on CUDA: replace the CPU build of ONNX Runtime by the GPU build
 	$(PIP) uninstall --yes onnxruntime
 	$(PIP) install --require-hashes -r serving/requirements-gpu.lock
 	@touch .venv/.gpu
@@ -110,7 +110,7 @@ client: .venv/.everything ## build the Python client, a wheel of its own, into d
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist ./serving/client
 	@ls -l dist/postal_digits_client-$(VERSION)-*.whl
 
-lock: .venv/.everything ## choose the newest versions of all dependencies anew
+lock: .venv/.everything ## lock the newest versions of all dependencies
 	$(LOCK) --upgrade --extra training --extra dev --output-file tests/requirements.lock
 	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --output-file serving/requirements.lock
 	$(LOCK) --constraint tests/requirements.lock --extra tracing --extra capture --extra gpu --no-emit-package onnxruntime --output-file serving/requirements-gpu.lock

@@ -1,5 +1,6 @@
-"""README.md and serving/README.md run as printed, and no link of any document is broken."""
+"""README.md and serving/README.md run as printed, links lead somewhere, and maps of packages name all modules."""
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,13 @@ def tracked(pattern: str) -> list[str]:
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--", pattern]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def packages_with_a_map() -> list[str]:
+    """Returns the packages of serving and training whose modules are written by hand."""
+    found = {str(Path(name).parent) for name in tracked("serving/*.py") + tracked("training/*.py")}
+    packages = sorted(name for name in found if (ROOT / name / "__init__.py").is_file())
+    return [name for name in packages if name != "serving" and Path(name).parts[1:2] != ("pb",)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -86,6 +94,23 @@ def test_readme_tree_names_every_package_of_serving() -> None:
     tree = re.search(r"^serving/ .*\n((?:  .*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert tree is not None
     assert set(re.findall(r"^  (\w+)/ ", tree[1], re.MULTILINE)) == packages
+
+
+@pytest.mark.parametrize("package", packages_with_a_map())
+def test_the_map_of_a_package_names_all_of_its_modules(package: str) -> None:
+    text = (ROOT / package / "__init__.py").read_text()
+    described = ast.get_docstring(ast.parse(text)) or ""
+    modules = {Path(name).stem for name in tracked(f"{package}/*.py") if (ROOT / name).parent == ROOT / package}
+    modules -= {"__init__", "__main__"}
+    assert [module for module in sorted(modules) if not names(described, module)] == []
+    assert set(re.findall(r"(?<![\w/.])(\w+)\.py\b", described)) <= modules, "the map names a file that does not exist"
+
+
+def names(described: str, module: str) -> bool:
+    """Tests if a map has a module: at the start of a line, in backticks, or as the target of an arrow."""
+    module = rf"{module}(\.py)?"
+    forms = (rf"^[\s│|-]*{module}(?=:| {{2}}| ->)", rf"`{module}`", rf"[─-]> {module}\b")
+    return any(re.search(form, described, re.MULTILINE) for form in forms)
 
 
 def test_every_verb_of_the_makefile_is_in_its_help() -> None:

@@ -151,9 +151,10 @@ def checkpoint_name(name: str, seed: int, epochs: int) -> str:
 
 
 def fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
-    """Returns a hash that is equal for two runs exactly when one can resume from the other's checkpoint.
+    """Returns a hash of the data and settings of a run; a run resumes only from a checkpoint with the same hash.
 
-    The hash covers the data and every setting of network, distortions and optimiser, but not their source code.
+    The hash covers the data and every setting of network, distortions and optimiser. It covers neither their source code nor
+    the backend, which the checkpoint records separately.
     """
     keras.utils.clear_session()  # frees the memory of earlier runs and resets the layer names, which the hash includes
     updates = epochs * len(Batches(train, recipe.batch_size, seed, recipe.steps))

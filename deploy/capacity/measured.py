@@ -174,7 +174,7 @@ class Curve:
         return State(*(a + part * (b - a) for a, b in zip(self._states[before], self._states[after], strict=True)))
 
     def rate_with(self, *, in_flight: float | None = None, cores: float | None = None) -> float:
-        """Returns the lowest rate with so many requests in flight, or cores in use; if none, the last point's rate."""
+        """Returns the lowest rate with `in_flight` requests in flight, or `cores` in use; if none, the last point's rate."""
         for (low, before), (high, after) in itertools.pairwise(zip(self._rates, self._states, strict=True)):
             if in_flight is not None:
                 at, first, last = in_flight, before.in_flight, after.in_flight

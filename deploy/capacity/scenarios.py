@@ -169,7 +169,7 @@ class Simulations:
         return Scenario(name="a day", load=load, seconds=86_400, step=15.0, begins=0.0)
 
     def zone(self, pods: int) -> Scenario:
-        """Returns a constant load for so many pods, a third of which is lost."""
+        """Returns a constant load for `pods` pods, a third of which is lost."""
         return Scenario(
             name=f"a zone of {pods} pods lost",
             load=lambda _: pods * self.pod_rate,

@@ -10,7 +10,7 @@ measurement:
   --callers runs a closed loop: each caller sends its next call when the last
   one is answered. It measures the highest throughput. --rate runs an open
   loop: calls are sent at their due times, as mail arrives. Latency counts from
-  the due time, also while the service stands still. --find-knee doubles the
+  the due time, also while the service hangs. --find-knee doubles the
   rate until an objective breaks, then closes in on the highest rate that keeps
   all objectives: the capacity of one replica. A rate that breaks an objective
   is tried twice, and the second try counts. If calls of an open loop are sent

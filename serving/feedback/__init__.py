@@ -1,7 +1,7 @@
 """Feedback on answers: reported truth, accuracy, drift, and captured images to learn from.
 
-The recognizer hands in each answer with its images, and callers report the truth about earlier answers. Out of it come
-metrics for operators and, if capture is on, a database of images and truths for the next training.
+In: each answer with its images, from the recognizer, and the truths that callers report. Out: metrics for operators and,
+with capture on, a database of images and truths for the next training.
 
     truth             checks, stores and counts reported truths, each once.
     accuracy          accuracy and audited error, derived from the counts of truth.

@@ -41,7 +41,7 @@ _TRUTH_TIMEOUT_SECONDS = 2.0
 # Interval between two deletions of images that are too old or too many.
 _RETENTION_INTERVAL_SECONDS = 60.0
 
-# A transaction takes no more entries once it has so many images and truths. All entries of a transaction are acknowledged
+# A transaction takes no more entries once it has this many images and truths. All entries of a transaction are acknowledged
 # together, so the first entry waits for the last.
 _TRANSACTION_SIZE = 2000
 

@@ -92,7 +92,7 @@ class Store:
         Args:
             url: such as sqlite:////var/lib/digits/captured.db or postgresql://digits:password@db/digits. SQLite's file is
                 created with the first row, readable by its owner only.
-            days: images are kept for so many days.
+            days: retention of images.
             max_images: the newest images are kept, up to this number.
 
         Raises:

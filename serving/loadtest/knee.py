@@ -32,7 +32,7 @@ class Step:
 
 
 def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Objective]) -> Step:
-    """Judges by the tally of so many `seconds` if the service carried the rate."""
+    """Judges if the service carried the rate, by the tally of a measurement that took `seconds`."""
     missed = broken(objectives, tally)
     answered = tally.answered / seconds
     if tally.calls - tally.ended > max(_MAX_UNENDED_SHARE * tally.calls, _MAX_UNENDED_CALLS):

@@ -18,7 +18,7 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# Bounds the memory of a slow shadow: with so many runs waiting it skips new images. One request may exceed the bound alone.
+# Bounds the memory of a slow shadow, which skips new images while this many runs wait. One request alone may exceed it.
 _MAX_RUNS_WAITING = 8
 
 

@@ -1,6 +1,6 @@
 """Sample images to send to the service, and the code that draws them.
 
-    draw.py         draws digits with a pen of our own, and writes the files of this folder.
+    draw.py         draws digits as strokes of a pen, and writes the files of this folder.
     photograph.py   makes photos of a drawn digit: paper, uneven light, grain.
 
     0.png to 9.png  digits, 28x28 pixels, dark on light.

@@ -1,4 +1,4 @@
-"""Draws digits with a pen of our own: samples to send, and handwriting for tests and benchmarks.
+"""Draws digits as strokes of a pen: samples to send, and handwriting for tests and benchmarks.
 
 `make samples` writes the sample files again; a test compares the committed files with the code.
 """

@@ -8,7 +8,7 @@ page, log lines on stderr, and spans in an OpenTelemetry collector.
     histograms             a histogram that takes an array at once; bucket edges for ink and centre of mass.
     model_statistics       totals of each model version, read back from the metrics.
     multiprocess_metrics   the metrics of several worker processes as one page.
-    logs                   the log format, `log_event`, and the trace id in every line.
+    logs                   the log format, `log_event`, and the trace id in the lines of a traced call.
     tracing                reads OpenTelemetry's environment variables; imports `spans` only if tracing is on.
     spans                  the span of a call, with child spans for framing, queue and inference.
 """

@@ -2,8 +2,8 @@
 
 An event has a name that never changes, fields, and a message for people. Each JSON line has `time`, `level`, `event`,
 `pid`, `logger` and `message`, the fields of the event, and `exception` with the whole traceback if there is one. Lines of
-libraries, such as gRPC and asyncio, have the event "log". Each line that is written while a traced call is answered carries
-the call's `trace_id` and `span_id`, in both formats.
+libraries, such as gRPC and asyncio, have the event "log". A line that the tasks of a traced call write carries the call's
+`trace_id` and `span_id`, in both formats. Lines of a run, such as `run_failed`, carry neither: a run serves several calls.
 """
 
 import logging

@@ -62,7 +62,7 @@ class MetricsDirectory(Collector):
     """
 
     def __init__(self, workers: int, candidates: Iterable[Path]):
-        """Creates the directory within the first of `candidates` that has room for so many workers.
+        """Creates the directory within the first of `candidates` that has room for the metrics of `workers`.
 
         Raises:
             NoRoom: no candidate has room.

@@ -105,7 +105,6 @@ def test_the_wheel_and_the_service_can_be_imported_together(unpacked: Path) -> N
     assert called.stdout.strip() == "imported", called.stderr
 
 
-@pytest.mark.timeout(300)  # downloads 40 MB
 def test_the_client_and_tritonclient_call_the_service_from_one_process(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if run(*pip, "index", "versions", "tritonclient").returncode:

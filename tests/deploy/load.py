@@ -50,7 +50,7 @@ class Tally:
         return self.calls - self.ended["OK"]
 
     def wait(self, more: int) -> None:
-        """Waits until so many more calls have ended."""
+        """Waits until `more` further calls have ended."""
         enough = self.calls + more
         until(lambda: self.calls >= enough)
 

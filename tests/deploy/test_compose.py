@@ -92,10 +92,12 @@ def test_prometheus_has_its_target_rules_and_alertmanager(services: dict[str, An
 def test_grafana_finds_prometheus_and_the_dashboard(services: dict[str, Any]) -> None:
     grafana = mounts(services["grafana"])
     provisioning = grafana["/etc/grafana/provisioning"]
-    sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())
+    (datasources,) = (provisioning / "datasources").iterdir()
+    (dashboards,) = (provisioning / "dashboards").iterdir()
+    sources = yaml.safe_load(datasources.read_text())
     assert [source["url"] for source in sources["datasources"]] == ["http://prometheus:9090"]
     prometheus = yaml.safe_load((COMPOSE.parents[1] / "prometheus" / "prometheus.yaml").read_text())
     assert sources["datasources"][0]["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
-    boards = yaml.safe_load((provisioning / "dashboards" / "digits.yaml").read_text())
+    boards = yaml.safe_load(dashboards.read_text())
     (provider,) = boards["providers"]
     assert str(Path(provider["options"]["path"]) / "digits.json") in grafana

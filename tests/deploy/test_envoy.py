@@ -19,7 +19,7 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.deploy.conftest import Prove
-from tests.deploy.edge import Edge, edge
+from tests.deploy.envoy_proxy import EnvoyProxy, envoy_proxy
 from tests.deploy.load import CLIENTS, IMAGES, load, one_connection, until
 from tests.deploy.replicas import WORKERS, Replica
 from tests.support.calls import TIMEOUT
@@ -30,8 +30,8 @@ EVICTED_SECONDS = 2.0  # the objective
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    with edge(tmp_path_factory.mktemp("pair"), "--model-control", *WORKERS) as started:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnvoyProxy]:
+    with envoy_proxy(tmp_path_factory.mktemp("pair"), "--model-control", *WORKERS) as started:
         yield started
 
 
@@ -45,7 +45,7 @@ def model_control(one: Replica, verb: str, port: int) -> None:
             stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="digits"), timeout=TIMEOUT)
 
 
-async def test_calls_of_one_connection_are_spread_over_replicas_and_workers(pair: Edge, prove: Prove) -> None:
+async def test_calls_of_one_connection_are_spread_over_replicas_and_workers(pair: EnvoyProxy, prove: Prove) -> None:
     before = pair.answered()
     callers, calls_each = 128, 8
     digits: Counter[int] = Counter()
@@ -74,7 +74,7 @@ def _connections(pid: int, port: int) -> int:
     )
 
 
-def test_a_call_larger_than_envoys_buffers_passes(pair: Edge) -> None:
+def test_a_call_larger_than_envoys_buffers_passes(pair: EnvoyProxy) -> None:
     images = np.stack(IMAGES * 200)
     with grpc.insecure_channel(pair.envoy.address, [("grpc.max_receive_message_length", -1)]) as channel:
         request = pb.RecognizeBatchRequest(images=images.tobytes())
@@ -82,7 +82,7 @@ def test_a_call_larger_than_envoys_buffers_passes(pair: Edge) -> None:
     assert list(answer.digits) == [*range(10)] * 200
 
 
-def test_envoy_refuses_to_unload_models_as_it_reaches_one_replica(pair: Edge) -> None:
+def test_envoy_refuses_to_unload_models_as_it_reaches_one_replica(pair: EnvoyProxy) -> None:
     with grpc.insecure_channel(pair.envoy.address) as channel, pytest.raises(grpc.RpcError) as refusal:
         GRPCInferenceServiceStub(channel).RepositoryModelUnload(
             oip.RepositoryModelUnloadRequest(model_name="digits"), timeout=TIMEOUT
@@ -91,7 +91,7 @@ def test_envoy_refuses_to_unload_models_as_it_reaches_one_replica(pair: Edge) ->
     assert "one pod of several" in str(refusal.value.details())
 
 
-def test_envoy_exposes_only_its_readiness_and_its_metrics(pair: Edge) -> None:
+def test_envoy_exposes_only_its_readiness_and_its_metrics(pair: EnvoyProxy) -> None:
     def get(path: str, method: str = "GET") -> tuple[int, str]:
         url = f"http://127.0.0.1:{pair.ports.metrics}{path}"
         try:
@@ -107,7 +107,7 @@ def test_envoy_exposes_only_its_readiness_and_its_metrics(pair: Edge) -> None:
     assert get("/ready", "POST") == (404, "")
 
 
-def test_a_failed_call_is_logged_without_client_and_content(pair: Edge) -> None:
+def test_a_failed_call_is_logged_without_client_and_content(pair: EnvoyProxy) -> None:
     with grpc.insecure_channel(pair.envoy.address) as channel, pytest.raises(grpc.RpcError):
         DigitServiceStub(channel).Recognize(
             pb.RecognizeRequest(image=b"private"), timeout=TIMEOUT, metadata=(("authorization", "Bearer private"),)
@@ -122,7 +122,7 @@ def test_a_failed_call_is_logged_without_client_and_content(pair: Edge) -> None:
     assert "127.0.0.1" not in line
 
 
-def test_a_replica_without_its_model_is_evicted_without_a_failed_call(pair: Edge, prove: Prove) -> None:
+def test_a_replica_without_its_model_is_evicted_without_a_failed_call(pair: EnvoyProxy, prove: Prove) -> None:
     first, second = pair.replicas
     with load(partial(one_connection, pair.envoy.address), CLIENTS) as tally:
         until(lambda: min(pair.answered()) > 0)
@@ -140,7 +140,7 @@ def test_a_replica_without_its_model_is_evicted_without_a_failed_call(pair: Edge
 
 
 def test_a_draining_replica_is_evicted_without_a_failed_call(tmp_path: Path, prove: Prove) -> None:
-    with edge(tmp_path) as started:
+    with envoy_proxy(tmp_path) as started:
         first, _ = started.replicas
         with load(partial(one_connection, started.envoy.address), CLIENTS) as tally:
             tally.wait(100)
@@ -158,7 +158,7 @@ def test_a_draining_replica_is_evicted_without_a_failed_call(tmp_path: Path, pro
 
 
 async def test_an_overloaded_replica_is_not_evicted(tmp_path: Path, prove: Prove) -> None:
-    with edge(tmp_path, "--workers", "1", "--max-pending-calls", "20", count=1) as started:
+    with envoy_proxy(tmp_path, "--workers", "1", "--max-pending-calls", "20", count=1) as started:
         (busy,) = started.replicas
         ended: Counter[str] = Counter()
         checks = started.envoy.stat("cluster.digits.health_check.attempt")
@@ -177,7 +177,7 @@ async def test_an_overloaded_replica_is_not_evicted(tmp_path: Path, prove: Prove
 
 
 def test_a_killed_replica_costs_no_call_of_a_reading_method(tmp_path: Path, prove: Prove) -> None:
-    with edge(tmp_path, *WORKERS) as started:
+    with envoy_proxy(tmp_path, *WORKERS) as started:
         first, second = started.replicas
         with load(partial(one_connection, started.envoy.address), 10 * CLIENTS) as tally:
             until(lambda: min(started.answered()) > 100)

@@ -8,8 +8,8 @@ import pytest
 import trustme
 
 from tests.deploy.conftest import Prove
-from tests.deploy.edge import Edge, edge
 from tests.deploy.envoy import MUTUAL_TLS, Envoy
+from tests.deploy.envoy_proxy import EnvoyProxy, envoy_proxy
 from tests.deploy.load import one_connection, until
 from tests.support.calls import TIMEOUT
 from tests.support.credentials import chain, key, root
@@ -43,12 +43,12 @@ def tls_flags(directory: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Iterator[tuple[Edge, Path]]:
+def secured(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Iterator[tuple[EnvoyProxy, Path]]:
     """Starts Envoy and replicas with certificates. Yields them and the directory of the shared Secret."""
     mounted = tmp_path_factory.mktemp("secret")
     mount(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "first")
     directory = tmp_path_factory.mktemp("secured")
-    with edge(directory, *tls_flags(mounted), variant=MUTUAL_TLS, certificates=mounted) as started:
+    with envoy_proxy(directory, *tls_flags(mounted), variant=MUTUAL_TLS, certificates=mounted) as started:
         yield started, mounted
 
 
@@ -58,7 +58,7 @@ def credentials_of(authority: trustme.CA, certificate: trustme.LeafCert | None) 
 
 
 def test_only_clients_with_a_certificate_of_the_authority_are_answered(
-    secured: tuple[Edge, Path], authority: trustme.CA, prove: Prove
+    secured: tuple[EnvoyProxy, Path], authority: trustme.CA, prove: Prove
 ) -> None:
     started, _ = secured
     client, stranger = authority.issue_cert("client"), trustme.CA().issue_cert("client")
@@ -73,7 +73,7 @@ def test_only_clients_with_a_certificate_of_the_authority_are_answered(
 
 
 def test_envoy_calls_replicas_with_tls_and_checks_their_health_without(
-    secured: tuple[Edge, Path], authority: trustme.CA
+    secured: tuple[EnvoyProxy, Path], authority: trustme.CA
 ) -> None:
     started, _ = secured
     with one_connection(started.envoy.address, credentials_of(authority, authority.issue_cert("client"))) as read:
@@ -91,14 +91,16 @@ def test_envoy_calls_no_replica_whose_certificate_has_another_name(tmp_path: Pat
     mount(authority.issue_cert(NAME, "127.0.0.1"), authority, own, "first")
     mount(authority.issue_cert("somebody-else"), authority, others, "first")
     client = credentials_of(authority, authority.issue_cert("client"))
-    with edge(tmp_path, *tls_flags(others), variant=MUTUAL_TLS, certificates=own, count=1) as started:
+    with envoy_proxy(tmp_path, *tls_flags(others), variant=MUTUAL_TLS, certificates=own, count=1) as started:
         with one_connection(started.envoy.address, client) as read, pytest.raises(grpc.RpcError) as refusal:
             read(7)
         assert refusal.value.code() is UNAVAILABLE
         assert started.envoy.stat("cluster.digits.ssl.fail_verify_san") > 0
 
 
-def test_envoy_loads_a_renewed_certificate_without_a_restart(secured: tuple[Edge, Path], authority: trustme.CA) -> None:
+def test_envoy_loads_a_renewed_certificate_without_a_restart(
+    secured: tuple[EnvoyProxy, Path], authority: trustme.CA
+) -> None:
     started, mounted = secured
     before = certificate_of(started.envoy, authority)
     mount(authority.issue_cert(NAME, "127.0.0.1"), authority, mounted, "second")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import Prove
-from tests.deploy.edge import edge
 from tests.deploy.envoy import CONTAINER, PLAIN, bootstrap, envoy
+from tests.deploy.envoy_proxy import envoy_proxy
 from tests.deploy.load import CLIENTS, Tally, balancing, load, one_connection, until
 from tests.deploy.names import name_server
 from tests.deploy.replicas import WORKERS, replica
@@ -41,7 +41,7 @@ def rollout(tmp_path_factory: pytest.TempPathFactory) -> Rollout:
 
     There is no preStop pause: an old replica drains from the moment that its address leaves DNS.
     """
-    with edge(tmp_path_factory.mktemp("rollout"), *WORKERS) as started, ExitStack() as stack:
+    with envoy_proxy(tmp_path_factory.mktemp("rollout"), *WORKERS) as started, ExitStack() as stack:
         names, ports = started.names, started.ports
         by_name = f"dns://127.0.0.1:{names.port}/digits-headless:{ports.replica_grpc}"
         with (
@@ -95,7 +95,7 @@ def test_in_a_rolling_restart_every_call_is_answered_exactly_once(rollout: Rollo
 
 def test_a_shutdown_of_envoy_loses_no_call_of_retrying_clients(tmp_path: Path, prove: Prove) -> None:
     (tmp_path / "other").mkdir()
-    with edge(tmp_path, *WORKERS, count=1) as stays:
+    with envoy_proxy(tmp_path, *WORKERS, count=1) as stays:
         ports = stays.ports.beside("127.0.0.20")
         with envoy(PLAIN, tmp_path / "other", ports, stays.names.port) as leaves, name_server(ports.host) as names:
             # Like the Service in front of Envoy's pods, DNS leads new connections to an Envoy that is not stopping.

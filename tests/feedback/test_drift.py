@@ -119,7 +119,7 @@ for reference, sample, bins in json.load(sys.stdin):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_index_equals_that_of_frouros(tmp_path: Path) -> None:
-    """Installs frouros into an environment of its own, because it needs an older NumPy than ours."""
+    """Installs frouros into a separate environment, because it needs an older NumPy than this project."""
     python = tmp_path / "bin" / "python"
     venv.create(tmp_path, with_pip=True)
     installing = [str(python), "-m", "pip", "install", "--quiet", "frouros==0.9.0"]

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,25 @@ class FirstIsNan:
         rows = self._model.classify(images)
         rows[0, :DIGIT] = np.nan
         rows[0, CONFIDENCE] = np.nan
+        return rows
+
+
+class FourAtOnce:
+    """A network whose runs end four at a time, so that four threads count their predictions together.
+
+    Attributes:
+        threads: the threads that ran it.
+    """
+
+    def __init__(self, model: Classifier):
+        self._model = model
+        self._four = threading.Barrier(4)
+        self.threads: set[threading.Thread] = set()
+
+    def classify(self, images: Images) -> NDArray[np.float32]:
+        self.threads.add(threading.current_thread())
+        rows = self._model.classify(images)
+        self._four.wait(TIMEOUT)
         return rows
 
 
@@ -68,21 +88,17 @@ async def test_blank_images_and_nan_are_not_counted_as_predictions(
     assert value(metrics.registry, "digits_confidence_count") == 7
 
 
-def test_predictions_from_several_threads_are_all_counted(model: Classifier, metrics: Metrics, images: Images) -> None:
-    version = VersionMetrics(metrics, "digits", "1")
-
-    def count() -> None:
-        for start in range(0, 64 * 4, 4):
-            part = images[start % 60 : start % 60 + 4]
-            rows = model.classify(part)
-            version.count_predictions(part.reshape(-1, 784), rows[:, DIGIT], rows[:, CONFIDENCE])
-
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+async def test_predictions_from_several_threads_are_all_counted(
+    start_on: Callable[[Network], Batcher], model: Classifier, metrics: Metrics, images: Images
+) -> None:
+    network = FourAtOnce(model)
+    batcher = start_on(network)
+    parts = [images[start % 60 : start % 60 + 16] for start in range(0, 16 * 64, 16)]
+    answers = await asyncio.gather(*(batcher.submit(part.tobytes()) for part in parts))
+    assert sum(len(answer.rows) for answer in answers) == 1024
+    assert len(network.threads) == 4
     assert value(metrics.registry, "digits_predictions_total") == 1024
+    assert value(metrics.registry, "digits_confidence_count") == 1024
     assert value(metrics.registry, "digits_ink_ratio_count") == 1024
 
 

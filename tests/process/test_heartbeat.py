@@ -15,7 +15,7 @@ async def test_the_heartbeat_of_a_loop_is_lost_while_it_stands_still() -> None:
     reported: list[str] = []
     asking = threading.Thread(target=lambda: reported.append(own.lost()))
     asking.start()
-    asking.join(TIMEOUT)  # this loop, and all else on it, stands still meanwhile
+    asking.join(TIMEOUT)  # this blocks the event loop
     assert reported == [f"the event loop has not turned for {heartbeat._TURN_SECONDS:g} s"]
     assert await asyncio.to_thread(own.lost) == "", "it turns again"
 

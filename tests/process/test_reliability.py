@@ -63,7 +63,7 @@ async def test_ten_thousand_connections_opened_and_dropped_leave_nothing_behind(
         connections = [socket.create_connection(address, timeout=TIMEOUT) for _ in range(100)]
         for number, connection in enumerate(connections):
             if number % 2:
-                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # some begin to speak
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # half of them start HTTP/2
             connection.close()
         await asyncio.sleep(0)
     await answers(process, images)
@@ -92,7 +92,7 @@ async def test_bytes_that_are_no_grpc_end_their_connection_and_nothing_else(
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65_536):
                     pass
-            except OSError:  # it hung up before it had all
+            except OSError:  # the server closed the connection before it received all of it
                 pass
 
     before = open_files(process)

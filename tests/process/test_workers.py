@@ -231,7 +231,7 @@ async def test_a_worker_that_stands_still_is_killed_and_replaced(tmp_path: Path,
         os.kill(still, signal.SIGSTOP)
         await until(lambda: started.scrape("digits_worker_restarts_total") == 1 and started.scrape("digits_workers") == 2)
         assert not lives(still)
-        assert other in started.workers(), "a worker that stirs should be left alone"
+        assert other in started.workers(), "the watchdog should leave a worker alone that responds"
         async with connections(started, 8) as stubs:
             await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
         started.process.send_signal(signal.SIGTERM)

@@ -132,7 +132,7 @@ class Reader:
         return Result(block, f"the output is\n{differing}", body) if differing else Result(block)
 
     def _serve(self, command: str, expected: str) -> str:
-        """Starts a server in the place of the last one; returns its log."""
+        """Starts a server instead of the last one; returns its log."""
         self._stop()
         environment = self._environment(workers=2 if expected else 1)  # one starts faster, where no log is compared
         self._server = Server(self._as_run(command), self._directory, environment, self._ports[_METRICS_PORT])
@@ -214,7 +214,7 @@ class Reader:
 
 @contextmanager
 def reader() -> Iterator[Reader]:
-    """Yields a reader in a directory that looks like a checkout after `make serve`, with TLS files as of an authority."""
+    """Yields a reader in a directory like a checkout after `make serve`, with TLS files that a test authority signed."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digits-documents-")))
         ports = dict(zip((_GRPC_PORT, _METRICS_PORT), map(str, free_ports(2)), strict=True))
@@ -229,7 +229,7 @@ def reader() -> Iterator[Reader]:
             f'exec {sys.executable} -m serving "$@"',
         )
         _program(directory / ".venv" / "bin" / "pip", f'exec {sys.executable} -m pip "$@"')
-        # -o: the environment of the test stands in the place of the one that `make` would install.
+        # -o: make takes the test's environment for the one that it would install.
         _program(directory / "bin" / "make", f'exec {shutil.which("make")} -o .venv/.serving -o .venv/.everything "$@"')
 
         authority = trustme.CA()

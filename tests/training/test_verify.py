@@ -37,7 +37,6 @@ def test_a_version_that_contradicts_itself_is_refused(
     assert "is not a version that `digits-train run` made: 'temperature'" in refusal()
 
 
-@pytest.mark.timeout(300)  # 40,000 runs of one image each take long on a busy machine
 @pytest.mark.parametrize(("name", "least"), [("digits", 0.996), ("digits-small", 0.995)])
 def test_bundled_models_have_their_stated_accuracy_and_match_keras(
     name: str, least: float, mnist_path: Path, capsys: pytest.CaptureFixture[str]

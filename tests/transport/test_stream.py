@@ -169,11 +169,18 @@ async def test_the_requests_of_a_cancelled_stream_leave_the_queue(
         for number in range(50):
             await stream.write(request(number, images[number].tobytes()))
         await until(registry, "digits_in_flight_requests", 50)
+        assert value(registry, "digits_queue_length_images") > 0
         stream.cancel()
         await until(registry, "digits_in_flight_requests", 0)
         await until(registry, "digits_queue_length_images", 0)
         await until(registry, "digits_open_streams", 0)
     gated.open()
+    await until(registry, "digits_batch_size_images_count", len(gated.batches))
+    ran = sum(len(batch) for batch in gated.batches)
+    assert ran < 50, "the queued images of a cancelled stream were run"
+    assert value(registry, "digits_requests_total", method="RecognizeStream", code="OK") == 0
+    assert value(registry, "digits_rejected_requests_total", reason="cancelled") == 50
+    assert counts(server)[0] == {"CANCELLED": 50}
 
 
 async def test_a_stream_above_the_limit_is_refused_and_an_ended_one_makes_room(start_server: StartServer) -> None:

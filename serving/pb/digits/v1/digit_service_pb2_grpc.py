@@ -74,7 +74,8 @@ class DigitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RecognizeBatch(self, request, context):
-        """Reads many images in one call, at the lowest cost per image. The server answers all images or none.
+        """Reads many images in one call, which costs much less per image than a call for each. The call ends with an error or
+        answers all of its images; a crop that can't be decoded gets a reject as its answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

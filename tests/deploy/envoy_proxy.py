@@ -13,7 +13,7 @@ from tests.deploy.replicas import Replica, replica
 
 
 @dataclass(frozen=True)
-class Edge:
+class EnvoyProxy:
     """Envoy in front of replicas of the service.
 
     Attributes:
@@ -36,9 +36,9 @@ class Edge:
 
 
 @contextmanager
-def edge(
+def envoy_proxy(
     directory: Path, *flags: str, variant: str = PLAIN, certificates: Path | None = None, count: int = 2
-) -> Iterator[Edge]:
+) -> Iterator[EnvoyProxy]:
     """Starts Envoy and `count` replicas with these flags, and waits until Envoy uses all of them."""
     program()
     ports = Ports.free()
@@ -49,4 +49,4 @@ def edge(
         names = stack.enter_context(name_server(*(one.address for one in replicas)))
         started = stack.enter_context(envoy(variant, directory, ports, names.port, certificates))
         until(lambda: started.replicas() == {one.address: True for one in replicas})
-        yield Edge(started, names, replicas)
+        yield EnvoyProxy(started, names, replicas)
