@@ -10,7 +10,7 @@ from ..pb.digits.v1 import digit_service_pb2 as pb
 from . import answers
 from .answers import Field, Recognition, Refusal
 from .channel import Connections
-from .requests import Image, Images, image_request, put_images
+from .requests import EMPTY_CROP, Image, Images, image_request, is_empty, put_images
 
 
 class DigitClient:
@@ -65,14 +65,18 @@ class DigitClient:
             ValueError: the array has another shape or dtype, or the crop is empty.
             grpc.RpcError: the call failed.
         """
-        return answers.recognition(self._call("Recognize", image_request(image, model, key, target_error_rate)))
+        request = image_request(image, model, key, target_error_rate)
+        if is_empty(request):
+            raise ValueError(EMPTY_CROP)
+        return answers.recognition(self._call("Recognize", request))
 
     def recognize_batch(
         self, images: Images, *, model: str = "", key: str = "", target_error_rate: float = 0.0
     ) -> list[Recognition]:
         """Recognizes n images in one call.
 
-        A crop that the server can't decode gets the decision REJECT_INVALID_IMAGE; the others are answered.
+        A crop that the server can't decode, or an empty one, gets the decision REJECT_INVALID_IMAGE. The server answers
+        the others.
 
         Args:
             images: (n, 28, 28) uint8, 0 paper, 255 ink; or n crops, the bytes of PNG or JPEG files.
@@ -82,7 +86,7 @@ class DigitClient:
 
         Raises:
             TypeError: `images` is neither an array nor an iterable of bytes-like crops.
-            ValueError: the array has another shape or dtype, or an image is missing.
+            ValueError: the array has another shape or dtype, or there are no images.
             grpc.RpcError: the call failed.
         """
         request = pb.RecognizeBatchRequest(model=model, key=key, target_error_rate=target_error_rate)
@@ -103,7 +107,7 @@ class DigitClient:
 
         Raises:
             TypeError: `images` is neither an array nor an iterable of bytes-like crops.
-            ValueError: the array has another shape or dtype, or an image is missing.
+            ValueError: the array has another shape or dtype, or there are no images.
             grpc.RpcError: the call failed.
         """
         request = pb.ReadFieldRequest(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
@@ -147,7 +151,8 @@ class DigitClient:
 
         Yields:
             The index of an image in `images`, from 0, with its answer or its error, in the order in which they become ready.
-            An image that is not answered within the client's timeout gets the error DEADLINE_EXCEEDED.
+            An image that is not answered within the client's timeout gets the error DEADLINE_EXCEEDED. An empty crop gets
+            the error INVALID_ARGUMENT.
 
         Raises:
             TypeError: an image is neither an array nor bytes-like. The images before it are answered first.
@@ -156,12 +161,17 @@ class DigitClient:
         """
         milliseconds = max(1, round(self._timeout * 1000))
         failure: Exception | None = None
+        # The server's error for an empty crop can only state that the image is missing. The request is still sent, so that
+        # its error arrives in turn and backpressure holds.
+        empty: set[int] = set()
 
         def requests() -> Iterator[pb.RecognizeStreamRequest]:
             nonlocal failure
             try:
                 for index, image in enumerate(images):
                     request = image_request(image, model, key, target_error_rate)
+                    if is_empty(request):
+                        empty.add(index)
                     yield pb.RecognizeStreamRequest(id=index, request=request, timeout_ms=milliseconds)
             except Exception as error:  # gRPC would cancel the call and hide the reason
                 failure = error
@@ -170,7 +180,11 @@ class DigitClient:
             stream = stub.RecognizeStream(requests(), metadata=self._metadata)
             try:
                 for answer in stream:
-                    yield answer.id, answers.streamed(answer)
+                    if answer.id in empty:
+                        empty.remove(answer.id)
+                        yield answer.id, Refusal(grpc.StatusCode.INVALID_ARGUMENT, EMPTY_CROP)
+                    else:
+                        yield answer.id, answers.streamed(answer)
             except grpc.RpcError as error:
                 raise answers.refine(error) from None
             finally:

@@ -16,15 +16,19 @@ Image: TypeAlias = NDArray[np.uint8] | Crop
 Images: TypeAlias = NDArray[np.uint8] | Iterable[Crop]
 
 _ONE = "expected one image, a (28, 28) uint8 array, or one crop, the bytes of a PNG or JPEG file"
+EMPTY_CROP = f"image is an empty crop, {_ONE}"
 _MANY = "expected an (n, 28, 28) uint8 array, or a list of crops, each the bytes of a PNG or JPEG file"
 
 
 def image_request(image: Image, model: str, key: str, target_error_rate: float) -> pb.RecognizeRequest:
     """Builds the request for one image.
 
+    Returns:
+        The request. An empty crop leaves it without an image, because digits.v1 can't send an empty crop here.
+
     Raises:
         TypeError: `image` is neither an array nor bytes-like.
-        ValueError: the array has another shape, dtype or range, or the crop is empty.
+        ValueError: the array has another shape, dtype or range.
     """
     request = pb.RecognizeRequest(model=model, key=key, target_error_rate=target_error_rate)
     if isinstance(image, np.ndarray):
@@ -39,7 +43,7 @@ def put_images(images: Images, request: pb.RecognizeBatchRequest | pb.ReadFieldR
 
     Raises:
         TypeError: `images` is neither an array nor an iterable of bytes-like crops.
-        ValueError: the array has another shape, dtype or range; a crop is empty; or there are no images.
+        ValueError: the array has another shape, dtype or range, or there are no images.
     """
     if isinstance(images, np.ndarray):
         request.images = _checked(images, one=False).tobytes()
@@ -53,6 +57,11 @@ def put_images(images: Images, request: pb.RecognizeBatchRequest | pb.ReadFieldR
     request.crops.extend(crops)
 
 
+def is_empty(request: pb.RecognizeRequest) -> bool:
+    """Returns True if the request was built from an empty crop."""
+    return not request.crop and not request.image
+
+
 def _crop(crop: object, name: str, expected: str) -> bytes:
     """Returns the bytes of anything that has the buffer protocol, such as bytearray, memoryview and mmap."""
     if isinstance(crop, np.ndarray):
@@ -60,14 +69,11 @@ def _crop(crop: object, name: str, expected: str) -> bytes:
     try:
         if isinstance(crop, np.generic):  # a single number has the buffer protocol, too
             raise TypeError
-        content = crop if isinstance(crop, bytes) else bytes(memoryview(crop))  # type: ignore[arg-type]
+        return crop if isinstance(crop, bytes) else bytes(memoryview(crop))  # type: ignore[arg-type]
     except TypeError:
         is_path = isinstance(crop, (str, PathLike))
         hint = "; read the file first: Path(path).read_bytes()" if is_path else ""
         raise TypeError(f"{name} has type {type(crop).__name__}, {expected}{hint}") from None
-    if not content:
-        raise ValueError(f"{name} is an empty crop, {expected}")
-    return content
 
 
 def _checked(images: NDArray[np.uint8], *, one: bool) -> NDArray[np.uint8]:
