@@ -2,11 +2,9 @@
 
 import argparse
 
-import numpy as np
-
 from serving.cli import connection
 from serving.cli.manual import new_parser
-from serving.client import Decision, DigitClient, Recognition
+from serving.client import DigitClient
 
 _DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
 
@@ -49,18 +47,8 @@ def run(arguments: list[str]) -> int:
 
 def _report(client: DigitClient, options: argparse.Namespace) -> int:
     """Reports the value and prints the outcome; returns the exit status."""
-    answer = Recognition(  # the id and the index name the answer; the service knows the rest by the id
-        digit=0,
-        confidence=0.0,
-        probabilities=np.zeros(10, np.float32),
-        model_version="",
-        decision=Decision.UNSPECIFIED,
-        threshold=None,
-        target_error_rate=None,
-        recognition_id=options.recognition_id,
-        place=options.index,
-    )
-    counted = client.report_truth([(answer, options.value)], options.source)
+    truth = (options.recognition_id, options.index, options.value)
+    counted = client.report_truth([truth], options.source)
     print("counted" if counted else f"counted before, from the source {options.source}")
     return 0
 

@@ -5,6 +5,7 @@ imports nothing of `serving` except the stubs in `pb`, and it imports them relat
 
     client        DigitClient: one method per RPC, each with a deadline.
     requests      checks images and crops, and builds the requests.
+    truths        builds the requests that report true values.
     answers       Recognition, Field, Decision, and the errors of refused calls.
     channel       connections: load balancing, retries, replacement when certificates are renewed.
     credentials   TLS from PEM files.

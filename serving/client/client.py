@@ -11,6 +11,7 @@ from . import answers
 from .answers import Field, Recognition, Refusal
 from .channel import Connections
 from .requests import EMPTY_CROP, Image, Images, image_request, is_empty, put_images
+from .truths import Truth, truth_request
 
 
 class DigitClient:
@@ -114,28 +115,27 @@ class DigitClient:
         put_images(images, request)
         return answers.field(self._call("ReadField", request))
 
-    def report_truth(self, truths: Iterable[tuple[Recognition | Field, str | int]], source: str) -> int:
+    def report_truth(self, truths: Iterable[Truth], source: str) -> int:
         """Reports the truth about earlier answers.
 
         Args:
-            truths: answers, each with the true digit, or with all digits of the field as a string.
+            truths: one tuple per answer:
+                `(answer, value)` with the Recognition or the Field;
+                `(recognition_id, value)` with the stored id, for a field or for the first digit of a call;
+                `(recognition_id, index, value)` with the index of the image in its call, from 0: `Recognition.place`.
+                `value` is the true digit, or all digits of the field as a string.
             source: "keying", "audit" or "replay". An audit is only valid for answers with `audit` set.
 
         Returns:
             Number of truths that the server had not counted before.
 
         Raises:
-            ValueError: the source is unknown.
-            grpc.RpcError: the call failed.
+            TypeError: an item is not such a tuple.
+            ValueError: the source is unknown, or an index is out of range.
+            grpc.RpcError: the call failed. The code is INVALID_ARGUMENT for an id that the server never gave, and for a
+                value that is not a digit, or not one digit for each image of the field.
         """
-        known = {name.removeprefix("TRUTH_SOURCE_").lower(): name for name, number in pb.TruthSource.items() if number}
-        if source not in known:
-            raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
-        by_id: dict[str, pb.Truth] = {}
-        for answer, value in truths:
-            truth = pb.Truth(recognition_id=answer.recognition_id, source=known[source])
-            by_id.setdefault(answer.recognition_id, truth).values[answer.place] = str(value)
-        return int(self._call("ReportTruth", pb.ReportTruthRequest(truths=by_id.values())).counted)
+        return int(self._call("ReportTruth", truth_request(truths, source)).counted)
 
     def recognize_stream(
         self, images: Iterable[Image], *, model: str = "", key: str = "", target_error_rate: float = 0.0
