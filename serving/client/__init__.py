@@ -4,6 +4,7 @@ The client is also a small wheel of its own, `postal-digits-client`, where this 
 imports nothing of `serving` except the stubs in `pb`, and it imports them relatively.
 
     client        DigitClient: one method per RPC, each with a deadline.
+    arguments     checks the other arguments of the client.
     requests      checks images and crops, and builds the requests.
     truths        builds the requests that report true values.
     answers       Recognition, Field, Decision, and the errors of refused calls.

@@ -89,12 +89,19 @@ class Connections:
         self._current = _Connection(address, credentials)
         self._replaced: set[_Connection] = set()
         self._polled = time.monotonic()
+        self._closed = False
         self._lock = threading.Lock()
 
     @contextmanager
     def stub(self) -> Iterator[DigitServiceStub]:
-        """Yields the stub for one call; its connection stays open for the duration of the block."""
+        """Yields the stub for one call; its connection stays open for the duration of the block.
+
+        Raises:
+            ValueError: `close` was called.
+        """
         with self._lock:
+            if self._closed:
+                raise ValueError("the client is closed, create a new DigitClient; a with statement closes it at its end")
             self._renew()
             connection = self._current
             connection.calls += 1
@@ -108,6 +115,7 @@ class Connections:
     def close(self) -> None:
         """Closes all connections. Calls in flight end with CANCELLED."""
         with self._lock:
+            self._closed = True
             for connection in (self._current, *self._replaced):
                 connection.close()
             self._replaced.clear()

@@ -9,6 +9,7 @@ import grpc
 from ..pb.digits.v1 import digit_service_pb2 as pb
 from . import answers
 from .answers import Field, Recognition, Refusal
+from .arguments import check_address, check_credentials, check_options, check_timeout, check_token
 from .channel import Connections
 from .requests import EMPTY_CROP, Image, Images, image_request, is_empty, put_images
 from .truths import Truth, truth_request
@@ -16,6 +17,8 @@ from .truths import Truth, truth_request
 
 class DigitClient:
     """A connection to the service. Thread-safe. Close it, or use it in a `with` statement.
+
+    A call on a closed client raises ValueError.
 
     Every call has a deadline. A failed call raises grpc.RpcError: `error.code()` is one of the status codes that
     protos/README.md lists, and `error.details()` is the reason. A call that the server refused raises its subclass
@@ -41,14 +44,20 @@ class DigitClient:
         Args:
             address: host:port, or any name that gRPC resolves: `dns:///digits-headless.digits:8001` for all addresses of a
                 name, `ipv4:10.0.0.1:8001,10.0.0.2:8001` for a list.
-            timeout_seconds: deadline of each call, including its retries.
+            timeout_seconds: deadline of each call, including its retries; above 0.
             credentials: for TLS, from `channel_credentials`. The client polls the files behind them, and new connections use
                 renewed certificates. None connects without TLS.
-            token: identifies this client to the server. Without TLS, anyone on the network path can read it. Then use it
-                only on one machine or in an encrypted network.
+            token: identifies this client to the server; whitespace around it is removed. Without TLS, anyone on the
+                network path can read it. Then use it only on one machine or in an encrypted network.
+
+        Raises:
+            TypeError: an argument has another type.
+            ValueError: the address is empty, the timeout is not a finite number above 0, or the token is not one line of
+                printable ASCII.
         """
-        self._connections = Connections(address, credentials)
-        self._timeout = timeout_seconds
+        self._timeout = check_timeout(timeout_seconds)
+        token = check_token(token)
+        self._connections = Connections(check_address(address), check_credentials(credentials))
         # gRPC refuses to send grpc.CallCredentials without TLS, so the token goes into the metadata of each call.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
@@ -62,10 +71,11 @@ class DigitClient:
             target_error_rate: largest acceptable share of wrong answers among accepted ones; 0 selects the server's target.
 
         Raises:
-            TypeError: `image` is neither an array nor bytes-like.
+            TypeError: `image` is neither an array nor bytes-like, or an option has another type.
             ValueError: the array has another shape or dtype, or the crop is empty.
             grpc.RpcError: the call failed.
         """
+        check_options(model=model, key=key, target_error_rate=target_error_rate)
         request = image_request(image, model, key, target_error_rate)
         if is_empty(request):
             raise ValueError(EMPTY_CROP)
@@ -86,10 +96,11 @@ class DigitClient:
             target_error_rate: as for `recognize`.
 
         Raises:
-            TypeError: `images` is neither an array nor an iterable of bytes-like crops.
+            TypeError: `images` is neither an array nor an iterable of bytes-like crops, or an option has another type.
             ValueError: the array has another shape or dtype, or there are no images.
             grpc.RpcError: the call failed.
         """
+        check_options(model=model, key=key, target_error_rate=target_error_rate)
         request = pb.RecognizeBatchRequest(model=model, key=key, target_error_rate=target_error_rate)
         put_images(images, request)
         return answers.recognitions(self._call("RecognizeBatch", request))
@@ -107,10 +118,11 @@ class DigitClient:
             target_error_rate: largest acceptable share of wrong fields among accepted ones; 0 selects the server's target.
 
         Raises:
-            TypeError: `images` is neither an array nor an iterable of bytes-like crops.
+            TypeError: `images` is neither an array nor an iterable of bytes-like crops, or an option has another type.
             ValueError: the array has another shape or dtype, or there are no images.
             grpc.RpcError: the call failed.
         """
+        check_options(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
         request = pb.ReadFieldRequest(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
         put_images(images, request)
         return answers.field(self._call("ReadField", request))
@@ -159,6 +171,7 @@ class DigitClient:
             ValueError: an array has another shape or dtype. The images before it are answered first.
             grpc.RpcError: the stream ended before all images were answered.
         """
+        check_options(model=model, key=key, target_error_rate=target_error_rate)
         milliseconds = max(1, round(self._timeout * 1000))
         failure: Exception | None = None
         # The server's error for an empty crop can only state that the image is missing. The request is still sent, so that

@@ -57,7 +57,9 @@ class TLSCredentials(grpc.ChannelCredentials):
             raise CredentialsError("the files changed while they were read: read them again")
 
 
-def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | None = None) -> TLSCredentials:
+def channel_credentials(
+    ca: str | Path, certificate: str | Path | None = None, key: str | Path | None = None
+) -> TLSCredentials:
     """Returns credentials for a TLS connection, from PEM files.
 
     `DigitClient` polls the files, and uses changed ones for new connections.
@@ -72,11 +74,11 @@ def channel_credentials(ca: Path, certificate: Path | None = None, key: Path | N
         ValueError: only one of `certificate` and `key` is given.
     """
     if certificate is None and key is None:
-        return TLSCredentials([ca])
+        return TLSCredentials([Path(ca)])
     if certificate is None or key is None:
         given, missing = ("certificate", "key") if key is None else ("key", "certificate")
         raise ValueError(f"{given} was given without {missing}: mutual TLS needs both")
-    return TLSCredentials([ca, certificate, key])
+    return TLSCredentials([Path(ca), Path(certificate), Path(key)])
 
 
 def _content(path: Path) -> bytes | None:

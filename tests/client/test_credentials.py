@@ -148,3 +148,7 @@ def test_an_expired_certificate_is_refused_with_its_date(files: Files, authority
         channel_credentials(files.client_ca, files.certificate, files.key)
     with pytest.raises(CredentialsError, match=reason):
         credentials.renewed()
+
+
+def test_credentials_are_read_from_text_paths(files: Files) -> None:
+    channel_credentials(str(files.client_ca), str(files.certificate), str(files.key))
