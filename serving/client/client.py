@@ -131,11 +131,9 @@ class DigitClient:
         """Reports the truth about earlier answers.
 
         Args:
-            truths: one tuple per answer:
-                `(answer, value)` with the Recognition or the Field;
-                `(recognition_id, value)` with the stored id, for a field or for the first digit of a call;
-                `(recognition_id, index, value)` with the index of the image in its call, from 0: `Recognition.place`.
-                `value` is the true digit, or all digits of the field as a string.
+            truths: tuples `(answer, value)`. The answer is a Recognition or a Field, or its stored `recognition_id`. The
+                value is the true digit, or all digits of the field as a string. Answers of a batch share their id: report
+                them as `(recognition_id, index, value)`. The index is `Recognition.place`, 0 if left out.
             source: "keying", "audit" or "replay". An audit is only valid for answers with `audit` set.
 
         Returns:
@@ -144,8 +142,7 @@ class DigitClient:
         Raises:
             TypeError: an item is not such a tuple.
             ValueError: the source is unknown, or an index is out of range.
-            grpc.RpcError: the call failed. The code is INVALID_ARGUMENT for an id that the server never gave, and for a
-                value that is not a digit, or not one digit for each image of the field.
+            grpc.RpcError: the call failed. For an id that the server never gave, the code is INVALID_ARGUMENT.
         """
         return int(self._call("ReportTruth", truth_request(truths, source)).counted)
 

@@ -20,7 +20,7 @@ def truth_request(truths: Iterable[Truth], source: str) -> pb.ReportTruthRequest
     """Builds the request for truths, grouped by id.
 
     Raises:
-        TypeError: an item is none of the three forms of `Truth`.
+        TypeError: an item does not have one of the three forms of `Truth`.
         ValueError: the source is unknown, or an index is out of range.
     """
     if source not in _SOURCES:

@@ -89,6 +89,7 @@ def test_the_wheel_states_the_services_version_and_few_requirements(wheel: Path)
         [metadata] = [name for name in archive.namelist() if name.endswith("METADATA")]
         stated = BytesParser().parsebytes(archive.read(metadata))
     assert (stated["Name"], stated["Version"]) == ("postal-digits-client", version)
+    assert "`DigitClient` sends single\nimages, batches" in stated.get_payload()
     required = [line for line in stated.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(line.split(">")[0].split("<")[0] for line in required) == ["grpcio", "numpy", "protobuf"]
 
@@ -97,6 +98,11 @@ def test_the_wheels_client_calls_the_service(unpacked: Path) -> None:
     with service("--workers", "1") as server:
         called = run(sys.executable, "-c", CALL, server.address, SAMPLES / "7.png", PYTHONPATH=str(unpacked))
     assert called.returncode == 0, called.stderr
+
+
+def test_the_wheels_version_can_be_read_from_the_package(wheel: Path, unpacked: Path) -> None:
+    shown = run(sys.executable, "-c", "import postal_digits; print(postal_digits.__version__)", PYTHONPATH=str(unpacked))
+    assert shown.stdout.strip() == wheel.name.split("-")[1], shown.stderr
 
 
 def test_the_wheel_and_the_service_can_be_imported_together(unpacked: Path) -> None:

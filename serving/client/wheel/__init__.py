@@ -9,6 +9,8 @@
 `postal_digits.client.image_files` reads image files with Pillow. `postal_digits.pb` has the gRPC stubs.
 """
 
+from importlib.metadata import version
+
 from .client import (
     CredentialsError,
     Decision,
@@ -20,6 +22,8 @@ from .client import (
     channel_credentials,
 )
 
+__version__ = version("postal-digits-client")
+
 __all__ = [
     "CredentialsError",
     "Decision",
@@ -28,5 +32,6 @@ __all__ = [
     "Recognition",
     "Refusal",
     "ResourceExhausted",
+    "__version__",
     "channel_credentials",
 ]
