@@ -9,9 +9,10 @@ import grpc
 
 def check_address(address: Any) -> str:
     """Returns the address. Raises TypeError or ValueError."""
-    if not _text(address, "address").strip():
+    checked = _text(address, "address")
+    if not checked.strip():
         raise ValueError("address is empty, expected host:port or a name that gRPC resolves")
-    return address
+    return checked
 
 
 def check_timeout(timeout_seconds: Any) -> float:

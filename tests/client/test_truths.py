@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.client import DigitClient
-from serving.client.truths import truth_request
+from serving.client.truths import Truth, truth_request
 from serving.samples.draw import draw
 from tests.support.calls import TIMEOUT
 from tests.support.service import Service, service
@@ -29,7 +29,7 @@ def client(server: Service) -> Iterator[DigitClient]:
 
 def test_truth_is_counted_by_the_stored_id(server: Service, client: DigitClient) -> None:
     one, many, field = client.recognize(SEVENS[0]), client.recognize_batch(SEVENS), client.read_field(SEVENS)
-    by_id = [
+    by_id: list[Truth] = [
         (one.recognition_id, 7),
         (many[0].recognition_id, "7"),
         (many[2].recognition_id, 2, np.int64(1)),
