@@ -1,7 +1,7 @@
 """Builds the requests of ReportTruth, from answers or from their stored ids."""
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from ..pb.digits.v1 import digit_service_pb2 as pb
 from .answers import Field, Recognition
 
 # An answer or its id with the true value; or an id, the index of the digit in its call, and the true digit.
-Truth: TypeAlias = tuple[Recognition | Field | str, str | int] | tuple[str, int, str | int]
+Truth: TypeAlias = (
+    tuple[Recognition | Field | str, str | int | np.integer[Any]] | tuple[str, int, str | int | np.integer[Any]]
+)
 
 _SOURCES = {name.removeprefix("TRUTH_SOURCE_").lower(): name for name, number in pb.TruthSource.items() if number}
 _EXPECTED = "expected (answer, value), (recognition_id, value) or (recognition_id, index, value)"
