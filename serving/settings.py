@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         ge=0,
         le=2_000_000,
         description="Age at which a connection closes, seconds, give or take a tenth, so that clients find new servers. "
-        "No call is lost. 0 keeps connections open.",
+        "Calls under way have the grace below to end. 0 keeps connections open.",
     )
     max_connection_age_grace_seconds: float = Field(
         60.0,
