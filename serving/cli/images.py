@@ -48,7 +48,7 @@ def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[
     """
     for file in files:
         try:
-            yield file, read_file(file) if crops else read_framed(file)
+            yield file, _read_crop(file) if crops else read_framed(file)
         except ImageError as error:
             print(f"digits {command}: {file}: {error}", file=sys.stderr)
 
@@ -57,6 +57,14 @@ def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
     """Puts images of one kind into the form that the client takes: (n, 28, 28) uint8, or n crops."""
     crops = [image for image in images if isinstance(image, bytes)]
     return crops or np.stack([np.asarray(image) for image in images])
+
+
+def _read_crop(file: Path) -> bytes:
+    """Reads a file as it is. Raises ImageError, also for an empty file, which no request can carry."""
+    content = read_file(file)
+    if not content:
+        raise ImageError("neither a PNG nor a JPEG, but 0 bytes of something else")
+    return content
 
 
 def _rate(text: str) -> float:

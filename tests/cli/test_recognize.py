@@ -193,6 +193,17 @@ def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: 
     assert errors.startswith(f"digits recognize: {broken}: neither a PNG nor a JPEG")
 
 
+def test_an_empty_crop_is_named_and_the_other_files_are_answered(digits: Digits, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    status, shown, errors = digits("recognize", "--crops", empty, SAMPLES / "photo.jpg", "/dev/null")
+    reason = "neither a PNG nor a JPEG, but 0 bytes of something else"
+    assert (status, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"{SAMPLES / 'photo.jpg'}  {PHOTO_DIGIT}  ")
+    assert errors == "".join(f"digits recognize: {file}: {reason}\n" for file in (empty, "/dev/null"))
+    assert digits("recognize", empty)[2] == f"digits recognize: {empty}: {reason}\n"
+
+
 def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
     status, shown, errors = digits("recognize", "--model", "none", SAMPLES / "7.png")
     assert (status, shown) == (1, "")
