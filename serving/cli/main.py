@@ -1,6 +1,7 @@
 """The program `digits`: finds the command and runs it."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from serving.telemetry.multiprocess_metrics import count_alone
 
+    _escape_unprintable()
     metrics_directory = count_alone()
     parser = argparse.ArgumentParser(
         prog="digits",
@@ -58,6 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # as in `digits frame photo.jpg | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         return 1
+
+
+def _escape_unprintable() -> None:
+    """Makes the output escape characters that its encoding lacks, such as those of file names that are not UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":  # stderr escapes them by default
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(command: str, arguments: list[str], metrics_directory: str) -> int:

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from serving.imaging.decode import frame_crop
 from serving.samples.draw import PHOTO_DIGIT, SAMPLES, draw
 from serving.samples.photograph import photograph
 from tests.cli.conftest import Digits
-from tests.support.service import Service
+from tests.support.calls import TIMEOUT
+from tests.support.service import DIGITS, Service
 
 SEVEN = draw(7)
 OWN_RATE = ["--target-error-rate", "0"]
@@ -202,6 +205,20 @@ def test_an_empty_crop_is_named_and_the_other_files_are_answered(digits: Digits,
     assert shown.startswith(f"{SAMPLES / 'photo.jpg'}  {PHOTO_DIGIT}  ")
     assert errors == "".join(f"digits recognize: {file}: {reason}\n" for file in (empty, "/dev/null"))
     assert digits("recognize", empty)[2] == f"digits recognize: {empty}: {reason}\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_name_that_is_not_utf8_is_escaped(running: Service, tmp_path: Path, flags: list[str]) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    for file in (odd, tmp_path / "7.png"):
+        file.write_bytes((SAMPLES / "7.png").read_bytes())
+    command = [*DIGITS, "recognize", "--address", running.address, *flags, odd, tmp_path / "7.png", tmp_path / odd.name[:1]]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert (ran.returncode, ran.stderr) == (1, f"digits recognize: {tmp_path}/\\udcff: No such file or directory\n")
+    lines = ran.stdout.splitlines()
+    files = [json.loads(line)["file"] for line in lines] if flags else [line.split("  ")[0] for line in lines]
+    assert files == [f"{tmp_path}/\\udcff.png", f"{tmp_path}/7.png"]
 
 
 def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
