@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.cli.manual import utf8_text
+
 if TYPE_CHECKING:
     from serving.client import DigitClient
 
@@ -17,6 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("connection")
     group.add_argument(
         "--address",
+        type=utf8_text,
         default="127.0.0.1:8001",
         help="host:port of the service; dns:///NAME:PORT for all servers of a name (default: %(default)s)",
     )

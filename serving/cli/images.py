@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.cli.framed_files import read_framed
+from serving.cli.manual import utf8_text
 from serving.client.image_files import ImageError, read_file
 
 Image = NDArray[np.uint8] | bytes
@@ -23,8 +24,15 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
         action="store_true",
         help="send the files as they are, PNG or JPEG; the service frames them (default: framed here)",
     )
-    parser.add_argument("--model", default="", help="name of the model (default: the service's default model)")
-    parser.add_argument("--key", default="", help="calls with the same key get the same model version while a canary runs")
+    parser.add_argument(
+        "--model", type=utf8_text, default="", help="name of the model (default: the service's default model)"
+    )
+    parser.add_argument(
+        "--key",
+        type=utf8_text,
+        default="",
+        help="calls with the same key get the same model version while a canary runs",
+    )
     parser.add_argument(
         "--target-error-rate",
         type=_rate,

@@ -1,4 +1,4 @@
-"""The parser of a command, whose help ends in a manual with examples."""
+"""The parser of a command, whose help ends in a manual with examples, and the type of its text arguments."""
 
 import argparse
 
@@ -17,3 +17,12 @@ def new_parser(command: str, description: str, manual: str) -> argparse.Argument
         epilog=manual,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def utf8_text(argument: str) -> str:
+    """Returns an argument that a request can carry; argparse reports one that is not UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"expected UTF-8 text, not {argument!r}") from None
+    return argument

@@ -60,6 +60,25 @@ def test_an_unknown_command_ends_with_status_2(capsys: pytest.CaptureFixture[str
     assert "invalid choice: 'red'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["recognize", "--model", "\udcff", "7.png"], "--model"),
+        (["recognize", "--key", "\udcff", "7.png"], "--key"),
+        (["recognize", "--address", "\udcff", "7.png"], "--address"),
+        (["field", "--lexicon", "\udcff", "7.png"], "--lexicon"),
+        (["truth", "\udcff", "7"], "RECOGNITION_ID"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_ends_with_status_2(
+    arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert f"argument {name}: expected UTF-8 text, not '\\udcff'" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_ends_the_output_without_a_message() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
