@@ -79,6 +79,18 @@ def test_an_argument_that_is_not_utf8_ends_with_status_2(
     assert f"argument {name}: expected UTF-8 text, not '\\udcff'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["frame", str(SAMPLES / "photo.jpg")], ["--version"], ["--help"], ["serve", "--help"], ["check"]],
+    ids=["frame", "version", "help", "manual", "check"],
+)
+def test_an_output_on_a_full_disk_ends_with_status_1(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as output:
+        command = [*DIGITS, *arguments]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
+
+
 def test_a_closed_pipe_ends_the_output_without_a_message() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -221,6 +221,13 @@ def test_a_file_name_that_is_not_utf8_is_escaped(running: Service, tmp_path: Pat
     assert files == [f"{tmp_path}/\\udcff.png", f"{tmp_path}/7.png"]
 
 
+def test_answers_on_a_full_disk_end_with_status_1(running: Service) -> None:
+    command = [*DIGITS, "recognize", "--address", running.address, str(SAMPLES / "7.png")]
+    with Path("/dev/full").open("wb") as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
+
+
 def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
     status, shown, errors = digits("recognize", "--model", "none", SAMPLES / "7.png")
     assert (status, shown) == (1, "")
