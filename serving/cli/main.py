@@ -22,6 +22,9 @@ COMMANDS = {
 }
 """A line of help by command. Each command is a module of this package, named like it."""
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it: 128 and the number of SIGINT."""
+
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Errors of a file that stdout writes to. Errors of other files have a file name."""
 
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command and its arguments; None takes those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for failure, 2 for wrong usage. Some commands add their own.
+        The exit status: 0 for success, 1 for failure, 2 for wrong usage, 130 after Ctrl-C. Some commands add their own.
     """
     from serving.telemetry.multiprocess_metrics import count_alone
 
@@ -65,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         finally:  # --help and --version, too, end with SystemExit before their text is written
             if sys.stdout:
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("digits: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except BrokenPipeError:  # as in `digits frame photo.jpg | head`
         _discard_output()
         return 1

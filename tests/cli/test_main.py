@@ -1,5 +1,7 @@
 import os
 import platform
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,33 @@ def test_an_output_on_a_full_disk_ends_with_status_1(arguments: list[str]) -> No
         command = [*DIGITS, *arguments]
         ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
     assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["recognize", "--timeout", "60", str(SAMPLES / "7.png")], ["truth", "--timeout", "60", "ID", "7"]],
+    ids=["recognize", "truth"],
+)
+def test_an_interrupted_call_ends_with_status_130(arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection, never answers
+        silent.settimeout(TIMEOUT)
+        command = [*DIGITS, arguments[0], "--address", f"127.0.0.1:{silent.getsockname()[1]}", *arguments[1:]]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as calling:
+            connection, _ = silent.accept()
+            with connection:
+                calling.send_signal(signal.SIGINT)
+                _, errors = calling.communicate(timeout=TIMEOUT)
+    assert (calling.returncode, errors) == (130, "digits: interrupted\n")
+
+
+def test_an_interrupted_check_ends_with_status_130(tmp_path: Path) -> None:
+    config = tmp_path / "digits.toml"
+    os.mkfifo(config)  # reading waits for a writer
+    with subprocess.Popen([*DIGITS, "check", "--config", str(config)], stderr=subprocess.PIPE, text=True) as checking:
+        with config.open("w"):  # waits for the reader
+            checking.send_signal(signal.SIGINT)
+            _, errors = checking.communicate(timeout=TIMEOUT)
+    assert (checking.returncode, errors) == (130, "digits: interrupted\n")
 
 
 def test_a_closed_pipe_ends_the_output_without_a_message() -> None:
