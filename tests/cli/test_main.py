@@ -93,6 +93,17 @@ def test_an_output_on_a_full_disk_ends_with_status_1(arguments: list[str]) -> No
     assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
 
 
+def test_loadtest_without_its_extra_names_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "serving.loadtest.command", raising=False)
+    monkeypatch.delattr("serving.loadtest.command", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["loadtest", "--help"]) == 1
+    expected = "rich.console is missing: install this package with its extra [loadtest]; "
+    assert capsys.readouterr().err == f"digits loadtest: {expected}in a checkout: pip install -e '.[loadtest]'\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["recognize", "--timeout", "60", str(SAMPLES / "7.png")], ["truth", "--timeout", "60", "ID", "7"]],
