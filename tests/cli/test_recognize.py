@@ -253,6 +253,15 @@ def test_flags_that_cannot_be_used_end_with_status_2(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [bytes(784), b"\xff" * 784, png(28, 28), png(30, 30)])
+def test_a_blank_image_is_not_shown(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    blank, out = tmp_path / "blank.png", tmp_path / "framed.png"
+    blank.write_bytes(content)
+    assert main(["frame", str(blank), "--out", str(out)]) == 1
+    assert capsys.readouterr() == ("", f"digits frame: {blank}: no ink is seen on it\n")
+    assert not out.exists()
+
+
 def test_a_framed_image_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none" / "framed.png"
     assert main(["frame", str(SAMPLES / "photo.jpg"), "--out", str(out)]) == 1
