@@ -124,10 +124,13 @@ def test_an_interrupted_call_ends_with_status_130(arguments: list[str]) -> None:
 def test_an_interrupted_check_ends_with_status_130(tmp_path: Path) -> None:
     config = tmp_path / "digits.toml"
     os.mkfifo(config)  # reading waits for a writer
-    with subprocess.Popen([*DIGITS, "check", "--config", str(config)], stderr=subprocess.PIPE, text=True) as checking:
-        with config.open("w"):  # waits for the reader
-            checking.send_signal(signal.SIGINT)
-            _, errors = checking.communicate(timeout=TIMEOUT)
+    command = [*DIGITS, "check", "--config", str(config)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as checking,
+        config.open("w"),  # waits for the reader
+    ):
+        checking.send_signal(signal.SIGINT)
+        _, errors = checking.communicate(timeout=TIMEOUT)
     assert (checking.returncode, errors) == (130, "digits: interrupted\n")
 
 
