@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.cli.manual import utf8_text
+
 if TYPE_CHECKING:
+    import grpc
+
     from serving.client import DigitClient
 
 
@@ -17,6 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("connection")
     group.add_argument(
         "--address",
+        type=utf8_text,
         default="127.0.0.1:8001",
         help="host:port of the service; dns:///NAME:PORT for all servers of a name (default: %(default)s)",
     )
@@ -59,7 +64,8 @@ def call(command: str, options: argparse.Namespace, work: "Callable[[DigitClient
     except CredentialsError as error:
         print(f"digits {command}: {error}", file=sys.stderr)
     except grpc.RpcError as error:
-        print(f"digits {command}: {options.address}: {error.code().name}: {error.details()}", file=sys.stderr)
+        reason = f"{error.code().name}: {error.details()}{_tls_hint(error)}"
+        print(f"digits {command}: {options.address}: {reason}", file=sys.stderr)
     return 1
 
 
@@ -81,6 +87,16 @@ def read_token(options: argparse.Namespace) -> str | None:
     if not (token.isascii() and token.decode("ascii").isprintable()):
         raise CredentialsError(f"{options.token_file or 'DIGITS_TOKEN'} is not a token, expected one line of ASCII")
     return token.decode() or None
+
+
+def _tls_hint(error: "grpc.RpcError") -> str:
+    """Returns a question about the TLS flags for an error that wrong flags cause, else ""."""
+    details = error.details() or ""
+    if error.code().name != "UNAVAILABLE" or not ("Socket closed" in details or "SSL" in details):
+        return ""
+    if "WRONG_VERSION_NUMBER" in details:  # the answer to the handshake was not TLS
+        return "; does the server serve without TLS? then leave --tls-ca out"
+    return "; does the server want TLS (--tls-ca) or a client certificate (--tls-certificate)?"
 
 
 def _connect(options: argparse.Namespace) -> "DigitClient":

@@ -5,7 +5,7 @@ import json
 import sys
 
 from serving.cli import connection, images
-from serving.cli.manual import new_parser
+from serving.cli.manual import new_parser, utf8_text
 from serving.client import DigitClient, Field
 
 _DESCRIPTION = "Sends the image files of one field, such as a postcode, and prints its value, confidence and decision."
@@ -33,7 +33,11 @@ def run(arguments: list[str]) -> int:
     parser = new_parser("field", _DESCRIPTION, _MANUAL)
     images.add_flags(parser, files="image of one digit of the field, as `digits recognize` takes it; left to right")
     parser.add_argument(
-        "--lexicon", default="", metavar="NAME", help="answer with the most probable code in this lexicon of the service"
+        "--lexicon",
+        type=utf8_text,
+        default="",
+        metavar="NAME",
+        help="answer with the most probable code in this lexicon of the service",
     )
     connection.add_flags(parser)
     options = connection.parse(parser, arguments)

@@ -36,6 +36,8 @@ def run(arguments: list[str]) -> int:
 
     try:
         image = read_framed(options.file)
+        if not image.any():  # 28x28 pixels are taken as they are
+            raise ImageError("no ink is seen on it")
         if options.out:
             Image.fromarray(image).save(options.out, "PNG")
     except ImageError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.cli.framed_files import read_framed
+from serving.cli.manual import utf8_text
 from serving.client.image_files import ImageError, read_file
 
 Image = NDArray[np.uint8] | bytes
@@ -23,8 +24,15 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
         action="store_true",
         help="send the files as they are, PNG or JPEG; the service frames them (default: framed here)",
     )
-    parser.add_argument("--model", default="", help="name of the model (default: the service's default model)")
-    parser.add_argument("--key", default="", help="calls with the same key get the same model version while a canary runs")
+    parser.add_argument(
+        "--model", type=utf8_text, default="", help="name of the model (default: the service's default model)"
+    )
+    parser.add_argument(
+        "--key",
+        type=utf8_text,
+        default="",
+        help="calls with the same key get the same model version while a canary runs",
+    )
     parser.add_argument(
         "--target-error-rate",
         type=_rate,
@@ -48,7 +56,7 @@ def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[
     """
     for file in files:
         try:
-            yield file, read_file(file) if crops else read_framed(file)
+            yield file, _read_crop(file) if crops else read_framed(file)
         except ImageError as error:
             print(f"digits {command}: {file}: {error}", file=sys.stderr)
 
@@ -57,6 +65,14 @@ def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
     """Puts images of one kind into the form that the client takes: (n, 28, 28) uint8, or n crops."""
     crops = [image for image in images if isinstance(image, bytes)]
     return crops or np.stack([np.asarray(image) for image in images])
+
+
+def _read_crop(file: Path) -> bytes:
+    """Reads a file as it is. Raises ImageError, also for an empty file, which no request can carry."""
+    content = read_file(file)
+    if not content:
+        raise ImageError("neither a PNG nor a JPEG, but 0 bytes of something else")
+    return content
 
 
 def _rate(text: str) -> float:

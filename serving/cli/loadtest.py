@@ -46,7 +46,8 @@ def run(arguments: list[str]) -> int:
     try:
         from serving.loadtest import command
     except ModuleNotFoundError as error:
-        print(f"digits loadtest: {error.name} is missing: install this package with its extra [loadtest]", file=sys.stderr)
+        remedy = "install this package with its extra [loadtest]; in a checkout: pip install -e '.[loadtest]'"
+        print(f"digits loadtest: {error.name} is missing: {remedy}", file=sys.stderr)
         return 1
     from serving.client import CredentialsError, channel_credentials
     from serving.loadtest.calls import GrpcTarget

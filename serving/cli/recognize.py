@@ -89,7 +89,7 @@ def _text(file: Path, answer: Recognition, *, ids: bool) -> str:
 def _json(file: Path, answer: Recognition) -> str:
     return json.dumps(
         {
-            "file": str(file),
+            "file": str(file).encode("utf-8", "backslashreplace").decode(),  # JSON has no lone surrogates
             "digit": answer.digit,
             "confidence": round(answer.confidence, 6),
             "decision": answer.decision.name.lower(),

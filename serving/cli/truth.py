@@ -3,7 +3,7 @@
 import argparse
 
 from serving.cli import connection
-from serving.cli.manual import new_parser
+from serving.cli.manual import new_parser, utf8_text
 from serving.client import DigitClient
 
 _DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
@@ -32,7 +32,7 @@ exit status:
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
     parser = new_parser("truth", _DESCRIPTION, _MANUAL)
-    parser.add_argument("recognition_id", metavar="RECOGNITION_ID", help="id of the answer")
+    parser.add_argument("recognition_id", type=utf8_text, metavar="RECOGNITION_ID", help="id of the answer")
     parser.add_argument("value", type=_digits, metavar="VALUE", help="true digit, or all digits of the field")
     parser.add_argument(
         "--source", choices=("keying", "audit", "replay"), default="keying", help="see below (default: %(default)s)"

@@ -49,7 +49,8 @@ def log_started(settings: Settings, served: ModelDescription, grpc_port: int, ht
     if settings.log_format == "text":
         command = _from_here(Path(sys.executable).with_name("digits"))
         sample = _from_here(Path(__file__).parent.parent / "samples" / "7.png")
-        log.info("send it a first digit: %s recognize --address %s %s", command, grpc, sample)
+        flags = " ".join([f"--address {grpc}", *_credential_flags(settings)])
+        log.info("send it a first digit: %s recognize %s %s", command, flags, sample)
 
 
 def log_stopped(metrics: Collector) -> None:
@@ -67,6 +68,18 @@ def calls_by_code(metrics: Collector) -> dict[str, int]:
                 code = sample.labels["code"]
                 calls[code] = calls.get(code, 0) + int(sample.value)
     return calls
+
+
+def _credential_flags(settings: Settings) -> list[str]:
+    """Returns the flags that a client of this service needs, with capitals for the files that only its user knows."""
+    flags = []
+    if settings.tls_certificate:
+        flags.append("--tls-ca CA.pem")
+    if settings.tls_client_ca:
+        flags.append("--tls-certificate CLIENT.pem --tls-key CLIENT_KEY.pem")
+    if settings.tokens:
+        flags.append("--token-file TOKEN")
+    return flags
 
 
 def _from_here(path: Path) -> Path:

@@ -56,3 +56,11 @@ def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: 
     assert status == 1
     assert "reject_invalid_image" in shown
     assert errors.startswith(f"digits field: {broken}: ")
+
+
+def test_a_field_with_an_empty_crop_is_not_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    assert main(["field", "--crops", "--address", "127.0.0.1:1", str(FILES[0]), str(empty)]) == 1
+    reason = "neither a PNG nor a JPEG, but 0 bytes of something else"
+    assert capsys.readouterr().err == f"digits field: {empty}: {reason}\n"

@@ -1,5 +1,7 @@
 import os
 import platform
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,78 @@ def test_an_unknown_command_ends_with_status_2(capsys: pytest.CaptureFixture[str
         main(["red"])
     assert ended.value.code == 2
     assert "invalid choice: 'red'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["recognize", "--model", "\udcff", "7.png"], "--model"),
+        (["recognize", "--key", "\udcff", "7.png"], "--key"),
+        (["recognize", "--address", "\udcff", "7.png"], "--address"),
+        (["field", "--lexicon", "\udcff", "7.png"], "--lexicon"),
+        (["truth", "\udcff", "7"], "RECOGNITION_ID"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_ends_with_status_2(
+    arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert f"argument {name}: expected UTF-8 text, not '\\udcff'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frame", str(SAMPLES / "photo.jpg")], ["--version"], ["--help"], ["serve", "--help"], ["check"]],
+    ids=["frame", "version", "help", "manual", "check"],
+)
+def test_an_output_on_a_full_disk_ends_with_status_1(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as output:
+        command = [*DIGITS, *arguments]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
+
+
+def test_loadtest_without_its_extra_names_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "serving.loadtest.command", raising=False)
+    monkeypatch.delattr("serving.loadtest.command", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["loadtest", "--help"]) == 1
+    expected = "rich.console is missing: install this package with its extra [loadtest]; "
+    assert capsys.readouterr().err == f"digits loadtest: {expected}in a checkout: pip install -e '.[loadtest]'\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["recognize", "--timeout", "60", str(SAMPLES / "7.png")], ["truth", "--timeout", "60", "ID", "7"]],
+    ids=["recognize", "truth"],
+)
+def test_an_interrupted_call_ends_with_status_130(arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection, never answers
+        silent.settimeout(TIMEOUT)
+        command = [*DIGITS, arguments[0], "--address", f"127.0.0.1:{silent.getsockname()[1]}", *arguments[1:]]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as calling:
+            connection, _ = silent.accept()
+            with connection:
+                calling.send_signal(signal.SIGINT)
+                _, errors = calling.communicate(timeout=TIMEOUT)
+    assert (calling.returncode, errors) == (130, "digits: interrupted\n")
+
+
+def test_an_interrupted_check_ends_with_status_130(tmp_path: Path) -> None:
+    config = tmp_path / "digits.toml"
+    os.mkfifo(config)  # reading waits for a writer
+    command = [*DIGITS, "check", "--config", str(config)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as checking,
+        config.open("w"),  # waits for the reader
+    ):
+        checking.send_signal(signal.SIGINT)
+        _, errors = checking.communicate(timeout=TIMEOUT)
+    assert (checking.returncode, errors) == (130, "digits: interrupted\n")
 
 
 def test_a_closed_pipe_ends_the_output_without_a_message() -> None:

@@ -1,10 +1,13 @@
 import io
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,7 +20,9 @@ from serving.imaging.decode import frame_crop
 from serving.samples.draw import PHOTO_DIGIT, SAMPLES, draw
 from serving.samples.photograph import photograph
 from tests.cli.conftest import Digits
-from tests.support.service import Service
+from tests.support.calls import TIMEOUT
+from tests.support.credentials import Files, issue, root
+from tests.support.service import DIGITS, Service, service
 
 SEVEN = draw(7)
 OWN_RATE = ["--target-error-rate", "0"]
@@ -119,6 +124,7 @@ def test_an_unreadable_file_and_an_absent_server_are_reported(tmp_path: Path, ca
     complaint = capsys.readouterr().err
     assert f"{tmp_path / 'none.png'}: No such file or directory" in complaint
     assert "127.0.0.1:1: UNAVAILABLE" in complaint
+    assert "--tls-ca" not in complaint
 
 
 def test_digits_recognize_shows_a_line_per_file(digits: Digits) -> None:
@@ -193,10 +199,66 @@ def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: 
     assert errors.startswith(f"digits recognize: {broken}: neither a PNG nor a JPEG")
 
 
+def test_an_empty_crop_is_named_and_the_other_files_are_answered(digits: Digits, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    status, shown, errors = digits("recognize", "--crops", empty, SAMPLES / "photo.jpg", "/dev/null")
+    reason = "neither a PNG nor a JPEG, but 0 bytes of something else"
+    assert (status, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"{SAMPLES / 'photo.jpg'}  {PHOTO_DIGIT}  ")
+    assert errors == "".join(f"digits recognize: {file}: {reason}\n" for file in (empty, "/dev/null"))
+    assert digits("recognize", empty)[2] == f"digits recognize: {empty}: {reason}\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_name_that_is_not_utf8_is_escaped(running: Service, tmp_path: Path, flags: list[str]) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    files = [odd, tmp_path / "7.png", tmp_path / odd.stem]
+    for file in files[:2]:
+        file.write_bytes((SAMPLES / "7.png").read_bytes())
+    command = [*DIGITS, "recognize", "--address", running.address, *flags, *map(str, files)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    assert (ran.returncode, ran.stderr) == (1, f"digits recognize: {tmp_path}/\\udcff: No such file or directory\n")
+    lines = ran.stdout.splitlines()
+    shown = [json.loads(line)["file"] for line in lines] if flags else [line.split("  ")[0] for line in lines]
+    assert shown == [f"{tmp_path}/\\udcff.png", f"{tmp_path}/7.png"]
+
+
+def test_answers_on_a_full_disk_end_with_status_1(running: Service) -> None:
+    command = [*DIGITS, "recognize", "--address", running.address, str(SAMPLES / "7.png")]
+    with Path("/dev/full").open("wb") as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
+
+
 def test_an_unknown_model_is_refused_with_status_1(digits: Digits) -> None:
     status, shown, errors = digits("recognize", "--model", "none", SAMPLES / "7.png")
     assert (status, shown) == (1, "")
     assert "NOT_FOUND: there is no model 'none'" in errors
+
+
+def test_a_call_without_the_tls_flags_gets_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority, files = trustme.CA(), Files(tmp_path)
+    files.put(issue(authority), authority)
+    foreign = tmp_path / "foreign.crt"
+    foreign.write_bytes(root(trustme.CA()))
+    flags = ["--tls-certificate", files.certificate, "--tls-key", files.key, "--tls-client-ca", files.client_ca]
+    hint = "; does the server want TLS (--tls-ca) or a client certificate (--tls-certificate)?\n"
+    with service("--workers", "1", "--drain-seconds", "0", *map(str, flags)) as started:
+        for given in ([], ["--tls-ca", str(files.client_ca)], ["--tls-ca", str(foreign)]):
+            assert main(["recognize", "--address", started.address, *given, str(SAMPLES / "7.png")]) == 1
+            message = capsys.readouterr().err
+            assert message.startswith(f"digits recognize: {started.address}: UNAVAILABLE: ")
+            assert message.endswith(hint)
+
+
+def test_tls_flags_for_a_service_without_tls_get_a_hint(digits: Digits, tmp_path: Path) -> None:
+    trusted = tmp_path / "ca.crt"
+    trusted.write_bytes(root(trustme.CA()))
+    status, _, errors = digits("recognize", "--tls-ca", trusted, SAMPLES / "7.png")
+    assert status == 1
+    assert errors.endswith("; does the server serve without TLS? then leave --tls-ca out\n")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +278,15 @@ def test_flags_that_cannot_be_used_end_with_status_2(
         main(["recognize", *flags, "7.png"])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [bytes(784), b"\xff" * 784, png(28, 28), png(30, 30)])
+def test_a_blank_image_is_not_shown(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    blank, out = tmp_path / "blank.png", tmp_path / "framed.png"
+    blank.write_bytes(content)
+    assert main(["frame", str(blank), "--out", str(out)]) == 1
+    assert capsys.readouterr() == ("", f"digits frame: {blank}: no ink is seen on it\n")
+    assert not out.exists()
 
 
 def test_a_framed_image_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
