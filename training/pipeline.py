@@ -166,7 +166,7 @@ def remake(version: Path, dataset: Dataset, precision: str) -> Path:
     sample = trained_on[:: max(1, len(trained_on) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
 
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
-        return quantize(export(network, temperature, properties), sample)
+        return quantize(export(network, temperature, properties, channels_last=True), sample)
 
     measured = ("robustness", "second_source", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
