@@ -73,13 +73,19 @@ def certify_answers(
     return {target: None if threshold is None else asdict(threshold) for target, threshold in found.items()}
 
 
-def accepts_by_default(record: dict[str, Any]) -> bool:
-    """Tests if a version accepts any digit for callers that name no target error rate.
+def default_target(record: dict[str, Any]) -> str | None:
+    """Returns the error rate whose threshold a service uses for callers that name none; None if it accepts nothing.
 
     Args:
         record: a run record, or what `certify_images` returns.
     """
-    return any(found and float(target) <= DEFAULT_ERROR for target, found in record.get("thresholds", {}).items())
+    certified = [target for target, found in record.get("thresholds", {}).items() if found]
+    return max((target for target in certified if float(target) <= DEFAULT_ERROR), key=float, default=None)
+
+
+def accepts_by_default(record: dict[str, Any]) -> bool:
+    """Tests if a version accepts any digit for callers that name no target error rate; see `default_target`."""
+    return default_target(record) is not None
 
 
 def refuse(confidence: np.ndarray, whole: np.ndarray | None) -> np.ndarray:
