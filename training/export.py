@@ -35,9 +35,12 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
         "thresholds": _certified(record["thresholds"]),
         "field_thresholds": {length: _certified(fields["thresholds"]) for length, fields in record["fields"].items()},
         "drift_reference": record["drift_reference"],
+        "risk": record["risk"],
     }
     return {
         **({name: json.dumps(value) for name, value in from_held_out.items()} if record["validation_images"] else {}),
+        **({"certified_on": record["certified_on"]} if record["validation_images"] else {}),
+        **({"whole_threshold": str(record["whole"]["threshold"])} if "whole" in record else {}),
         "labels": json.dumps([str(digit) for digit in range(10)]),
         "test_images": str(test["images"]),
         "test_accuracy": str(test["accuracy"]),
@@ -52,8 +55,10 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _certified(thresholds: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of each certified threshold that the server needs or reports."""
-    return {error: {name: found[name] for name in ("threshold", "coverage")} for error, found in thresholds.items() if found}
+    """Returns the values of each certified threshold that the server needs, and those that inform."""
+    names = ("threshold", "coverage", "by_writer")
+    certified = {error: found for error, found in thresholds.items() if found}
+    return {error: {name: found[name] for name in names if found[name] is not None} for error, found in certified.items()}
 
 
 def export(
