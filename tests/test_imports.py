@@ -42,6 +42,7 @@ TRAINING_ORDER = [
         "certify",
         "assess",
         "robustness",
+        "non_digits",
     ],
     *[
         "export",

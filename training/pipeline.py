@@ -168,7 +168,7 @@ def remake(version: Path, dataset: Dataset, precision: str) -> Path:
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, properties), sample)
 
-    measured = ("robustness", "second_source", "verification")
+    measured = ("robustness", "second_source", "no_digit", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
     record = {**kept, "precision": precision, **provenance, **_origin()}
     convert = in_8_bits if precision == "int8" else export

@@ -76,6 +76,8 @@ class Exported:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise VerificationError(f"{path} can't be loaded: {error}") from error
+        there = {output.name for output in self._session.get_outputs()}
+        self._outputs = ["logits", "probabilities", *(["whole"] if "whole" in there else [])]
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def answers(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +86,20 @@ class Exported:
         Returns:
             Logits and probabilities, (N, 10) float32 each.
         """
+        logits, probabilities, _ = self.outputs(images, batch_size)
+        return logits, probabilities
+
+    def outputs(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Runs `images`, (N, 28, 28) uint8, in batches of `batch_size`.
+
+        Returns:
+            Logits and probabilities, (N, 10) float32 each, and the probability that an image shows one whole digit, (N,)
+            float32. The latter is None for a file of contract 1, which has no such output.
+        """
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        runs = [self._session.run(["logits", "probabilities"], {"images": batch}) for batch in batches]
-        return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
+        runs = [self._session.run(self._outputs, {"images": batch}) for batch in batches]
+        logits, probabilities, *whole = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+        return logits, probabilities, whole[0].reshape(-1) if whole else None
 
 
 def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verification]:
