@@ -44,6 +44,7 @@ TRAINING_ORDER = [
         "whole",
         "assess",
         "robustness",
+        "non_digits",
     ],
     *[
         "export",

@@ -326,14 +326,18 @@ def test_a_report_measures_and_writes_record_card_and_page(
     version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)  # MNIST may be missing
+    monkeypatch.setattr(training.report, "NON_DIGITS", 20)  # more take minutes
     monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # the real one is slow
     before = json.loads((version / "run.json").read_text())
     assert main(["report", str(version)]) == 0
     assert f"report     {version}/report.html" in capsys.readouterr().out
     after = json.loads((version / "run.json").read_text())
-    rows, [second] = after.pop("robustness"), after.pop("sources")
+    rows, [second], kinds = (after.pop(name) for name in ("robustness", "sources", "no_digit"))
     assert after == before
     assert rows[0] == {"damage": "none", "amount": "", "accuracy": before["test"]["accuracy"], "images": 200}
+    assert {(row["images"], tuple(row["accepted"]), row["refused_by_whole"]) for row in kinds} == {(20, (), 0)}, (
+        "no threshold"
+    )
     assert (second["images"], len(second["accuracy_by_digit"])) == (50, 10)
     assert (second["rate"], second["accepted"], second["wrong"]) == (None, 0, 0), "no threshold is certified"
     assert f"{100 * second['accuracy']:.2f} %" in (version / "MODEL_CARD.md").read_text()
@@ -388,6 +392,7 @@ def test_a_model_of_another_run_is_refused(version: Path, drawn: Dataset) -> Non
 
 
 def test_a_full_disk_leaves_every_file_unchanged(version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.report, "NON_DIGITS", 20)  # more take minutes
     monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # as above
     before = {file.name: file.read_bytes() for file in version.iterdir()}
     (version / ".report.html.part").symlink_to("/dev/full")
