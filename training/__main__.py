@@ -115,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.001,
         help="probability that the error of a certified threshold exceeds its target (default: %(default)s)",
     )
+    run.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="VERSION",
+        help="version directory whose model.onnx teaches a recipe that has a teacher (default: the newest bundled "
+        "digits-flagship)",
+    )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="directory for TensorBoard logs")
 
     catalogue = actions.add_parser(

@@ -12,13 +12,16 @@ from training.certify import RISK
 from training.dataset import Examples
 from training.drift_reference import drift_reference
 from training.evaluate import DEFAULT_ERROR, accept, evaluate, score, score_fields
-from training.whole import WHOLE_LOSS, fix_whole_threshold, split_heads
+from training.whole import WHOLE_LOSS, fix_whole_threshold
 
 POSTCODE = 5  # digits; length of the fields whose thresholds are printed
 
 
 def assess(
-    predict: Callable[[np.ndarray], np.ndarray], validation: Examples, test: Examples, risk: float = RISK
+    predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    validation: Examples,
+    test: Examples,
+    risk: float = RISK,
 ) -> dict[str, Any]:
     """Fits the temperature and the thresholds on `validation`, then evaluates on `test`, and prints the results.
 
@@ -26,8 +29,8 @@ def assess(
     0 when the other thresholds are certified.
 
     Args:
-        predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8; with a second head, (N, 11), the last of
-            which is the logit of "one whole digit".
+        predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8, and the probability of one whole digit, (N,)
+            float32; None without a second head.
         validation: held-out images. If it is empty, the temperature is 1 and there are no thresholds.
         test: images that nothing is fitted to or selected by.
         risk: probability that the error of a certified threshold exceeds its target.
@@ -39,7 +42,7 @@ def assess(
     certificates: dict[str, Any] = {"thresholds": {}, "fields": {}, "risk": risk, "certified": None}
     refusal: dict[str, Any] = {}
     if len(validation):
-        logits, whole = split_heads(predict(validation.images))
+        logits, whole = predict(validation.images)
         temperature = fit_temperature(logits, validation.labels)
         calibrated = softmax(logits, temperature)
         validated = evaluate(calibrated, validation.labels)
@@ -51,7 +54,7 @@ def assess(
             refusal = {"threshold": fix_whole_threshold(whole), "held_out_lost": float(1 - kept.mean())}
         certificates = certify_images(calibrated, validation.labels, risk, validation.writers, kept)
 
-    test_logits, test_whole = split_heads(predict(test.images))
+    test_logits, test_whole = predict(test.images)
     test_kept = None
     if refusal and test_whole is not None:
         test_kept = test_whole >= np.float64(refusal["threshold"])

@@ -14,6 +14,7 @@ from training.dataset import Dataset
 from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
+from training.teacher import find_teacher
 from training.verify import Exported
 
 
@@ -105,11 +106,14 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
     """Returns the version directory of one run. A missing version is made if `run` is set; otherwise the result is None."""
-    found = version_directory.find(directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs))
+    teacher = find_teacher(recipe, None)
+    found = version_directory.find(
+        directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs, teacher)
+    )
     if found or not run:
         return found
     # This repository compares recipes and serves nobody: a version may replace one that accepts more.
-    return pipeline.run(recipe, dataset, seed, recipe.epochs, directory, replace=True)
+    return pipeline.run(recipe, dataset, seed, recipe.epochs, directory, replace=True, teacher=teacher)
 
 
 def _latency(version: Path, image: np.ndarray) -> float:

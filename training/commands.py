@@ -16,6 +16,7 @@ from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import DetectionError, DetectorFiles, Workbench
+from training.teacher import find_teacher
 from training.verify import Exported, VerificationError, verify_version
 from training.version_directory import VersionError
 
@@ -86,6 +87,7 @@ def run_recipe(options: argparse.Namespace) -> int:
         captured,
         risk=options.risk,
         replace=options.replace,
+        teacher=find_teacher(recipe, options.teacher),
     )
     print(f"published  {published}")
     return 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.calibrate import negative_log_likelihood
+from training.whole import split_heads
 
 if TYPE_CHECKING:
     import keras
@@ -98,9 +99,13 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray) -> Evaluation:
 
 
 def predict_logits(network: "keras.Model", images: np.ndarray) -> np.ndarray:
-    """Runs a Keras network on `images`, (N, 28, 28) uint8, and returns its logits, (N, 10) float32."""
-    logits: np.ndarray = network.predict(images[..., None].astype(np.float32), batch_size=500, verbose=0)
-    return logits
+    """Runs a Keras network on `images`, (N, 28, 28) uint8, and returns the logits of the digits, (N, 10) float32."""
+    return predict_heads(network, images)[0]
+
+
+def predict_heads(network: "keras.Model", images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Runs a Keras network on `images`, (N, 28, 28) uint8; returns its heads as `split_heads` does."""
+    return split_heads(network.predict(images[..., None].astype(np.float32), batch_size=500, verbose=0))
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

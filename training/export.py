@@ -86,7 +86,9 @@ def export(
         features = trunk(pixels, training=False)
         logits = heads[0](features)
         answers = {"logits": logits, "probabilities": ops.softmax(logits / temperature)}
-        return answers | {"whole": ops.sigmoid(head(features)) for head in heads[1:]}
+        if len(heads) > 1:
+            answers["whole"] = ops.sigmoid(heads[1](features))
+        return answers
 
     signature = [tf.TensorSpec((None, 28, 28), tf.uint8, name="images")]
     function = tf.function(answer, input_signature=signature, autograph=False)
@@ -121,7 +123,10 @@ def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequent
 
     twins: list[keras.Layer] = []
     weights: list[list[np.ndarray]] = []
-    scale, shape = np.float32(1), None  # of the pixels, until the first weights; of what is flattened, until the next weights
+    scale, shape = (
+        np.float32(1),
+        None,
+    )  # of the pixels, until the first weights; of what is flattened, until the next weights
     for layer in stack:
         match layer:
             case layers.Rescaling():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,8 +15,7 @@ from training.dataset import Examples
 from training.objective import WholeDigit, accuracy, whole_targets
 from training.progress import Progress, finished
 from training.recipes import Recipe
-from training.synthesis.mixture import Mixture
-from training.teacher import Teacher
+from training.synthesis.mixture import Mixture, Teacher
 
 _SETTLING = (40, 500)  # batches, and images per batch, that the averages of batch normalisation are taken anew from
 
@@ -75,6 +74,7 @@ def fit(
     keras.utils.set_random_seed(seed)
     network = recipe.network()
     batches: Batches | MixedBatches
+    metric: str | Callable[..., keras.KerasTensor]
     if recipe.mixture:
         batches = MixedBatches(recipe.mixture, train, recipe.augmentation, teacher, recipe.batch_size, seed)
         trainer, objective, metric = fed_with_pixels(network), WholeDigit(), accuracy

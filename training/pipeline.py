@@ -21,6 +21,7 @@ from training.files import require_writable
 from training.fit import checkpoint_name, fit
 from training.quantize import quantize
 from training.recipes import Recipe
+from training.synthesis.mixture import Teacher
 from training.verify import Exported, verify, verify_version
 from training.version_directory import VersionError, load_network, publish, read_record, require_replaceable
 
@@ -39,6 +40,7 @@ def run(
     captured: Captured | None = None,
     risk: float = RISK,
     replace: bool = False,
+    teacher: Teacher | None = None,
 ) -> Path:
     """Trains, calibrates, certifies, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
@@ -64,6 +66,7 @@ def run(
         captured: images captured in service; None trains on `dataset` alone.
         risk: probability that the error of a certified threshold exceeds its target.
         replace: publishes a version that accepts no digit by default even beside a newest version that accepts some.
+        teacher: model whose answers become a part of the targets, for recipes with a mixture.
 
     Returns:
         The new version's directory.
@@ -97,7 +100,7 @@ def run(
         f"fit        {recipe.name}, {len(examples):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
         flush=True,
     )
-    fitted = fit(recipe, examples, validation, seed, epochs, checkpoint, logs)
+    fitted = fit(recipe, examples, validation, seed, epochs, checkpoint, logs, teacher)
     try:
         require_exportable()
     except ExportError as error:
@@ -114,6 +117,8 @@ def run(
         "batch_size": recipe.batch_size,
         "optimiser": type(recipe.optimiser(1)).__name__,
         "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
+        "mixture": asdict(recipe.mixture) if recipe.mixture else None,
+        "teacher_sha256": teacher.sha256 if teacher else None,
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
         **captured_record,
@@ -208,7 +213,7 @@ def _make(
 
     record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
     uncalibrated = write(1.0, {})
-    record = {**record, **assess(lambda images: uncalibrated.answers(images)[0], validation, test, record["risk"])}
+    record = {**record, **assess(uncalibrated.uncalibrated_answers, validation, test, record["risk"])}
     exported = write(record["temperature"], metadata(record))
     print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
     network.save(directory / "model.keras")

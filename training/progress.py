@@ -49,13 +49,16 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
 
     @property
     def epochs_done(self) -> int:
+        """Number of complete epochs."""
         return len(self.history.get("loss", []))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Prepares the batches."""
         self.batches.begin(epoch)
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Saves the state and stops training when it is finished."""
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         self.seconds += time.monotonic() - self._began

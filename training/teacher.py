@@ -1,34 +1,54 @@
-"""Teacher: a trained model whose answers become a part of the targets of another network.
-
-Source: Hinton, Vinyals & Dean 2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531.
-"""
+"""Teachers: published versions whose answers become a part of the targets of another network."""
 
 import hashlib
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from training.recipes import Recipe
 from training.verify import Exported
+from training.version_directory import VersionError
+
+TEACHER = "digits-flagship"  # bundled model that teaches by default
 
 
-class Teacher:
-    """A version's ONNX file.
+class ExportedTeacher:
+    """The ONNX file of a version.
 
     Attributes:
-        path: the file.
-        sha256: its checksum, hexadecimal.
+        sha256: checksum of the file, hexadecimal.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, file: Path):
         """Loads the file.
 
         Raises:
             VerificationError: the file is missing or is not a valid model.
         """
-        self.path = path
-        self._exported = Exported(path)
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._exported = Exported(file)
+        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of the ten digits, (N, 10) float32, for (N, 28, 28) uint8 images."""
+        """Returns the probabilities of the digits, (N, 10) float32, for images, (N, 28, 28) uint8."""
         return self._exported.answers(images)[1]
+
+
+def find_teacher(recipe: Recipe, version: Path | None) -> ExportedTeacher | None:
+    """Loads the teacher of a recipe: `version`, or the newest bundled version of `TEACHER`; None if the recipe has none.
+
+    Raises:
+        VerificationError: its file is not a valid model.
+        VersionError: `version` is given for a recipe without a teacher, or no version is bundled.
+    """
+    if not (recipe.mixture and recipe.mixture.teacher):
+        if version:
+            raise VersionError(f"the recipe {recipe.name} takes no teacher; leave --teacher out")
+        return None
+    if version is None:
+        bundled = Path(str(files("serving"))) / "models" / TEACHER
+        numbered = [path for path in bundled.glob("*") if path.name.isdecimal()]
+        if not numbered:
+            raise VersionError(f"no teacher is bundled as {TEACHER}; name a version with --teacher")
+        version = max(numbered, key=lambda path: int(path.name))
+    return ExportedTeacher(version / "model.onnx")

@@ -13,6 +13,7 @@ from training.certificates import accepts_by_default, certify_answers, certify_i
 from training.dataset import Examples
 from training.evaluate import DEFAULT_ERROR, accept, score, score_fields
 from training.export import metadata
+from training.whole import split_heads
 
 
 def examples(count: int, wrong: int, writers: int | None = None) -> Examples:
@@ -25,21 +26,24 @@ def examples(count: int, wrong: int, writers: int | None = None) -> Examples:
     return Examples(images, labels, of_image)
 
 
-def two_heads(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits of a confident network, whose second head doubts images with a large second pixel."""
-    logits = np.full((len(images), 11), -4, np.float32)
-    logits[np.arange(len(images)), images[:, 0, 0] - 1] = 4
-    logits[:, 10] = 5 - images[:, 0, 1] / 10
-    return logits
+Heads = tuple[NDArray[np.float32], NDArray[np.float32] | None]
 
 
-def one_head(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return two_heads(images)[:, :10]
+def two_heads(images: NDArray[np.uint8]) -> Heads:
+    """Outputs of a confident network, whose second head doubts images with a large second pixel."""
+    outputs = np.full((len(images), 11), -4, np.float32)
+    outputs[np.arange(len(images)), images[:, 0, 0] - 1] = 4
+    outputs[:, 10] = 5 - images[:, 0, 1] / 10
+    return split_heads(outputs)
+
+
+def one_head(images: NDArray[np.uint8]) -> Heads:
+    return two_heads(images)[0], None
 
 
 def test_certificates_of_images_name_risk_images_and_writers() -> None:
     held_out = examples(5_000, 5, writers=50)
-    logits = one_head(held_out.images)
+    logits, _ = one_head(held_out.images)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     found = certify_images(probabilities, held_out.labels, 0.01, held_out.writers)
     assert (found["risk"], found["certified"]) == (0.01, {"images": 5_000, "writers": 50})
@@ -134,7 +138,7 @@ def test_the_default_error_rate_is_the_services() -> None:
 def test_the_recorded_effect_of_a_threshold_is_that_of_the_answers() -> None:
     test = examples(1_000, 7)
     record = assess(one_head, examples(10_000, 0), test)
-    logits = one_head(test.images) / record["temperature"]
+    logits = one_head(test.images)[0] / record["temperature"]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     confidence, correct = score(probabilities, test.labels)
     found = record["thresholds"]["0.01"]

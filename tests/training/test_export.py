@@ -162,6 +162,51 @@ def test_in_8_bits_all_layers_but_the_last_use_integers(network: "keras.Sequenti
     assert run["Conv"] == run["Relu"] == run["MaxPool"] == 0, "nothing in between returns to floating point"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_network_of_two_heads_is_exported_under_contract_2(precision: str, images: Images, tmp_path: Path) -> None:
+    from training.evaluate import predict_heads
+    from training.quantize import quantize
+
+    network = build("folded")
+    model = export(network, precision=precision)
+    file = tmp_path / "model.onnx"
+    onnx.save(quantize(model, np.concatenate([images, 255 - images])) if precision == "int8" else model, file)
+    exported = Exported(file)
+    assert exported.metadata["contract"] == "2"
+    logits, whole = predict_heads(network, images)
+    answered, _, answered_whole = exported.outputs(images)
+    assert whole is not None
+    assert answered_whole is not None
+    if precision == "fp32":
+        np.testing.assert_allclose(answered, logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(answered_whole, whole, atol=1e-5)
+        verify(exported, network, 1.7, images)
+        network.layers[-1].bias.assign(np.asarray(network.layers[-1].bias) + np.eye(11)[10])
+        with pytest.raises(VerificationError, match="`whole` differs"):
+            verify(exported, network, 1.7, images)
+    else:
+        assert np.abs(answered_whole - whole).max() < 0.2
+
+
+def test_in_8_bits_the_pixels_are_the_input_of_the_first_convolution(images: Images, tmp_path: Path) -> None:
+    from training.export import export
+    from training.quantize import quantize
+
+    run = optimised(
+        quantize(export(build("folded"), 1.0, {}, channels_last=True), np.concatenate([images, 255 - images])), tmp_path
+    )
+    assert (run["QLinearConv"], run["QGemm"]) == (3, 1)
+    assert run["Cast"] == run["QuantizeLinear"] == run["Transpose"] == 0
+    assert run["Gemm"] + run["FusedGemm"] == 2, "both heads stay in float32"
+
+
+def test_quantisation_refuses_calibration_images_without_paper_or_ink(network: "keras.Sequential", images: Images) -> None:
+    from training.quantize import quantize
+
+    with pytest.raises(ValueError, match="lack 0 or 255"):
+        quantize(export(network), images // 2)
+
+
 def test_a_quantised_version_is_published_beside_the_first_and_served(trained: Path, drawn: Dataset) -> None:
     from training import pipeline
 

@@ -19,12 +19,22 @@ from training.dataset import Dataset, Examples
 if TYPE_CHECKING:
     import keras
 
-    from training.fit import Batches, Fit
+    from training.batches import Batches
+    from training.fit import Fit
     from training.recipes import Recipe
 
 EPOCHS = 5
 
 Images = NDArray[np.uint8]
+
+
+class Taught:
+    """A teacher by its checksum."""
+
+    sha256 = "1"
+
+    def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +171,7 @@ def test_a_fingerprint_differs_between_runs_that_train_differently(some: Example
     from training.augmentation import RandomWarp
     from training.fit import fingerprint
     from training.recipes import RECIPES, Recipe
+    from training.synthesis.mixture import Mixture
 
     def identity(recipe: Recipe, train: Examples = some, held: Examples = some[:50], seed: int = 1, epochs: int = 2) -> str:
         return fingerprint(recipe, train, held, seed, epochs)
@@ -171,6 +182,8 @@ def test_a_fingerprint_differs_between_runs_that_train_differently(some: Example
         *(identity(recipe) for recipe in (small(), slower, straight, small(batch_size=16), small(patience=1))),
         *(identity(small(network=RECIPES["convnet"].network)), identity(small(), epochs=3), identity(small(), seed=2)),
         *(identity(small(), some[:299]), identity(small(), held=some[:49])),
+        *(identity(small("folded", mixture=Mixture(images=images))) for images in (100, 200)),
+        fingerprint(small("folded"), some, some[:50], 1, 2, Taught()),
     ]
     assert len(set(runs)) == len(runs)
     assert identity(small()) == runs[0]
@@ -194,7 +207,7 @@ def test_a_checkpoint_of_another_backend_is_used_only_if_finished(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from training.fit import Batches
+    from training.batches import Batches
 
     pretend_jax(checkpoint)
     again = fit(tiny(), some, some[:0], 1, 1, checkpoint)
@@ -214,6 +227,30 @@ def test_a_checkpoint_of_another_backend_is_used_only_if_finished(
     assert same(restarted, fit(tiny(), some, some[:0], 1, 2)), "the restarted run began with weights of the checkpoint"
 
 
+def test_a_mixture_trains_both_heads_and_resumes_to_the_same_network(some: Examples, tmp_path: Path) -> None:
+    from training.batches import MixedBatches
+    from training.evaluate import predict_heads
+    from training.synthesis.mixture import Mixture
+
+    recipe = small("folded", mixture=Mixture(images=600, passes=2, bank=100), augmentation=None)
+    whole = fit(recipe, some, some[:50], 1, 3, tmp_path / "whole.npz")
+    logits, is_whole = predict_heads(whole.network, some.images)
+    assert (logits.argmax(axis=1) == some.labels).mean() > 0.9
+    assert is_whole is not None
+    noise = np.random.default_rng(0).integers(0, 256, (100, 28, 28)).astype(np.uint8)
+    refused = predict_heads(whole.network, noise)[1]
+    assert refused is not None
+    assert is_whole.mean() > refused.mean() + 0.3
+
+    half = tmp_path / "half.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.fit.MixedBatches.begin", interrupted_in_the_second_epoch(MixedBatches.begin))
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, some, some[:50], 1, 3, half)
+    assert epochs_in(half) == 1
+    assert same(whole, fit(recipe, some, some[:50], 1, 3, half))
+
+
 def test_patience_stops_a_run_whose_validation_loss_rises(some: Examples) -> None:
     wrong = Examples(some.images[:50], (some.labels[:50] + 1) % 10)  # as training improves, this loss rises
     stopped = fit(small("cnn8", patience=2), some, wrong, 1, 40)
@@ -224,7 +261,7 @@ def test_patience_stops_a_run_whose_validation_loss_rises(some: Examples) -> Non
 
 
 def test_each_epoch_has_its_own_shuffle_and_the_requested_steps(some: Examples) -> None:
-    from training.fit import Batches
+    from training.batches import Batches
 
     batches = Batches(some, 64, seed=1)
     assert len(batches) == 5
@@ -262,9 +299,9 @@ def test_a_catalogue_makes_each_run_once_and_tabulates_the_results(
     made = []
     run = pipeline.run
 
-    def recorded(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, models: Path) -> Path:
+    def recorded(recipe: Recipe, dataset: Dataset, seed: int, epochs: int, models: Path, **named: Any) -> Path:
         made.append(seed)
-        return run(recipe, dataset, seed, epochs, models)
+        return run(recipe, dataset, seed, epochs, models, **named)
 
     monkeypatch.setattr(pipeline, "run", recorded)
     dataset = Dataset(some, Examples(*drawings), "none: drawn")

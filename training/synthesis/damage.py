@@ -47,7 +47,8 @@ def _clouds(random: np.random.Generator, count: int, knots: int) -> Images:
     coarse = random.normal(size=(count, knots, knots)).astype(np.float32)
     fields = np.stack([cv2.resize(field, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC) for field in coarse])
     low, high = fields.min(axis=(1, 2), keepdims=True), fields.max(axis=(1, 2), keepdims=True)
-    return (fields - low) / (high - low + np.float32(1e-6))
+    clouds: Images = (fields - low) / (high - low + np.float32(1e-6))
+    return clouds
 
 
 def _haze(images: Images, random: np.random.Generator) -> Images:
@@ -124,7 +125,7 @@ def _neighbour(images: Images, random: np.random.Generator) -> Images:
     """The edge of another digit on the left or on the right."""
     result = images.copy()
     for index, other in enumerate(random.permutation(len(images))):
-        width = int(random.integers(6, 10))  # columns of the frame that the neighbour, which has a margin of four, reaches into
+        width = int(random.integers(6, 10))  # columns; the outer four of the neighbour's image are paper
         if random.random() < 0.5:
             np.maximum(result[index, :, :width], images[other, :, -width:], out=result[index, :, :width])
         else:
@@ -156,7 +157,7 @@ def _coarse(images: Images, random: np.random.Generator) -> Images:
         else:
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(3, 30))]
             _, encoded = cv2.imencode(".jpg", 255 - image.astype(np.uint8), quality)
-            coarse[index] = 255 - cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE).astype(np.float32)
+            coarse[index] = 255 - np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.float32)
     return coarse
 
 

@@ -81,7 +81,9 @@ def _four(random: np.random.Generator) -> list[Points]:
         return [angle, line((random.uniform(0.6, 0.8), random.uniform(0.1, 0.45)), (random.uniform(0.5, 0.72), 1))]
     if style < 0.6:  # like a y: a bowl that runs into the stem
         stem = (random.uniform(0.75, 0.92), random.uniform(0.03, 0.5))
-        bowl = curve([(random.uniform(0.1, 0.3), 0), (random.uniform(0.02, 0.15), 0.3), (0.27, bar), (0.65, bar - 0.06), stem])
+        bowl = curve(
+            [(random.uniform(0.1, 0.3), 0), (random.uniform(0.02, 0.15), 0.3), (0.27, bar), (0.65, bar - 0.06), stem]
+        )
         return [join(bowl, line(stem, (random.uniform(0.55, 0.82), 1)))]
     if style < 0.8:  # a single stroke, like a flash
         right = (random.uniform(0.75, 0.95), bar - random.uniform(0.05, 0.2))
@@ -102,7 +104,9 @@ def _five(random: np.random.Generator) -> list[Points]:
 
 def _six(random: np.random.Generator) -> list[Points]:
     top, height = (random.uniform(0.55, 0.85), 0.0), random.uniform(0.48, 0.62)
-    return [curve([top, (0.2, 0.35), (0.04, 0.72), (0.45, 1), (0.88, 0.78), (0.5, height), (0.1, random.uniform(0.68, 0.8))])]
+    return [
+        curve([top, (0.2, 0.35), (0.04, 0.72), (0.45, 1), (0.88, 0.78), (0.5, height), (0.1, random.uniform(0.68, 0.8))])
+    ]
 
 
 def _seven(random: np.random.Generator) -> list[Points]:
@@ -115,7 +119,9 @@ def _seven(random: np.random.Generator) -> list[Points]:
     strokes = [join(serif, body) if random.random() < 0.4 else body]
     if random.random() < 0.7:
         height = random.uniform(0.42, 0.6)
-        strokes.append(line((random.uniform(0.1, 0.3), height + random.uniform(-0.05, 0.07)), (random.uniform(0.75, 1), height)))
+        strokes.append(
+            line((random.uniform(0.1, 0.3), height + random.uniform(-0.05, 0.07)), (random.uniform(0.75, 1), height))
+        )
     return strokes
 
 
@@ -126,7 +132,22 @@ def _eight(random: np.random.Generator) -> list[Points]:
         width = random.uniform(0.32, 0.45)
         return [arc((0.5, upper), (width, upper), -90, 380), arc((0.5, waist + lower), (0.5, lower), 90, 380)]
     end = (random.uniform(0.65, 0.82), random.uniform(0.02, 0.14))
-    return [curve([(0.78, 0.1), (0.4, 0), (0.14, 0.22), (0.5, 0.47), (0.9, 0.75), (0.5, 1), (0.1, 0.77), (0.5, 0.5), (0.84, 0.25), end])]
+    return [
+        curve(
+            [
+                (0.78, 0.1),
+                (0.4, 0),
+                (0.14, 0.22),
+                (0.5, 0.47),
+                (0.9, 0.75),
+                (0.5, 1),
+                (0.1, 0.77),
+                (0.5, 0.5),
+                (0.84, 0.25),
+                end,
+            ]
+        )
+    ]
 
 
 def _nine(random: np.random.Generator) -> list[Points]:
@@ -134,7 +155,11 @@ def _nine(random: np.random.Generator) -> list[Points]:
     right, style = 0.5 + width, random.random()
     if style < 0.25:  # like a mirrored P, with a tail that begins high and curls up on the left
         loop = arc((0.5, height), (width, height), 20, 320)
-        tail = [(random.uniform(0.62, 0.85), 0.7), (random.uniform(0.3, 0.5), 1), (random.uniform(0, 0.15), random.uniform(0.82, 0.95))]
+        tail = [
+            (random.uniform(0.62, 0.85), 0.7),
+            (random.uniform(0.3, 0.5), 1),
+            (random.uniform(0, 0.15), random.uniform(0.82, 0.95)),
+        ]
         return [join(loop, curve([loop[-1], (0.5 + 0.6 * width, 0.48), *tail]))]
     start = random.uniform(-20, 60)
     loop = arc((0.5, height), (width, height), start, random.uniform(290, 375))

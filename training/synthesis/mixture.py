@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import keras
 import numpy as np
@@ -13,10 +14,24 @@ from training.synthesis.glyphs import glyphs
 from training.synthesis.other_pens import other_pens
 from training.synthesis.rubbish import rubbish
 
-Teacher = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # (N, 28, 28) images to (N, 10) probabilities
 Distortions = Callable[[int], list[keras.Layer]]  # for a seed
 
 _CHUNK = 1000  # images that are distorted at once
+
+
+class Teacher(Protocol):
+    """A trained model whose answers become a part of the targets.
+
+    Source: Hinton, Vinyals & Dean 2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531.
+
+    Attributes:
+        sha256: checksum of the model.
+    """
+
+    sha256: str
+
+    def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Returns the probabilities of the digits, (N, 10), for images, (N, 28, 28)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ They keep the network from refusing digits that only look unlike MNIST's.
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from serving.imaging.framing import frame
@@ -41,13 +42,13 @@ def _rescan(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np
     height = int(random.integers(12, 40))
     aspect = np.clip(box.shape[1] / box.shape[0] * random.uniform(0.7, 1.4), 0.15, 1.3)
     scanned = cv2.resize(box, (max(3, round(height * aspect)), height), interpolation=cv2.INTER_AREA) / 255
-    return frame(scanned > random.uniform(0.25, 0.65) if random.random() < 0.5 else scanned)
+    return frame(np.asarray(scanned > random.uniform(0.25, 0.65) if random.random() < 0.5 else scanned, np.float64))
 
 
 def _repen(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """Draws a digit with a thicker or thinner pen, outlines it, or breaks its strokes."""
     large = cv2.resize(image, (_THICK, _THICK), interpolation=cv2.INTER_CUBIC)
-    ink = (large > 110).astype(np.uint8)
+    ink: MatLike = (large > 110).astype(np.uint8)
     pen = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (int(random.integers(3, 8)),) * 2)
     thin = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     match int(random.integers(4)):
@@ -57,8 +58,9 @@ def _repen(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.
             thinner = cv2.erode(ink, thin)
             ink = thinner if thinner.sum() > ink.sum() / 4 else ink
             if random.random() < 0.5:  # broken
-                ink &= cv2.resize(random.random((9, 9)), (_THICK, _THICK), interpolation=cv2.INTER_LINEAR) > 0.25
+                kept = cv2.resize(random.random((9, 9)), (_THICK, _THICK), interpolation=cv2.INTER_LINEAR) > 0.25
+                ink = np.where(kept, ink, 0)
         case _:
             thick = cv2.dilate(ink, thin)
             ink = thick - cv2.erode(thick, thin)  # outline
-    return frame(ink > 0)
+    return frame((ink > 0).astype(np.float64))

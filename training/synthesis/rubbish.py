@@ -1,13 +1,14 @@
 """Rubbish: images that show no whole digit, framed as a digit would be.
 
 Some kinds are left out on purpose, so that a version's card can state how a network treats what it never saw: marks such as
-? & % # @ *, postmarks, other scripts, wavy cancellations, ticks and drawings. Upright bars are left out because they are a 1.
+? & % # @ *, postmarks, other scripts, wavy cancellations, ticks and drawings. Upright bars are left out, as a bar is a 1.
 """
 
 from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from serving.imaging.framing import frame
@@ -50,7 +51,8 @@ def _is_bar(image: Image) -> bool:
 
 
 def _pick(digits: Examples, random: np.random.Generator) -> Image:
-    return digits.images[random.integers(len(digits))]
+    image: Image = digits.images[random.integers(len(digits))]
+    return image
 
 
 def _half(digits: Examples, random: np.random.Generator) -> Image:
@@ -91,13 +93,15 @@ def _geometry(digits: Examples, random: np.random.Generator) -> Image:
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     middle, pen = _CANVAS // 2, int(random.integers(2, 8))
     width, height = (int(side) for side in random.integers(8, 28, 2))
-    corners = [(middle - width, middle - height), (middle + width, middle + height)]
+    corners = (middle - width, middle - height), (middle + width, middle + height)
     match int(random.integers(7)):
         case 0:
             cv2.ellipse(canvas, (middle, middle), (width, height), 0, 0, 360, 255, -1)
         case 1:  # a dash
             rise = int(random.integers(-10, 11))
-            cv2.line(canvas, (middle - width, middle - rise), (middle + width, middle + rise), 255, int(random.integers(2, 16)))
+            cv2.line(
+                canvas, (middle - width, middle - rise), (middle + width, middle + rise), 255, int(random.integers(2, 16))
+            )
         case 2:  # bars side by side, or a grid
             grid = random.random() < 0.3
             for bars in (canvas, canvas.T) if grid else ((canvas, canvas.T)[random.integers(2)],):
@@ -121,7 +125,7 @@ def _geometry(digits: Examples, random: np.random.Generator) -> Image:
 def _noise(digits: Examples, random: np.random.Generator) -> Image:
     """Keeps the brightest pixels of noise, from fine to coarse."""
     side = int(random.integers(12, 40))
-    noise = random.normal(size=(side, side))
+    noise: MatLike = random.normal(size=(side, side))
     if random.random() < 0.75:
         noise = cv2.GaussianBlur(noise, (0, 0), random.uniform(0.4, 2.5))
     return frame((noise > np.quantile(noise, random.uniform(0.5, 0.97))).astype(float))
@@ -134,7 +138,9 @@ def _texture(digits: Examples, random: np.random.Generator) -> Image:
         angle, rows_columns = random.uniform(0, 2 * np.pi), np.indices((side, side)) - random.uniform(4, 24, (2, 1, 1))
         ramp = np.cos(angle) * rows_columns[0] + np.sin(angle) * rows_columns[1]
         canvas += random.normal() * np.clip(ramp / random.uniform(0.5, 15), -1, 1)
-    blotches = cv2.resize(random.normal(size=(int(random.integers(3, 15)),) * 2), (side, side), interpolation=cv2.INTER_CUBIC)
+    blotches = cv2.resize(
+        random.normal(size=(int(random.integers(3, 15)),) * 2), (side, side), interpolation=cv2.INTER_CUBIC
+    )
     canvas += random.uniform(0, 1.5) * blotches
     canvas -= np.quantile(canvas, random.uniform(0, 0.7))
     return frame(np.clip(canvas / max(canvas.max(), 1e-6), 0, 1))
@@ -172,7 +178,9 @@ def _crossed_out(digits: Examples, random: np.random.Generator) -> Image:
         case _:
             turns = int(random.integers(4, 9))
             across = np.linspace(low[0], high[0], turns)
-            strokes = [np.stack([across, np.where(np.arange(turns) % 2, low[1], high[1]) + random.normal(0, 4, turns)], axis=1)]
+            strokes = [
+                np.stack([across, np.where(np.arange(turns) % 2, low[1], high[1]) + random.normal(0, 4, turns)], axis=1)
+            ]
     return _pen(strokes, random, large)
 
 
@@ -180,10 +188,11 @@ def _pick_of(labels: tuple[int, ...], digits: Examples, random: np.random.Genera
     while True:
         index = random.integers(len(digits))
         if digits.labels[index] in labels:
-            return digits.images[index]
+            image: Image = digits.images[index]
+            return image
 
 
-def _pen(strokes: list[NDArray[np.float64]], random: np.random.Generator, canvas: Image | None = None) -> Image:
+def _pen(strokes: list[NDArray[np.float64]], random: np.random.Generator, canvas: MatLike | None = None) -> Image:
     """Draws strokes with a random pen, over `canvas` if there is one, and frames the result."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8) if canvas is None else canvas
     points = [np.round(stroke * 16).astype(np.int32) for stroke in strokes]

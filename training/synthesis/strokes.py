@@ -109,4 +109,5 @@ def _displace(points: Points, knots: NDArray[np.float64]) -> Points:
     across = np.stack([1 - part[:, 0], part[:, 0]])[..., None]
     above = across[0] * knots[y, x] + across[1] * knots[y, x + 1]
     below = across[0] * knots[y + 1, x] + across[1] * knots[y + 1, x + 1]
-    return above + part[:, 1:] * (below - above)
+    displaced: Points = above + part[:, 1:] * (below - above)
+    return displaced
