@@ -7,12 +7,13 @@
 In: MNIST, and images captured in service (`captured_images`). Out: a version directory (`version_directory`) with the ONNX
 file, the Keras network, the run record `run.json` and the model card (`model_card`).
 
-- `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation.
+- `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation. `whole` fixes the threshold of a
+  second head first; `certificates` certifies digits and fields of any labelled images.
 - `recipes` names each combination of data split, augmentation, network, optimiser and schedule.
 - `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
 - `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
-- `robustness` measures the accuracy on damaged images and on a second source of digits; `drift_reference` describes the
+- `robustness` measures the accuracy on damaged images, and has a second source of digits; `drift_reference` describes the
   images that a version was certified on.
 - `commands` implements the commands of `digits-train`, and `files` writes files atomically.
 - `report` shows a finished version on one HTML page, drawn by `figures`.

@@ -77,7 +77,7 @@ def certify(
         The threshold, or None if the first test fails or can't pass. Of thresholds that accept the same images, it is the
         strictest.
 
-    Source: Angelopoulos, Bates, Candès, Jordan & Lei 2021, Learn then Test, arXiv 2110.01052, section 2.3; Maurer, Hothorn
+    Source: Angelopoulos, Bates, Candès, Jordan & Lei 2021, Learn then Test, arXiv 2110.01052; Maurer, Hothorn
     & Lehmacher 1995, Multiple comparisons in drug clinical trials and preclinical assays: a-priori ordered hypotheses.
     """
     count, start = len(confidence), first_count(len(confidence), target, risk, length)

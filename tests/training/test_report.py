@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 import training.report
+from serving.settings import BUNDLED
 from training import figures
 from training.__main__ import main
 from training.calibrate import softmax
-from training.dataset import Dataset
+from training.dataset import Dataset, Examples
 from training.evaluate import ERRORS, evaluate, risk_coverage
 from training.model_card import model_card
-from training.report import ReportError, page, report
+from training.report import ReportError, _on_source, page, report
+from training.verify import Exported
 from training.version_directory import VersionError
 
 Images = NDArray[np.uint8]
@@ -344,6 +346,22 @@ def test_a_report_measures_and_writes_record_card_and_page(
     Page((version / "report.html").read_text())
     assert not list(version.glob(".*"))
     assert main(["report", str(version)]) == 0, "a report can be repeated"
+
+
+def test_digits_from_elsewhere_are_accepted_by_threshold_and_second_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = Exported(next(BUNDLED.glob("digits/*/model.onnx")))
+    images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5, dtype=np.uint8)
+    probabilities = np.eye(10, dtype=np.float32)[[0, 1, 2, 9, 9]]
+    probabilities[1] *= np.float32(0.7)
+    whole = np.array([1, 1, 0.2, 1, 0.2], np.float32)
+    # No model with a second head is bundled yet.
+    monkeypatch.setattr(exported, "outputs", lambda images: (probabilities, probabilities, whole))
+    found = {"0.01": {"threshold": 0.6}, "0.005": {"threshold": 0.8}, "0.002": {"threshold": 0.99}, "0.001": None}
+    row = _on_source("another hand", Examples(images, labels), exported, {"thresholds": found, "whole": {"threshold": 0.25}})
+    assert (row["rate"], row["images"], row["accuracy"]) == ("0.005", 5, 0.6)
+    assert (row["accepted"], row["wrong"]) == (2, 1), "a sure 0, and a 3 read as 9"
+    row = _on_source("another hand", Examples(images, labels), exported, {"thresholds": found})
+    assert (row["accepted"], row["wrong"]) == (4, 2), "without a second head"
 
 
 def test_a_directory_without_a_version_is_refused(
