@@ -41,6 +41,7 @@ TRAINING_ORDER = [
         "evaluate",
         "certify",
         "assess",
+        "damage",
         "robustness",
         "non_digits",
     ],
