@@ -10,6 +10,7 @@ SECONDS ?= 30
 MINUTES ?= 10
 WORKERS ?= auto
 RECIPE ?= flagship
+HOLD_OUT ?= 10000
 IMAGE ?= postal-digits
 VARIANT ?= cpu
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -43,12 +44,18 @@ install-gpu: .venv/.serving ## have `make serve` run on CUDA: replace the CPU bu
 	$(PIP) install --require-hashes -r serving/requirements-gpu.lock
 	@touch .venv/.gpu
 
-serve: .venv/.serving ## serve the newest model: ./models if `make train` made one, else the bundled one [GRPC_PORT=8001 METRICS_PORT=8002]
-	@exec $(BIN)/digits serve $(if $(wildcard models/digits/*/model.onnx),--models models) \
+# `make serve` serves ./models once a version there accepts digits. A run record says if its version does.
+TRAINED = $(wildcard models/digits/*/model.onnx)
+IDLE = $(patsubst %run.json,%model.onnx,$(shell grep -sl '"accepts_by_default": false' models/digits/*/run.json))
+MODELS ?= $(if $(filter-out $(IDLE),$(TRAINED)),models)
+
+serve: .venv/.serving ## serve the newest model: ./models if `make train` made one that accepts digits, else the bundled one [MODELS=models GRPC_PORT=8001 METRICS_PORT=8002]
+	$(if $(MODELS),,$(if $(TRAINED),@echo 'no version in models/digits accepts digits: serving the bundled models; MODELS=models serves them anyway'))
+	@exec $(BIN)/digits serve $(if $(MODELS),--models $(MODELS)) \
 		$(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
 
-train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship DIGITS_DATA=mnist.npz]
-	$(BIN)/digits-train run $(RECIPE) --models models
+train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship HOLD_OUT=10000 DIGITS_DATA=mnist.npz]
+	$(BIN)/digits-train run $(RECIPE) --hold-out $(HOLD_OUT) --models models
 
 test: .venv/.everything ## run the tests in parallel, except those of test-slow and prove [WORKERS=auto]
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -rs -m 'not slow and not deploy'

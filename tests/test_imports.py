@@ -40,6 +40,8 @@ TRAINING_ORDER = [
         "drift_reference",
         "evaluate",
         "certify",
+        "certificates",
+        "whole",
         "assess",
         "damage",
         "robustness",

@@ -1,6 +1,7 @@
 """Command line of the training package: `digits-train`, or `python -m training`."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -77,11 +78,27 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=_number(1, 10_000), help="passes over the training images (default: the recipe's number)"
     )
 
+    hold_out = argparse.ArgumentParser(add_help=False)
+    hold_out.add_argument(
+        "--hold-out",
+        type=_number(0, 1_000_000),
+        metavar="N",
+        help="images to hold out of training, on which thresholds are certified; without any, a service accepts nothing "
+        "(default: the recipe's number, often 0)",
+    )
+
+    replacement = argparse.ArgumentParser(add_help=False)
+    replacement.add_argument(
+        "--replace",
+        action="store_true",
+        help="publish a version that accepts no digit by default, even if the model's newest version accepts some",
+    )
+
     actions.add_parser("list", help="list the recipes: parameters, epochs, expected and claimed accuracy, source")
 
     run = actions.add_parser(
         "run",
-        parents=[data, writers, schedule, captured],
+        parents=[data, writers, schedule, hold_out, captured, replacement],
         help="train a recipe, export and verify the network, publish a new model version",
     )
     run.add_argument("recipe", help="recipe name from `digits-train list`")
@@ -92,10 +109,18 @@ def _parser() -> argparse.ArgumentParser:
         help="model repository; the version is published as MODELS/NAME/VERSION (default: %(default)s)",
     )
     run.add_argument("--name", type=_name, default="digits", help="model name in the repository (default: %(default)s)")
+    run.add_argument(
+        "--risk",
+        type=_probability,
+        default=0.001,
+        help="probability that the error of a certified threshold exceeds its target (default: %(default)s)",
+    )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="directory for TensorBoard logs")
 
     catalogue = actions.add_parser(
-        "catalogue", parents=[data, writers], help="run every recipe with several seeds and write one table of results"
+        "catalogue",
+        parents=[data, writers, hold_out],
+        help="run every recipe with several seeds and write one table of results",
     )
     catalogue.add_argument("--seeds", type=_number(1, 10_000), default=3, help="runs per recipe (default: %(default)s)")
     catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="recipes to run (default: all)")
@@ -125,14 +150,14 @@ def _parser() -> argparse.ArgumentParser:
 
     export = actions.add_parser(
         "export",
-        parents=[data, writers],
+        parents=[data, writers, replacement],
         help="export a version's network again, recalibrate and certify it, publish a new version beside the first",
     )
     export.add_argument("version", type=Path, help="version directory that `digits-train run` published")
 
     quantize = actions.add_parser(
         "quantize",
-        parents=[data, writers],
+        parents=[data, writers, replacement],
         help="quantise a version to 8-bit integers, recalibrate and certify it, publish a new version beside the first",
     )
     quantize.add_argument("version", type=Path, help="version directory that `digits-train run` published")
@@ -182,6 +207,17 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def _probability(text: str) -> float:
+    """Parses a probability that is neither 0 nor 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, such as 0.001, not {text}")
+    return value
 
 
 @contextmanager

@@ -171,7 +171,37 @@ def flagship_small() -> keras.Sequential:
     )
 
 
-def _normalised_convolution(filters: int, size: int, padding: str, pool: bool = False) -> tuple[keras.Layer, ...]:
+def folded(filters: tuple[int, int, int] = (64, 64, 64), hidden: int = 192) -> keras.Sequential:
+    """Three convolutions over rows of which four pixels are folded into channels, and a hidden layer. Our own.
+
+    Eleven outputs: the logits of the digits, and that of `whole`. A stem with one channel, as other networks have it, costs
+    ONNX Runtime's 8-bit kernels four times as much per multiply-add. Folding is a reshape, which costs nothing.
+
+    Args:
+        filters: of the three convolutions, which leave 7x7, 5x5 and 3x3.
+        hidden: units of the hidden layer.
+    """
+    first, second, third = filters
+    return _sequential(
+        layers.Rescaling(1 / 255),
+        layers.Reshape((28, 7, 4)),
+        layers.ZeroPadding2D(((2, 2), (1, 1))),
+        *_normalised_convolution(first, (8, 3), "valid", strides=(4, 1)),
+        *_normalised_convolution(second, 3, "valid"),
+        *_normalised_convolution(third, 3, "valid"),
+        layers.Flatten(),
+        layers.Dropout(0.1),
+        layers.Dense(hidden, use_bias=False),
+        layers.BatchNormalization(momentum=0.9),
+        layers.ReLU(),
+        layers.Dropout(0.15),
+        layers.Dense(11),
+    )
+
+
+def _normalised_convolution(
+    filters: int, size: int | tuple[int, int], padding: str, pool: bool = False, strides: tuple[int, int] = (1, 1)
+) -> tuple[keras.Layer, ...]:
     """Returns a convolution, optional pooling, batch normalisation and ReLU. The normalisation makes a bias redundant.
 
     Keras' default momentum of 0.99 lets the moving averages lag a thousand updates behind; 0.9 settles in time.
@@ -179,7 +209,7 @@ def _normalised_convolution(filters: int, size: int, padding: str, pool: bool = 
     Source: Ioffe & Szegedy 2015, arXiv 1502.03167.
     """
     return (
-        layers.Conv2D(filters, size, padding=padding, use_bias=False),
+        layers.Conv2D(filters, size, strides=strides, padding=padding, use_bias=False),
         *([layers.MaxPooling2D()] if pool else []),
         layers.BatchNormalization(momentum=0.9),
         layers.ReLU(),

@@ -7,52 +7,64 @@ from typing import Any
 import numpy as np
 
 from training.calibrate import fit_temperature, softmax
-from training.certify import Threshold, certify
+from training.certificates import accepts_by_default, certify_images, refuse
+from training.certify import RISK
 from training.dataset import Examples
 from training.drift_reference import drift_reference
-from training.evaluate import ERRORS, FIELD_ERRORS, FIELD_LENGTHS, accept, evaluate, score, score_fields
+from training.evaluate import DEFAULT_ERROR, accept, evaluate, score, score_fields
+from training.whole import WHOLE_LOSS, fix_whole_threshold, split_heads
 
-DELTA = 0.001  # probability that a certified threshold exceeds its target error rate
 POSTCODE = 5  # digits; length of the fields whose thresholds are printed
 
 
-def assess(predict: Callable[[np.ndarray], np.ndarray], validation: Examples, test: Examples) -> dict[str, Any]:
+def assess(
+    predict: Callable[[np.ndarray], np.ndarray], validation: Examples, test: Examples, risk: float = RISK
+) -> dict[str, Any]:
     """Fits the temperature and the thresholds on `validation`, then evaluates on `test`, and prints the results.
 
+    A network with a second head first gets its whole threshold. The answers that this threshold refuses count as confidence
+    0 when the other thresholds are certified.
+
     Args:
-        predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8.
+        predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8; with a second head, (N, 11), the last of
+            which is the logit of "one whole digit".
         validation: held-out images. If it is empty, the temperature is 1 and there are no thresholds.
         test: images that nothing is fitted to or selected by.
+        risk: probability that the error of a certified threshold exceeds its target.
 
     Returns:
         The entries of the run record about accuracy, calibration, thresholds and the drift reference.
     """
-    temperature, validated = 1.0, None
-    certified: dict[str, Threshold | None] = {}
-    certified_fields: dict[int, dict[float, Threshold | None]] = {}
-    reference = None
+    temperature, validated, reference = 1.0, None, None
+    certificates: dict[str, Any] = {"thresholds": {}, "fields": {}, "risk": risk, "certified": None}
+    refusal: dict[str, Any] = {}
     if len(validation):
-        held_out = predict(validation.images)
-        temperature = fit_temperature(held_out, validation.labels)
-        calibrated = softmax(held_out, temperature)
+        logits, whole = split_heads(predict(validation.images))
+        temperature = fit_temperature(logits, validation.labels)
+        calibrated = softmax(logits, temperature)
         validated = evaluate(calibrated, validation.labels)
         reference = drift_reference(validation.images, calibrated)
         print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
-        certified = {str(error): certify(*score(calibrated, validation.labels), error, DELTA) for error in ERRORS}
-        # Held-out images are ordered by writer, if the writers are known: like on a letter, one writer writes a field.
-        certified_fields = {
-            length: {
-                error: certify(*score_fields(calibrated, validation.labels, length), error, DELTA) for error in FIELD_ERRORS
-            }
-            for length in FIELD_LENGTHS
-        }
+        kept = None
+        if whole is not None:
+            kept = whole >= np.float64(fix_whole_threshold(whole))
+            refusal = {"threshold": fix_whole_threshold(whole), "held_out_lost": float(1 - kept.mean())}
+        certificates = certify_images(calibrated, validation.labels, risk, validation.writers, kept)
 
-    test_logits = predict(test.images)
+    test_logits, test_whole = split_heads(predict(test.images))
+    test_kept = None
+    if refusal and test_whole is not None:
+        test_kept = test_whole >= np.float64(refusal["threshold"])
+        refusal["test_lost"] = float(1 - test_kept.mean())
+        print(
+            f"whole      threshold {refusal['threshold']:.6f} refuses {refusal['held_out_lost']:.2%} of the held-out digits "
+            f"(aim {WHOLE_LOSS:.2%}) and {refusal['test_lost']:.2%} of the test images"
+        )
     probabilities = softmax(test_logits, temperature)
     tested = evaluate(probabilities, test.labels)
     uncalibrated = evaluate(softmax(test_logits, 1), test.labels)
     print(f"evaluate   test {tested}")
-    record: dict[str, Any] = {
+    record = {
         "temperature": temperature,
         "validation": validated and asdict(validated),
         "test": asdict(tested),
@@ -60,15 +72,14 @@ def assess(predict: Callable[[np.ndarray], np.ndarray], validation: Examples, te
             "negative_log_likelihood": uncalibrated.negative_log_likelihood,
             "calibration_error": uncalibrated.calibration_error,
         },
-        "thresholds": _threshold_records(certified, *score(probabilities, test.labels)),
-        "fields": {
-            str(length): _field_record(found, *score_fields(probabilities, test.labels, length))
-            for length, found in certified_fields.items()
-        },
-        "delta": DELTA,
+        **({"whole": refusal} if refusal else {}),
+        **_with_effect(certificates, *score(probabilities, test.labels), test_kept),
+        "accepts_by_default": accepts_by_default(certificates),  # read by `make serve`
         "drift_reference": reference,
     }
     print_thresholds(record)
+    if not record["accepts_by_default"]:
+        print(f"warning    {_remedy(record, len(validation))}")
     return record
 
 
@@ -79,26 +90,33 @@ def print_thresholds(record: dict[str, Any]) -> None:
         _print_thresholds(record["fields"][str(POSTCODE)]["thresholds"], f"fields of {POSTCODE}")
 
 
-def _field_record(certified: dict[float, Threshold | None], confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """Returns the record of the fields of one length: results on the test images, and the certified thresholds."""
-    return {
-        "test_fields": len(correct),
-        "test_accuracy": float(correct.mean()),
-        "test_confidence": float(confidence.mean()),
-        "thresholds": _threshold_records({str(error): found for error, found in certified.items()}, confidence, correct),
-    }
+def _with_effect(
+    certificates: dict[str, Any], confidence: np.ndarray, correct: np.ndarray, kept: np.ndarray | None
+) -> dict[str, Any]:
+    """Adds the results on the test images to certificates: `confidence` and `correct` of each, `kept` by the second head."""
+    accepted = refuse(confidence, kept)
+    fields = {}
+    for length, field in certificates["fields"].items():
+        products, all_correct = score_fields(confidence, correct, int(length))
+        fields[length] = {
+            "test_fields": len(all_correct),
+            "test_accuracy": float(all_correct.mean()),
+            "test_confidence": float(products.mean()),
+            "thresholds": _effects(field["thresholds"], *score_fields(accepted, correct, int(length))),
+        }
+    return certificates | {"thresholds": _effects(certificates["thresholds"], accepted, correct), "fields": fields}
 
 
-def _threshold_records(
-    certified: dict[str, Threshold | None], confidence: np.ndarray, correct: np.ndarray
+def _effects(
+    certified: dict[str, dict[str, Any] | None], confidence: np.ndarray, correct: np.ndarray
 ) -> dict[str, dict[str, Any] | None]:
-    """Returns each threshold with its effect on the test images, by target error rate; None where none was certified."""
-    records: dict[str, dict[str, Any] | None] = dict.fromkeys(certified)
+    """Adds to each threshold its effect on the test images."""
+    effects: dict[str, dict[str, Any] | None] = dict.fromkeys(certified)
     for error, found in certified.items():
         if found is not None:
-            effect = asdict(accept(confidence, correct, found.threshold))
-            records[error] = asdict(found) | {f"test_{name}": value for name, value in effect.items()}
-    return records
+            effect = asdict(accept(confidence, correct, found["threshold"]))
+            effects[error] = found | {f"test_{name}": value for name, value in effect.items()}
+    return effects
 
 
 def _print_thresholds(records: dict[str, Any], unit: str) -> None:
@@ -107,7 +125,21 @@ def _print_thresholds(records: dict[str, Any], unit: str) -> None:
         if found is None:
             print(f"{promise} no threshold can be certified")
             continue
+        by_writer = f" ({found['by_writer']:.2%} by writer)" if found["by_writer"] is not None else ""
         print(
-            f"{promise} threshold {found['threshold']:.4f}, held-out accepted {found['coverage']:.2%}, "
+            f"{promise} threshold {found['threshold']:.4f}{by_writer}, held-out accepted {found['coverage']:.2%}, "
             f"test accepted {found['test_coverage']:.2%}, {found['test_errors']} wrong"
         )
+
+
+def _remedy(record: dict[str, Any], held_out: int) -> str:
+    """Explains why a version accepts nothing by default, and what to do."""
+    nothing = f"a service accepts no digit of this version at its default target error rate of {DEFAULT_ERROR:.1%}"
+    if not held_out:
+        return f"{nothing}: no images were held out to certify thresholds on; train with --hold-out 10000"
+    looser = [float(error) for error, found in record["thresholds"].items() if found]
+    instead = f", or ask for a target error rate of {min(looser):.1%}" if looser else ""
+    return (
+        f"{nothing}: no such threshold can be certified on {held_out:,} held-out images; hold out more with --hold-out, "
+        f"train a more accurate recipe{instead}"
+    )

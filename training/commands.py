@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from training import pipeline
 from training.captured_images import load_captured
@@ -71,11 +72,21 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Trains one recipe and prints the path of the new version."""
-    [recipe] = _recipes([options.recipe])
+    [recipe] = _recipes([options.recipe], options.hold_out)
     captured = None if options.captured is None else load_captured(options.captured)
     dataset = load_mnist(options.data, options.writers)
     directory, epochs = options.models / options.name, options.epochs or recipe.epochs
-    published = pipeline.run(recipe, dataset, options.seed, epochs, directory, options.tensorboard, captured)
+    published = pipeline.run(
+        recipe,
+        dataset,
+        options.seed,
+        epochs,
+        directory,
+        options.tensorboard,
+        captured,
+        risk=options.risk,
+        replace=options.replace,
+    )
     print(f"published  {published}")
     return 0
 
@@ -85,15 +96,18 @@ def run_catalogue(options: argparse.Namespace) -> int:
     selected = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
     dataset = load_mnist(options.data, options.writers)
     require_writable(options.models)
-    print(catalogue(RECIPES.values(), selected, dataset, options.seeds, options.models), end="")
+    recipes = _recipes(list(RECIPES), options.hold_out)
+    print(catalogue(recipes, selected, dataset, options.seeds, options.models), end="")
     return 0
 
 
-def _recipes(names: list[str]) -> list[Recipe]:
+def _recipes(names: list[str], hold_out: int | None = None) -> list[Recipe]:
+    """Returns the recipes of these names, which hold out `hold_out` images instead of their own number unless it is None."""
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
         raise UsageError(f"no recipe is named {unknown[0]!r}; the recipes are: {', '.join(RECIPES)}")
-    return [RECIPES[name] for name in names]
+    recipes = [RECIPES[name] for name in names]
+    return recipes if hold_out is None else [replace(recipe, validation_images=hold_out) for recipe in recipes]
 
 
 def check_version(options: argparse.Namespace) -> int:
@@ -127,7 +141,8 @@ def compare_versions(options: argparse.Namespace) -> int:
 def remake_version(options: argparse.Namespace) -> int:
     """Publishes a version's network as a new version, exported again or quantised to 8-bit integers."""
     precision = "int8" if options.action == "quantize" else "fp32"
-    print(f"published  {pipeline.remake(options.version, load_mnist(options.data, options.writers), precision)}")
+    dataset = load_mnist(options.data, options.writers)
+    print(f"published  {pipeline.remake(options.version, dataset, precision, options.replace)}")
     return 0
 
 

@@ -22,10 +22,12 @@ class Examples:
     Attributes:
         images: (N, 28, 28) uint8, 0 paper, 255 ink.
         labels: (N,) uint8, 0 to 9.
+        writers: (N,) number of each image's writer; None if the writers are unknown.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    writers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +38,7 @@ class Examples:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def __getitem__(self, chosen: np.ndarray | slice) -> "Examples":
-        return Examples(self.images[chosen], self.labels[chosen])
+        return Examples(self.images[chosen], self.labels[chosen], None if self.writers is None else self.writers[chosen])
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ def _read_writers(path: Path) -> np.ndarray:
 def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Examples]:
     """Splits the training images into images to train on and `count` held-out images.
 
-    If the writers are known, no writer is in both parts. Whole writers are drawn until `count` images are held out, and the
-    surplus images of the last writer are in neither part. Otherwise the split is random, and most writers are in both parts.
+    If the writers are known, no writer is in both parts, and both parts name them. Whole writers are drawn until `count`
+    images are held out, and the surplus images of the last writer are in neither part. Otherwise the split is random, and
+    most writers are in both parts.
 
     Args:
         dataset: the dataset whose training images are split.
@@ -131,9 +134,12 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Example
         seed: of the random split.
 
     Raises:
-        DatasetError: there are so few writers that less than half of the intended training images would be left.
+        DatasetError: no image would be left, or there are so few writers that less than half of the intended training
+            images would be left.
     """
-    examples, random = dataset.train, np.random.default_rng(seed)
+    examples, random = replace(dataset.train, writers=dataset.writers), np.random.default_rng(seed)
+    if count >= len(examples):
+        raise DatasetError(f"cannot hold out {count:,} of {len(examples):,} training images: some must be left to train on")
     if count == 0:
         return examples, examples[:0]
     if dataset.writers is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 REJECTED = (0.005, 0.01, 0.02, 0.05, 0.1)  # shares of the images that a site may reject to keying
 ERRORS = (0.01, 0.005, 0.002, 0.001)  # target error rates of the accepted digits
+DEFAULT_ERROR = 0.005  # target error rate of the service for callers that name none
 FIELD_ERRORS = (0.05, 0.02, 0.01, 0.005)  # target error rates of the accepted fields
 FIELD_LENGTHS = range(2, 11)  # digits
 Z = 1.959964  # 97.5 % point of the normal distribution, for intervals of 95 %
@@ -107,15 +108,19 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     return probabilities.max(axis=1).astype(np.float32), probabilities.argmax(axis=1) == labels
 
 
-def score_fields(probabilities: np.ndarray, labels: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def score_fields(confidence: np.ndarray, correct: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores fields, each made of `length` consecutive images; left-over images are ignored.
 
     The confidence of a field is the product of its digits' confidences, as if the images were independent.
 
+    Args:
+        confidence: (N,) confidence of each digit.
+        correct: (N,) bool, True where the digit is correct.
+        length: digits per field.
+
     Returns:
         Confidence of each field, (N // length,) float64, and True where all of its digits are correct, (N // length,) bool.
     """
-    confidence, correct = score(probabilities, labels)
     used = len(correct) // length * length
     fields = (-1, length)
     products = confidence[:used].astype(np.float64).reshape(fields).prod(axis=1)
@@ -130,7 +135,7 @@ def accept(confidence: np.ndarray, correct: np.ndarray, threshold: float) -> Acc
         correct: (N,) bool, True where the answer is correct.
         threshold: the lowest confidence that is accepted.
     """
-    accepted = confidence >= threshold
+    accepted = confidence >= np.float64(threshold)  # NumPy would round a Python float to float32 before it compares
     answers, errors = int(accepted.sum()), int((accepted & ~correct).sum())
     return Accepted(answers / len(correct), errors, errors / answers if answers else None)
 

@@ -1,7 +1,8 @@
 """Exports a Keras network to ONNX under the model contract, which the service checks when it loads a file.
 
 Input `images`: uint8 (N, 28, 28), N dynamic, 0 paper, 255 ink.
-Outputs: `logits` float32 (N, 10), and `probabilities` float32 (N, 10), the softmax of the logits over the temperature.
+Outputs: `logits` float32 (N, 10), and `probabilities` float32 (N, 10), the softmax of the logits over the temperature. In
+version 2 of the contract also `whole` float32 (N, 1), the probability that the image shows one whole digit.
 Metadata: strings under the names in `metadata`; `contract` is the version of this contract.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 from keras import layers, ops
 
-CONTRACT = "1"
+CONTRACTS = {10: "1", 11: "2"}  # by the number of outputs of the network
 OPSET = 18
 
 
@@ -34,9 +35,12 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
         "thresholds": _certified(record["thresholds"]),
         "field_thresholds": {length: _certified(fields["thresholds"]) for length, fields in record["fields"].items()},
         "drift_reference": record["drift_reference"],
+        "risk": record["risk"],
     }
     return {
         **({name: json.dumps(value) for name, value in from_held_out.items()} if record["validation_images"] else {}),
+        **({"certified_on": record["certified_on"]} if record["validation_images"] else {}),
+        **({"whole_threshold": str(record["whole"]["threshold"])} if "whole" in record else {}),
         "labels": json.dumps([str(digit) for digit in range(10)]),
         "test_images": str(test["images"]),
         "test_accuracy": str(test["accuracy"]),
@@ -51,17 +55,22 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _certified(thresholds: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of each certified threshold that the server needs or reports."""
-    return {error: {name: found[name] for name in ("threshold", "coverage")} for error, found in thresholds.items() if found}
+    """Returns the values of each certified threshold that the server needs, and those that inform."""
+    names = ("threshold", "coverage", "by_writer")
+    certified = {error: found for error, found in thresholds.items() if found}
+    return {error: {name: found[name] for name in names if found[name] is not None} for error, found in certified.items()}
 
 
-def export(network: keras.Sequential, temperature: float, metadata: dict[str, str]) -> onnx.ModelProto:
+def export(
+    network: keras.Sequential, temperature: float, metadata: dict[str, str], channels_last: bool = False
+) -> onnx.ModelProto:
     """Converts `network` (float32 pixels 0 to 255 to logits) to an ONNX model that meets the contract.
 
     Args:
         network: the trained network.
         temperature: divisor of the logits in `probabilities`.
         metadata: strings to store in the model, without `contract`.
+        channels_last: flattens with the channels last, as ONNX Runtime's 8-bit convolutions store them.
 
     Raises:
         ExportError: see `require_exportable`.
@@ -70,12 +79,14 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
     import tensorflow as tf  # only here: the rest of `training` runs on any Keras backend
     import tf2onnx
 
-    folded = _folded(network)
+    trunk, heads = _fold(network, channels_last)
 
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = ops.reshape(ops.cast(images, "float32"), (-1, 28, 28, 1))
-        logits = folded(pixels, training=False)
-        return {"logits": logits, "probabilities": ops.softmax(logits / temperature)}
+        features = trunk(pixels, training=False)
+        logits = heads[0](features)
+        answers = {"logits": logits, "probabilities": ops.softmax(logits / temperature)}
+        return answers | {"whole": ops.sigmoid(head(features)) for head in heads[1:]}
 
     signature = [tf.TensorSpec((None, 28, 28), tf.uint8, name="images")]
     function = tf.function(answer, input_signature=signature, autograph=False)
@@ -83,19 +94,24 @@ def export(network: keras.Sequential, temperature: float, metadata: dict[str, st
     model, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-    onnx.helper.set_model_props(model, {"contract": CONTRACT, **metadata})
+    onnx.helper.set_model_props(model, {"contract": CONTRACTS[network.output_shape[1]], **metadata})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _folded(network: keras.Sequential) -> keras.Sequential:
+def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequential, list[layers.Dense]]:
     """Rewrites the network so that it converts to few nodes, and to no nodes that only move data.
 
     - The scaling of the pixels is folded into the first weights: convolutions and dense layers are linear.
-    - Normalisation and ReLU move before the pooling, where ONNX Runtime fuses them into the convolution. The outputs are
-      unchanged if no scale is negative, since then max(s a, s b) = s max(a, b).
-    - Flatten becomes a reshape to a constant size with the channels first, which is ONNX' layout, and the next weights are
-      reordered to match. Keras' own Flatten would compute the batch size and transpose each image in every run.
+    - Normalisation and ReLU move before the pooling. The outputs are unchanged if no scale is negative, since then
+      max(s a, s b) = s max(a, b).
+    - Normalisation is folded into the weights before it.
+    - Flatten becomes a reshape to a constant size: Keras' own would compute the batch size in every run. The channels come
+      first, which is ONNX' layout, and the next weights are reordered to match, unless `channels_last`.
+    - The last layer is split into the heads.
+
+    Returns:
+        The network without its last layer, and the heads: the logits of the digits, then that of `whole` if there is one.
     """
     stack = [layer for layer in network.layers if not isinstance(layer, layers.Dropout)]
     for index, layer in enumerate(stack):
@@ -103,19 +119,55 @@ def _folded(network: keras.Sequential) -> keras.Sequential:
         if isinstance(layer, layers.MaxPooling2D) and _keeps_order(after):
             stack[index : index + 3] = [*after, layer]
 
-    twin = keras.Sequential([keras.Input(network.input_shape[1:]), *map(_twin, stack)])
-    for layer, its_twin in zip(stack, twin.layers, strict=True):
-        its_twin.set_weights(layer.get_weights())
-    weighted = [layer for layer in twin.layers if layer.weights]
-    for layer in network.layers:
-        if isinstance(layer, layers.Rescaling):
-            weighted[0].kernel.assign(weighted[0].kernel * np.float32(layer.scale))
-        if isinstance(layer, layers.Flatten):
-            _, *shape = layer.input.shape
-            channels_first = np.arange(np.prod(shape)).reshape(shape).transpose(-1, *range(len(shape) - 1)).ravel()
-            dense = next(layer for layer in weighted if isinstance(layer, layers.Dense))
-            dense.kernel.assign(np.asarray(dense.kernel)[channels_first])
-    return twin
+    twins: list[keras.Layer] = []
+    weights: list[list[np.ndarray]] = []
+    scale, shape = np.float32(1), None  # of the pixels, until the first weights; of what is flattened, until the next weights
+    for layer in stack:
+        match layer:
+            case layers.Rescaling():
+                scale = np.float32(layer.scale)
+            case layers.BatchNormalization() if weights and isinstance(twins[-1], layers.Conv2D | layers.Dense):
+                twins[-1], weights[-1] = _normalised(twins[-1], weights[-1], layer)
+            case layers.Conv2D() | layers.Dense():
+                kernel, *bias = layer.get_weights()
+                if shape:
+                    channels_first = np.arange(np.prod(shape)).reshape(shape).transpose(-1, *range(len(shape) - 1)).ravel()
+                    kernel = kernel[channels_first]
+                twins.append(layer.from_config(layer.get_config()))
+                weights.append([kernel * scale, *bias])
+                scale, shape = np.float32(1), None
+            case layers.Flatten():
+                _, *size = layer.input.shape
+                twins.append(_Reshape((int(np.prod(size)),), not channels_last))
+                shape = None if channels_last else size
+            case layers.Reshape():
+                twins.append(_Reshape(layer.target_shape))
+            case _:
+                twins.append(layer.from_config(layer.get_config()))
+                if layer.weights:
+                    raise ExportError(f"a layer of type {type(layer).__name__} can't be exported here")
+    trunk = keras.Sequential([keras.Input(network.input_shape[1:]), *twins[:-1]])
+    for twin, values in zip([twin for twin in twins[:-1] if twin.weights], weights, strict=False):
+        twin.set_weights(values)
+    kernel, bias = weights[-1]
+    heads = []
+    for columns in (slice(0, 10), slice(10, 11))[: 1 + (kernel.shape[1] > 10)]:
+        head = layers.Dense(kernel[:, columns].shape[1])
+        head.build(trunk.output_shape)
+        head.set_weights([kernel[:, columns], bias[columns]])
+        heads.append(head)
+    return trunk, heads
+
+
+def _normalised(
+    layer: keras.Layer, weights: list[np.ndarray], normalisation: layers.BatchNormalization
+) -> tuple[keras.Layer, list[np.ndarray]]:
+    """Returns a layer like `layer`, with a bias, and its weights, so that it answers as both layers in turn."""
+    kernel, *bias = weights
+    gamma, beta, mean, variance = normalisation.get_weights()
+    factor = gamma / np.sqrt(variance + normalisation.epsilon)
+    shifted = (bias[0] if bias else 0) - mean
+    return layer.from_config({**layer.get_config(), "use_bias": True}), [kernel * factor, beta + shifted * factor]
 
 
 def _keeps_order(after: list[keras.Layer]) -> bool:
@@ -126,16 +178,20 @@ def _keeps_order(after: list[keras.Layer]) -> bool:
     return False
 
 
-def _twin(layer: keras.Layer) -> keras.Layer:
-    if isinstance(layer, layers.Flatten):
-        return _ChannelsFirst()
-    if isinstance(layer, layers.Rescaling):
-        return layers.Identity()
-    return layer.from_config(layer.get_config())
+class _Reshape(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
+    """Reshapes each image to a constant size; Keras' own layers would compute the batch size in every run.
 
+    Args:
+        shape: of each image.
+        channels_first: moves the channels before the rows first, as ONNX stores them.
+    """
 
-class _ChannelsFirst(keras.layers.Layer):  # type: ignore[misc]  # keras ships no types
-    """Flattens (N, height, width, channels) to (N, channels * height * width); the size is a constant of the graph."""
+    def __init__(self, shape: tuple[int, ...], channels_first: bool = False):
+        super().__init__()
+        self.shape = shape
+        self.channels_first = channels_first
 
     def call(self, values: keras.KerasTensor) -> keras.KerasTensor:
-        return ops.reshape(ops.transpose(values, (0, 3, 1, 2)), (-1, int(np.prod(values.shape[1:]))))
+        if self.channels_first:
+            values = ops.transpose(values, (0, 3, 1, 2))
+        return ops.reshape(values, (-1, *self.shape))

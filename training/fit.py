@@ -1,23 +1,24 @@
 """Trains one recipe's network, one epoch at a time. An interrupted run resumes after its last complete epoch."""
 
 import hashlib
-import io
 import json
-import os
-import platform
 import sys
-import time
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from training.batches import Batches, MixedBatches
 from training.dataset import Examples
-from training.files import write_whole
+from training.objective import WholeDigit, accuracy, whole_targets
+from training.progress import Progress, finished
 from training.recipes import Recipe
+from training.synthesis.mixture import Mixture
+from training.teacher import Teacher
+
+_SETTLING = (40, 500)  # batches, and images per batch, that the averages of batch normalisation are taken anew from
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Fit:
     """A trained network and the facts of its training.
 
     Attributes:
-        network: float32 pixels (N, 28, 28, 1), 0 paper to 255 ink, to logits (N, 10).
+        network: float32 pixels (N, 28, 28, 1), 0 paper to 255 ink, to logits (N, 10), or (N, 11) with that of `whole`.
         history: Keras' values per epoch, by name: loss, accuracy, and with validation images val_loss, val_accuracy.
         seconds: training time, without epochs that an interruption discarded.
         backend: Keras backend of the training.
@@ -41,37 +42,6 @@ class Fit:
     fingerprint: str
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # keras ships no types
-    """Batches of images and labels, shuffled for each epoch by the seed and the epoch number alone.
-
-    Args:
-        examples: training images and labels.
-        batch_size: images per batch; the last batch of an epoch may be smaller.
-        seed: of the shuffling.
-        steps: maximum number of batches per epoch; None uses all.
-    """
-
-    def __init__(self, examples: Examples, batch_size: int, seed: int, steps: int | None = None):
-        super().__init__()
-        self.examples = examples
-        self.batch_size = batch_size
-        self.seed = seed
-        batches = -(-len(examples) // batch_size)
-        self.steps = min(steps or batches, batches)
-        self.begin(0)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.examples.images[chosen], self.examples.labels[chosen]
-
-    def begin(self, epoch: int) -> None:
-        """Shuffles for `epoch`. Keras' own hook `on_epoch_end` is unsuitable: it is called twice after some epochs."""
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-
-
 def fit(
     recipe: Recipe,
     train: Examples,
@@ -80,6 +50,7 @@ def fit(
     epochs: int,
     checkpoint: Path | None = None,
     logs: Path | None = None,
+    teacher: Teacher | None = None,
 ) -> Fit:
     """Trains `recipe`'s network on `train` for `epochs`, and monitors the loss on `validation`.
 
@@ -95,31 +66,37 @@ def fit(
         checkpoint: file that holds the state of the run after each epoch. If it exists and belongs to this run, training
             resumes from it. A finished run's checkpoint is valid on any backend. The caller deletes the file.
         logs: directory for TensorBoard; None writes no logs.
+        teacher: model whose answers a mixture takes into its targets; None trains on the labels alone.
 
     Raises:
         OSError: the checkpoint can't be written.
     """
-    identity = fingerprint(recipe, train, validation, seed, epochs)
+    identity = fingerprint(recipe, train, validation, seed, epochs, teacher)
     keras.utils.set_random_seed(seed)
     network = recipe.network()
-    trainer = fed_with_pixels(network, recipe.augmentation(seed) if recipe.augmentation else [])
-    batches = Batches(train, recipe.batch_size, seed, recipe.steps)
-    trainer.compile(
-        recipe.optimiser(epochs * len(batches)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    batches: Batches | MixedBatches
+    if recipe.mixture:
+        batches = MixedBatches(recipe.mixture, train, recipe.augmentation, teacher, recipe.batch_size, seed)
+        trainer, objective, metric = fed_with_pixels(network), WholeDigit(), accuracy
+        monitored = whole_targets(validation.labels)
+    else:
+        batches = Batches(train, recipe.batch_size, seed, recipe.steps)
+        trainer = fed_with_pixels(network, recipe.augmentation(seed) if recipe.augmentation else [])
+        objective, metric = keras.losses.SparseCategoricalCrossentropy(from_logits=True), "accuracy"
+        monitored = validation.labels
+    trainer.compile(recipe.optimiser(epochs * len(batches)), objective, metrics=[metric])
     trainer.optimizer.build(trainer.trainable_variables)
-    progress = _Progress(trainer, batches, epochs, recipe.patience, checkpoint, identity)
+    progress = Progress(trainer, batches, epochs, recipe.patience, checkpoint, identity)
     progress.resume()
     if progress.epochs_done:
         print(f"resume     after epoch {progress.epochs_done}, from {checkpoint}", flush=True)
-    if not _finished(progress.history, epochs, recipe.patience):
+    if not finished(progress.history, epochs, recipe.patience):
+        batches.begin(progress.epochs_done)  # Keras looks at the first batch before the first epoch begins
         trainer.fit(
             batches,
             epochs=epochs,
             initial_epoch=progress.epochs_done,
-            validation_data=(validation.images, validation.labels) if len(validation) else None,
+            validation_data=(validation.images, monitored) if len(validation) else None,
             validation_batch_size=500,
             shuffle=False,  # Keras would shuffle the batches with a random state that no checkpoint holds
             callbacks=[
@@ -134,6 +111,8 @@ def fit(
         trainer.optimizer.finalize_variable_values(
             trainer.trainable_variables
         )  # `trainer.fit` would average the weights too
+    if recipe.mixture:
+        _settle(network, batches, progress.epochs_done)
     return Fit(network, progress.history, progress.seconds, progress.backend, progress.machine, identity)
 
 
@@ -150,103 +129,33 @@ def checkpoint_name(name: str, seed: int, epochs: int) -> str:
     return f"{name}-seed{seed}-epochs{epochs}.npz"
 
 
-def fingerprint(recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int) -> str:
+def fingerprint(
+    recipe: Recipe, train: Examples, validation: Examples, seed: int, epochs: int, teacher: Teacher | None = None
+) -> str:
     """Returns a hash of the data and settings of a run; a run resumes only from a checkpoint with the same hash.
 
     The hash covers the data and every setting of network, distortions and optimiser. It covers neither their source code nor
     the backend, which the checkpoint records separately.
     """
     keras.utils.clear_session()  # frees the memory of earlier runs and resets the layer names, which the hash includes
-    updates = epochs * len(Batches(train, recipe.batch_size, seed, recipe.steps))
+    per_epoch = recipe.mixture or Batches(train, recipe.batch_size, seed, recipe.steps)
+    updates = epochs * (per_epoch.updates(recipe.batch_size) if isinstance(per_epoch, Mixture) else len(per_epoch))
     parts = [recipe.network(), recipe.optimiser(updates), *(recipe.augmentation(seed) if recipe.augmentation else [])]
     settings = [
         *(recipe.name, recipe.batch_size, recipe.steps, recipe.patience, seed, epochs),
         *(part.get_config() for part in parts),
         *(train.digest(), validation.digest(), keras.__version__),
+        *([asdict(recipe.mixture), teacher and teacher.sha256] if recipe.mixture else []),
     ]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-class _Progress(keras.callbacks.Callback):  # type: ignore[misc]
-    """The state of a run, kept in memory and, if a checkpoint is given, on disk."""
+def _settle(network: keras.Model, batches: MixedBatches, epoch: int) -> None:
+    """Takes the averages of batch normalisation anew: those of the training belong to weights that were not averaged.
 
-    def __init__(
-        self,
-        trainer: keras.Model,
-        batches: Batches,
-        epochs: int,
-        patience: int | None,
-        checkpoint: Path | None,
-        fingerprint: str,
-    ):
-        super().__init__()
-        self.trainer = trainer
-        self.batches = batches
-        self.epochs = epochs
-        self.patience = patience
-        self.checkpoint = checkpoint
-        self.fingerprint = fingerprint
-        self.history: dict[str, list[float]] = {}
-        self.seconds = 0.0
-        self.backend = keras.backend.backend()
-        self.machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-    @property
-    def epochs_done(self) -> int:
-        return len(self.history.get("loss", []))
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.batches.begin(epoch)
-        self._began = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        for name, value in (logs or {}).items():
-            self.history.setdefault(name, []).append(float(value))
-        self.seconds += time.monotonic() - self._began
-        self._save()
-        self.trainer.stop_training = _finished(self.history, self.epochs, self.patience)
-
-    def resume(self) -> None:
-        """Restores the state from the checkpoint, if it belongs to this run."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        try:
-            with self.checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                about = json.loads(str(saved["about"]))
-                values = [saved[str(index)] for index in range(len(self._state()))]
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"checkpoint {self.checkpoint} can't be read ({error}); starting from the beginning", file=sys.stderr)
-            return
-        if about["fingerprint"] != self.fingerprint:
-            reason = "belongs to a run with other data or settings"
-            print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
-            return
-        if about["backend"] != self.backend and not _finished(about["history"], self.epochs, self.patience):
-            reason = f"was written by an unfinished run on {about['backend']}, and this is {self.backend}"
-            print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
-            return
-        self.history, self.seconds = about["history"], about["seconds"]
-        self.backend, self.machine = about["backend"], about["machine"]
-        for variable, value in zip(self._state(), values, strict=True):
-            variable.assign(value)
-
-    def _save(self) -> None:
-        if self.checkpoint is None:
-            return
-        names = ("fingerprint", "history", "seconds", "backend", "machine")
-        about = json.dumps({name: getattr(self, name) for name in names})
-        arrays = {str(index): keras.ops.convert_to_numpy(value) for index, value in enumerate(self._state())}
-        content = io.BytesIO()
-        np.savez(content, about=np.array(about), **arrays)
-        write_whole(self.checkpoint, content.getvalue())
-
-    def _state(self) -> list[keras.Variable]:
-        """Returns weights, averages, optimiser state and the state of every random generator."""
-        return [*self.trainer.variables, *self.trainer.optimizer.variables]
-
-
-def _finished(history: dict[str, list[float]], epochs: int, patience: int | None) -> bool:
-    """Tests if all epochs are done, or `patience` epochs have passed without a lower validation loss."""
-    losses = history.get("val_loss", [])
-    waited = len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-    return len(history.get("loss", [])) >= epochs or (patience is not None and waited >= patience)
+    Source: Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization, arXiv 1803.05407.
+    """
+    batches.begin(epoch)
+    count, size = _SETTLING
+    for start in range(0, min(count * size, len(batches.images)), size):
+        network(batches.images[start : start + size, ..., None].astype(np.float32), training=True)

@@ -4,6 +4,9 @@ from typing import Any
 
 import jinja2
 
+from training.certificates import default_target
+from training.evaluate import DEFAULT_ERROR
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("training"),
     autoescape=jinja2.select_autoescape(["html"]),
@@ -12,7 +15,16 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.globals["default_error"] = DEFAULT_ERROR
 TEMPLATES.filters["percent"] = lambda share, digits=2: f"{100 * share:.{digits}f} %"
+
+
+def _confidence(value: float) -> str:
+    """Formats a confidence with four decimals, or with as many as tell it from 1."""
+    return next(text for decimals in range(4, 18) if (text := f"{value:.{decimals}f}") < "1" or value == 1)
+
+
+TEMPLATES.filters["confidence"] = _confidence
 
 
 def model_card(record: dict[str, Any]) -> str:
@@ -31,6 +43,9 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         misread: the digit with the lowest recall on the test images.
         confusions: true digit, predicted digit and count of the three most frequent errors, in descending order.
         certified: the record of each certified threshold by its target error, in descending order.
+        default: the target error whose threshold a service uses for callers that name none; None without such a threshold.
+        writers_known: True if bounds by writer are known.
+        non_digits: the record's counts of accepted non-digits by group, see `_non_digits`.
     """
     test = record["test"]
     counts = test["confusion"]
@@ -41,4 +56,40 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "misread": min((digit for digit in range(10) if test["recall"][digit] is not None), key=test["recall"].__getitem__),
         "confusions": [pair for pair in sorted(pairs, key=lambda pair: -pair[2])[:3] if pair[2]],
         "certified": {target: record["thresholds"][target] for target in targets if record["thresholds"][target]},
+        "default": default_target(record),
+        "writers_known": any(found and found["by_writer"] is not None for found in record["thresholds"].values()),
+        "non_digits": _non_digits(record.get("no_digit", [])),
     }
+
+
+GROUPS = {
+    "held_out": "kinds that training never makes",
+    "trained": "kinds that training makes too, in another way",
+    "digit_shaped": "kinds that have the shape of a digit",
+}
+
+
+def _non_digits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups the counts of accepted non-digits.
+
+    Args:
+        rows: the run record's `no_digit`.
+
+    Returns:
+        For each group that has rows: its "name" in words, its "rows", and by target error the "mean" share accepted over its
+        kinds and the "worst" kind's row.
+    """
+    groups = []
+    for group, name in GROUPS.items():
+        members = [row for row in rows if row["group"] == group]
+        if members:
+            shares = {rate: [row["accepted"][rate] / row["images"] for row in members] for rate in members[0]["accepted"]}
+            groups.append(
+                {
+                    "name": name,
+                    "rows": members,
+                    "mean": {rate: sum(values) / len(values) for rate, values in shares.items()},
+                    "worst": {rate: members[values.index(max(values))] for rate, values in shares.items()},
+                }
+            )
+    return groups

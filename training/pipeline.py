@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import onnx
 
 from training.assess import assess
 from training.captured_images import Captured
+from training.certify import RISK
 from training.dataset import Dataset, DatasetError, Examples, hold_out
 from training.export import ExportError, export, metadata, require_exportable
 from training.files import require_writable
@@ -20,7 +22,7 @@ from training.fit import checkpoint_name, fit
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.verify import Exported, verify, verify_version
-from training.version_directory import VersionError, load_network, publish, read_record
+from training.version_directory import VersionError, load_network, publish, read_record, require_replaceable
 
 QUANTISATION_IMAGES = 1000
 Convert = Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto]  # network, temperature, metadata
@@ -35,6 +37,8 @@ def run(
     model_directory: Path,
     logs: Path | None = None,
     captured: Captured | None = None,
+    risk: float = RISK,
+    replace: bool = False,
 ) -> Path:
     """Trains, calibrates, certifies, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
@@ -58,6 +62,8 @@ def run(
         model_directory: directory of the model in the repository.
         logs: directory for TensorBoard; None writes no logs.
         captured: images captured in service; None trains on `dataset` alone.
+        risk: probability that the error of a certified threshold exceeds its target.
+        replace: publishes a version that accepts no digit by default even beside a newest version that accepts some.
 
     Returns:
         The new version's directory.
@@ -67,11 +73,16 @@ def run(
             export.
         OSError: `model_directory` or `logs` can't be written to; raised before any training.
         VerificationError: the ONNX file differs from the network; nothing is published.
+        VersionError: the version would accept no digit by default, but the newest version accepts some. Without held-out
+            images it is raised before any training; otherwise the checkpoint stays, and the same run with `replace`
+            publishes.
     """
     for directory in (model_directory, logs):
         if directory:
             require_writable(directory)
     train, validation = recipe.split(dataset, seed)
+    if not len(validation) and not replace:
+        require_replaceable(model_directory)
     checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
     origin = _origin()
     examples, captured_record = train, {}
@@ -109,6 +120,8 @@ def run(
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
+        "certified_on": _described(validation) if len(validation) else None,
+        "risk": risk,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
         "backend": fitted.backend,
@@ -117,22 +130,23 @@ def run(
         **origin,
     }
     published = publish(
-        model_directory, lambda draft: _make(record, fitted.network, export, validation, dataset.test, draft)
+        model_directory, lambda draft: _make(record, fitted.network, export, validation, dataset.test, draft), replace
     )
     checkpoint.unlink(missing_ok=True)
     return published
 
 
-def remake(version: Path, dataset: Dataset, precision: str) -> Path:
+def remake(version: Path, dataset: Dataset, precision: str, replace: bool = False) -> Path:
     """Exports a version's network again, assesses and verifies the result, and publishes it beside the first version.
 
     In 8 bits, rounding changes the confidences. Temperature and thresholds are therefore fitted to the quantised model's
-    answers on the same held-out images.
+    answers on the same held-out images, at the version's risk.
 
     Args:
         version: a float32 version that `run` published.
         dataset: the dataset that it was trained on.
         precision: fp32 or int8.
+        replace: as in `run`.
 
     Returns:
         The new version's directory.
@@ -141,7 +155,8 @@ def remake(version: Path, dataset: Dataset, precision: str) -> Path:
         DatasetError: the version was trained on another dataset, or with another split.
         ExportError: this Keras backend can't export.
         OSError: the directory can't be written to.
-        VersionError: `version` is not a float32 version that `run` published.
+        VersionError: `version` is not a float32 version that `run` published, or the result would accept no digit by
+            default while the newest version accepts some.
         VerificationError: its model.onnx does not match its network, or 8 bits change the answers too much; nothing is
             published.
     """
@@ -166,13 +181,14 @@ def remake(version: Path, dataset: Dataset, precision: str) -> Path:
     sample = trained_on[:: max(1, len(trained_on) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
 
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
-        return quantize(export(network, temperature, properties), sample)
+        return quantize(export(network, temperature, properties, channels_last=True), sample)
 
-    measured = ("robustness", "second_source", "no_digit", "verification")
+    measured = ("robustness", "second_source", "sources", "no_digit", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
-    record = {**kept, "precision": precision, **provenance, **_origin()}
+    described = _described(validation) if len(validation) else None
+    record = {"risk": RISK, **kept, "certified_on": described, "precision": precision, **provenance, **_origin()}
     convert = in_8_bits if precision == "int8" else export
-    return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft))
+    return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft), replace)
 
 
 def _make(
@@ -192,13 +208,21 @@ def _make(
 
     record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
     uncalibrated = write(1.0, {})
-    record = {**record, **assess(lambda images: uncalibrated.answers(images)[0], validation, test)}
+    record = {**record, **assess(lambda images: uncalibrated.answers(images)[0], validation, test, record["risk"])}
     exported = write(record["temperature"], metadata(record))
     print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
     network.save(directory / "model.keras")
     verification = verify(exported, network, record["temperature"], test.images)
     print(f"verify     {verification}")
     return {**record, "verification": asdict(verification)}
+
+
+def _described(validation: Examples) -> str:
+    """Describes the held-out images in words, for model file and card: what a certificate was made from."""
+    if validation.writers is None:
+        return f"{len(validation):,} of MNIST's training images, drawn at random; their writers also wrote training images"
+    writers = len(np.unique(validation.writers))
+    return f"{len(validation):,} of MNIST's training images, by {writers:,} writers of whom no image was trained on"
 
 
 def _origin() -> dict[str, Any]:

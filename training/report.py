@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 
 from training import evaluate, figures
 from training.calibrate import softmax
+from training.certificates import default_target, refuse
 from training.dataset import Dataset, Examples
 from training.model_card import TEMPLATES, model_card, summary
 from training.non_digits import count_accepted, evaluation_kinds, table
@@ -68,7 +69,8 @@ def report(version: Path, dataset: Dataset) -> Path:
 
     print(f"robustness measuring accuracy on {len(test):,} damaged test images", flush=True)
     record["robustness"] = robustness(predict, test, SEED)
-    record["second_source"] = _evaluated(second_source(), predict)
+    with _record_is_whole(version):
+        record["sources"] = [_on_source(SECOND_SOURCE, second_source(), exported, record)]
     with _record_is_whole(version):
         record["no_digit"] = _non_digits(exported, record["thresholds"], test)
     with _record_is_whole(version):
@@ -84,7 +86,7 @@ def page(record: dict[str, Any], test: Examples, logits: np.ndarray) -> str:
     """Renders one HTML page with the results in `record` and pictures; the page refers to no other file.
 
     Args:
-        record: the run record, with robustness and second source.
+        record: the run record, with robustness and other sources.
         test: the images that the version was evaluated on.
         logits: (N, 10), the version's logits for these images.
     """
@@ -96,7 +98,7 @@ def page(record: dict[str, Any], test: Examples, logits: np.ndarray) -> str:
     marks = {
         target: (found["test_coverage"], found["test_error"])
         for target, found in overview["certified"].items()
-        if found["test_error"] is not None
+        if found.get("test_error") is not None
     }
     pictures = {
         "curves": figures.curves(record["history"]),
@@ -127,15 +129,30 @@ def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) ->
     return indices
 
 
-def _evaluated(second: Examples, predict: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """Evaluates a version on the second source, for its record."""
-    evaluation = evaluate.evaluate(predict(second.images), second.labels)
+def _on_source(name: str, source: Examples, exported: Exported, record: dict[str, Any]) -> dict[str, Any]:
+    """Evaluates a version on digits of another source, at the threshold that a service uses by default.
+
+    Returns:
+        An item of the run record's `sources`: `rate` is the certified error rate of the threshold, or None; `accepted` and
+        `wrong` count the accepted answers and the wrong ones among these.
+    """
+    _, probabilities, whole = exported.outputs(source.images)
+    evaluation = evaluate.evaluate(probabilities, source.labels)
+    confidence, correct = evaluate.score(probabilities, source.labels)
+    if whole is not None and "whole" in record:
+        confidence = refuse(confidence, whole >= np.float64(record["whole"]["threshold"]))
+    rate = default_target(record)
+    threshold = np.inf if rate is None else record["thresholds"][rate]["threshold"]
+    accepted = confidence >= np.float64(threshold)
     return {
-        "name": SECOND_SOURCE,
+        "name": name,
         "images": evaluation.images,
         "accuracy": evaluation.accuracy,
         "interval": evaluation.interval,
         "accuracy_by_digit": evaluation.recall,
+        "rate": rate,
+        "accepted": int(accepted.sum()),
+        "wrong": int((accepted & ~correct).sum()),
     }
 
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.certificates import accepts_by_default
+from training.evaluate import DEFAULT_ERROR
 from training.model_card import model_card
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ class VersionError(Exception):
     """A version is missing or unusable; the message gives the reason."""
 
 
-def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
+def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]], replace: bool = False) -> Path:
     """Lets `make` fill an empty draft directory, adds the run record and model card, and renames the draft to a new version.
 
     The version number is the UTC time of publication, YYYYMMDDhhmmss, or one more than the highest existing number, so that
@@ -26,18 +28,22 @@ def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Pa
     Args:
         model_directory: directory of the model, which holds one directory per version.
         make: fills the draft directory that it is given and returns the run record.
+        replace: publishes a version that accepts no digit by default even beside a newest version that accepts some.
 
     Returns:
         The directory of the new version.
 
     Raises:
         OSError: the version can't be written.
+        VersionError: the version would accept no digit by default, but the newest version accepts some; see `replace`.
     """
     try:
         with tempfile.TemporaryDirectory(dir=model_directory, prefix=".draft-") as scratch:
             draft = Path(scratch) / "version"
             draft.mkdir()
             record = make(draft)
+            if not (replace or accepts_by_default(record)):
+                require_replaceable(model_directory)
             (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
             (draft / "MODEL_CARD.md").write_text(model_card(record))
             published = model_directory / str(_next(model_directory))
@@ -45,6 +51,24 @@ def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]]) -> Pa
     except OSError as error:
         raise OSError(f"cannot write a version into {model_directory}: {error.strerror or error}") from error
     return published
+
+
+def require_replaceable(model_directory: Path) -> None:
+    """Refuses a version that accepts no digit by default where it would replace one that does.
+
+    A service serves the newest version, and a version without certified thresholds rejects everything.
+
+    Raises:
+        VersionError: the newest version in the directory accepts digits at the service's default target error rate.
+    """
+    versions = [path for path in model_directory.iterdir() if path.name.isdecimal() and (path / "run.json").is_file()]
+    newest = max(versions, key=lambda version: int(version.name), default=None)
+    if newest is not None and accepts_by_default(read_record(newest)):
+        raise VersionError(
+            f"the new version would accept no digit at the service's default target error rate of {DEFAULT_ERROR:.1%}, and "
+            f"replace {newest}, which accepts digits; hold images out with --hold-out 10000, choose another model "
+            "with --name, or add --replace"
+        )
 
 
 def read_record(version: Path) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_a_run_trains_on_captured_images_except_held_out_ones(
     assert f"captured   {summary} for `compare`" in capsys.readouterr().out
     card = " ".join((version / "MODEL_CARD.md").read_text().split())
     assert f"also trained on {len(captured.train)} images captured in service" in card
-    assert "700 of MNIST's" in card
+    assert "700 of the 60,000 training images of MNIST" in card
 
     again = pipeline.remake(version, drawn, "fp32")
     assert json.loads((again / "run.json").read_text())["captured"] == record["captured"]

@@ -68,6 +68,21 @@ def test_known_writers_are_never_in_both_parts(seed: int) -> None:
     assert 130 - cut <= len(kept) <= 130, "at most one writer's images are left out"
 
 
+def test_held_out_images_keep_their_writers() -> None:
+    writers = np.arange(100, dtype=np.int16) // 10
+    kept, held = hold_out(numbered(100, writers), 25, seed=1)
+    for part in (kept, held):
+        assert part.writers is not None
+        np.testing.assert_array_equal(part.writers, writers[part.images[:, 0, 0]])
+    assert held[:5].writers is not None
+    assert hold_out(numbered(100), 25, seed=1)[1].writers is None
+
+
+def test_some_images_must_be_left_to_train_on() -> None:
+    with pytest.raises(DatasetError, match="cannot hold out 100 of 100 training images"):
+        hold_out(numbered(100), 100, seed=1)
+
+
 def test_too_few_writers_to_hold_some_out_are_refused() -> None:
     with pytest.raises(DatasetError, match=r"too few writers \(1\): with 30 images .* only 0 of 70 are left to train on"):
         hold_out(numbered(100, np.zeros(100, np.int16)), 30, seed=1)

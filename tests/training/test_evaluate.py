@@ -108,6 +108,6 @@ def test_a_threshold_accepts_confidences_that_reach_it() -> None:
 
 def test_a_field_is_correct_if_all_digits_are_and_confidences_multiply() -> None:
     read = answers((1, 0.9), (2, 0.8), (3, 0.75), (4, 0.6), (5, 1.0))
-    confidence, correct = score_fields(read, np.array([1, 2, 0, 4, 5]), 2)
+    confidence, correct = score_fields(*score(read, np.array([1, 2, 0, 4, 5])), 2)
     assert confidence == pytest.approx([0.9 * 0.8, 0.75 * 0.6])
     assert correct.tolist() == [True, False]

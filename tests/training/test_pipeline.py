@@ -1,12 +1,17 @@
 import json
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
+from training.__main__ import main
 from training.dataset import Dataset
 from training.verify import VerificationError
+from training.version_directory import read_record
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_model_that_fails_verification_is_not_published(
@@ -51,3 +56,68 @@ def test_a_network_trained_without_tensorflow_is_exported_by_a_rerun(
     record = json.loads((published / "run.json").read_text())
     assert (record["backend"], record["machine"].split(",")[0]) == ("jax", "abacus")
     assert [file.name for file in tmp_path.iterdir()] == [published.name]
+
+
+def accepting_version(model_directory: Path) -> Path:
+    """Writes what the guard of the newest version reads: the run record of a version that accepts digits."""
+    directory = model_directory / "20200101000000"
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps({"thresholds": {"0.005": {"threshold": 0.9}}}))
+    return directory
+
+
+def test_a_version_that_accepts_nothing_replaces_none_that_accepts(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.commands.load_mnist", lambda *_: drawn)  # MNIST may be missing
+    old = accepting_version(tmp_path / "digits")
+    command = ["run", "dense512", "--epochs=1", f"--models={tmp_path}"]
+    assert main(command) == 1
+    ended = capsys.readouterr()
+    assert f"replace {old}, which accepts digits; hold images out with --hold-out 10000" in ended.err
+    assert "Epoch" not in ended.out, "nothing was trained"
+
+    assert main([*command, "--hold-out=100"]) == 1, "a hundred images certify nothing"
+    assert [file.name for file in (tmp_path / "digits").iterdir() if file != old] == [".dense512-seed0-epochs1.npz"]
+    capsys.readouterr()
+
+    assert main([*command, "--hold-out=100", "--replace", "--risk=0.05"]) == 0, "the checkpoint is used"
+    printed = capsys.readouterr().out
+    assert "resume     after epoch 1" in printed
+    assert "warning    a service accepts no digit of this version" in printed
+    [new] = [file for file in (tmp_path / "digits").iterdir() if file != old]
+    record = read_record(new)
+    assert (record["training_images"], record["validation_images"], record["risk"]) == (700, 100, 0.05)
+    assert (
+        record["certified_on"] == "100 of MNIST's training images, drawn at random; their writers also wrote training images"
+    )
+    assert record["accepts_by_default"] is False
+    assert main(["export", str(new)]) == 0, "the newest version accepts nothing, so nothing is lost"
+    assert read_record(max((tmp_path / "digits").iterdir(), key=lambda path: path.name))["risk"] == 0.05
+
+
+def served(directory: Path) -> str:
+    """The command by which `make serve` would start the service in this directory, after its notices."""
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.serving", f"--file={ROOT}/Makefile", "serve"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_serve_chooses_trained_models_once_one_accepts_digits(tmp_path: Path) -> None:
+    assert "--models" not in served(tmp_path)
+    version = tmp_path / "models" / "digits" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").touch()
+    (version / "run.json").write_text(json.dumps({"accepts_by_default": False}, indent=2))
+    printed = served(tmp_path)
+    assert "no version in models/digits accepts digits: serving the bundled models" in printed
+    assert "--models models" not in printed
+    (version / "run.json").write_text(json.dumps({"accepts_by_default": True}, indent=2))
+    assert "--models models" in served(tmp_path)
+    (version / "run.json").unlink()
+    assert "--models models" in served(tmp_path), "a model file alone is someone's choice"
+
+
+def test_make_train_holds_images_out_for_every_recipe(tmp_path: Path) -> None:
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.everything", f"--file={ROOT}/Makefile"]
+    ran = subprocess.run([*command, "train", "RECIPE=convnet"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "run convnet --hold-out 10000 --models models" in ran.stdout

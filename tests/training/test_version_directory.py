@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from training.version_directory import VersionError, _next, find, read_record
+from training.version_directory import VersionError, _next, find, read_record, require_replaceable
 
 
 def write_version(directory: Path, **record: object) -> Path:
@@ -45,3 +45,21 @@ def test_a_malformed_record_is_refused_with_the_reason(tmp_path: Path, content: 
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(VersionError, match=f"{tmp_path.name} is not a version that .* made: {reason}"):
         read_record(tmp_path)
+
+
+ACCEPTS = {"thresholds": {"0.01": {"threshold": 0.5}, "0.005": {"threshold": 0.9}}}
+ACCEPTS_NOTHING = {"thresholds": {"0.01": {"threshold": 0.5}, "0.005": None}}
+
+
+def test_the_newest_version_decides_if_it_may_be_replaced(tmp_path: Path) -> None:
+    require_replaceable(tmp_path)
+    write_version(tmp_path / "9", **ACCEPTS_NOTHING)
+    (tmp_path / "notes").mkdir()
+    require_replaceable(tmp_path)
+    write_version(tmp_path / "10", **ACCEPTS)
+    with pytest.raises(
+        VersionError, match=r"replace .*/10, which accepts digits; .*--hold-out 10000, .*--name, .*--replace"
+    ):
+        require_replaceable(tmp_path)
+    write_version(tmp_path / "11")
+    require_replaceable(tmp_path)
