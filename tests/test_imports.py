@@ -47,6 +47,7 @@ TRAINING_ORDER = [
         "certify",
         "certificates",
         "assess",
+        "damage",
         "robustness",
         "non_digits",
     ],

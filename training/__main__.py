@@ -172,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     report = actions.add_parser(
         "report",
         parents=[data],
-        help="measure a version on damaged images and on a second source of digits; write the results to its run.json, "
-        "MODEL_CARD.md and report.html",
+        help="measure a version on damaged images, digits of other sources and images without a digit; write the results to "
+        "its run.json, MODEL_CARD.md and report.html",
     )
     report.add_argument("version", type=Path, help="version directory that `digits-train run` published")
 

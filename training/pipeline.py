@@ -188,7 +188,7 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, properties, channels_last=True), sample)
 
-    measured = ("robustness", "second_source", "sources", "no_digit", "verification")
+    measured = ("robustness", "damage_mean", "second_source", "sources", "no_digit", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
     described = _described(validation) if len(validation) else None
     record = {"risk": RISK, **kept, "certified_on": described, "precision": precision, **provenance, **_origin()}

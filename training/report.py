@@ -17,17 +17,17 @@ from PIL import Image
 from training import evaluate, figures
 from training.calibrate import softmax
 from training.certificates import default_target, refuse
+from training.damage import SEVERE
 from training.dataset import Dataset, Examples
 from training.model_card import TEMPLATES, model_card, summary
 from training.non_digits import count_accepted, evaluation_kinds, table
-from training.robustness import robustness, second_source
+from training.robustness import mean_accuracy, robustness, sources
 from training.verify import Exported
 from training.version_directory import read_record
 
 SEED = 0  # of damage and non-digits; fixed, so that all versions face the same images
 NON_DIGITS = 1000  # images per kind; with none accepted, the 95 % upper bound is 0.3 %
 WORST = 30  # number of errors shown
-SECOND_SOURCE = "scikit-learn's handwritten digits (UCI, 8x8, upsampled and framed as MNIST frames them)"
 
 
 class ReportError(Exception):
@@ -68,9 +68,10 @@ def report(version: Path, dataset: Dataset) -> Path:
         return exported.answers(images)[1]
 
     print(f"robustness measuring accuracy on {len(test):,} damaged test images", flush=True)
-    record["robustness"] = robustness(predict, test, SEED)
+    record["robustness"] = rows = robustness(predict, test, SEED)
+    record["damage_mean"] = {"all": mean_accuracy(rows), "severe": mean_accuracy(rows, SEVERE)}
     with _record_is_whole(version):
-        record["sources"] = [_on_source(SECOND_SOURCE, second_source(), exported, record)]
+        record["sources"] = [_on_source(name, source, exported, record) for name, source in sources(test)]
     with _record_is_whole(version):
         record["no_digit"] = _non_digits(exported, record["thresholds"], test)
     with _record_is_whole(version):

@@ -1,17 +1,18 @@
-"""Measures accuracy on images unlike MNIST's: damaged test images, and digits from a second source."""
+"""Measures accuracy on images unlike MNIST's: damaged test images, and digits from other sources."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from serving.imaging.framing import frame
+from training.damage import DAMAGES
+from training.damage.pens import reframed, spread
 from training.dataset import Examples
 
-# Maps images (N, 28, 28) float32, 0 paper to 255 ink, and a random generator to damaged images; the result may exceed the
-# range of grey levels.
-Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+SECOND_SOURCE = "scikit-learn's handwritten digits (UCI, 8x8, upsampled and framed as MNIST frames them)"
+THICK_PEN = "test images with a thick pen (strokes a quarter of the height)"
 
 
 def robustness(predict: Callable[[np.ndarray], np.ndarray], examples: Examples, seed: int) -> list[dict[str, Any]]:
@@ -26,12 +27,36 @@ def robustness(predict: Callable[[np.ndarray], np.ndarray], examples: Examples, 
         One row per kind and amount of damage, with `damage`, `amount`, `accuracy` and `images`.
     """
     rows = []
-    for number, (damage, amount, apply) in enumerate(_damages()):
+    for number, (damage, amount, apply) in enumerate(DAMAGES):
         damaged = apply(examples.images.astype(np.float32), np.random.default_rng([seed, number]))
         images = np.clip(np.rint(damaged), 0, 255).astype(np.uint8)
         accuracy = float((predict(images).argmax(axis=1) == examples.labels).mean())
         rows.append({"damage": damage, "amount": amount, "accuracy": accuracy, "images": len(examples)})
     return rows
+
+
+def mean_accuracy(rows: Sequence[dict[str, Any]], kinds: Sequence[str] | None = None) -> float:
+    """Returns the mean accuracy over kinds of damage, each of which is the mean over its amounts.
+
+    Args:
+        rows: of `robustness`.
+        kinds: names of the kinds to count; None counts all.
+    """
+    amounts: dict[str, list[float]] = {}
+    for row in rows:
+        if row["damage"] != "none" and (kinds is None or row["damage"] in kinds):
+            amounts.setdefault(row["damage"], []).append(row["accuracy"])
+    return float(np.mean([np.mean(accuracies) for accuracies in amounts.values()]))
+
+
+def sources(test: Examples) -> list[tuple[str, Examples]]:
+    """Returns digits that are not MNIST's, and MNIST's written with another pen, each with its name.
+
+    Args:
+        test: the test images, from which the thick digits are made.
+    """
+    thick = reframed(spread(test.images.astype(np.float32), 1.25))
+    return [(SECOND_SOURCE, second_source()), (THICK_PEN, Examples(thick, test.labels))]
 
 
 def second_source() -> Examples:
@@ -52,86 +77,3 @@ def second_source() -> Examples:
     grey = spline @ shares @ spline.T
     ink = np.where(grey < 0.25, 0, np.minimum(grey, 1))
     return Examples(np.stack([frame(image) for image in ink]), digits.target.astype(np.uint8))
-
-
-def _damages() -> list[tuple[str, str, Damage]]:
-    """Lists each damage with its amounts, up to a level at which a person would still recognize most digits."""
-    return [
-        ("none", "", lambda images, _: images),
-        *(("shift", f"{pixels} px", _shift(pixels)) for pixels in (1, 2, 3, 4)),
-        *(("rotation", f"{degrees} degrees", _rotation(degrees)) for degrees in (5, 10, 15, 20, 30)),
-        *(("scale", f"{factor:.0%}", _scale(factor)) for factor in (0.9, 0.8, 0.7, 1.1, 1.2)),
-        ("broader strokes", "1 px", lambda images, _: ndimage.grey_dilation(images, size=(1, 2, 2))),
-        ("broader strokes", "2 px", lambda images, _: ndimage.grey_dilation(images, size=(1, 3, 3))),
-        ("finer strokes", "1 px", lambda images, _: ndimage.grey_erosion(images, size=(1, 2, 2))),
-        *(("blur", f"sigma {sigma} px", _blur(sigma)) for sigma in (0.5, 1, 1.5, 2)),
-        *(("noise", f"sigma {sigma} of 255", _noise(sigma)) for sigma in (20, 40, 80)),
-        *(("faint ink", f"{share:.0%}", _faint(share)) for share in (0.5, 0.25)),
-        ("inversion", "", lambda images, _: 255 - images),
-        *(("occlusion", f"{pixels} x {pixels} px", _occlusion(pixels)) for pixels in (4, 6, 8, 10)),
-    ]
-
-
-def _shift(pixels: int) -> Damage:
-    """Moves each image up, down, left or right; ink that leaves the image is lost."""
-
-    def shift(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        direction = random.integers(4, size=len(images))
-        moved = np.empty_like(images)
-        for index, offset in enumerate([(0, pixels, 0), (0, -pixels, 0), (0, 0, pixels), (0, 0, -pixels)]):
-            moved[direction == index] = ndimage.shift(images[direction == index], offset, order=0)
-        return moved
-
-    return shift
-
-
-def _rotation(degrees: float) -> Damage:
-    """Rotates each image about its centre, half of them in each direction."""
-
-    def rotate(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        left = random.random(len(images)) < 0.5
-        turned = np.empty_like(images)
-        for chosen, angle in ((left, degrees), (~left, -degrees)):
-            cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-            turned[chosen] = _warp(images[chosen], np.array([[cosine, sine], [-sine, cosine]]))
-        return turned
-
-    return rotate
-
-
-def _scale(factor: float) -> Damage:
-    """Scales images about their centre."""
-    return lambda images, _: _warp(images, np.eye(2) / factor)
-
-
-def _blur(sigma: float) -> Damage:
-    return lambda images, _: ndimage.gaussian_filter(images, (0, sigma, sigma), mode="constant")
-
-
-def _noise(sigma: float) -> Damage:
-    return lambda images, random: images + random.normal(0, sigma, images.shape)
-
-
-def _faint(share: float) -> Damage:
-    """Reduces the ink to this share of its grey level."""
-    return lambda images, _: images * share
-
-
-def _occlusion(pixels: int) -> Damage:
-    """Covers each image with a square of paper at a random position."""
-
-    def occlude(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        corner = random.integers(28 - pixels + 1, size=(2, len(images), 1))
-        rows, columns = (abs(np.arange(28) - first - (pixels - 1) / 2) < pixels / 2 for first in corner)
-        return np.where(rows[:, :, None] & columns[:, None, :], 0, images)
-
-    return occlude
-
-
-def _warp(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Resamples `images` by the 2x2 `matrix`, which maps output to input positions about the centre; outside is paper."""
-    affine = np.eye(3)
-    affine[1:, 1:] = matrix
-    centre = np.array([0, 13.5, 13.5])
-    warped: np.ndarray = ndimage.affine_transform(images, affine, centre - affine @ centre, order=1)
-    return warped

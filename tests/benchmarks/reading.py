@@ -1,4 +1,4 @@
-"""Counts the non-digits that models accept, while they are developed: `python -m tests.benchmarks.reading MODEL.onnx...`.
+"""Measures models in development on non-digits, other sources and damage: `python -m tests.benchmarks.reading MODEL.onnx`.
 
 `digits-train report` measures the same for a finished version. Needs MNIST: --data or DIGITS_DATA, as in training.
 """
@@ -10,28 +10,36 @@ from pathlib import Path
 
 import numpy as np
 
+from training.damage import SEVERE
 from training.dataset import Examples, load_mnist
 from training.evaluate import score
 from training.non_digits import Kind, count_accepted, evaluation_kinds, table
 from training.report import NON_DIGITS, SEED
+from training.robustness import mean_accuracy, robustness, sources
 from training.verify import Exported
 
 
-def measure(path: Path, test: Examples, kinds: list[Kind]) -> None:
-    """Prints what a model reads and accepts of the test digits, and what it accepts of each kind."""
+def measure(path: Path, test: Examples, kinds: list[Kind], others: list[tuple[str, Examples]], damaged: bool) -> None:
+    """Prints what a model reads and accepts of each source and each kind and, if `damaged`, of damaged test images."""
     exported = Exported(path, threads=1)
     whole_threshold = float(exported.metadata.get("whole_threshold", 0))
     thresholds = {rate: found["threshold"] for rate, found in json.loads(exported.metadata["thresholds"]).items()}
-    _, probabilities, whole = exported.outputs(test.images)
-    confidence, correct = score(probabilities, test.labels)
-    print(f"\n{path}: {correct.mean():.2%} of the test digits are read correctly")
-    if whole is not None:
-        print(f"{(whole < whole_threshold).mean():.2%} are refused as no digit")
-        confidence = np.where(whole >= whole_threshold, confidence, 0)
-    for rate, threshold in thresholds.items():
-        accepted = confidence >= threshold
-        print(f"at {float(rate):.1%}: {accepted.mean():.2%} accepted, {(accepted & ~correct).sum()} wrong")
+    print(f"\n{path}")
+    for name, source in [("test images", test), *others]:
+        _, probabilities, whole = exported.outputs(source.images)
+        confidence, correct = score(probabilities, source.labels)
+        refused = np.zeros(len(source), bool) if whole is None else whole < np.float64(whole_threshold)
+        print(f"{name}: {correct.mean():.2%} of {len(source):,} read correctly, {refused.mean():.2%} refused as no digit")
+        for rate, threshold in thresholds.items():
+            accepted = (confidence >= np.float64(threshold)) & ~refused
+            print(f"  at {float(rate):.1%}: {accepted.mean():.2%} accepted, {(accepted & ~correct).sum()} wrong")
     print(table(count_accepted(lambda images: exported.outputs(images)[1:], kinds, thresholds, whole_threshold)))
+    if damaged:
+        rows = robustness(lambda images: exported.answers(images)[1], test, SEED)
+        for row in rows:
+            print(f"{row['damage']:20}{row['amount']:20}{row['accuracy']:9.2%}")
+        print(f"{'mean of all kinds of damage':40}{mean_accuracy(rows):9.2%}")
+        print(f"{'mean of the severe kinds':40}{mean_accuracy(rows, SEVERE):9.2%}")
 
 
 def main() -> None:
@@ -40,11 +48,13 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", help="ONNX files")
     parser.add_argument("--data", type=Path, default=os.environ.get("DIGITS_DATA"), help="mnist.npz")
     parser.add_argument("--images", type=int, default=NON_DIGITS, help="per kind (default: %(default)s)")
+    parser.add_argument("--damage", action="store_true", help="also measure the accuracy under damage, which takes minutes")
     options = parser.parse_args()
     test = load_mnist(options.data).test
     kinds = evaluation_kinds(test, SEED, options.images)
+    others = sources(test)
     for path in options.models:
-        measure(path, test, kinds)
+        measure(path, test, kinds, others, options.damage)
 
 
 if __name__ == "__main__":

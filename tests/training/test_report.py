@@ -17,10 +17,12 @@ from serving.settings import BUNDLED
 from training import figures
 from training.__main__ import main
 from training.calibrate import softmax
+from training.damage import SEVERE
 from training.dataset import Dataset, Examples
 from training.evaluate import ERRORS, evaluate, risk_coverage
 from training.model_card import model_card
 from training.report import ReportError, _on_source, page, report
+from training.robustness import mean_accuracy
 from training.verify import Exported
 from training.version_directory import VersionError
 
@@ -329,12 +331,12 @@ def test_a_report_measures_and_writes_record_card_and_page(
 ) -> None:
     monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)  # MNIST may be missing
     monkeypatch.setattr(training.report, "NON_DIGITS", 20)  # more take minutes
-    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # the real one is slow
+    monkeypatch.setattr(training.report, "sources", lambda _: [("another hand", drawn.test[:50])])  # the real one is slow
     before = json.loads((version / "run.json").read_text())
     assert main(["report", str(version)]) == 0
     assert f"report     {version}/report.html" in capsys.readouterr().out
     after = json.loads((version / "run.json").read_text())
-    rows, [second], kinds = (after.pop(name) for name in ("robustness", "sources", "no_digit"))
+    rows, [second], kinds, mean = (after.pop(name) for name in ("robustness", "sources", "no_digit", "damage_mean"))
     assert after == before
     assert rows[0] == {"damage": "none", "amount": "", "accuracy": before["test"]["accuracy"], "images": 200}
     assert {(row["images"], tuple(row["accepted"]), row["refused_by_whole"]) for row in kinds} == {(20, (), 0)}, (
@@ -343,6 +345,8 @@ def test_a_report_measures_and_writes_record_card_and_page(
     assert (second["images"], len(second["accuracy_by_digit"])) == (50, 10)
     assert (second["rate"], second["accepted"], second["wrong"]) == (None, 0, 0), "no threshold is certified"
     assert f"{100 * second['accuracy']:.2f} %" in (version / "MODEL_CARD.md").read_text()
+    assert mean == {"all": mean_accuracy(rows), "severe": mean_accuracy(rows, SEVERE)}
+    assert f"the severe kinds, from haze on, it is {100 * mean['severe']:.2f} %" in (version / "MODEL_CARD.md").read_text()
     Page((version / "report.html").read_text())
     assert not list(version.glob(".*"))
     assert main(["report", str(version)]) == 0, "a report can be repeated"
@@ -393,7 +397,8 @@ def test_a_directory_without_a_version_is_refused(
 def test_a_malformed_record_is_refused(
     damage: dict[str, Any], version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.report, "robustness", lambda *_: [{"accuracy": 0.5, "images": 200, "damage": "none"}])
+    haze = {"accuracy": 0.25, "damage": "haze"}
+    monkeypatch.setattr(training.report, "robustness", lambda *_: [{"accuracy": 0.5, "damage": "none"}, haze])
     record = json.loads((version / "run.json").read_text()) | damage
     (version / "run.json").write_text(json.dumps(record))
     with pytest.raises(ReportError, match=r"run.json is not a run record .* \(.*\); run the recipe again"):
@@ -411,7 +416,7 @@ def test_a_model_of_another_run_is_refused(version: Path, drawn: Dataset) -> Non
 
 def test_a_full_disk_leaves_every_file_unchanged(version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.report, "NON_DIGITS", 20)  # more take minutes
-    monkeypatch.setattr(training.report, "second_source", lambda: drawn.test[:50])  # as above
+    monkeypatch.setattr(training.report, "sources", lambda _: [("another hand", drawn.test[:50])])  # as above
     before = {file.name: file.read_bytes() for file in version.iterdir()}
     (version / ".report.html.part").symlink_to("/dev/full")
     with pytest.raises(ReportError, match=r"cannot write the report into .*: No space left on device"):

@@ -3,8 +3,9 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.repository.versions import ModelVersion
+from training.damage import SEVERE
 from training.dataset import Examples
-from training.robustness import robustness, second_source
+from training.robustness import mean_accuracy, robustness, second_source, sources
 from training.verify import Exported
 
 Images = NDArray[np.uint8]
@@ -43,6 +44,13 @@ def test_a_row_has_the_accuracy_on_the_damaged_images(images: Images) -> None:
     assert len({(row["damage"], row["amount"]) for row in rows}) == len(rows)
 
 
+def test_the_mean_counts_each_kind_of_damage_once() -> None:
+    accuracies = [("none", 1.0), ("shift", 0.9), ("shift", 0.7), ("haze", 0.4)]
+    rows = [{"damage": damage, "accuracy": accuracy} for damage, accuracy in accuracies]
+    assert mean_accuracy(rows) == pytest.approx((0.8 + 0.4) / 2)
+    assert mean_accuracy(rows, SEVERE) == pytest.approx(0.4)
+
+
 def test_damage_is_equal_for_equal_seeds_only(images: Images) -> None:
     def sums(seed: int) -> list[int]:
         seen: list[int] = []
@@ -55,7 +63,7 @@ def test_damage_is_equal_for_equal_seeds_only(images: Images) -> None:
         return seen
 
     assert sums(1) == sums(1)
-    assert sum(one != other for one, other in zip(sums(1), sums(2), strict=True)) == 4 + 5 + 3 + 4
+    assert sum(one != other for one, other in zip(sums(1), sums(2), strict=True)) == 4 + 5 + 3 + 4 + 24
 
 
 def test_ink_is_shifted_rotated_and_scaled_by_the_rows_amount() -> None:
@@ -117,3 +125,12 @@ def test_the_second_source_is_framed_like_mnist_and_recognized(bundled: ModelVer
     assert np.mean(sizes.max(axis=0) == 20) > 0.99
     read = Exported(bundled.path).answers(digits.images, 100)[1].argmax(axis=1)
     assert np.mean(read == digits.labels) > 0.9
+
+
+def test_sources_are_other_writers_digits_and_the_test_images_with_a_thick_pen(images: Images) -> None:
+    (_, scanned), (_, thick) = sources(Examples(images[:50], np.arange(50, dtype=np.uint8) % 10))
+    assert len(scanned) == 1797
+    assert thick.labels.tolist() == [*range(10)] * 5
+    assert (thick.images > 0).sum() > 1.2 * (images[:50] > 0).sum()
+    sizes = np.stack([(thick.images > 0).any(axis=axis).sum(axis=1) for axis in (1, 2)]).max(axis=0)
+    assert set(sizes) == {20}, "framed again"

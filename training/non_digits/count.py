@@ -33,8 +33,8 @@ def count_accepted(
     rows = []
     for kind in kinds:
         probabilities, whole = predict(kind.images)
-        is_whole = np.ones(len(kind.images), bool) if whole is None else whole >= whole_threshold
-        confidence = probabilities.max(axis=1)
+        is_whole = np.ones(len(kind.images), bool) if whole is None else whole >= np.float64(whole_threshold)
+        confidence = probabilities.max(axis=1).astype(np.float64)
         accepted = {rate: int((is_whole & (confidence >= threshold)).sum()) for rate, threshold in thresholds.items()}
         rows.append(
             {
