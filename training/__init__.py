@@ -13,9 +13,8 @@ file, the Keras network, the run record `run.json` and the model card (`model_ca
 - `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
 - `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
-- `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit, and
-  counts what a version accepts of it. `drift_reference` describes the
-  images that a version was certified on.
+- `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit
+  and counts what a version accepts of it. `drift_reference` describes the images that a version was certified on.
 - `commands` implements the commands of `digits-train`, and `files` writes files atomically.
 - `report` shows a finished version on one HTML page, drawn by `figures`.
 - `studies` answers the plots, questions and claims of the seed notebooks.
