@@ -31,7 +31,9 @@ def digits() -> Examples:
 
 def test_an_epoch_mixes_digits_and_rubbish_in_the_shares_asked_for(digits: Examples) -> None:
     images, targets = mix(MIXTURE, Bank(MIXTURE, digits, 0), None, None, np.random.default_rng(1))
-    assert (images.shape, images.dtype, targets.shape) == ((200, 28, 28), np.uint8, (200, 11))
+    assert images.shape == (200, 28, 28)
+    assert images.dtype == np.uint8
+    assert targets.shape == (200, 11)
     assert targets[:, 10].sum() == 160
     np.testing.assert_array_equal(
         targets[:, :10].sum(axis=1), targets[:, 10], "a digit for each whole one, none for rubbish"
