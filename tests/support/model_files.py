@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from serving.repository import versions
 from serving.settings import BUNDLED
+
+SPECK = np.pad(np.full((3, 3), 255, np.uint8), ((12, 13), (12, 13)))
+"""An image with ink, (28, 28) uint8, which is no digit to the models of `publish_whole`."""
 
 
 def bundled() -> Path:
@@ -38,6 +42,81 @@ def publish_shifted(models: Path, version: int) -> Path:
     file = place(models, version)
     onnx.save(model, file)
     return file
+
+
+def publish_contract_1(models: Path, version: int, name: str = "digits") -> Path:
+    """Publishes the bundled model with contract 1, without `whole`."""
+    file = place(models, version, name)
+    onnx.save(_contract_1(), file)
+    return file
+
+
+def publish_whole(
+    models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits", **properties: str
+) -> Path:
+    """Publishes the bundled model with contract 2 and a rule in place of a trained `whole`.
+
+    The rule looks at the mean level of an image: `whole` is 0.9 from 5 to 128, as of every drawn digit, and 0.1 outside. An
+    image of a few dots, such as SPECK, and an image full of ink are no digits.
+
+    Args:
+        models: model repository.
+        version: version number.
+        threshold: property whole_threshold.
+        broken: "range" makes `whole` ten times as large; "batch" adds up the levels of all images of a batch.
+        name: name of the model.
+        properties: other properties to set.
+    """
+    model = _contract_1()
+    graph = model.graph
+    factor, high = 10.0 if broken == "range" else 1.0, 400.0 if broken == "batch" else 128.0
+    graph.initializer.extend(
+        [
+            helper.make_tensor("whole_pixels", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("whole_batch", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("whole_column", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("whole_low", TensorProto.FLOAT, [], [5.0]),
+            helper.make_tensor("whole_high", TensorProto.FLOAT, [], [high]),
+            helper.make_tensor("whole_yes", TensorProto.FLOAT, [], [0.9 * factor]),
+            helper.make_tensor("whole_no", TensorProto.FLOAT, [], [0.1]),
+        ]
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["whole_levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["whole_levels", "whole_pixels"], ["whole_own_mean"], keepdims=0),
+        helper.make_node("ReduceSum", ["whole_own_mean", "whole_batch"], ["whole_batch_sum"], keepdims=1),
+        helper.make_node("Add", ["whole_own_mean", "whole_batch_sum"], ["whole_shifted"]),
+        helper.make_node("Identity", ["whole_shifted" if broken == "batch" else "whole_own_mean"], ["whole_mean"]),
+        helper.make_node("GreaterOrEqual", ["whole_mean", "whole_low"], ["whole_enough"]),
+        helper.make_node("LessOrEqual", ["whole_mean", "whole_high"], ["whole_not_too_much"]),
+        helper.make_node("And", ["whole_enough", "whole_not_too_much"], ["whole_within"]),
+        helper.make_node("Where", ["whole_within", "whole_yes", "whole_no"], ["whole_row"]),
+        helper.make_node("Unsqueeze", ["whole_row", "whole_column"], ["whole"]),
+    ]
+    graph.node.extend(nodes)
+    graph.output.append(helper.make_tensor_value_info("whole", TensorProto.FLOAT, ["batch", 1]))
+    set_properties(model, contract="2", whole_threshold=threshold, **properties)
+    file = place(models, version, name)
+    onnx.save(model, file)
+    return file
+
+
+def _contract_1() -> onnx.ModelProto:
+    """Loads the bundled model, without `whole` if it has one. The nodes that computed `whole` stay and are unused."""
+    model = onnx.load(bundled())
+    outputs = [output for output in model.graph.output if output.name != "whole"]
+    if len(outputs) < len(model.graph.output):
+        rename_output(model, "whole", "trained_whole")
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+    set_properties(model, contract="1", whole_threshold=None, no_digit=None)
+    return model
+
+
+def set_properties(model: onnx.ModelProto, **changes: str | None) -> None:
+    """Changes properties of the metadata; None drops a property."""
+    properties = {entry.key: entry.value for entry in model.metadata_props} | changes
+    helper.set_model_props(model, {key: text for key, text in properties.items() if text is not None})
 
 
 def publish_breakable(models: Path, version: int) -> Path:
