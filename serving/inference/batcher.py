@@ -252,8 +252,7 @@ class Batcher:
         """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""
         start = time.monotonic()
         rows = self._network.classify(images)
-        # A prediction for what is no digit means nothing.
-        readable = (rows[:, SHOWS] == ONE_DIGIT) & np.isfinite(rows[:, CONFIDENCE])
+        readable = (rows[:, SHOWS] == ONE_DIGIT) & np.isfinite(rows[:, CONFIDENCE])  # else the prediction means nothing
         some = slice(None) if readable.all() else readable
         self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
         return rows, time.monotonic() - start

@@ -16,16 +16,13 @@ from numpy.typing import NDArray
 from sqlalchemy import create_engine, text
 
 from serving.answers.recognition_id import RecognitionIds
-from serving.client import NO_DIGIT, Decision, DigitClient, Field, Recognition
-from serving.client.truths import Truth
+from serving.client import Decision, DigitClient, Field, Recognition
 from serving.feedback import capture as capture_module
-from serving.inference.model import open_model
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support.calls import TIMEOUT
 from tests.support.captured_store import count_in_another_process, rows
 from tests.support.metrics import until, value
-from tests.support.model_files import SPECK, publish_whole
 from tests.support.postgres import Postgres
 from tests.support.servers import StartServer
 from tests.support.service import refused as refused_to_start
@@ -83,32 +80,6 @@ async def test_rejected_images_are_captured_and_accepted_ones_are_not(
     assert value(server.metrics.registry, "digits_captured_total", record="image", outcome="stored") == 2
     assert stat.S_IMODE(file.stat().st_mode) == 0o600, "only its owner may read it"
     assert {stat.S_IMODE(other.stat().st_mode) for other in file.parent.glob("captured.db-*")} <= {0o600}
-
-
-async def test_what_is_no_digit_is_captured_with_the_truth_that_it_is_none(
-    start_server: StartServer, images: Images, file: Path, tmp_path: Path
-) -> None:
-    server = await start_server(open_model(publish_whole(tmp_path, 1), "1"), capture=f"sqlite:///{file}")
-    with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
-        many = await asyncio.to_thread(client.recognize_batch, np.stack([images[0], SPECK, images[1], SPECK]))
-        field = await asyncio.to_thread(client.read_field, np.stack([images[0], SPECK, images[1]]))
-        keyed: list[Truth] = [(many[1], NO_DIGIT), (many[3], 1), (field, f"7{NO_DIGIT}7")]
-        assert await asyncio.to_thread(client.report_truth, keyed, "keying") == 3
-    assert [one.captured for one in many] == [False, True, False, True]
-    assert field.captured
-    assert rows(file, "SELECT answer, place, field_length, decision FROM captured_images ORDER BY number") == [
-        *((nonce(many[0]), place, 0, "no_digit") for place in (1, 3)),
-        *((nonce(field), place, 3, "no_digit") for place in range(3)),
-    ]
-    assert rows(file, "SELECT answer, place, value FROM captured_truths ORDER BY number") == [
-        (nonce(many[0]), 1, "x"),
-        (nonce(many[0]), 3, "1"),
-        (nonce(field), 0, "7x7"),
-    ]
-    registry = server.metrics.registry
-    assert value(registry, "digits_no_digit_truth_total", unit="digit", outcome="refused") == 1
-    assert value(registry, "digits_no_digit_truth_total", unit="digit", outcome="digit_refused") == 1
-    assert value(registry, "digits_no_digit_truth_total", unit="field", outcome="refused") == 1
 
 
 async def test_audited_answers_and_whole_fields_are_captured_with_truth(

@@ -11,7 +11,7 @@ from serving.answers.recognition_id import RecognitionIds, Recognized
 from serving.client import Decision, DigitClient, Recognition
 from serving.errors import InvalidRequest
 from serving.feedback import truth as truth_module
-from serving.feedback.accuracy import AccuracyCollector, wilson_interval
+from serving.feedback.accuracy import wilson_interval
 from serving.feedback.truth import Truth, TruthCounter
 from serving.inference.classifier import Classifier
 from serving.telemetry.metrics import Metrics
@@ -63,78 +63,6 @@ async def test_an_invalid_image_adds_nothing_to_the_confusion(metrics: Metrics) 
     assert value(metrics.registry, "digits_truth_total", decision="invalid_image", outcome="wrong") == 1
     assert value(metrics.registry, "digits_confusion_total") == 0
     assert value(metrics.registry, "digits_truth_confidence_count") == 0
-
-
-@pytest.mark.parametrize(
-    ("decision", "true", "outcome", "no_digit_outcome", "confused"),
-    [
-        (Decision.ACCEPT, "x", "wrong", "accepted", ("no_digit", "7")),
-        (Decision.REJECT_LOW_CONFIDENCE, "x", "wrong", "rejected", ("no_digit", "7")),
-        (Decision.REJECT_NO_DIGIT, "x", "right", "refused", ("no_digit", "no_digit")),
-        (Decision.REJECT_NO_DIGIT, "7", "wrong", "digit_refused", ("7", "no_digit")),
-        (Decision.ACCEPT, "7", "right", None, ("7", "7")),
-    ],
-)
-async def test_both_errors_about_what_is_no_digit_are_counted(
-    metrics: Metrics, decision: Decision, true: str, outcome: str, no_digit_outcome: str | None, confused: tuple[str, str]
-) -> None:
-    ids = RecognitionIds([KEY])
-    answer = ids.issue(Recognized("digits", "1", False, bytes([7]), bytes([decision]), [False], [0.9]))
-    assert await TruthCounter(ids, lambda *_: True, metrics).report([keyed(answer, 0, true)]) == 1
-    registry = metrics.registry
-    assert (
-        value(
-            registry,
-            "digits_truth_total",
-            unit="digit",
-            decision=decision.name.lower().removeprefix("reject_"),
-            outcome=outcome,
-        )
-        == 1
-    )
-    assert value(registry, "digits_no_digit_truth_total") == (no_digit_outcome is not None)
-    if no_digit_outcome:
-        assert value(registry, "digits_no_digit_truth_total", unit="digit", outcome=no_digit_outcome) == 1
-    assert value(registry, "digits_confusion_total", true=confused[0], predicted=confused[1]) == 1
-    calibrated = decision is not Decision.REJECT_NO_DIGIT
-    assert value(registry, "digits_truth_confidence_count") == calibrated, "the confidence of no digit means nothing"
-
-
-@pytest.mark.parametrize(
-    ("decision", "true", "outcome", "no_digit_outcome"),
-    [
-        (Decision.ACCEPT, "7x4", "wrong", "accepted"),
-        (Decision.REJECT_NO_DIGIT, "7x4", "right", "refused"),
-        (Decision.REJECT_NO_DIGIT, "xxx", "right", "refused"),
-        (Decision.REJECT_NO_DIGIT, "714", "wrong", "digit_refused"),
-    ],
-)
-async def test_a_field_with_an_image_of_no_digit_is_counted_by_its_decision(
-    metrics: Metrics, decision: Decision, true: str, outcome: str, no_digit_outcome: str
-) -> None:
-    ids = RecognitionIds([KEY])
-    answer = ids.issue(Recognized("digits", "1", True, bytes([7, 1, 4]), bytes([decision]), [False], [0.9]))
-    assert await TruthCounter(ids, lambda *_: True, metrics).report([keyed(answer, 0, true)]) == 1
-    registry = metrics.registry
-    assert value(registry, "digits_truth_total", unit="field", outcome=outcome) == 1
-    assert value(registry, "digits_no_digit_truth_total", unit="field", outcome=no_digit_outcome) == 1
-    # Which image of a refused field was taken for no digit is not known.
-    assert value(registry, "digits_confusion_total") == (3 if decision is Decision.ACCEPT else 0)
-
-
-async def test_an_audit_that_finds_no_digit_raises_the_error_among_the_accepted(
-    truths: TruthCounter, ids: RecognitionIds, metrics: Metrics
-) -> None:
-    await truths.report([keyed(issue(ids, audited=True), 0, true, "audit") for true in ("7", "7", "x", "7")])
-    accepted = {"source": "audit", "decision": "accept"}
-    assert value(metrics.registry, "digits_truth_total", **accepted, outcome="wrong") == 1
-    error = {
-        sample.labels["bound"]: sample.value
-        for metric in AccuracyCollector(metrics.registry).collect()
-        for sample in metric.samples
-        if sample.name == "digits_accepted_error_ratio"
-    }
-    assert error["estimate"] == 0.25
 
 
 async def test_truth_of_a_field_is_all_its_digits(truths: TruthCounter, ids: RecognitionIds, metrics: Metrics) -> None:
