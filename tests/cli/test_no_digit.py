@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from serving.cli import framed_files
 from serving.cli.main import main
+from serving.imaging import decode
 from serving.samples.draw import SAMPLES
 from tests.support.model_files import SPECK, publish_whole
 from tests.support.service import Service, service
@@ -66,3 +68,20 @@ def test_the_truth_may_be_no_digit(judging: Service, speck: Path, capsys: pytest
     number = json.loads(capsys.readouterr().out)["recognition_id"]
     assert main(["truth", "--address", judging.address, number, "7x"]) == 0
     assert judging.scrape("digits_no_digit_truth_total", unit="field", outcome="refused") == 1
+
+
+def test_a_photo_whose_framing_has_doubts_is_sent_with_a_warning(
+    judging: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = str(SAMPLES / "photo.jpg")
+    frame_crop = decode.frame_crop
+    monkeypatch.setattr(framed_files, "frame_crop", lambda content: frame_crop(content)._replace(whole=False))
+    assert main(["recognize", "--address", judging.address, photo, str(SEVEN)]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    doubt = "may not show one whole digit: the service rejects such a crop as no digit"
+    assert shown.err == f"digits recognize: {photo}: {doubt}; with --crops, it does so here\n"
+    assert main(["frame", photo]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 28
+    assert shown.err == f"digits frame: {photo}: {doubt}\n"
