@@ -72,26 +72,26 @@ def publish_whole(
     factor, high = 10.0 if broken == "range" else 1.0, 400.0 if broken == "batch" else 128.0
     graph.initializer.extend(
         [
-            helper.make_tensor("whole_pixels", TensorProto.INT64, [2], [1, 2]),
-            helper.make_tensor("whole_batch", TensorProto.INT64, [1], [0]),
-            helper.make_tensor("whole_column", TensorProto.INT64, [1], [1]),
-            helper.make_tensor("whole_low", TensorProto.FLOAT, [], [5.0]),
-            helper.make_tensor("whole_high", TensorProto.FLOAT, [], [high]),
-            helper.make_tensor("whole_yes", TensorProto.FLOAT, [], [0.9 * factor]),
-            helper.make_tensor("whole_no", TensorProto.FLOAT, [], [0.1]),
+            helper.make_tensor("rule_pixels", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("rule_batch", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("rule_column", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("rule_low", TensorProto.FLOAT, [], [5.0]),
+            helper.make_tensor("rule_high", TensorProto.FLOAT, [], [high]),
+            helper.make_tensor("rule_yes", TensorProto.FLOAT, [], [0.9 * factor]),
+            helper.make_tensor("rule_no", TensorProto.FLOAT, [], [0.1]),
         ]
     )
     nodes = [
-        helper.make_node("Cast", ["images"], ["whole_levels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["whole_levels", "whole_pixels"], ["whole_own_mean"], keepdims=0),
-        helper.make_node("ReduceSum", ["whole_own_mean", "whole_batch"], ["whole_batch_sum"], keepdims=1),
-        helper.make_node("Add", ["whole_own_mean", "whole_batch_sum"], ["whole_shifted"]),
-        helper.make_node("Identity", ["whole_shifted" if broken == "batch" else "whole_own_mean"], ["whole_mean"]),
-        helper.make_node("GreaterOrEqual", ["whole_mean", "whole_low"], ["whole_enough"]),
-        helper.make_node("LessOrEqual", ["whole_mean", "whole_high"], ["whole_not_too_much"]),
-        helper.make_node("And", ["whole_enough", "whole_not_too_much"], ["whole_within"]),
-        helper.make_node("Where", ["whole_within", "whole_yes", "whole_no"], ["whole_row"]),
-        helper.make_node("Unsqueeze", ["whole_row", "whole_column"], ["whole"]),
+        helper.make_node("Cast", ["images"], ["rule_levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["rule_levels", "rule_pixels"], ["rule_own_mean"], keepdims=0),
+        helper.make_node("ReduceSum", ["rule_own_mean", "rule_batch"], ["rule_batch_sum"], keepdims=1),
+        helper.make_node("Add", ["rule_own_mean", "rule_batch_sum"], ["rule_shifted"]),
+        helper.make_node("Identity", ["rule_shifted" if broken == "batch" else "rule_own_mean"], ["rule_mean"]),
+        helper.make_node("GreaterOrEqual", ["rule_mean", "rule_low"], ["rule_enough"]),
+        helper.make_node("LessOrEqual", ["rule_mean", "rule_high"], ["rule_not_too_much"]),
+        helper.make_node("And", ["rule_enough", "rule_not_too_much"], ["rule_within"]),
+        helper.make_node("Where", ["rule_within", "rule_yes", "rule_no"], ["rule_row"]),
+        helper.make_node("Unsqueeze", ["rule_row", "rule_column"], ["whole"]),
     ]
     graph.node.extend(nodes)
     graph.output.append(helper.make_tensor_value_info("whole", TensorProto.FLOAT, ["batch", 1]))
