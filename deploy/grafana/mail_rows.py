@@ -3,9 +3,9 @@
 from deploy.grafana.panels import Panel, Query, Row, mean, quantiles
 from deploy.grafana.selectors import AVAILABILITY, HERE, IN_TIME, JOB, MODEL, MOVED, MUCH_MOVED
 
-# PromQL has no matcher for two labels that differ, so this asks once for each digit.
+# PromQL has no matcher for two labels that differ, so this asks once for each digit, and once for no digit.
 _CONFUSED = " or ".join(
-    f'increase(digits_confusion_total{{{MODEL},true="{digit}",predicted!="{digit}"}}[1d])' for digit in range(10)
+    f'increase(digits_confusion_total{{{MODEL},true="{true}",predicted!="{true}"}}[1d])' for true in (*range(10), "no_digit")
 )
 
 GLANCE = Row(
@@ -88,8 +88,8 @@ READING = Row(
         Panel(
             "Rejects by reason",
             "Share of all answers. low_confidence: hard to read, or unlike the images that the model was certified on. "
-            "invalid_image: no ink, or a broken file. not_certified: no version is certified for so low an error rate. "
-            "not_in_lexicon: no such postcode.",
+            "invalid_image: no ink, or a broken file. no_digit: something else than one whole digit. not_certified: no "
+            "version is certified for so low an error rate. not_in_lexicon: no such postcode.",
             "percentunit",
             [
                 Query(
@@ -126,8 +126,28 @@ READING = Row(
             top=1,
         ),
         Panel(
+            "No digit",
+            "Share of all answers that were rejected because an image does not show one whole digit. An alert asks for a "
+            "look above 20 %, and above three times the last day's share.",
+            "percentunit",
+            [Query(f"digits:no_digit:ratio_rate5m{{{HERE}}}", "{{namespace}} {{unit}}s")],
+        ),
+        Panel(
+            "No digit by truth",
+            "Answers of the last day whose truth is no digit. accepted: an error. refused: rejected as no digit. rejected: "
+            "for another reason. And digit_refused: rejected as no digit although the truth is a digit, an error.",
+            "suffix: answers",
+            [
+                Query(
+                    f"sum by (unit, source, outcome) (digits:no_digit_truth:increase1d{{{MODEL}}})",
+                    "{{unit}}s by {{source}}: {{outcome}}",
+                )
+            ],
+        ),
+        Panel(
             "Confusions",
-            "The ten most frequent confusions of the last day, among digits with reported truth.",
+            "The ten most frequent confusions of the last day, among digits with reported truth. no_digit: not one whole "
+            "digit.",
             "short",
             [Query(f"topk(10, sum by (true, predicted) ({_CONFUSED}))", "")],
             kind="table",

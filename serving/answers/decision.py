@@ -13,6 +13,7 @@ class Decision(enum.IntEnum):
     REJECT_INVALID_IMAGE = 3
     REJECT_NOT_CERTIFIED = 4
     REJECT_NOT_IN_LEXICON = 5
+    REJECT_NO_DIGIT = 6
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
 from serving.feedback.truth import Truth, TruthCounter
+from serving.inference.classifier import NO_DIGIT
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadOptions, Verdict
 from serving.recognition.recognizer import Recognizer
@@ -149,6 +150,7 @@ def encode_digits(answers: DigitAnswers) -> bytes:
         recognition_id=verdict.recognition_id,
         audits=verdict.audited.nonzero()[0].tolist(),
         captured=verdict.captured,
+        whole=reading.whole.tolist(),
         **_threshold(verdict),
     ).SerializeToString()
 
@@ -160,8 +162,14 @@ def encode_field(answer: FieldAnswer) -> bytes:
         value=answer.value,
         confidence=answer.confidence,
         digits=[
-            pb.DigitCandidates(digits=digits, probabilities=probabilities)
-            for digits, probabilities in zip(answer.candidates.tolist(), answer.probabilities.tolist(), strict=True)
+            pb.DigitCandidates(digits=digits, probabilities=probabilities, whole=whole, no_digit=shows == NO_DIGIT)
+            for digits, probabilities, whole, shows in zip(
+                answer.candidates.tolist(),
+                answer.probabilities.tolist(),
+                reading.whole.tolist(),
+                reading.shows.tolist(),
+                strict=True,
+            )
         ],
         model_version=reading.loaded.version,
         decision=cast(pb.Decision, verdict.decisions.item()),
@@ -207,6 +215,7 @@ def _digit_response(answers: DigitAnswers) -> pb.RecognizeResponse:
         recognition_id=verdict.recognition_id,
         audit=verdict.audited.item(),
         captured=verdict.captured,
+        whole=reading.whole.item(),
         **_threshold(verdict),
     )
 

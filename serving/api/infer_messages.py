@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from serving.api import tensors
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
@@ -15,7 +17,7 @@ class InferRequest(NamedTuple):
         id: the caller's id of the request, which the answer repeats.
         images: the images, or crops.
         options: the options.
-        outputs: names of the outputs to return, in order.
+        outputs: names of the outputs to return, in order; none for all outputs of the model.
         raw: True to return tensors as raw bytes, False to return typed contents.
     """
 
@@ -81,7 +83,11 @@ def _fill(response: pb.ModelInferResponse, answer: InferAnswer) -> None:
     response.id = request.id
     response.model_name = reading.loaded.name
     response.model_version = reading.loaded.version
-    outputs: dict[str, tensors.Values] = {"logits": reading.logits, "probabilities": reading.probabilities}
+    outputs: dict[str, tensors.Values] = {
+        "logits": reading.logits,
+        "probabilities": reading.probabilities,
+        "whole": reading.whole[:, np.newaxis],
+    }
     if verdict is not None:
         outputs["decisions"] = verdict.decisions
         response.parameters["recognition_id"].string_param = verdict.recognition_id
@@ -89,7 +95,8 @@ def _fill(response: pb.ModelInferResponse, answer: InferAnswer) -> None:
         if verdict.threshold:
             response.parameters["threshold"].double_param = verdict.threshold.confidence
             response.parameters["target_error_rate"].double_param = verdict.threshold.target_error_rate
-    tensors.add_outputs(response, ((name, outputs[name]) for name in request.outputs), raw=request.raw)
+    names = request.outputs or tensors.OUTPUTS[reading.loaded.model.metadata.contract]
+    tensors.add_outputs(response, ((name, outputs[name]) for name in names), raw=request.raw)
 
 
 def _timeout_seconds(request: pb.ModelInferRequest) -> float:

@@ -142,15 +142,15 @@ class OpenInference:
             versions=[loaded.version for loaded in answering],
             platform=_PLATFORM,
             inputs=described(tensors.INPUTS),
-            outputs=described(tensors.OUTPUTS),
+            outputs=described(tensors.OUTPUTS[answering[0].model.metadata.contract]),
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, call: Call) -> pb.ModelConfigResponse:
         """Reports batching and execution provider of a model."""
-        name = self._answering(request.name, request.version)[0].name
+        loaded = self._answering(request.name, request.version)[0]
         settings = self._settings
         config = pb.ModelConfig(
-            name=name,
+            name=loaded.name,
             platform=_PLATFORM,
             backend=_BACKEND,
             max_batch_size=settings.max_batch_size,
@@ -160,10 +160,10 @@ class OpenInference:
         )
         for tensor in tensors.INPUTS.values():
             config.input.add(name=tensor.name, data_type=_DATA_TYPES[tensor.datatype], dims=tensor.dims)
-        for tensor in tensors.OUTPUTS.values():
+        for tensor in tensors.OUTPUTS[loaded.model.metadata.contract].values():
             config.output.add(name=tensor.name, data_type=_DATA_TYPES[tensor.datatype], dims=tensor.dims)
         kind = pb.ModelInstanceGroup.KIND_CPU if settings.provider == "cpu" else pb.ModelInstanceGroup.KIND_GPU
-        config.instance_group.add(name=name, count=settings.instances, kind=kind)
+        config.instance_group.add(name=loaded.name, count=settings.instances, kind=kind)
         return pb.ModelConfigResponse(config=config)
 
     async def model_statistics(self, request: pb.ModelStatisticsRequest, call: Call) -> pb.ModelStatisticsResponse:

@@ -43,7 +43,7 @@ class Tensor:
         return f"{self.name}, {self.datatype} [{', '.join(('n', *map(str, self.dims)))}]"
 
 
-def _list_tensors(specification: dict[str, tuple[str, list[int | None]]]) -> dict[str, Tensor]:
+def _list_tensors(specification: contract.Tensors) -> dict[str, Tensor]:
     datatypes = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
     return {
         name: Tensor(name, datatypes[kind], tuple(size for size in shape if size is not None))
@@ -52,13 +52,16 @@ def _list_tensors(specification: dict[str, tuple[str, list[int | None]]]) -> dic
 
 
 INPUTS = _list_tensors(contract.INPUTS)
-OUTPUTS = _list_tensors(contract.OUTPUTS)
+OUTPUTS = {version: _list_tensors(outputs) for version, outputs in contract.OUTPUTS.items()}
+"""The outputs of a model, by the version of its contract."""
+
 _IMAGES = INPUTS["images"]
 
-# Tensors of the server instead of a model: a request may name them, and the metadata of a model doesn't list them.
+# Tensors of the server instead of a model: a request may name them, and the metadata of a model doesn't list them. A request
+# may also name an output that the answering model lacks, because it can't know which version will answer.
 _CROPS = Tensor("crops", "BYTES", ())
 _DECISIONS = Tensor("decisions", "UINT8", ())
-_REQUESTABLE = {**OUTPUTS, _DECISIONS.name: _DECISIONS}
+_REQUESTABLE = {name: tensor for outputs in OUTPUTS.values() for name, tensor in outputs.items()} | {"decisions": _DECISIONS}
 
 
 def parse_images(request: pb.ModelInferRequest) -> tuple[bytes, list[bytes]]:
@@ -89,7 +92,7 @@ def parse_images(request: pb.ModelInferRequest) -> tuple[bytes, list[bytes]]:
 
 
 def parse_output_names(request: pb.ModelInferRequest) -> list[str]:
-    """Lists the outputs that a request names, in its order; without any, all outputs of the model.
+    """Lists the outputs that a request names, in its order; none for all outputs of the model that answers.
 
     Raises:
         InvalidRequest: an output is unknown, or named twice, or requested in a form that this server does not offer.
@@ -104,7 +107,7 @@ def parse_output_names(request: pb.ModelInferRequest) -> list[str]:
             raise InvalidRequest(f"output {output.name} is requested as a classification, expected as a tensor")
         _refuse_shared_memory(output)
         names.append(output.name)
-    return names or [*OUTPUTS]
+    return names
 
 
 def add_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Values]], *, raw: bool) -> None:
@@ -112,7 +115,7 @@ def add_outputs(response: pb.ModelInferResponse, outputs: Iterable[tuple[str, Va
 
     Args:
         response: receives the outputs.
-        outputs: names with values, in order: (n, 10) float32, or (n,) uint8 for decisions.
+        outputs: names with values, in order: (n, 10) float32, (n, 1) float32 for whole, or (n,) uint8 for decisions.
         raw: True for raw bytes, False for typed contents.
     """
     for name, values in outputs:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from serving.cli import connection, images
 from serving.cli.manual import new_parser, utf8_text
@@ -13,7 +15,8 @@ _DESCRIPTION = "Sends the image files of one field, such as a postcode, and prin
 _MANUAL = """\
 Give the files in order, from left to right: one digit each, 18 at most. The
 service gives one answer and one decision for the whole field, and the three
-most probable digits of each image with their probabilities.
+most probable digits of each image with their probabilities. If images do not
+show one whole digit, the answer names them, with the probability that they do.
 
 examples:
   digits field serving/samples/field/*.jpg
@@ -56,14 +59,16 @@ def _read_field(client: DigitClient, sent: list[images.Image], options: argparse
         key=options.key,
         target_error_rate=options.target_error_rate,
     )
-    print(_json(answer) if options.json else _text(answer))
+    print(_json(answer) if options.json else _text(answer, options.files))
     for index, reason in sorted(answer.troubles.items()):
         print(f"digits field: {options.files[index]}: {reason}", file=sys.stderr)
     return int(bool(answer.troubles))
 
 
-def _text(answer: Field) -> str:
+def _text(answer: Field, files: Sequence[Path]) -> str:
     rows = [("value", answer.value), ("confidence", f"{answer.confidence:.4f}"), ("decision", answer.decision.name.lower())]
+    for number, index in enumerate(answer.no_digits):
+        rows.append(("" if number else "no digit", f"image {index + 1}, {files[index]} ({answer.whole[index]:.4f})"))
     for index, candidates in enumerate(_candidates(answer)):
         shown = "  ".join(f"{digit} {probability:.4f}" for digit, probability in candidates.items())
         rows.append(("" if index else "candidates", shown))
@@ -80,6 +85,8 @@ def _json(answer: Field) -> str:
             "confidence": round(answer.confidence, 6),
             "decision": answer.decision.name.lower(),
             "candidates": _candidates(answer),
+            "whole": [round(share, 6) for share in answer.whole],
+            "no_digits": list(answer.no_digits),
             "threshold": answer.threshold,
             "target_error_rate": answer.target_error_rate,
             "version": answer.model_version,

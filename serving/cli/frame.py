@@ -32,10 +32,11 @@ def run(arguments: list[str]) -> int:
     from PIL import Image
 
     from serving.cli.framed_files import read_framed
+    from serving.cli.images import DOUBTED
     from serving.client.image_files import ImageError
 
     try:
-        image = read_framed(options.file)
+        image, whole = read_framed(options.file)
         if not image.any():  # 28x28 pixels are taken as they are
             raise ImageError("no ink is seen on it")
         if options.out:
@@ -46,6 +47,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         print(f"digits frame: {options.out}: {error.strerror or error}", file=sys.stderr)
         return 1
+    if not whole:
+        print(f"digits frame: {options.file}: {DOUBTED}", file=sys.stderr)
     for row in image:
         print("".join(_SHADES[level * len(_SHADES) // 256] * 2 for level in row.tolist()).rstrip())
     return 0

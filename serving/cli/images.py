@@ -16,6 +16,10 @@ Image = NDArray[np.uint8] | bytes
 """One image to send: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file."""
 
 
+DOUBTED = "may not show one whole digit: the service rejects such a crop as no digit"
+"""Warning about a file whose framing has doubts. A framed image, 28x28 pixels, can't carry them to the service."""
+
+
 def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
     """Adds image files and the options of a request to a command; `files` is the help text of the files."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=files)
@@ -44,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
 
 
 def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[Path, Image]]:
-    """Reads image files one at a time, and reports on stderr each file that can't be read.
+    """Reads image files one at a time. Reports on stderr each file that can't be read, and each whose framing has doubts.
 
     Args:
         command: name of the command, which starts each error message.
@@ -56,7 +60,13 @@ def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[
     """
     for file in files:
         try:
-            yield file, _read_crop(file) if crops else read_framed(file)
+            if crops:
+                yield file, _read_crop(file)
+                continue
+            framed = read_framed(file)
+            if not framed.whole:
+                print(f"digits {command}: {file}: {DOUBTED}; with --crops, it does so here", file=sys.stderr)
+            yield file, framed.image
         except ImageError as error:
             print(f"digits {command}: {file}: {error}", file=sys.stderr)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serving.cli import connection, images
 from serving.cli.manual import new_parser
-from serving.client import DigitClient, Recognition
+from serving.client import Decision, DigitClient, Recognition
 
 _DESCRIPTION = "Sends image files to the service, one digit each, and prints digit, confidence and decision."
 
@@ -16,6 +16,9 @@ _MANUAL = """\
 The model sees 28x28 pixels. A PNG of that size, or a file of 784 raw bytes, is
 sent as it is. Any other image is framed first, as MNIST frames its digits;
 `digits frame FILE` shows the result.
+
+A line ends with the decision: accept, or reject_ and the reason. After
+reject_no_digit comes the probability that the image shows one whole digit.
 
 examples:
   digits recognize serving/samples/7.png serving/samples/photo.jpg
@@ -81,6 +84,8 @@ def _calls(files: Iterable[tuple[Path, images.Image]]) -> Iterator[list[tuple[Pa
 
 def _text(file: Path, answer: Recognition, *, ids: bool) -> str:
     line = f"{file}  {answer.digit}  {answer.confidence:.4f}  {answer.decision.name.lower()}"
+    if answer.decision is Decision.REJECT_NO_DIGIT:
+        line += f"  not one whole digit ({answer.whole:.4f})"
     if not ids:
         return line
     return f"{line}  {answer.recognition_id}" + (f" --index {answer.place}" if answer.place else "")
@@ -93,6 +98,7 @@ def _json(file: Path, answer: Recognition) -> str:
             "digit": answer.digit,
             "confidence": round(answer.confidence, 6),
             "decision": answer.decision.name.lower(),
+            "whole": round(answer.whole, 6),
             "threshold": answer.threshold,
             "target_error_rate": answer.target_error_rate,
             "version": answer.model_version,

@@ -4,13 +4,15 @@ import argparse
 
 from serving.cli import connection
 from serving.cli.manual import new_parser, utf8_text
-from serving.client import DigitClient
+from serving.client import NO_DIGIT, DigitClient
 
 _DESCRIPTION = "Reports the true value of an answer, which the service counts in its accuracy metrics."
 
 _MANUAL = """\
 `digits recognize --ids` and `digits field` print the id of an answer. An answer
 of `digits recognize` that shares its id with others has an --index as well.
+
+The letter x stands for an image that does not show one whole digit.
 
 sources:
   keying   a person keyed a rejected image
@@ -20,6 +22,8 @@ sources:
 examples:
   digits truth ID 7
   digits truth ID --index 3 7
+  digits truth ID x                       # the image shows no digit
+  digits truth ID 90x10                   # nor does the third image of this field
   digits truth --source replay ID 90210
 
 exit status:
@@ -33,7 +37,7 @@ def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
     parser = new_parser("truth", _DESCRIPTION, _MANUAL)
     parser.add_argument("recognition_id", type=utf8_text, metavar="RECOGNITION_ID", help="id of the answer")
-    parser.add_argument("value", type=_digits, metavar="VALUE", help="true digit, or all digits of the field")
+    parser.add_argument("value", type=_value, metavar="VALUE", help="true digit, or all digits of the field; x for no digit")
     parser.add_argument(
         "--source", choices=("keying", "audit", "replay"), default="keying", help="see below (default: %(default)s)"
     )
@@ -53,9 +57,11 @@ def _report(client: DigitClient, options: argparse.Namespace) -> int:
     return 0
 
 
-def _digits(text: str) -> str:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected one digit, or the digits of a field, not {text!r}")
+def _value(text: str) -> str:
+    if not text or set(text) - set("0123456789" + NO_DIGIT):
+        raise argparse.ArgumentTypeError(
+            f"expected one digit, or the digits of a field, or {NO_DIGIT} for no digit, not {text!r}"
+        )
     return text
 
 

@@ -18,8 +18,10 @@ from .answers import Decision, Field, Recognition, Refusal, ResourceExhausted
 from .client import DigitClient
 from .credentials import channel_credentials
 from .pem import CredentialsError
+from .truths import NO_DIGIT
 
 __all__ = [
+    "NO_DIGIT",
     "CredentialsError",
     "Decision",
     "DigitClient",

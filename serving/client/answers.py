@@ -28,6 +28,8 @@ class Decision(enum.IntEnum):
     """The model has no certified threshold for an error rate as low as the requested one."""
     REJECT_NOT_IN_LEXICON = 5
     """Most probably, the value of the field is not in the lexicon."""
+    REJECT_NO_DIGIT = 6
+    """The image, or an image of the field, does not show one whole digit. Digit and confidence carry no meaning."""
 
 
 _NEVER_CAPTURED = (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
@@ -51,6 +53,8 @@ class Recognition:
         place: index in the batch of the call, from 0.
         audit: True if a person should check the image although it was accepted.
         captured: True once the rejected or audited image is on disk, stored for training.
+        whole: probability that the image shows one whole digit, 0 to 1. 1 if the model or the server can't tell; 0 if the
+            server found, while framing the crop, that it may not be one digit.
     """
 
     digit: int
@@ -65,6 +69,7 @@ class Recognition:
     place: int = 0
     audit: bool = False
     captured: bool = False
+    whole: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +91,9 @@ class Field:
         audit: True if a person should check the field although it was accepted.
         captured: True once the images of the rejected or audited field are on disk, stored for training.
         place: always 0.
+        whole: n probabilities that each image shows one whole digit, as in Recognition.
+        no_digits: indexes of the images that do not show one whole digit, ascending; at least one where the decision is
+            REJECT_NO_DIGIT.
     """
 
     value: str
@@ -101,6 +109,8 @@ class Field:
     audit: bool
     captured: bool
     place: int = 0
+    whole: tuple[float, ...] = ()
+    no_digits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,7 @@ def recognition(answer: pb.RecognizeResponse) -> Recognition:
         recognition_id=answer.recognition_id,
         audit=answer.audit,
         captured=answer.captured,
+        whole=_whole(answer),
     )
 
 
@@ -194,7 +205,8 @@ def recognitions(answer: pb.RecognizeBatchResponse) -> list[Recognition]:
     """Converts the answers for n images, in their order."""
     probabilities = np.array(answer.probabilities, np.float32).reshape(-1, 10)
     threshold, audits = _threshold(answer), set(answer.audits)
-    columns = (answer.digits, answer.confidences, probabilities, map(_decision, answer.decisions))
+    whole = answer.whole or [1.0] * len(answer.digits)  # a server that does not know `whole` sends none
+    columns = (answer.digits, answer.confidences, probabilities, map(_decision, answer.decisions), whole)
     return [
         Recognition(
             digit,
@@ -208,8 +220,9 @@ def recognitions(answer: pb.RecognizeBatchResponse) -> list[Recognition]:
             place=index,
             audit=index in audits,
             captured=answer.captured and (index in audits or decision not in _NEVER_CAPTURED),
+            whole=shown,
         )
-        for index, (digit, confidence, row, decision) in enumerate(zip(*columns, strict=True))
+        for index, (digit, confidence, row, decision, shown) in enumerate(zip(*columns, strict=True))
     ]
 
 
@@ -227,6 +240,8 @@ def field(answer: pb.ReadFieldResponse) -> Field:
         recognition_id=answer.recognition_id,
         audit=answer.audit,
         captured=answer.captured,
+        whole=tuple(map(_whole, answer.digits)),
+        no_digits=tuple(index for index, one in enumerate(answer.digits) if one.no_digit),
     )
 
 
@@ -241,6 +256,10 @@ def streamed(answer: pb.RecognizeStreamResponse) -> Recognition | Refusal:
 
 def _decision(number: int) -> Decision:
     return Decision(number) if number in set(Decision) else Decision.UNSPECIFIED
+
+
+def _whole(answer: pb.RecognizeResponse | pb.DigitCandidates) -> float:
+    return answer.whole if answer.HasField("whole") else 1.0
 
 
 def _threshold(

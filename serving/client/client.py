@@ -132,8 +132,9 @@ class DigitClient:
 
         Args:
             truths: tuples `(answer, value)`. The answer is a Recognition or a Field, or its stored `recognition_id`. The
-                value is the true digit, or all digits of the field as a string. Answers of a batch share their id: report
-                them as `(recognition_id, index, value)`. The index is `Recognition.place`, 0 if left out.
+                value is the true digit, or all digits of the field as a string. NO_DIGIT, "x", stands for an image that does
+                not show one whole digit: "x", or "90x10" for a field. Answers of a batch share their id: report them as
+                `(recognition_id, index, value)`. The index is `Recognition.place`, 0 if left out.
             source: "keying", "audit" or "replay". An audit is only valid for answers with `audit` set.
 
         Returns:

@@ -13,6 +13,9 @@ Truth: TypeAlias = (
     tuple[Recognition | Field | str, str | int | np.integer[Any]] | tuple[str, int, str | int | np.integer[Any]]
 )
 
+NO_DIGIT = "x"
+"""True value of an image that does not show one whole digit; in the value of a field, it stands for such an image."""
+
 _SOURCES = {name.removeprefix("TRUTH_SOURCE_").lower(): name for name, number in pb.TruthSource.items() if number}
 _EXPECTED = "expected (answer, value), (recognition_id, value) or (recognition_id, index, value)"
 _INDEX_LIMIT = 1 << 32  # digits.v1 carries the index as uint32
@@ -55,7 +58,8 @@ def _parts(item: object, name: str) -> tuple[str, int, str]:
         raise ValueError(f"{name} has the index {index}, expected the index of an image in its call, from 0")
     if not (isinstance(value, str) or _is_integer(value)):
         raise TypeError(
-            f"{name} has a value of type {type(value).__name__}, expected a digit, or a str of digits for a field"
+            f"{name} has a value of type {type(value).__name__}, expected a digit, or a str of digits for a field; in both, "
+            f"NO_DIGIT, {NO_DIGIT!r}, stands for an image of no digit"
         )
     return recognition_id, int(index), str(value)
 

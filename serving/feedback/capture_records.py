@@ -56,7 +56,7 @@ class CapturedTruth:
         answer: nonce of the answer's recognition id, as in CapturedImage.
         place: index of the image in the answer, from 0; 0 for a field.
         source: "keying", "audit" or "replay".
-        value: true digit, or all true digits of a field.
+        value: true digit, or all true digits of a field, with "x" for each image that does not show one whole digit.
     """
 
     answer: str

@@ -13,8 +13,14 @@ from serving.feedback.capture import Capture
 from serving.feedback.capture_records import CapturedTruth, captured_indexes
 from serving.telemetry.metrics import Metrics
 
+NO_DIGIT = "x"
+"""Stands in a truth for an image that does not show one whole digit."""
+
 # Truths that a worker remembers at most, to count each once. It forgets the older half at a time.
 _MAX_REMEMBERED = 200_000
+
+_VALUES = frozenset("0123456789" + NO_DIGIT)
+_NO_DIGIT_LABEL = Decision.REJECT_NO_DIGIT.label
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Truth:
     Attributes:
         recognition_id: id of the answer.
         source: "keying", "audit" or "replay".
-        values: true digit by index of the image in the answer, from 0. For a field, index 0 holds all its digits.
+        values: true digit, or NO_DIGIT, by index of the image in the answer, from 0. For a field, index 0 holds the true
+            digits, or NO_DIGIT, of all its images.
     """
 
     recognition_id: str
@@ -93,8 +100,10 @@ class TruthCounter:
         for index, value in truth.values.items():
             if index >= len(answer.decisions):
                 raise InvalidRequest(f"values has index {index}, expected less than {len(answer.decisions)}")
-            if len(value) != length or not (value.isascii() and value.isdigit()):
-                raise InvalidRequest(f"values[{index}] is {value[:40]!r}, expected {length} digit(s) from 0 to 9")
+            if len(value) != length or not _VALUES.issuperset(value):
+                raise InvalidRequest(
+                    f"values[{index}] is {value[:40]!r}, expected {length} digit(s) from 0 to 9, or {NO_DIGIT} for no digit"
+                )
             if truth.source == "audit" and not answer.audited[index]:
                 raise InvalidRequest(
                     "source is audit, but the answer was not marked for audit; counting it would bias the audited error"
@@ -115,27 +124,48 @@ class _Tally:
 
     def __init__(self) -> None:
         self.truth: Counter[tuple[str, ...]] = Counter()
+        self.no_digits: Counter[tuple[str, ...]] = Counter()
         self.confusion: Counter[tuple[str, ...]] = Counter()
         self.confidences: dict[tuple[str, ...], list[float]] = {}
 
     def add(self, answer: Recognized, index: int, value: str, source: str) -> None:
-        predicted = answer.digits if answer.of_field else answer.digits[index : index + 1]
-        true = bytes(map(int, value))
+        predicted = "".join(map(str, answer.digits if answer.of_field else answer.digits[index : index + 1]))
         decision = Decision(answer.decisions[index])
+        refused = decision is Decision.REJECT_NO_DIGIT
         version = (answer.model, answer.version)
         unit = (*version, "field" if answer.of_field else "digit", source)
-        outcome = "right" if predicted == true else "wrong"
+        right = NO_DIGIT in value if refused else predicted == value
+        outcome = "right" if right else "wrong"
         self.truth[*unit, decision.label, outcome] += 1
-        if decision is not Decision.REJECT_INVALID_IMAGE:  # its digits and its confidence mean nothing
+        if NO_DIGIT in value or refused:
+            self.no_digits[*unit, _no_digit_outcome(decision, value)] += 1
+        if decision is Decision.REJECT_INVALID_IMAGE or (refused and answer.of_field):
+            return  # its digits and its confidence mean nothing; and of a field, it is not known which image was refused
+        if not refused:
             self.confidences.setdefault((*unit, outcome), []).append(answer.confidences[index])
-            self.confusion.update(
-                (*version, source, str(digit), str(guess)) for digit, guess in zip(true, predicted, strict=True)
-            )
+        self.confusion.update(
+            (*version, source, _label(true), _NO_DIGIT_LABEL if refused else guess)
+            for true, guess in zip(value, predicted, strict=True)
+        )
 
     def count(self, metrics: Metrics) -> None:
-        for labels, times in self.truth.items():
-            metrics.truth.labels(*labels).inc(times)
-        for labels, times in self.confusion.items():
-            metrics.confusion.labels(*labels).inc(times)
+        for counter, counts in (
+            (metrics.truth, self.truth),
+            (metrics.no_digit_truth, self.no_digits),
+            (metrics.confusion, self.confusion),
+        ):
+            for labels, times in counts.items():
+                counter.labels(*labels).inc(times)
         for labels, confidences in self.confidences.items():
             metrics.truth_confidence.labels(*labels).observe_all(np.array(confidences, np.float32))
+
+
+def _no_digit_outcome(decision: Decision, value: str) -> str:
+    """Returns the outcome, in digits_no_digit_truth, of an answer rejected as no digit or whose truth has no digit."""
+    if decision is Decision.REJECT_NO_DIGIT:
+        return "refused" if NO_DIGIT in value else "digit_refused"
+    return "accepted" if decision is Decision.ACCEPT else "rejected"
+
+
+def _label(true: str) -> str:
+    return _NO_DIGIT_LABEL if true == NO_DIGIT else true

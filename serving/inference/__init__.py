@@ -6,7 +6,7 @@
         |  pace      estimates the wait: would a request be late?      |
         |  batch     the entries of the queue, and the slices of a run |
         v                                                              |
-    classifier   one ONNX Runtime run: logits, probabilities, digit, confidence, ink
+    classifier   one ONNX Runtime run: logits, probabilities, whole, digit, confidence, flags
 
 `model` opens an ONNX file and checks it against the contract; `metadata` parses the properties that the file carries.
 """

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
 from serving.inference.batch import Answer, Entry, Slice, fail, report_broken
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, Network
+from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Network
 from serving.inference.pace import Pace
 from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
@@ -252,7 +252,7 @@ class Batcher:
         """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""
         start = time.monotonic()
         rows = self._network.classify(images)
-        readable = (rows[:, INKED] > 0) & np.isfinite(rows[:, CONFIDENCE])  # a prediction for a blank image means nothing
+        readable = (rows[:, SHOWS] == ONE_DIGIT) & np.isfinite(rows[:, CONFIDENCE])  # else the prediction means nothing
         some = slice(None) if readable.all() else readable
         self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
         return rows, time.monotonic() - start

@@ -1,4 +1,4 @@
-"""Runs the model on one batch and derives digit, confidence and ink flag of each image."""
+"""Runs the model on one batch and derives what each image shows, its digit and its confidence."""
 
 from typing import Protocol
 
@@ -6,14 +6,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.contract import IMAGE_BYTES
+from serving.contract import IMAGE_BYTES, OUTPUTS
 from serving.inference.metadata import ModelError, ModelMetadata
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # The columns of a row; one row an image.
-LOGITS, PROBABILITIES, DIGIT, CONFIDENCE, INKED = slice(0, 10), slice(10, 20), 20, 21, 22
-_COLUMNS = 23
+LOGITS, PROBABILITIES, WHOLE = slice(0, 10), slice(10, 20), 20
+DIGIT, CONFIDENCE, SHOWS = 21, 22, 23
+_OUTPUT_COLUMNS, _COLUMNS = 21, 24
+
+# The values of the column SHOWS: no ink; ink that is not one whole digit; one whole digit.
+BLANK, NO_DIGIT, ONE_DIGIT = range(3)
 
 
 class Network(Protocol):
@@ -37,6 +41,8 @@ class Classifier:
         self.version = version
         self.metadata = metadata
         self._session = session
+        self._outputs = tuple(OUTPUTS[metadata.contract])
+        self._whole_threshold = np.float64(metadata.whole_threshold)  # NumPy would round a Python float to float32
 
     def infer(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Runs the network once.
@@ -45,10 +51,15 @@ class Classifier:
             images: (N, 28, 28) uint8, 0 paper, 255 ink.
 
         Returns:
-            (N, 20) float32: ten logits, then ten calibrated probabilities.
+            (N, 21) float32: ten logits, ten calibrated probabilities, and the probability that the image shows one whole
+            digit, which is 1 where the model has contract 1.
         """
-        outputs: list[NDArray[np.float32]] = self._session.run(["logits", "probabilities"], {"images": images})
-        return np.concatenate(outputs, axis=1)
+        logits, probabilities, *whole = self._session.run(self._outputs, {"images": images})
+        outputs = np.empty((len(images), _OUTPUT_COLUMNS), np.float32)
+        outputs[:, LOGITS] = logits
+        outputs[:, PROBABILITIES] = probabilities
+        outputs[:, WHOLE] = whole[0][:, 0] if whole else 1
+        return outputs
 
     def classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Runs the network once and derives each image's answer.
@@ -57,15 +68,16 @@ class Classifier:
             images: (N, 28, 28) uint8, 0 paper, 255 ink.
 
         Returns:
-            (N, 23) float32: ten logits, ten probabilities, the most probable digit, its probability, and 1 where the image
-            has ink, else 0.
+            (N, 24) float32: the columns of `infer`, the most probable digit, its probability, and what the image shows:
+            BLANK, NO_DIGIT where `whole` is below the threshold of the version, or ONE_DIGIT.
         """
         rows = np.empty((len(images), _COLUMNS), np.float32)
-        rows[:, : PROBABILITIES.stop] = self.infer(images)
+        rows[:, :_OUTPUT_COLUMNS] = self.infer(images)
         probabilities = rows[:, PROBABILITIES]
         rows[:, DIGIT] = probabilities.argmax(axis=1)
         rows[:, CONFIDENCE] = probabilities.max(axis=1)
-        rows[:, INKED] = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0
+        inked, judged = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0, rows[:, WHOLE] >= self._whole_threshold
+        rows[:, SHOWS] = inked << judged  # 0 << any is BLANK, 1 << 0 is NO_DIGIT, 1 << 1 is ONE_DIGIT
         return rows
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

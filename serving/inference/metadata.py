@@ -1,4 +1,4 @@
-"""Parses the properties that a model file carries: its accuracy, certified thresholds and drift reference."""
+"""Parses the properties that a model file carries: its contract, accuracy, certified thresholds and drift reference."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from serving.telemetry.histograms import CENTRE, INK
 REFUSALS = ("unreadable", "contract", "self_check")
 """Reasons to refuse a model file, as the metric digits_model_refused labels them."""
 
+_MAX_NO_DIGIT = 100_000  # characters of the property no_digit, which is for people: nothing here reads it
 _EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
 
 
@@ -37,6 +38,8 @@ class ModelMetadata:
     """Properties of a model version, as its training wrote them into the ONNX file.
 
     Attributes:
+        contract: version of the model contract that the file follows, "1" or "2".
+        whole_threshold: least `whole` of an image that is answered as a digit, 0 to 1. 0 in version 1, which has no `whole`.
         recipe: name of the training recipe.
         test_accuracy: share of the MNIST test images recognized correctly, 0 to 1.
         precision: arithmetic of the network, "fp32" or "int8"; "" when the file states none.
@@ -45,6 +48,8 @@ class ModelMetadata:
         drift_reference: share of the held-out training images in each bin, by feature and bin; empty when none is stated.
     """
 
+    contract: str
+    whole_threshold: float
     recipe: str
     test_accuracy: float
     precision: str
@@ -63,11 +68,13 @@ class ModelMetadata:
         if missing:
             raise breach(f"its metadata lack {', '.join(sorted(missing))}")
         labels = json.dumps(contract.LABELS)
-        if properties["contract"] != contract.VERSION or properties["labels"] != labels:
+        if properties["contract"] not in contract.OUTPUTS or properties["labels"] != labels:
             raise breach(
                 f"version {properties['contract']!r} with labels {properties['labels']}, "
-                f"where this server knows version {contract.VERSION!r} with labels {labels}"
+                f"where this server knows the versions {', '.join(contract.OUTPUTS)} with labels {labels}"
             )
+        if len(properties.get("no_digit", "")) > _MAX_NO_DIGIT:
+            raise breach(f"its no_digit has {len(properties['no_digit'])} characters, expected {_MAX_NO_DIGIT} at most")
         try:
             thresholds = parse_thresholds(properties.get("thresholds", "{}"))
             field_thresholds = parse_field_thresholds(properties.get("field_thresholds", "{}"))
@@ -79,8 +86,10 @@ class ModelMetadata:
         except ValueError as error:
             raise breach(f"its drift_reference is {error}") from error
         return cls(
+            contract=properties["contract"],
+            whole_threshold=_parse_whole_threshold(properties),
             recipe=properties["recipe"],
-            test_accuracy=_parse_accuracy(properties["test_accuracy"]),
+            test_accuracy=_parse_share("test_accuracy", properties["test_accuracy"]),
             precision=properties.get("precision", ""),
             thresholds=thresholds,
             field_thresholds=field_thresholds,
@@ -156,13 +165,21 @@ def parse_drift_reference(text: str) -> dict[str, dict[str, float]]:
     return shares
 
 
-def _parse_accuracy(text: str) -> float:
+def _parse_whole_threshold(properties: Mapping[str, str]) -> float:
+    if "whole" not in contract.OUTPUTS[properties["contract"]]:
+        return 0.0
+    if "whole_threshold" not in properties:
+        raise breach("its metadata lack whole_threshold, which version 2 requires")
+    return _parse_share("whole_threshold", properties["whole_threshold"])
+
+
+def _parse_share(name: str, text: str) -> float:
     try:
         share = float(text)
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise breach(f"its test_accuracy is {text!r}, expected a share from 0 to 1")
+        raise breach(f"its {name} is {text!r}, expected a share from 0 to 1")
     return share
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 from serving import contract
-from serving.inference.classifier import LOGITS, PROBABILITIES, PROVIDERS, Classifier
+from serving.inference.classifier import LOGITS, PROBABILITIES, PROVIDERS, WHOLE, Classifier
 from serving.inference.metadata import ModelError, ModelMetadata, breach
 from serving.settings import Provider
 
@@ -20,9 +20,10 @@ def open_model(path: Path, version: str, provider: Provider = "cpu") -> Classifi
     """
     try:
         session = _open_session(path, PROVIDERS[provider])
+        metadata = ModelMetadata.parse(session.get_modelmeta().custom_metadata_map)
         _require("inputs", contract.INPUTS, session.get_inputs())
-        _require("outputs", contract.OUTPUTS, session.get_outputs())
-        classifier = Classifier(session, version, ModelMetadata.parse(session.get_modelmeta().custom_metadata_map))
+        _require("outputs", contract.OUTPUTS[metadata.contract], session.get_outputs())
+        classifier = Classifier(session, version, metadata)
         _self_check(classifier)
         return classifier
     except ModelError:
@@ -36,7 +37,7 @@ def _self_check(classifier: Classifier) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 28, 28), np.uint8)
     try:
         outputs = classifier.infer(images)
-        single = classifier.predict(images[:1])
+        single = classifier.infer(images[:1])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ModelError("self_check", f"fails its self-check: {error}") from error
     logits, batch = outputs[:, LOGITS], outputs[:, PROBABILITIES]
@@ -44,7 +45,10 @@ def _self_check(classifier: Classifier) -> None:
         raise ModelError("self_check", "fails its self-check: `probabilities` are not ten numbers that sum to 1")
     if (logits.argmax(axis=1) != batch.argmax(axis=1)).any():
         raise ModelError("self_check", "fails its self-check: `logits` and `probabilities` name different digits")
-    if not np.allclose(batch[:1], single, atol=1e-4):
+    whole = outputs[:, WHOLE]
+    if not ((whole >= 0) & (whole <= 1)).all():  # false for NaN, too
+        raise ModelError("self_check", "fails its self-check: `whole` is not a probability from 0 to 1")
+    if not np.allclose(outputs[0, PROBABILITIES.start :], single[0, PROBABILITIES.start :], atol=1e-4):
         raise ModelError("self_check", "fails its self-check: an image's answer depends on the batch it is in")
 
 
@@ -73,7 +77,7 @@ def _open_session(path: Path, provider: str) -> onnxruntime.InferenceSession:
     return session
 
 
-def _require(kind: str, expected: dict[str, tuple[str, list[int | None]]], nodes: Iterable[onnxruntime.NodeArg]) -> None:
+def _require(kind: str, expected: contract.Tensors, nodes: Iterable[onnxruntime.NodeArg]) -> None:
     """Raises ModelError unless the graph's inputs or outputs have the expected names, types and shapes.
 
     None in a shape stands for any batch size.

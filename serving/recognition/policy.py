@@ -11,15 +11,17 @@ from serving.answers.recognition_id import RecognitionIds, Recognized
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
+from serving.inference.classifier import ONE_DIGIT
 from serving.recognition.reading import FieldAnswer, Reading, Verdict
 
 CANDIDATES = 3
 
-# Tables of decisions, which cost a single image half of what numpy.where does. Index of the first: readable or not. Index of
-# the second: 1 if the confidence reaches the threshold, plus 2 if the image is readable.
-_INVALID = Decision.REJECT_INVALID_IMAGE
-_NOT_CERTIFIED = np.array([_INVALID, Decision.REJECT_NOT_CERTIFIED], np.uint8)
-_CERTIFIED = np.array([_INVALID, _INVALID, Decision.REJECT_LOW_CONFIDENCE, Decision.ACCEPT], np.uint8)
+# Tables of decisions, which cost a single image half of what numpy.where does. Index of the first: what the image shows.
+# Index of the second: twice that, plus 1 if the confidence reaches the threshold. What is no digit is none at any error
+# rate, so "no digit" goes before "not certified".
+_INVALID, _NO_DIGIT = Decision.REJECT_INVALID_IMAGE, Decision.REJECT_NO_DIGIT
+_NOT_CERTIFIED = np.array([_INVALID, _NO_DIGIT, Decision.REJECT_NOT_CERTIFIED], np.uint8)
+_CERTIFIED = np.array([_INVALID, _INVALID, _NO_DIGIT, _NO_DIGIT, Decision.REJECT_LOW_CONFIDENCE, Decision.ACCEPT], np.uint8)
 
 
 class Policy:
@@ -75,7 +77,7 @@ class Policy:
         loaded = reading.loaded
         threshold = choose(loaded.model.metadata.thresholds, target_error_rate or self._target_error_rate)
         confidences = reading.confidences
-        decisions = decide(confidences, reading.inked, threshold)
+        decisions = decide(confidences, reading.shows, threshold)
         audited = self._sample_audits(decisions) if audit else np.zeros(len(decisions), bool)
         encoded, marks = decisions.tobytes(), audited.tolist()
         answer = Recognized(
@@ -88,7 +90,7 @@ class Policy:
     async def decide_field(
         self, reading: Reading, target_error_rate: float, deadline: float, lexicon: Lexicon | None
     ) -> FieldAnswer:
-        """Decides on n digits as one field.
+        """Decides on n digits as one field. One image without ink, or without a whole digit, rejects the field.
 
         Args:
             reading: the output of the model.
@@ -106,8 +108,9 @@ class Policy:
         metadata = loaded.model.metadata
         certified = metadata.thresholds if len(digits) == 1 else metadata.field_thresholds.get(len(digits), ())
         threshold = choose(certified, target_error_rate or self._field_target_error_rate)
-        decisions = decide(np.array([confidence]), np.array([reading.inked.all()]), threshold)
-        if unlisted > 0.5 and decisions[0] != _INVALID:
+        shows = reading.shows.min(keepdims=True)
+        decisions = decide(np.array([confidence]), shows, threshold)
+        if unlisted > 0.5 and shows[0] == ONE_DIGIT:
             decisions[0] = Decision.REJECT_NOT_IN_LEXICON
         audited = self._sample_audits(decisions)
         answer = Recognized(loaded.name, loaded.version, True, digits, decisions.tobytes(), audited.tolist(), [confidence])
@@ -154,18 +157,18 @@ def choose(certified: Sequence[Threshold], target_error_rate: float) -> Threshol
     return next((one for one in certified if one.target_error_rate <= target_error_rate), None)
 
 
-def decide(confidences: NDArray[np.floating], readable: NDArray[np.bool_], threshold: Threshold | None) -> NDArray[np.uint8]:
+def decide(confidences: NDArray[np.floating], shows: NDArray[np.uint8], threshold: Threshold | None) -> NDArray[np.uint8]:
     """Decides on n answers.
 
     Args:
         confidences: (n,) float.
-        readable: (n,) bool, False where there was no digit to read.
+        shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT.
         threshold: the least confidence to accept; None accepts nothing.
 
     Returns:
         (n,) uint8, a Decision each.
     """
     if threshold is None:
-        return _NOT_CERTIFIED.take(readable)
+        return _NOT_CERTIFIED.take(shows)
     least = np.float64(threshold.confidence)  # NumPy would round a Python float to float32 before it compares
-    return _CERTIFIED.take((confidences >= least) + 2 * readable.view(np.uint8))
+    return _CERTIFIED.take((confidences >= least) + 2 * shows)

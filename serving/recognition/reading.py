@@ -54,7 +54,9 @@ class Reading(NamedTuple):
         probabilities: (n, 10) float32, calibrated.
         digits: (n,) uint8, the most probable digit of each image.
         confidences: (n,) float32, the probability of that digit.
-        inked: (n,) bool, True where the image has ink.
+        whole: (n,) float32, the probability that the image shows one whole digit. 1 where the model has contract 1; 0 where
+            the framer of crops is not sure.
+        shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT of classifier.py.
         pixels: the images as the network saw them, 784 bytes each.
         errors: reasons that crops can't be decoded, by their index. The images of these crops are blank.
         loaded: the model version that answered.
@@ -64,7 +66,8 @@ class Reading(NamedTuple):
     probabilities: NDArray[np.float32]
     digits: NDArray[np.uint8]
     confidences: NDArray[np.float32]
-    inked: NDArray[np.bool_]
+    whole: NDArray[np.float32]
+    shows: NDArray[np.uint8]
     pixels: bytes
     errors: Mapping[int, str]
     loaded: Loaded

@@ -10,12 +10,12 @@ import numpy as np
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES
-from serving.recognition.crop_queue import CropQueue
+from serving.inference.classifier import BLANK, CONFIDENCE, DIGIT, LOGITS, NO_DIGIT, ONE_DIGIT, PROBABILITIES, SHOWS, WHOLE
+from serving.recognition.crop_queue import CropQueue, FramedCrops
 from serving.recognition.policy import Policy
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
 from serving.repository.catalog import Catalog
-from serving.repository.shadow import Shadow
+from serving.repository.shadow import REFUSED, Shadow
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -97,12 +97,13 @@ class Recognizer:
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
         pixels, crops = images
-        errors: dict[int, str] = {}
+        framed = None
         if call.client:
             call.client.spend(call.images)
         try:
             if crops:
-                pixels, errors = await self._frame(crops, options, call)
+                framed = await self._frame(crops, options, call)
+                pixels = framed.pixels
             answer = await loaded.batcher.submit(pixels, call.deadline)
         except (QueueFull, Stopping):
             if call.client:
@@ -112,38 +113,46 @@ class Recognizer:
             times = (answer.arrived, answer.started, answer.ended)
             call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
         rows = answer.rows
+        whole, shows = rows[:, WHOLE], rows[:, SHOWS].astype(np.uint8)
+        if framed:  # what the framer doubts is no digit, whatever the model says
+            whole = whole * np.array(framed.whole, np.float32)
+            shows = np.minimum(shows, np.where(framed.whole, ONE_DIGIT, NO_DIGIT)).astype(np.uint8)
         reading = Reading(
             logits=rows[:, LOGITS],
             probabilities=rows[:, PROBABILITIES],
             digits=rows[:, DIGIT].astype(np.uint8),
             confidences=rows[:, CONFIDENCE],
-            inked=rows[:, INKED] > 0,
+            whole=whole,
+            shows=shows,
             pixels=pixels,
-            errors=errors,
+            errors=framed.errors if framed else {},
             loaded=loaded,
         )
         if loaded.shadow:
-            _copy_to_shadow(loaded.shadow, reading)
+            _copy_to_shadow(loaded.shadow, reading, framed)
         return reading
 
-    async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> tuple[bytes, dict[int, str]]:
-        """Frames crops; returns the images, and the reasons that crops can't be decoded, by their index."""
+    async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> FramedCrops:
+        """Frames crops. Raises InvalidRequest for a crop that can't be decoded, unless the options take partial answers."""
         began = time.monotonic()
-        pixels, errors = await self._crops.frame(crops, call.deadline)
+        framed = await self._crops.frame(crops, call.deadline)
         if call.span is not None:
             call.span.framed(began, time.monotonic(), len(crops))
-        if errors and not options.partial:
-            index, error = next(iter(errors.items()))
+        if framed.errors and not options.partial:
+            index, error = next(iter(framed.errors.items()))
             raise InvalidRequest(f"crop {index} can't be read: {error}" if len(crops) > 1 else f"crop: {error}")
-        return pixels, errors
+        return framed
 
 
-def _copy_to_shadow(shadow: Shadow, reading: Reading) -> None:
-    """Has the shadow read the same images, except blank ones: a prediction for a blank image means nothing."""
-    inked = reading.inked
-    if inked.any():
-        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[inked]
-        shadow.compare(images.tobytes(), reading.digits[inked].astype(np.intp))
+def _copy_to_shadow(shadow: Shadow, reading: Reading, framed: FramedCrops | None) -> None:
+    """Has the shadow read the same images, except those that no model decides on: blank ones, and what the framer doubts."""
+    compared = reading.shows != BLANK
+    if framed:
+        compared &= framed.whole
+    if compared.any():
+        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[compared]
+        digits = np.where(reading.shows == ONE_DIGIT, reading.digits, REFUSED).astype(np.intp)
+        shadow.compare(images.tobytes(), digits[compared])
 
 
 async def _limit(work: Awaitable[T], timeout_seconds: float, call: Call) -> T:

@@ -105,10 +105,11 @@ class Loader:
             )
 
     def set_info(self, loaded: Loaded, *, serving: bool) -> None:
-        """Sets the metrics that describe a version: recipe and accuracy, 0 once retired, and its drift reference."""
-        accuracy = f"{loaded.model.metadata.test_accuracy:.4f}"
-        self._metrics.model_info.labels(loaded.name, loaded.version, loaded.model.metadata.recipe, accuracy).set(serving)
-        for feature, shares in loaded.model.metadata.drift_reference.items():
+        """Sets the metrics that describe a version: its properties, 0 once retired, and its drift reference."""
+        metadata = loaded.model.metadata
+        properties = (metadata.recipe, f"{metadata.test_accuracy:.4f}", metadata.contract)
+        self._metrics.model_info.labels(loaded.name, loaded.version, *properties).set(serving)
+        for feature, shares in metadata.drift_reference.items():
             for name, share in shares.items():
                 self._metrics.drift_reference.labels(loaded.name, loaded.version, feature, name).set(share)
 

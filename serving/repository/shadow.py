@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.inference.classifier import PROBABILITIES, Classifier
+from serving.inference.classifier import DIGIT, ONE_DIGIT, SHOWS, Classifier
 from serving.telemetry.logs import log_event
 from serving.telemetry.metrics import Metrics
 
@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 # Bounds the memory of a slow shadow, which skips new images while this many runs wait. One request alone may exceed it.
 _MAX_RUNS_WAITING = 8
+
+
+REFUSED = 10
+"""Stands for the answer "no digit" where digits are compared, so that two versions agree if both refuse an image."""
 
 
 class Shadow:
@@ -62,7 +66,7 @@ class Shadow:
 
         Args:
             pixels: n images, 784 bytes each.
-            digits: (n,) digits that stable read.
+            digits: (n,) digits that stable read, or REFUSED.
         """
         if self._images_waiting and self._images_waiting + len(digits) > _MAX_RUNS_WAITING * self._max_batch_size:
             self._skipped.inc(len(digits))
@@ -84,14 +88,15 @@ class Shadow:
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
             try:
                 event_loop = asyncio.get_running_loop()
-                rows = await event_loop.run_in_executor(self._thread, self.model.infer, images)
+                rows = await event_loop.run_in_executor(self._thread, self.model.classify, images)
             except Exception:
                 message = f"shadow version {self.version} failed on a run of {len(images)} images"
                 log_event(log, logging.ERROR, "shadow_failed", message, exc_info=True, version=self.version)
                 self._failed.inc(len(images))
                 continue
             finite = np.isfinite(rows).all(axis=1)
-            agreed = int((finite & (rows[:, PROBABILITIES].argmax(axis=1) == digits)).sum())
+            read = np.where(rows[:, SHOWS] == ONE_DIGIT, rows[:, DIGIT], REFUSED)
+            agreed = int((finite & (read == digits)).sum())
             self._agreed.inc(agreed)
             self._disagreed.inc(int(finite.sum()) - agreed)
             self._failed.inc(len(rows) - int(finite.sum()))

@@ -126,32 +126,38 @@ class Metrics:
 
     def _define_answers(self) -> None:
         self.predictions = self._counter(
-            "digits_predictions", "Images with ink, by the digit recognized.", [*_VERSION, "digit"]
+            "digits_predictions", "Images that the model takes for a digit, by the digit.", [*_VERSION, "digit"]
         )
         self.decisions = self._counter(
             "digits_decisions",
             "Digits answered one by one, not as a field, by decision: accept, or the reason for a reject: low_confidence, "
-            "invalid_image, not_certified.",
+            "invalid_image, no_digit, not_certified.",
             [*_VERSION, "decision"],
         )
         self.fields = self._counter(
             "digits_fields",
             "Fields answered, by decision: accept, or the reason for a reject: low_confidence, invalid_image, "
-            "not_certified, not_in_lexicon.",
+            "no_digit, not_certified, not_in_lexicon.",
             [*_VERSION, "decision"],
         )
         self.confidence = self._histogram(
-            "digits_confidence", "Confidence of the digit recognized, for images with ink.", _VERSION, buckets=_CONFIDENCE
+            "digits_confidence",
+            "Confidence of the digit recognized, for images that the model takes for a digit.",
+            _VERSION,
+            buckets=_CONFIDENCE,
         )
 
     def _define_drift(self) -> None:
         self.ink = self._histogram(
-            "digits_ink_ratio", "Share of the image that is ink, for images with ink.", _VERSION, buckets=INK
+            "digits_ink_ratio",
+            "Share of the image that is ink, for images that the model takes for a digit.",
+            _VERSION,
+            buckets=INK,
         )
         self.mass_centre = self._histogram(
             "digits_mass_centre_pixels",
-            "Centre of mass of images with ink, by axis (row, column), from 0 to 27. A framed image has it at 14, within "
-            "half a pixel.",
+            "Centre of mass of images that the model takes for a digit, by axis (row, column), from 0 to 27. A framed image "
+            "has it at 14, within half a pixel.",
             [*_VERSION, "axis"],
             buckets=CENTRE,
         )
@@ -167,8 +173,15 @@ class Metrics:
         self.truth = self._counter(
             "digits_truth",
             "Answers with a reported truth, by unit (digit, field), source of the truth (keying, audit, replay), decision "
-            "of the answer, and outcome (right, wrong).",
+            "of the answer, and outcome (right, wrong). A reject as no digit is right where the truth is no digit.",
             [*_VERSION, "unit", "source", "decision", "outcome"],
+        )
+        self.no_digit_truth = self._counter(
+            "digits_no_digit_truth",
+            "Answers whose truth is no digit, by unit, source and outcome: accepted (an error), refused (rejected as no "
+            "digit), rejected (for another reason). And answers rejected as no digit whose truth is a digit: digit_refused "
+            "(an error).",
+            [*_VERSION, "unit", "source", "outcome"],
         )
         self.audits = self._counter(
             "digits_audits",
@@ -184,7 +197,8 @@ class Metrics:
         )
         self.confusion = self._counter(
             "digits_confusion",
-            "Digits with a reported truth, alone or in fields, by source of the truth, true digit and predicted digit.",
+            "Digits with a reported truth, alone or in fields, by source of the truth, true digit and predicted digit; "
+            "either may be no_digit.",
             [*_VERSION, "source", "true", "predicted"],
         )
         self.captured = self._counter(
@@ -197,8 +211,9 @@ class Metrics:
     def _define_models(self) -> None:
         self.model_info = self._gauge(
             "digits_model_info",
-            "1 for each loaded version, 0 after it is unloaded. Labels: recipe, and accuracy on the MNIST test images.",
-            [*_VERSION, "recipe", "test_accuracy"],
+            "1 for each loaded version, 0 after it is unloaded. Labels: recipe, accuracy on the MNIST test images, and "
+            "version of the model contract.",
+            [*_VERSION, "recipe", "test_accuracy", "contract"],
             across_workers="livemax",
         )
         self.model_role = self._gauge(

@@ -54,6 +54,10 @@ class VersionMetrics:
         for unit, outcome in itertools.product(("digit", "field"), ("right", "wrong")):
             # Created at 0: Prometheus sees no increase in a series that begins at 1, and each accepted error counts.
             metrics.truth.labels(model, version, unit, "audit", "accept", outcome)
+        for unit, (source, outcome) in itertools.product(
+            ("digit", "field"), (("audit", "accepted"), ("keying", "digit_refused"))
+        ):
+            metrics.no_digit_truth.labels(model, version, unit, source, outcome)  # created at 0, for the same reason
 
     def count_predictions(
         self, images: NDArray[np.uint8], digits: NDArray[np.float32], confidences: NDArray[np.float32]

@@ -78,3 +78,20 @@ def test_ids_signed_with_the_previous_key_stay_valid(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(CredentialsError, match="expected one a line, of 16 characters or more"):
             read_signing_keys(file)
+
+
+def test_an_id_of_a_server_before_no_digit_is_still_parsed() -> None:
+    issued = (  # by release 0.1.0
+        "AQAGCAABAgMEBQYHAwAAAGRpZ2l0czIwMjYxMTIxBwEEgQIDZuYyswCAJeEyjWZI2ykpySl2tij6zQ"
+    )
+    answer = RecognitionIds([KEY]).parse(issued)
+    assert (answer.model, answer.version, list(answer.digits)) == ("digits", "20261121", [7, 1, 4])
+    assert list(answer.decisions) == [ACCEPT, LOW, Decision.REJECT_INVALID_IMAGE]
+    assert answer.audited == [True, False, False]
+
+
+@pytest.mark.parametrize("of_field", [False, True])
+def test_an_id_holds_that_the_image_was_no_digit(of_field: bool) -> None:
+    ids, refused = RecognitionIds([KEY]), bytes([Decision.REJECT_NO_DIGIT])
+    answer = ids.parse(ids.issue(Recognized("digits", "1", of_field, bytes([7]), refused, [False], [0.9])))
+    assert answer.decisions == refused

@@ -20,7 +20,7 @@ async def inference_stub(server: Server) -> AsyncIterator[GRPCInferenceServiceSt
 
 @pytest.fixture
 def outputs(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(1000, 20) logits, then probabilities, of the drawn digits."""
+    """(1000, 21) logits, probabilities and `whole` of the drawn digits."""
     return model.infer(images)
 
 

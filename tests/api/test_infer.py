@@ -21,12 +21,13 @@ from tests.support.servers import StartServer
 Images = NDArray[np.uint8]
 
 CODE = grpc.StatusCode
+BOTH = ("logits", "probabilities")
 
 
 async def test_raw_images_are_answered_with_raw_outputs(
     inference_stub: GRPCInferenceServiceStub, model: Classifier, images: Images, outputs: NDArray[np.float32]
 ) -> None:
-    answer = await infer(inference_stub, image_request(images[:50], model_name="digits", id="piece 7"))
+    answer = await infer(inference_stub, image_request(images[:50], *BOTH, model_name="digits", id="piece 7"))
     assert (answer.model_name, answer.model_version, answer.id) == ("digits", model.version, "piece 7")
     assert [(output.name, output.datatype, list(output.shape)) for output in answer.outputs] == [
         ("logits", "FP32", [50, 10]),
@@ -35,17 +36,17 @@ async def test_raw_images_are_answered_with_raw_outputs(
     assert not any(output.HasField("contents") for output in answer.outputs)
     logits, probabilities = (np.frombuffer(values, "<f4") for values in answer.raw_output_contents)
     assert_close(logits, outputs[:50, :10])
-    assert_close(probabilities, outputs[:50, 10:])
+    assert_close(probabilities, outputs[:50, 10:20])
 
 
 async def test_typed_images_are_answered_with_typed_outputs(
     inference_stub: GRPCInferenceServiceStub, images: Images, outputs: NDArray[np.float32]
 ) -> None:
-    answer = await infer(inference_stub, image_request(images[:50], raw=False))
+    answer = await infer(inference_stub, image_request(images[:50], *BOTH, raw=False))
     assert not answer.raw_output_contents
     logits, probabilities = (output.contents.fp32_contents for output in answer.outputs)
     assert_close(logits, outputs[:50, :10])
-    assert_close(probabilities, outputs[:50, 10:])
+    assert_close(probabilities, outputs[:50, 10:20])
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -55,7 +56,7 @@ async def test_requested_outputs_are_returned_in_the_order_of_the_request(
 ) -> None:
     answer = await infer(inference_stub, image_request(images[:2], *names, raw=raw))
     assert [output.name for output in answer.outputs] == names
-    expected = {"logits": outputs[:2, :10], "probabilities": outputs[:2, 10:]}
+    expected = {"logits": outputs[:2, :10], "probabilities": outputs[:2, 10:20]}
     for index, name in enumerate(names):
         if raw:
             assert_close(np.frombuffer(answer.raw_output_contents[index], "<f4"), expected[name])
@@ -120,9 +121,9 @@ async def test_a_stream_answers_in_order_and_an_error_names_its_request(
         assert not answer.error_message
         assert bool(response.raw_output_contents) == (number % 2 == 0)
         if response.raw_output_contents:
-            assert_close(np.frombuffer(response.raw_output_contents[0], "<f4"), outputs[number, 10:])
+            assert_close(np.frombuffer(response.raw_output_contents[0], "<f4"), outputs[number, 10:20])
         else:
-            assert_close(response.outputs[0].contents.fp32_contents, outputs[number, 10:])
+            assert_close(response.outputs[0].contents.fp32_contents, outputs[number, 10:20])
 
 
 async def test_a_broken_crop_fails_a_request_without_decisions(

@@ -127,7 +127,7 @@ def test_crops_of_another_shape_or_type_are_refused() -> None:
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["digits"], "there is no output 'digits', expected any of logits, probabilities, decisions"),
+        (["digits"], "there is no output 'digits', expected any of logits, probabilities, whole, decisions"),
         (["logits", "logits"], "output logits is requested twice, expected once"),
     ],
 )

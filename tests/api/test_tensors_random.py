@@ -110,7 +110,7 @@ def check(request: pb.ModelInferRequest) -> None:
     except InvalidRequest as error:
         assert_short(error)
     else:
-        assert parsed == ([output.name for output in request.outputs] or ["logits", "probabilities"])
+        assert parsed == [output.name for output in request.outputs]
         assert len(set(parsed)) == len(parsed)
 
 

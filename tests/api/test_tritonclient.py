@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.contract import OUTPUTS
 from serving.inference.classifier import Classifier
 from serving.process.server import Server
 from tests.support.calls import TIMEOUT
@@ -35,7 +36,12 @@ async def run_calls(name: str, server: Server, images: Images, tmp_path: Path) -
 def assert_answers_match(answers: list[Outcome], outputs: NDArray[np.float32]) -> None:
     """Compares each answer with the output for the image whose number is the answer's id."""
     for answer in answers:
-        assert_close(answer["outputs"]["probabilities"], outputs[int(answer["id"]), 10:])
+        assert_close(answer["outputs"]["probabilities"], outputs[int(answer["id"]), 10:20])
+
+
+def outputs_of(model: Classifier) -> dict[str, str]:
+    """Returns the number of columns of each output of a model, by name."""
+    return {name: str(shape[1]) for name, (_, shape) in OUTPUTS[model.metadata.contract].items()}
 
 
 async def test_tritonclient_gets_the_metadata_and_configuration(
@@ -52,8 +58,7 @@ async def test_tritonclient_gets_the_metadata_and_configuration(
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "images", "datatype": "UINT8", "shape": ["-1", "28", "28"]}],
         "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": ["-1", "10"]},
-            {"name": "probabilities", "datatype": "FP32", "shape": ["-1", "10"]},
+            {"name": name, "datatype": "FP32", "shape": ["-1", columns]} for name, columns in outputs_of(model).items()
         ],
     }
     config = found["config"]["config"]
@@ -65,8 +70,7 @@ async def test_tritonclient_gets_the_metadata_and_configuration(
         "max_batch_size": 128,
         "input": [{"name": "images", "data_type": "TYPE_UINT8", "dims": ["28", "28"]}],
         "output": [
-            {"name": "logits", "data_type": "TYPE_FP32", "dims": ["10"]},
-            {"name": "probabilities", "data_type": "TYPE_FP32", "dims": ["10"]},
+            {"name": name, "data_type": "TYPE_FP32", "dims": [columns]} for name, columns in outputs_of(model).items()
         ],
         "dynamic_batching": {},
     }
@@ -78,18 +82,18 @@ async def test_tritonclient_infers_with_every_option(
 ) -> None:
     found = await run_calls("infer", server, images[:5], tmp_path)
     for name, requested in {
-        "all": ["logits", "probabilities"],
+        "all": [*outputs_of(model)],
         "chosen": ["probabilities"],
         "reordered": ["probabilities", "logits"],
-        "long timeout": ["logits", "probabilities"],
-        "compressed": ["logits", "probabilities"],
-        "own parameters": ["logits", "probabilities"],
+        "long timeout": [*outputs_of(model)],
+        "compressed": [*outputs_of(model)],
+        "own parameters": [*outputs_of(model)],
     }.items():
         answer = found[name]
         assert (answer["model"], answer["version"]) == ("digits", model.version)
         assert list(answer["outputs"]) == requested
         assert set(answer["datatypes"]) == {"FP32"}
-        assert_close(answer["outputs"]["probabilities"], outputs[:5, 10:])
+        assert_close(answer["outputs"]["probabilities"], outputs[:5, 10:20])
         if "logits" in requested:
             assert_close(answer["outputs"]["logits"], outputs[:5, :10])
     assert found["all"]["id"] == "a b"

@@ -35,14 +35,14 @@ def save(image: Image.Image, file: Path) -> Path:
 
 @pytest.mark.parametrize("pixels", [SEVEN, 255 - SEVEN], ids=["light-on-dark", "dark-on-light"])
 def test_png_and_raw_bytes_are_read_in_either_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(read_framed(save(Image.fromarray(pixels), tmp_path / "a.png")), SEVEN)
+    np.testing.assert_array_equal(read_framed(save(Image.fromarray(pixels), tmp_path / "a.png")).image, SEVEN)
     raw = tmp_path / "a.raw"
     raw.write_bytes(pixels.tobytes())
-    np.testing.assert_array_equal(read_framed(raw), SEVEN)
+    np.testing.assert_array_equal(read_framed(raw).image, SEVEN)
 
 
 def test_a_jpeg_is_read_as_closely_as_jpeg_allows(tmp_path: Path) -> None:
-    read = read_framed(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg"))
+    read = read_framed(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg")).image
     assert np.abs(read.astype(int) - SEVEN).mean() < 8
 
 
@@ -56,27 +56,27 @@ def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
     else:
         image = Image.fromarray(255 - SEVEN).convert(mode, dither=Image.Dither.NONE)
     tolerance = 128 if mode == "1" else 1
-    assert np.abs(read_framed(save(image, tmp_path / "a.png")).astype(int) - SEVEN).max() <= tolerance
+    assert np.abs(read_framed(save(image, tmp_path / "a.png")).image.astype(int) - SEVEN).max() <= tolerance
 
 
 def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = photograph(SEVEN, np.random.default_rng(1))
     photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
     photo.write_bytes(content)
-    np.testing.assert_array_equal(read_framed(photo), frame_crop(content))
+    np.testing.assert_array_equal(read_framed(photo).image, frame_crop(content).image)
     assert main(["frame", str(photo), "--out", str(framed)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 28
     assert max(map(len, shown)) <= 56
-    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_framed(photo) > 25).any(axis=1))
-    np.testing.assert_array_equal(read_framed(framed), read_framed(photo))
+    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_framed(photo).image > 25).any(axis=1))
+    np.testing.assert_array_equal(read_framed(framed).image, read_framed(photo).image)
     assert main(["frame", str(tmp_path / "none.jpg")]) == 1
     assert "none.jpg: No such file or directory" in capsys.readouterr().err
 
 
 def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
     image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
-    np.testing.assert_allclose(read_framed(save(image, tmp_path / "a.png")), SEVEN, atol=1)
+    np.testing.assert_allclose(read_framed(save(image, tmp_path / "a.png")).image, SEVEN, atol=1)
 
 
 def png(width: int, height: int) -> bytes:

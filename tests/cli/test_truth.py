@@ -39,7 +39,7 @@ def test_an_id_that_the_service_never_gave_is_refused_with_status_1(digits: Digi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ID", "seven"], "argument VALUE: expected one digit, or the digits of a field, not 'seven'"),
+        (["ID", "seven"], "argument VALUE: expected one digit, or the digits of a field, or x for no digit, not 'seven'"),
         (["ID", "7", "--index", "-1"], "argument --index: expected "),
         (["ID", "7", "--source", "guess"], "invalid choice: 'guess'"),
         (["ID"], "the following arguments are required: VALUE"),

@@ -104,6 +104,7 @@ VALUES: dict[tuple[str, str], set[str]] = {
     ("digits_model_request_seconds_count", "outcome"): {"answered", "failed"},
     ("digits_model_request_seconds_sum", "outcome"): {"answered", "failed"},
     ("digits_truth_total", "outcome"): {"right", "wrong"},
+    ("digits_no_digit_truth_total", "outcome"): {"accepted", "refused", "rejected", "digit_refused"},
     ("digits_request_seconds_bucket", "le"): _buckets(Metrics().request_seconds, "Recognize"),
     ("", "job"): {"digits"},
     ("", "model"): {Settings.model_fields["default_model"].default},

@@ -87,7 +87,7 @@ def stack(
     directory = tmp_path_factory.mktemp("monitoring")
     models = directory / "models"
     for version in (STABLE, CANARY):
-        model_files.publish(models, version)
+        model_files.publish_whole(models, version)
     model_files.publish_shifted(models, SHADOW)
     route(models, canary=CANARY)
     truncate(models, 1, "digits-small")  # a refused version without a sound one

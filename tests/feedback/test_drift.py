@@ -149,7 +149,7 @@ class Served:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(1)
+        self.metrics.model_info.labels(*VERSION, "flagship", "0.9961", "1").set(1)
         for feature, shares in parse_drift_reference(stated()).items():
             for name, share in shares.items():
                 self.metrics.drift_reference.labels(*VERSION, feature, name).set(share)
@@ -212,7 +212,7 @@ def test_an_unloaded_version_has_no_drift_metrics() -> None:
     served = Served()
     served.answer([3] * WINDOW, 0.9)
     assert len(served.scrape()) == 2
-    served.metrics.model_info.labels(*VERSION, "flagship", "0.9961").set(0)
+    served.metrics.model_info.labels(*VERSION, "flagship", "0.9961", "1").set(0)
     assert served.scrape() == {}
 
 

@@ -80,7 +80,7 @@ async def test_truth_of_a_field_is_all_its_digits(truths: TruthCounter, ids: Rec
         (True, 1, "714", "keying", "values has index 1, expected less than 1"),
         (False, 0, "71", "keying", "values[0] is '71', expected 1 digit(s) from 0 to 9"),
         (True, 0, "71", "keying", "values[0] is '71', expected 3 digit(s) from 0 to 9"),
-        (False, 0, "x", "keying", "values[0] is 'x', expected 1 digit(s)"),
+        (False, 0, "y", "keying", "values[0] is 'y', expected 1 digit(s)"),
         (False, 0, "\u0663", "keying", "expected 1 digit(s) from 0 to 9"),
         (False, 0, "7", "audit", "source is audit, but the answer was not marked for audit"),
     ],

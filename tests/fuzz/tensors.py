@@ -31,6 +31,7 @@ with warnings.catch_warnings(), atheris.instrument_imports(include=["serving.api
     from serving.recognition.reading import Images, ReadOptions
 
 IMAGE = 784
+CONTRACT = "2"
 
 FOUND = Path("build/fuzz")
 """Directory of kept inputs: tensors/ has those that reached new code; failing inputs lie beside it."""
@@ -45,8 +46,9 @@ class Blank:
         assert len(images.pixels) % IMAGE == 0
         assert options.timeout_seconds >= 0
         outputs = np.zeros((len(images.crops) or len(images.pixels) // IMAGE, 10), np.float32)
-        version = SimpleNamespace(name=options.model, version=options.version + options.key)
-        return SimpleNamespace(logits=outputs, probabilities=outputs, loaded=version)
+        model = SimpleNamespace(metadata=SimpleNamespace(contract=CONTRACT))
+        version = SimpleNamespace(name=options.model, version=options.version + options.key, model=model)
+        return SimpleNamespace(logits=outputs, probabilities=outputs, whole=outputs[:, 0], loaded=version)
 
     async def recognize(self, images: Images, options: ReadOptions, call: Call) -> Any:
         reading = await self.infer(images, options, call)
@@ -102,7 +104,7 @@ def composed(given: Any) -> pb.ModelInferRequest:
     for _ in range(given.ConsumeIntInRange(0, 2)):
         request.raw_input_contents.append(bytes(given.ConsumeIntInRange(0, 3) * IMAGE + given.ConsumeIntInRange(0, 1)))
     for _ in range(given.ConsumeIntInRange(0, 3)):
-        output = request.outputs.add(name=chosen(*tensors.OUTPUTS))
+        output = request.outputs.add(name=chosen(*tensors.OUTPUTS[CONTRACT]))
         if given.ConsumeBool():
             output.parameters[chosen("classification", "shared_memory_region")].int64_param = 1
     for _ in range(given.ConsumeIntInRange(0, 2)):
@@ -136,7 +138,7 @@ def main() -> None:
             reason = str(error)
             assert 0 < len(reason) < 1000, "the message must fit in a header"
             return
-        assert len(answer.outputs) == len(request.outputs or tensors.OUTPUTS)
+        assert len(answer.outputs) == len(request.outputs or tensors.OUTPUTS[CONTRACT])
         assert answer.id == request.id
 
     corpus = FOUND / "tensors"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher
-from serving.inference.classifier import Classifier
+from serving.inference.classifier import SHOWS, Classifier
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
@@ -62,7 +62,7 @@ class SleepyNetwork:
         time.sleep(self._seconds_per_image * len(images))
         if images.any():
             raise RuntimeError("no")
-        return np.zeros((len(images), 23), np.float32)
+        return np.zeros((len(images), SHOWS + 1), np.float32)
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher
-from serving.inference.classifier import CONFIDENCE, DIGIT, INKED, LOGITS, PROBABILITIES, Classifier, Network
+from serving.inference.classifier import (
+    CONFIDENCE,
+    DIGIT,
+    LOGITS,
+    ONE_DIGIT,
+    PROBABILITIES,
+    SHOWS,
+    WHOLE,
+    Classifier,
+    Network,
+)
 from serving.telemetry.logs import trace_ids
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
@@ -70,10 +80,10 @@ async def start_on(metrics: Metrics) -> AsyncIterator[Callable[[Network], Batche
 def test_a_row_holds_the_model_outputs_and_the_answer_for_its_image(model: Classifier, images: Images) -> None:
     rows = model.classify(images[:20])
     outputs = model.infer(images[:20])
-    assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES]]) == outputs).all()
-    assert (rows[:, DIGIT] == outputs[:, 10:].argmax(axis=1)).all()
-    assert (rows[:, CONFIDENCE] == outputs[:, 10:].max(axis=1)).all()
-    assert (rows[:, INKED] == 1).all()
+    assert (np.hstack([rows[:, LOGITS], rows[:, PROBABILITIES], rows[:, [WHOLE]]]) == outputs).all()
+    assert (rows[:, DIGIT] == outputs[:, PROBABILITIES].argmax(axis=1)).all()
+    assert (rows[:, CONFIDENCE] == outputs[:, PROBABILITIES].max(axis=1)).all()
+    assert (rows[:, SHOWS] == ONE_DIGIT).all()
 
 
 async def test_blank_images_and_nan_are_not_counted_as_predictions(
@@ -81,7 +91,7 @@ async def test_blank_images_and_nan_are_not_counted_as_predictions(
 ) -> None:
     with_blanks = images[:10].copy()
     with_blanks[3:5] = 0
-    assert model.classify(with_blanks)[:, INKED].tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]
+    assert model.classify(with_blanks)[:, SHOWS].tolist() == [2, 2, 2, 0, 0, 2, 2, 2, 2, 2]
     with pytest.raises(InferenceFailed, match="NaN or infinity"):
         await start_on(FirstIsNan(model)).submit(with_blanks.tobytes())
     assert value(metrics.registry, "digits_predictions_total") == 7

@@ -10,7 +10,7 @@ from serving.inference.classifier import Classifier
 from serving.inference.metadata import ModelError
 from serving.inference.model import open_model
 from serving.repository import versions
-from tests.support.model_files import rename_output
+from tests.support.model_files import rename_output, set_properties
 
 
 def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
@@ -19,12 +19,6 @@ def change(bundled: versions.ModelVersion, onto: Path, edit: Callable[[onnx.Mode
     edit(model)
     onnx.save(model, onto)
     return onto
-
-
-def set_metadata(model: onnx.ModelProto, name: str, value: str | None) -> None:
-    """Changes one entry of the metadata; None drops the entry."""
-    entries = {entry.key: entry.value for entry in model.metadata_props} | {name: value}
-    helper.set_model_props(model, {key: text for key, text in entries.items() if text is not None})
 
 
 def rename_input(model: onnx.ModelProto) -> None:
@@ -63,12 +57,12 @@ def normalise_over_the_batch(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda model: set_metadata(model, "contract", None), "lack contract"),
-        (lambda model: set_metadata(model, "test_accuracy", None), "lack test_accuracy"),
-        (lambda model: set_metadata(model, "contract", "99"), "where this server knows version '1'"),
-        (lambda model: set_metadata(model, "test_accuracy", "high"), "test_accuracy is 'high', expected a share"),
-        (lambda model: set_metadata(model, "test_accuracy", "nan"), "test_accuracy is 'nan'"),
-        (lambda model: set_metadata(model, "labels", "[]"), "with labels"),
+        (lambda model: set_properties(model, contract=None), "lack contract"),
+        (lambda model: set_properties(model, test_accuracy=None), "lack test_accuracy"),
+        (lambda model: set_properties(model, contract="99"), "where this server knows the versions 1, 2"),
+        (lambda model: set_properties(model, test_accuracy="high"), "test_accuracy is 'high', expected a share"),
+        (lambda model: set_properties(model, test_accuracy="nan"), "test_accuracy is 'nan'"),
+        (lambda model: set_properties(model, labels="[]"), "with labels"),
         (negate_logits, "name different digits"),
         (rename_input, r"its inputs are \{'pixels'"),
         (fix_batch_size, r"its inputs are .*\[8, 28, 28\]"),
@@ -107,11 +101,11 @@ class FakeSession:
     def get_providers(self) -> list[str]:
         return [self._provider]
 
-    def run(self, _: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         self.sizes.append(len(inputs["images"]))
         if self.sizes[-1] > self._limit:
             raise RuntimeError("out of memory")
-        return [np.zeros((self.sizes[-1], 10), np.float32)] * 2
+        return [np.zeros((self.sizes[-1], 1 if name == "whole" else 10), np.float32) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from serving.call import Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited, UnknownModel
 from serving.imaging.decode import frame_crop
 from serving.inference.batcher import Batcher
-from serving.inference.classifier import Classifier
+from serving.inference.classifier import BLANK, ONE_DIGIT, PROBABILITIES, Classifier
 from serving.recognition.policy import Policy
 from serving.recognition.reading import Images, ReadOptions
 from serving.recognition.recognizer import Recognizer
@@ -122,9 +122,9 @@ async def test_an_answer_has_the_output_of_the_model_and_a_decision_each(
     reading, verdict = await start().recognize(Images(images[:9].tobytes() + bytes(784)), ReadOptions(), call)
     expected = model.infer(np.concatenate([images[:9], np.zeros((1, 28, 28), np.uint8)]))
     np.testing.assert_allclose(reading.logits, expected[:, :10], atol=1e-4)
-    np.testing.assert_allclose(reading.probabilities, expected[:, 10:], atol=1e-5)
-    assert reading.digits.tolist() == expected[:, 10:].argmax(axis=1).tolist()
-    assert reading.inked.tolist() == [True] * 9 + [False]
+    np.testing.assert_allclose(reading.probabilities, expected[:, PROBABILITIES], atol=1e-5)
+    assert reading.digits.tolist() == expected[:, PROBABILITIES].argmax(axis=1).tolist()
+    assert reading.shows.tolist() == [ONE_DIGIT] * 9 + [BLANK]
     assert verdict.decisions[-1] == Decision.REJECT_INVALID_IMAGE
     assert (call.model, call.version, call.images) == ("digits", model.version, 10)
 
@@ -133,7 +133,7 @@ async def test_broken_crops_of_a_partial_request_are_rejected_alone(start: Start
     crops = [photograph(image, np.random.default_rng(1)) for image in images[:2]]
     reading, verdict = await start().recognize(Images(b"", [crops[0], BROKEN, crops[1]]), ReadOptions(partial=True), Call())
     assert list(reading.errors) == [1]
-    assert reading.pixels == frame_crop(crops[0]).tobytes() + bytes(784) + frame_crop(crops[1]).tobytes()
+    assert reading.pixels == frame_crop(crops[0]).image.tobytes() + bytes(784) + frame_crop(crops[1]).image.tobytes()
     assert [decision == Decision.REJECT_INVALID_IMAGE for decision in verdict.decisions] == [False, True, False]
 
 

@@ -2,16 +2,19 @@ import asyncio
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from serving.errors import UnknownModel
+from serving.imaging import decode
 from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
+from serving.samples.photograph import photograph
 from tests.repository.rollout import Images, index, recognize_all, until_stable, write_routing
 from tests.support.calls import TIMEOUT
 from tests.support.metrics import until, value
-from tests.support.model_files import publish, publish_shifted
+from tests.support.model_files import SPECK, publish, publish_contract_1, publish_shifted, publish_whole
 from tests.support.servers import StartServer
 
 
@@ -84,3 +87,35 @@ async def test_a_version_that_is_no_longer_stable_feeds_no_shadow(
     await until(server.metrics.registry, "digits_model_role", 0, role="shadow")
     assert server.repository.catalog.answering() == [stable]
     assert stable.shadow is None
+
+
+async def test_a_shadow_is_not_compared_on_crops_that_the_framer_doubts(
+    start_server: StartServer, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (1, 2):
+        publish_whole(tmp_path, version)
+    write_routing(tmp_path, "stable = 1\n[shadow]\nversion = 2")
+    crops = [photograph(image, np.random.default_rng(1)) for image in images[:4]]
+    frame_crop = decode.frame_crop
+    monkeypatch.setattr(
+        decode, "frame_crop", lambda content: frame_crop(content)._replace(whole=content not in (crops[0], crops[2]))
+    )
+    server = await start_server(None, models=tmp_path)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        await DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(crops=crops), timeout=TIMEOUT)
+    await until(server.metrics.registry, "digits_shadow_images_total", 2, outcome="agreed")
+    assert value(server.metrics.registry, "digits_shadow_images_total") == 2
+
+
+async def test_a_shadow_agrees_where_both_find_no_digit(start_server: StartServer, images: Images, tmp_path: Path) -> None:
+    publish_contract_1(tmp_path, 1)
+    for version in (2, 3):
+        publish_whole(tmp_path, version)
+    shown = np.stack([SPECK, *images[:3]])
+    for stable, outcomes in ((2, {"agreed": 4, "disagreed": 0}), (1, {"agreed": 3, "disagreed": 1})):
+        write_routing(tmp_path, f"stable = {stable}\n[shadow]\nversion = 3")
+        server = await start_server(None, models=tmp_path)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            await DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(images=shown.tobytes()), timeout=TIMEOUT)
+        for outcome, count in outcomes.items():
+            await until(server.metrics.registry, "digits_shadow_images_total", count, outcome=outcome)

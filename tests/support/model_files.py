@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from serving.repository import versions
 from serving.settings import BUNDLED
+
+SPECK = np.pad(np.full((3, 3), 255, np.uint8), ((12, 13), (12, 13)))
+"""An image with ink, (28, 28) uint8, which is no digit to the models of `publish_whole`."""
 
 
 def bundled() -> Path:
@@ -38,6 +42,81 @@ def publish_shifted(models: Path, version: int) -> Path:
     file = place(models, version)
     onnx.save(model, file)
     return file
+
+
+def publish_contract_1(models: Path, version: int, name: str = "digits") -> Path:
+    """Publishes the bundled model with contract 1, without `whole`."""
+    file = place(models, version, name)
+    onnx.save(_contract_1(), file)
+    return file
+
+
+def publish_whole(
+    models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits", **properties: str
+) -> Path:
+    """Publishes the bundled model with contract 2 and a rule in place of a trained `whole`.
+
+    The rule looks at the mean level of an image: `whole` is 0.9 from 5 to 128, as of every drawn digit, and 0.1 outside. An
+    image of a few dots, such as SPECK, and an image full of ink are no digits.
+
+    Args:
+        models: model repository.
+        version: version number.
+        threshold: property whole_threshold.
+        broken: "range" makes `whole` ten times as large; "batch" adds up the levels of all images of a batch.
+        name: name of the model.
+        properties: other properties to set.
+    """
+    model = _contract_1()
+    graph = model.graph
+    factor, high = 10.0 if broken == "range" else 1.0, 400.0 if broken == "batch" else 128.0
+    graph.initializer.extend(
+        [
+            helper.make_tensor("rule_pixels", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("rule_batch", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("rule_column", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("rule_low", TensorProto.FLOAT, [], [5.0]),
+            helper.make_tensor("rule_high", TensorProto.FLOAT, [], [high]),
+            helper.make_tensor("rule_yes", TensorProto.FLOAT, [], [0.9 * factor]),
+            helper.make_tensor("rule_no", TensorProto.FLOAT, [], [0.1]),
+        ]
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["rule_levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["rule_levels", "rule_pixels"], ["rule_own_mean"], keepdims=0),
+        helper.make_node("ReduceSum", ["rule_own_mean", "rule_batch"], ["rule_batch_sum"], keepdims=1),
+        helper.make_node("Add", ["rule_own_mean", "rule_batch_sum"], ["rule_shifted"]),
+        helper.make_node("Identity", ["rule_shifted" if broken == "batch" else "rule_own_mean"], ["rule_mean"]),
+        helper.make_node("GreaterOrEqual", ["rule_mean", "rule_low"], ["rule_enough"]),
+        helper.make_node("LessOrEqual", ["rule_mean", "rule_high"], ["rule_not_too_much"]),
+        helper.make_node("And", ["rule_enough", "rule_not_too_much"], ["rule_within"]),
+        helper.make_node("Where", ["rule_within", "rule_yes", "rule_no"], ["rule_row"]),
+        helper.make_node("Unsqueeze", ["rule_row", "rule_column"], ["whole"]),
+    ]
+    graph.node.extend(nodes)
+    graph.output.append(helper.make_tensor_value_info("whole", TensorProto.FLOAT, ["batch", 1]))
+    set_properties(model, contract="2", whole_threshold=threshold, **properties)
+    file = place(models, version, name)
+    onnx.save(model, file)
+    return file
+
+
+def _contract_1() -> onnx.ModelProto:
+    """Loads the bundled model, without `whole` if it has one. The nodes that computed `whole` stay and are unused."""
+    model = onnx.load(bundled())
+    outputs = [output for output in model.graph.output if output.name != "whole"]
+    if len(outputs) < len(model.graph.output):
+        rename_output(model, "whole", "trained_whole")
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+    set_properties(model, contract="1", whole_threshold=None, no_digit=None)
+    return model
+
+
+def set_properties(model: onnx.ModelProto, **changes: str | None) -> None:
+    """Changes properties of the metadata; None drops a property."""
+    properties = {entry.key: entry.value for entry in model.metadata_props} | changes
+    helper.set_model_props(model, {key: text for key, text in properties.items() if text is not None})
 
 
 def publish_breakable(models: Path, version: int) -> Path:

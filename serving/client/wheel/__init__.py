@@ -12,6 +12,7 @@
 from importlib.metadata import version
 
 from .client import (
+    NO_DIGIT,
     CredentialsError,
     Decision,
     DigitClient,
@@ -25,6 +26,7 @@ from .client import (
 __version__ = version("postal-digits-client")
 
 __all__ = [
+    "NO_DIGIT",
     "CredentialsError",
     "Decision",
     "DigitClient",

@@ -15,6 +15,7 @@ class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECISION_REJECT_INVALID_IMAGE: _ClassVar[Decision]
     DECISION_REJECT_NOT_CERTIFIED: _ClassVar[Decision]
     DECISION_REJECT_NOT_IN_LEXICON: _ClassVar[Decision]
+    DECISION_REJECT_NO_DIGIT: _ClassVar[Decision]
 
 class TruthSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ DECISION_REJECT_LOW_CONFIDENCE: Decision
 DECISION_REJECT_INVALID_IMAGE: Decision
 DECISION_REJECT_NOT_CERTIFIED: Decision
 DECISION_REJECT_NOT_IN_LEXICON: Decision
+DECISION_REJECT_NO_DIGIT: Decision
 TRUTH_SOURCE_UNSPECIFIED: TruthSource
 TRUTH_SOURCE_KEYING: TruthSource
 TRUTH_SOURCE_AUDIT: TruthSource
@@ -48,7 +50,7 @@ class RecognizeRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit", "captured")
+    __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit", "captured", "whole")
     DIGIT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +61,7 @@ class RecognizeResponse(_message.Message):
     RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     digit: int
     confidence: float
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -69,7 +72,8 @@ class RecognizeResponse(_message.Message):
     recognition_id: str
     audit: bool
     captured: bool
-    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ...) -> None: ...
+    whole: float
+    def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ..., whole: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
     __slots__ = ("images", "model", "key", "crops", "target_error_rate")
@@ -86,7 +90,7 @@ class RecognizeBatchRequest(_message.Message):
     def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchResponse(_message.Message):
-    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits", "captured")
+    __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits", "captured", "whole")
     class TroublesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +109,7 @@ class RecognizeBatchResponse(_message.Message):
     RECOGNITION_ID_FIELD_NUMBER: _ClassVar[int]
     AUDITS_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
@@ -116,7 +121,8 @@ class RecognizeBatchResponse(_message.Message):
     recognition_id: str
     audits: _containers.RepeatedScalarFieldContainer[int]
     captured: bool
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: bool = ...) -> None: ...
+    whole: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: bool = ..., whole: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReadFieldRequest(_message.Message):
     __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
@@ -168,12 +174,16 @@ class ReadFieldResponse(_message.Message):
     def __init__(self, value: _Optional[str] = ..., confidence: _Optional[float] = ..., digits: _Optional[_Iterable[_Union[DigitCandidates, _Mapping]]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ...) -> None: ...
 
 class DigitCandidates(_message.Message):
-    __slots__ = ("digits", "probabilities")
+    __slots__ = ("digits", "probabilities", "whole", "no_digit")
     DIGITS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    NO_DIGIT_FIELD_NUMBER: _ClassVar[int]
     digits: _containers.RepeatedScalarFieldContainer[int]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, digits: _Optional[_Iterable[int]] = ..., probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
+    whole: float
+    no_digit: bool
+    def __init__(self, digits: _Optional[_Iterable[int]] = ..., probabilities: _Optional[_Iterable[float]] = ..., whole: _Optional[float] = ..., no_digit: bool = ...) -> None: ...
 
 class RecognizeStreamRequest(_message.Message):
     __slots__ = ("id", "request", "timeout_ms")
