@@ -1,6 +1,7 @@
 """The objective of a network with eleven outputs: which digit it is, and whether it is one whole digit at all.
 
-Targets are (N, 11): the probability of each digit, all 0 where there is no digit, then 1 for one whole digit, else 0.
+Targets are (N, 11): the weight of each digit, which is its probability where there is a digit, then 1 for one whole digit,
+else 0.
 Outputs are (N, 11): the logits of the digits, then the logit of `whole`.
 """
 
@@ -11,7 +12,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("training")
 class WholeDigit(keras.losses.Loss):  # type: ignore[misc]  # keras ships no types
-    """Cross-entropy of the digits, over images that show one, plus the cross-entropy of `whole`, over all images."""
+    """Cross-entropy of the digits, by the weights in the targets, plus the cross-entropy of `whole`."""
 
     def call(self, targets: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """Returns the loss of each image, (N,), in nats."""

@@ -46,16 +46,20 @@ class Mixture:
         rubbish: share of images that show no whole digit.
         damaged: share of the images that are damaged.
         teacher: weight of the teacher's answer in the target of a digit; the label has the rest.
+        doubt: weight of equal probabilities of all digits in the loss of rubbish. It keeps the network from being sure of a
+            digit where there is none (Hendrycks, Mazeika & Dietterich 2019, Deep Anomaly Detection with Outlier Exposure,
+            arXiv 1812.04606).
         bank: number of drawn images of each sort that the epochs choose from.
     """
 
-    images: int = 60_000
+    images: int = 70_000
     passes: int = 3
     glyphs: float = 0.12
     other_pens: float = 0.06
-    rubbish: float = 0.22
+    rubbish: float = 0.28
     damaged: float = 0.4
     teacher: float = 0.5
+    doubt: float = 0.2
     bank: int = 60_000
 
     def updates(self, batch_size: int) -> int:
@@ -91,8 +95,8 @@ def mix(
         random: makes every choice.
 
     Returns:
-        Images, (n, 28, 28) uint8, in random order, and targets, (n, 11) float32: the probability of each digit, all 0 for
-        rubbish, and 1 for a whole digit, else 0.
+        Images, (n, 28, 28) uint8, in random order, and targets, (n, 11) float32: the weight of each digit, which is its
+        probability where there is one, and 1 for a whole digit, else 0.
     """
     sizes = {name: round(getattr(mixture, name) * mixture.images) for name in ("glyphs", "other_pens", "rubbish")}
     digits = mixture.images - sum(sizes.values())
@@ -108,6 +112,7 @@ def mix(
     targets = np.zeros((len(images), 11), np.float32)
     targets[np.arange(len(labels)), labels] = 1
     targets[: len(labels), 10] = 1
+    targets[len(labels) :, :10] = mixture.doubt / 10
     if distortions:
         images = _distort(images, distortions(int(random.integers(2**31))))
     if teacher and mixture.teacher:

@@ -66,60 +66,84 @@ def _half(digits: Examples, random: np.random.Generator) -> Image:
 
 
 def _several(digits: Examples, random: np.random.Generator) -> Image:
-    """Puts two or three digits side by side, from overlapping to apart."""
-    boxes = [crop_ink(_pick(digits, random)) for _ in range(3 if random.random() < 0.2 else 2)]
-    canvas, left = np.zeros((40, 90), np.uint8), 0
-    for box in boxes:
-        top = int(random.integers(0, 40 - box.shape[0] + 1)) // 2
-        place = canvas[top : top + box.shape[0], left : left + box.shape[1]]
-        np.maximum(place, box, out=place)
-        left += max(6, box.shape[1] + int(random.integers(-5, 8)))
+    """Puts two or three digits of different sizes side by side, from overlapping to apart."""
+    canvas, left = np.zeros((48, 130), np.uint8), 0
+    for _ in range(3 if random.random() < 0.25 else 2):
+        box = crop_ink(_pick(digits, random))
+        scale = random.uniform(0.75, 1.3)
+        size = max(3, round(box.shape[1] * scale)), max(3, round(box.shape[0] * scale))
+        resized = cv2.resize(box, size, interpolation=cv2.INTER_LINEAR)
+        top = (48 - size[1]) // 2 + int(random.integers(-5, 6))
+        place = canvas[top : top + size[1], left : left + size[0]]
+        np.maximum(place, resized, out=place)
+        left += max(6, size[0] + int(random.integers(-5, 13)))
     return frame(canvas / 255)
 
 
 def _scribble(digits: Examples, random: np.random.Generator) -> Image:
-    """Draws a smooth random line that crosses itself."""
-    knots = int(random.integers(4, 11))
+    """Draws a random line that crosses itself, smooth or with corners, from loose to dense."""
+    knots = int(random.integers(4, 18 if random.random() < 0.4 else 9))
     if random.random() < 0.5:
         points = random.uniform(8, _CANVAS - 8, (knots, 2))
     else:
         points = np.cumsum(random.normal(0, 10, (knots, 2)), axis=0)
         points += _CANVAS / 2 - points.mean(axis=0)
-    return _pen([curve(points)], random)
+    return _pen([curve(points) if random.random() < 0.75 else points], random)
 
 
 def _geometry(digits: Examples, random: np.random.Generator) -> Image:
-    """Draws dots, dashes, bars, grids, rectangles or brackets."""
+    """Draws dots, dashes, bars, grids, polygons, rings with something inside, or spirals."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     middle, pen = _CANVAS // 2, int(random.integers(2, 8))
     width, height = (int(side) for side in random.integers(8, 28, 2))
-    corners = (middle - width, middle - height), (middle + width, middle + height)
-    match int(random.integers(7)):
+    match int(random.integers(8)):
         case 0:
             cv2.ellipse(canvas, (middle, middle), (width, height), 0, 0, 360, 255, -1)
         case 1:  # a dash
             rise = int(random.integers(-10, 11))
-            cv2.line(
-                canvas, (middle - width, middle - rise), (middle + width, middle + rise), 255, int(random.integers(2, 16))
-            )
+            ends = (middle - width, middle - rise), (middle + width, middle + rise)
+            cv2.line(canvas, *ends, 255, int(random.integers(2, 16)))
         case 2:  # bars side by side, or a grid
             grid = random.random() < 0.3
             for bars in (canvas, canvas.T) if grid else ((canvas, canvas.T)[random.integers(2)],):
                 for at in np.linspace(8, _CANVAS - 8, int(random.integers(2, 6))).astype(int):
                     bars[8:-8, max(at - pen // 2, 0) : at + (pen + 1) // 2] = 255
         case 3:
-            cv2.rectangle(canvas, *corners, 255, pen)
+            cv2.polylines(canvas, [_polygon(28, random)], True, 255, pen)
         case 4:
-            cv2.rectangle(canvas, *corners, 255, -1)
-        case 5:  # three sides of a box
-            outline = np.array([corners[0], (corners[1][0], corners[0][1]), corners[1], (corners[0][0], corners[1][1])])
-            side = np.roll(outline, int(random.integers(4)), axis=0) + random.integers(-5, 6, (4, 2))
-            cv2.polylines(canvas, [side[: int(random.integers(3, 5))].astype(np.int32)], False, 255, pen)
+            cv2.fillPoly(canvas, [_polygon(28, random)], 255)
+        case 5:  # an open polygon: corners, brackets, zigzags
+            cv2.polylines(canvas, [_polygon(28, random)[: int(random.integers(3, 5))]], False, 255, pen)
+        case 6:  # a ring with something inside
+            cv2.ellipse(
+                canvas, (middle, middle), (28, int(random.integers(20, 29))), 0, 0, 360, 255, int(random.integers(2, 5))
+            )
+            for _ in range(int(random.integers(1, 4))):
+                inside = _polygon(int(random.integers(5, 18)), random) + random.integers(-6, 7, 2).astype(np.int32)
+                cv2.polylines(
+                    canvas, [inside[: int(random.integers(2, 7))]], random.random() < 0.7, 255, int(random.integers(1, 5))
+                )
         case _:
+            if random.random() < 0.4:
+                turns = np.linspace(0, random.uniform(1.6, 4) * 2 * np.pi, 90)
+                spiral = (
+                    turns[:, None] / turns[-1] * 27 * np.stack([np.cos(turns), random.choice([-1, 1]) * np.sin(turns)], 1)
+                )
+                return _pen([spiral + middle], random)
             for _ in range(int(random.integers(2, 7))):
                 at, axes = random.integers(8, _CANVAS - 8, 2), random.integers(2, 9, 2)
                 cv2.ellipse(canvas, at.tolist(), axes.tolist(), 0, 0, 360, 255, -1)
     return frame(canvas / 255)
+
+
+def _polygon(radius: int, random: np.random.Generator) -> NDArray[np.int32]:
+    """Returns the corners of an irregular polygon about the middle of the canvas, (3 to 6, 2)."""
+    corners = int(random.integers(3, 7))
+    angles = 2 * np.pi * (np.arange(corners) + random.uniform(-0.15, 0.15, corners)) / corners + random.uniform(0, 2 * np.pi)
+    distances = radius * random.uniform(0.75, 1, corners)
+    places = _CANVAS / 2 + distances[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    polygon: NDArray[np.int32] = np.rint(places).astype(np.int32)
+    return polygon
 
 
 def _noise(digits: Examples, random: np.random.Generator) -> Image:
@@ -204,12 +228,12 @@ KINDS: Mapping[str, tuple[Draw, float]] = {  # by name: how to draw one, and its
     "letter": (lambda _, random: letter(random), 18),
     "handwritten letter": (lambda _, random: handwritten(random), 14),
     "word": (lambda _, random: word(random), 4),
-    "half": (_half, 14),
-    "several digits": (_several, 13),
-    "scribble": (_scribble, 10),
-    "geometry": (_geometry, 8),
+    "half": (_half, 16),
+    "several digits": (_several, 18),
+    "scribble": (_scribble, 12),
+    "geometry": (_geometry, 12),
     "noise": (_noise, 4),
-    "texture": (_texture, 3),
+    "texture": (_texture, 4),
     "window": (_window, 3),
     "mirrored": (_mirrored, 3),
     "turned": (_turned, 4),
