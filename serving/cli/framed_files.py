@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 
 from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
 from serving.client.requests import SIDE
-from serving.imaging.decode import LONGEST, CropError, decode
-from serving.imaging.framing import frame
-from serving.imaging.ink import find_ink
+from serving.imaging.decode import LONGEST, CropError, decode, frame_grey
 
 
 def read_framed(path: Path) -> NDArray[np.uint8]:
@@ -30,7 +28,7 @@ def read_framed(path: Path) -> NDArray[np.uint8]:
             raise ImageError(str(error)) from error
     if pixels.shape == (SIDE, SIDE):
         return light_ink(pixels)
-    framed = frame(find_ink(pixels))
+    framed = frame_grey(pixels).image
     if not framed.any():
         raise ImageError("no ink is seen on it")
     return framed
