@@ -4,7 +4,7 @@ from pathlib import Path
 
 from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
 from serving.client.requests import SIDE
-from serving.imaging.decode import CropError, Framed, decode, frame_crop
+from serving.imaging.decode import LONGEST, CropError, Framed, decode, frame_grey
 
 
 def read_framed(path: Path) -> Framed:
@@ -19,14 +19,14 @@ def read_framed(path: Path) -> Framed:
     """
     content = read_file(path)
     pixels = parse_raw(content)
-    try:
-        if pixels is None:
-            pixels = decode(content)
-        if pixels.shape == (SIDE, SIDE):
-            return Framed(light_ink(pixels), whole=True)
-        framed = frame_crop(content)
-    except CropError as error:
-        raise ImageError(str(error)) from error
+    if pixels is None:
+        try:
+            pixels = decode(content, LONGEST)
+        except CropError as error:
+            raise ImageError(str(error)) from error
+    if pixels.shape == (SIDE, SIDE):
+        return Framed(light_ink(pixels), whole=True)
+    framed = frame_grey(pixels)
     if not framed.image.any():
         raise ImageError("no ink is seen on it")
     return framed

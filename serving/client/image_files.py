@@ -53,8 +53,6 @@ def read_image(path: Path) -> NDArray[np.uint8] | bytes:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}, more than {MAX_PIXELS:,} pixels"
                 raise ImageError(f"the image is {size}: cut the digit out, or scale it down")
-            if getattr(image, "n_frames", 1) > 1:
-                raise ImageError("the file holds several images")
             return light_ink(_grey(image)) if image.size == (SIDE, SIDE) else content
     except ImageError:
         raise

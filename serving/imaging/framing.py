@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 SIDE = 20  # longer side of the scaled ink, in pixels, within an image of 28x28
 
 _MOMENTS = np.stack([np.ones((28, 28)), *np.indices((28, 28))], axis=-1).reshape(-1, 3).astype(np.float32)  # (784, 3)
+_MIDDLES = np.arange(SIDE) + 0.5  # of the rows and columns of the scaled ink
 _CHUNK = 64  # images; BLAS starts threads for larger products
 
 
@@ -27,17 +28,18 @@ def frame(ink: NDArray[np.float64]) -> NDArray[np.uint8]:
     That code differs from MNIST by at most 3 grey levels on nearly every image.
     """
     framed = np.zeros((28, 28), np.uint8)
-    if not ink.any():
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
         return framed
-    square = _center_in_square(ink.astype(np.float64))
-    scaled = _scaling_weights(square.shape[0]) @ square @ _scaling_weights(square.shape[1]).T
-    grey = np.clip(np.floor(255 * scaled / min(1, scaled.max()) + 0.5), 0, 255).astype(np.uint8)
+    square = _center_in_square(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    weights = _scaling_weights(len(square))
+    scaled = weights @ square @ weights.T
+    grey = np.minimum(255 * scaled / min(1, scaled.max()) + 0.5, 255).astype(np.uint8)
 
-    middles = np.arange(SIDE) + 0.5
-    top, left = (int(15 - middles @ grey.sum(axis=axis) / grey.sum()) for axis in (1, 0))
-    canvas = np.zeros((48, 48), np.uint8)  # 28x28 with a margin of 10, which is cropped
-    canvas[10 + top : 30 + top, 10 + left : 30 + left] = grey
-    framed[:] = canvas[10:38, 10:38]
+    down, right = grey.sum(axis=1), grey.sum(axis=0)
+    top, left = (int(15 - _MIDDLES @ sums / down.sum()) for sums in (down, right))
+    # Up to four rows or columns may lie beyond the edge; they are cropped.
+    framed[max(top, 0) : top + SIDE, max(left, 0) : left + SIDE] = grey[max(-top, 0) : 28 - top, max(-left, 0) : 28 - left]
     return framed
 
 
@@ -57,17 +59,16 @@ def measure(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     return moments[:, 0] / np.float32(255 * 784), moments[:, 1:] / moments[:, :1]
 
 
-def _center_in_square(ink: NDArray[np.float64]) -> NDArray[np.float64]:
+def _center_in_square(box: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centres the bounding box of the ink in a square of at least 10 pixels, then doubles that to at least 20 pixels.
 
     In MNIST the square stops at the edge of the crop instead of extending past it, but its crops had room.
     """
-    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    side = max(*box.shape, 10)
-    before = [(side - length) // 2 for length in box.shape]
+    height, width = box.shape
+    side = max(height, width, 10)
+    top, left = (side - height) // 2, (side - width) // 2
     square = np.zeros((side, side))
-    square[before[0] : before[0] + box.shape[0], before[1] : before[1] + box.shape[1]] = box
+    square[top : top + height, left : left + width] = box
     while len(square) < SIDE:
         square = square.repeat(2, axis=0).repeat(2, axis=1)
     return square

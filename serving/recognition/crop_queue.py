@@ -120,7 +120,7 @@ def _frame_all(crops: Sequence[bytes]) -> list[tuple[bytes, bool, str, float]]:
     Returns:
         For each crop: the image, whether it shows one whole digit, why it can't be decoded or "", and the seconds.
     """
-    from serving.imaging.decode import CropError, frame_crop  # Pillow: a service without crops starts sooner and smaller
+    from serving.imaging.decode import CropError, frame_crop  # OpenCV: a service without crops starts sooner
 
     framed = []
     for crop in crops:

@@ -47,7 +47,7 @@ def rubbish(digits: Examples, count: int, random: np.random.Generator) -> Image:
 
 def _is_bar(image: Image) -> bool:
     _, _, width, height = cv2.boundingRect(image)
-    return width < _BAR * height
+    return bool(width < _BAR * height)
 
 
 def _pick(digits: Examples, random: np.random.Generator) -> Image:

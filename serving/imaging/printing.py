@@ -1,0 +1,205 @@
+"""Printing around a digit: ruling lines, sides of boxes, and dark strips along the crop's edges."""
+
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.imaging.paper import quantile
+
+ZONE = 0.33  # of the crop; a side of a box is not further from its edge
+STEEPEST = 0.1  # rows a column; a line turned by more is not recognized
+THICKEST_LINE = 0.12  # of the crop's height
+PARTED = 1.35  # ink this much darker than the ruling lines is told from them by its depth alone
+LONG = 0.75  # of the crop; a side of a box is at least as long, except in boxes with gaps
+
+_BARE = 0.3  # quantile of a line's thickness; along the rest of the line a stroke may touch it
+
+Mask = NDArray[np.uint8]
+
+
+class Line(NamedTuple):
+    """A straight line across a crop, or across a view of it.
+
+    Attributes:
+        start: (width,) first row of the line.
+        thickness: rows.
+        share: of the columns that the line has been found in.
+        flush: the line starts at the crop's edge in nearly all columns.
+    """
+
+    start: NDArray[np.float64]
+    thickness: int
+    share: float
+    flush: bool
+
+
+def clear_printing(core: Mask, depth: Mask, faint: int) -> Mask:
+    """Clears printing from a mask of ink, and from the depth where a lighter print crosses the ink.
+
+    Args:
+        core: (height, width) uint8, 255 ink, 0 paper; all printing included.
+        depth: (height, width) uint8, 0 paper to 255 black; changed in place.
+        faint: the deepest that noise alone reaches.
+
+    Returns:
+        The mask without printing; all 0 if there is nothing else.
+    """
+    core, level, upright = _clear_rulings(core, depth, faint)
+    core, strips = _clear_sides(core, level=level, upright=upright)
+    if strips:  # a box may lie within them
+        core, _ = _clear_sides(core, level=level, upright=upright)
+    return core
+
+
+def _clear_rulings(core: Mask, depth: Mask, faint: int) -> tuple[Mask, bool, bool]:
+    """Clears lines from edge to edge, level and upright ones, except where strokes cross them.
+
+    Returns the mask, and whether level and upright lines were cleared.
+    """
+    if not core.any():
+        return core, False, False
+    _, traces = cv2.threshold(depth, max(faint, cv2.minMaxLoc(depth, core)[0] / 2), 255, cv2.THRESH_BINARY)
+    level, upright = _find_rulings(traces), _find_rulings(traces.T)
+    if not level and not upright:
+        return core, False, False
+    cleared = core.copy()
+    bands = [_clear_ruling(core, cleared, line) for line in level]
+    bands += [_clear_ruling(core.T, cleared.T, line).T for line in upright]
+    fills = (len(level) == 1 and _fills(cleared, level[0])) or (len(upright) == 1 and _fills(cleared.T, upright[0]))
+    if fills or (len(bands) == 1 and not cleared.any()):
+        return core, False, False
+    band = np.logical_or.reduce(bands)
+    lines = (band & (core > 0) & (cleared == 0)).astype(np.uint8)
+    print_level, pen_level = quantile(depth, 0.9, lines), quantile(depth, 0.8, cleared)
+    if pen_level > PARTED * print_level:
+        cv2.subtract(depth, print_level, dst=depth)
+        _, parted = cv2.threshold(depth, (pen_level - print_level) / 2, 255, cv2.THRESH_BINARY)
+        return parted, bool(level), bool(upright)
+    depth[band & (cleared == 0)] = 0
+    return cleared, bool(level), bool(upright)
+
+
+def _fills(rest: Mask, line: Line) -> bool:
+    """Tells whether a level line and the rest of the ink reach from top to bottom, as a 7 does in a crop cut close."""
+    height = len(rest)
+    near = 1 + round(0.03 * max(rest.shape))
+    top, bottom = rest[:near].any(), rest[-near:].any()
+    line_top, line_bottom = line.start.min() < near, line.start.max() + line.thickness > height - near
+    return bool((top or bottom) and (top or line_top) and (bottom or line_bottom))
+
+
+def _find_rulings(core: Mask) -> list[Line]:
+    """Finds level lines from edge to edge."""
+    height, width = core.shape
+    if not (core[:, :3].any() and core[:, -3:].any()):
+        return []
+    ink = np.ascontiguousarray(core)
+    spread = cv2.dilate(ink, np.ones((3, 3), np.uint8))
+    runs = cv2.morphologyEx(spread, cv2.MORPH_OPEN, np.ones((1, max(9, width // 3)), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
+    rows = np.arange(height)[:, None]
+    lines = []
+    for index in range(1, count):
+        if stats[index, cv2.CC_STAT_WIDTH] < 0.95 * width:
+            continue
+        line = (labels == index) & (ink > 0)
+        sums = line.sum(axis=0)
+        columns = np.flatnonzero(sums)
+        thickness = int(_rank(sums[columns], _BARE))
+        thin = columns[sums[columns] <= thickness + 1]
+        if thickness > THICKEST_LINE * height or len(thin) < 0.4 * width:
+            continue
+        middles = (line[:, thin] * rows).sum(axis=0) / sums[thin]
+        fitted = _fit(thin, middles, width)
+        if fitted is not None and np.mean(np.abs(middles - fitted[thin]) < 1.5) > 0.7:
+            lines.append(Line(fitted - (thickness - 1) / 2, thickness, 1.0, flush=False))
+    return lines
+
+
+def _clear_ruling(core: Mask, cleared: Mask, line: Line) -> NDArray[np.bool_]:
+    """Clears a line in `cleared`, but not where ink lies above or below it. Returns the band of the line."""
+    height, width = core.shape
+    columns = np.arange(width)
+    crossed = np.zeros(width, bool)
+    for row in (np.round(line.start - 2), np.round(line.start + line.thickness + 1)):
+        inside = (row >= 0) & (row < height)
+        crossed |= inside & (core[np.clip(row, 0, height - 1).astype(int), columns] > 0)
+    rows = np.arange(height)[:, None]
+    around = (rows > line.start - 2.5) & (rows < line.start + line.thickness + 1.5)
+    crossed |= np.count_nonzero(around & (core > 0), axis=0) >= line.thickness + 2  # a stroke lies along the line
+    band: NDArray[np.bool_] = (rows > line.start - 1.5) & (rows < line.start + line.thickness + 0.5)
+    cleared[band & ~crossed] = 0
+    return band
+
+
+def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]:
+    """Clears the sides of a box and all beyond them, where an upright and a level side occur together; and pairs of strips.
+
+    `level` and `upright` tell that such lines were cleared before. Returns the mask, and whether strips along the
+    crop's edges were cleared.
+    """
+    found = {name: side for name, view in _views(core).items() if (side := _find_side(view)) is not None}
+    if level or upright or len(found) < 3:  # of a box with gaps, three sides are found
+        found = {name: side for name, side in found.items() if side.share > LONG}
+    levels, uprights = ([name for name in names if name in found] for names in (("top", "bottom"), ("left", "right")))
+    pairs = [
+        name for names in (levels, uprights) if len(names) == 2 and all(found[one].flush for one in names) for name in names
+    ]
+    chosen = list(found) if (levels or level) and (uprights or upright) else pairs
+    if not chosen:
+        return core, False
+    thickest = sorted(found[name].thickness for name in chosen)[len(chosen) // 2] + 1  # where a stroke lies along one side
+    cleared = core.copy()
+    for name in chosen:
+        view, side = _views(cleared)[name], found[name]
+        thickness = side.thickness if side.flush else min(side.thickness, thickest)
+        view[np.arange(len(view))[:, None] < side.start + thickness + 0.7] = 0
+    return cleared, any(found[name].flush for name in chosen)
+
+
+def _views(pixels: Mask) -> dict[str, Mask]:
+    """Returns views of the crop that have its top, bottom, left and right edge as first row."""
+    turned = pixels.T
+    return {"top": pixels, "bottom": pixels[::-1], "left": turned, "right": turned[::-1]}
+
+
+def _find_side(ink: Mask) -> Line | None:
+    """Finds a straight line that is the first ink below the first row in most columns."""
+    height, width = ink.shape
+    near = ink[: max(3, round(ZONE * height))] > 0
+    first = near.argmax(axis=0)
+    columns = np.flatnonzero(near.any(axis=0))
+    if len(columns) < 0.5 * width:
+        return None
+    start = _fit(columns, first[columns].astype(np.float64), width)
+    if start is None:
+        return None
+    straight = columns[np.abs(first[columns] - start[columns]) <= 1.5]
+    if len(straight) < 0.55 * width:
+        return None
+    inner = ink[:, straight] > 0
+    inner |= np.arange(height)[:, None] < first[straight]
+    ends = np.where(inner.all(axis=0), height, inner.argmin(axis=0))
+    thickness = int(_rank(ends - first[straight], _BARE))
+    if thickness > 0.25 * height:
+        return None
+    return Line(
+        start, thickness, len(straight) / width, flush=np.mean(first[straight] <= 1) > 0.9 and len(straight) > 0.95 * width
+    )
+
+
+def _fit(columns: NDArray[np.intp], rows: NDArray[np.float64], width: int) -> NDArray[np.float64] | None:
+    """Fits a straight line by the medians of its outer thirds; returns its row in each column, or None if it is steep."""
+    third = max(1, len(columns) // 3)
+    left, right = columns[:third].mean(), columns[-third:].mean()
+    start = _rank(rows[:third], 0.5)
+    slope = (_rank(rows[-third:], 0.5) - start) / max(1.0, right - left)
+    return start + slope * (np.arange(width) - left) if abs(slope) <= STEEPEST else None
+
+
+def _rank(values: NDArray[Any], share: float) -> float:
+    """Returns the value that `share` of the others don't exceed; NumPy's quantile and median are ten times slower."""
+    at = int(share * (len(values) - 1) + 0.5)
+    return float(np.partition(values, at)[at])
