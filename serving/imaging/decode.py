@@ -1,6 +1,7 @@
 """Decoder of crops: PNG or JPEG files of one digit on paper, to grey levels and to the image that the models read."""
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,18 @@ _UPRIGHT = {  # transposition that undoes each Exif orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Framed(NamedTuple):
+    """A crop as the models read it.
+
+    Attributes:
+        image: (28, 28) uint8, 0 paper to 255 ink, framed as MNIST; all 0 if no ink is found.
+        whole: False where the crop does not certainly show one whole digit.
+    """
+
+    image: NDArray[np.uint8]
+    whole: bool
 
 
 class CropError(Exception):
@@ -83,16 +96,14 @@ def _to_grey(image: Image.Image, longest: int | None) -> NDArray[np.uint8]:
     return on_paper
 
 
-def frame_crop(content: bytes) -> NDArray[np.uint8]:
+def frame_crop(content: bytes) -> Framed:
     """Converts a crop to the image that the models read.
 
     Args:
         content: content of a PNG or JPEG file.
 
-    Returns:
-        (28, 28) uint8, 0 paper to 255 ink, framed as MNIST; all 0 if no ink is found.
-
     Raises:
         CropError: the file can't be decoded.
     """
-    return frame(find_ink(decode(content, LONGEST)))
+    image = frame(find_ink(decode(content, LONGEST)))
+    return Framed(image, whole=bool(image.any()))

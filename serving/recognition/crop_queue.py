@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
@@ -14,6 +15,20 @@ _TURN = 4  # crops of one call framed in a row; then other calls have their turn
 _MAX_WAITING_BYTES = 1 << 27  # 128 MiB
 _FIRST_GUESS_SECONDS = 0.001
 _SMOOTHING = 0.05  # weight of the newest crop in the average
+
+
+class FramedCrops(NamedTuple):
+    """The n framed crops of one call.
+
+    Attributes:
+        pixels: 784 bytes a crop, 0 paper to 255 ink; blank where a crop shows no ink or can't be decoded.
+        whole: n flags; False where the crop does not certainly show one whole digit.
+        errors: the reasons that crops can't be decoded, by their index.
+    """
+
+    pixels: bytes
+    whole: list[bool]
+    errors: dict[int, str]
 
 
 class CropQueue:
@@ -35,16 +50,12 @@ class CropQueue:
         self._stopping = self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="framing")
 
-    async def frame(self, crops: Sequence[bytes], deadline: float) -> tuple[bytes, dict[int, str]]:
+    async def frame(self, crops: Sequence[bytes], deadline: float) -> FramedCrops:
         """Frames n crops.
 
         Args:
             crops: PNG or JPEG files.
             deadline: on the clock of time.monotonic.
-
-        Returns:
-            The images, 784 bytes each, blank where a crop shows no ink or can't be decoded; and the reasons that crops
-            can't be decoded, by their index.
 
         Raises:
             QueueFull: the queue has no room, or the crops would be framed too late.
@@ -55,6 +66,7 @@ class CropQueue:
         self._refuse_excess(len(crops), size, deadline)
         self._count(len(crops), size)
         images: list[bytes] = []
+        whole: list[bool] = []
         errors: dict[int, str] = {}
         try:
             while len(images) < len(crops):
@@ -64,15 +76,16 @@ class CropQueue:
                     raise Stopping("the server is stopping")
                 part = crops[len(images) : len(images) + _TURN]
                 framed = await asyncio.get_running_loop().run_in_executor(self._thread, _frame_all, part)
-                for image, error, seconds in framed:
+                for image, is_whole, error, seconds in framed:
                     if error:
                         errors[len(images)] = error
                     images.append(image)
+                    whole.append(is_whole)
                     self._metrics.framing_seconds.observe(seconds)
                     self._seconds_per_crop += _SMOOTHING * (seconds - self._seconds_per_crop)
         finally:
             self._count(-len(crops), -size)
-        return b"".join(images), errors
+        return FramedCrops(b"".join(images), whole, errors)
 
     async def close(self, grace_seconds: float) -> None:
         """Refuses new crops and waits up to the grace for the queued ones; the rest end as Stopping."""
@@ -101,16 +114,21 @@ class CropQueue:
             self._idle.set()
 
 
-def _frame_all(crops: Sequence[bytes]) -> list[tuple[bytes, str, float]]:
-    """Frames crops in the calling thread; returns each image, the reason that it can't be decoded or "", and the seconds."""
+def _frame_all(crops: Sequence[bytes]) -> list[tuple[bytes, bool, str, float]]:
+    """Frames crops in the calling thread.
+
+    Returns:
+        For each crop: the image, whether it shows one whole digit, why it can't be decoded or "", and the seconds.
+    """
     from serving.imaging.decode import CropError, frame_crop  # Pillow: a service without crops starts sooner and smaller
 
     framed = []
     for crop in crops:
         began, error = time.perf_counter(), ""
         try:
-            image = frame_crop(crop).tobytes()
+            result = frame_crop(crop)
+            image, whole = result.image.tobytes(), result.whole
         except CropError as refusal:
-            image, error = bytes(IMAGE_BYTES), str(refusal)
-        framed.append((image, error, time.perf_counter() - began))
+            image, whole, error = bytes(IMAGE_BYTES), False, str(refusal)
+        framed.append((image, whole, error, time.perf_counter() - began))
     return framed

@@ -129,7 +129,7 @@ class Recognizer:
     async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> tuple[bytes, dict[int, str]]:
         """Frames crops; returns the images, and the reasons that crops can't be decoded, by their index."""
         began = time.monotonic()
-        pixels, errors = await self._crops.frame(crops, call.deadline)
+        pixels, _, errors = await self._crops.frame(crops, call.deadline)
         if call.span is not None:
             call.span.framed(began, time.monotonic(), len(crops))
         if errors and not options.partial:

@@ -23,7 +23,7 @@ CODE = grpc.StatusCode
 
 
 async def test_a_crop_is_answered_as_its_framed_image(stub: DigitServiceStub, model: Classifier, crops: list[bytes]) -> None:
-    expected = model.predict(frame_crop(crops[0])[None])[0]
+    expected = model.predict(frame_crop(crops[0]).image[None])[0]
     answer = await stub.Recognize(pb.RecognizeRequest(crop=crops[0]), timeout=TIMEOUT)
     assert list(answer.probabilities) == pytest.approx(expected.tolist(), abs=1e-5)
 
@@ -35,7 +35,7 @@ async def test_a_broken_crop_in_a_stream_is_refused_and_the_others_are_answered(
         yield pb.RecognizeStreamRequest(id=1, request=pb.RecognizeRequest(crop=crops[0]))
         yield pb.RecognizeStreamRequest(id=2, request=pb.RecognizeRequest(crop=b"no picture"))
 
-    expected = model.predict(frame_crop(crops[0])[None])[0]
+    expected = model.predict(frame_crop(crops[0]).image[None])[0]
     answers = {answer.id: answer async for answer in stub.RecognizeStream(requests(), timeout=TIMEOUT)}
     assert list(answers[1].answer.probabilities) == pytest.approx(expected.tolist(), abs=1e-5)
     assert (answers[2].error.code, answers[2].error.message) == (
@@ -47,7 +47,7 @@ async def test_a_broken_crop_in_a_stream_is_refused_and_the_others_are_answered(
 async def test_broken_and_blank_crops_of_a_batch_are_rejected_alone(
     stub: DigitServiceStub, model: Classifier, server: Server, crops: list[bytes]
 ) -> None:
-    expected = model.predict(np.stack([frame_crop(crop) for crop in crops])).argmax(axis=1).tolist()
+    expected = model.predict(np.stack([frame_crop(crop).image for crop in crops])).argmax(axis=1).tolist()
     crops[3], crops[7] = crops[3][:100], encode(np.full((90, 60), 200, np.uint8), "PNG")
     answer = await recognize_batch(stub, crops=crops)
     assert len(answer.digits) == len(answer.decisions) == 20

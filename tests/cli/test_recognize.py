@@ -63,7 +63,7 @@ def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.Capt
     content = photograph(SEVEN, np.random.default_rng(1))
     photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
     photo.write_bytes(content)
-    np.testing.assert_array_equal(read_framed(photo), frame_crop(content))
+    np.testing.assert_array_equal(read_framed(photo), frame_crop(content).image)
     assert main(["frame", str(photo), "--out", str(framed)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 28

@@ -33,13 +33,13 @@ def test_photographs_are_recognized_as_the_digits_on_them(
     options: dict[str, Any], least: float, model: Classifier, images: Images
 ) -> None:
     random = np.random.default_rng(1)
-    framed = [frame_crop(photograph(image, random, **options)) for image in images[:400]]
+    framed = [frame_crop(photograph(image, random, **options)).image for image in images[:400]]
     assert (recognize(model, framed) == recognize(model, list(images[:400]))).mean() >= least
 
 
 def test_digits_cut_out_without_a_margin_are_recognized(model: Classifier, images: Images) -> None:
     random = np.random.default_rng(1)
-    framed = [frame_crop(cut_out(image, random)) for image in images[:400]]
+    framed = [frame_crop(cut_out(image, random)).image for image in images[:400]]
     assert (recognize(model, framed) == recognize(model, list(images[:400]))).mean() >= 0.98
 
 
@@ -58,7 +58,7 @@ def test_enlarged_digits_of_another_data_set_are_recognized(model: Classifier) -
     for image in source.images:
         small = Image.fromarray((255 - image / 16 * 255).astype(np.uint8))
         paper[12:108, 12:108] = np.asarray(small.resize((96, 96), Image.Resampling.BICUBIC))
-        framed.append(frame_crop(encode(paper, "PNG")))
+        framed.append(frame_crop(encode(paper, "PNG")).image)
     assert (recognize(model, framed) == source.target).mean() >= 0.95
 
 
@@ -84,7 +84,9 @@ def test_a_png_of_any_colour_mode_is_decoded_to_the_same_grey(mode: str, images:
     content = io.BytesIO()
     convert(grey, mode).save(content, "PNG")
     np.testing.assert_allclose(decode(content.getvalue()), grey, atol=1)
-    np.testing.assert_allclose(frame_crop(content.getvalue()).astype(int), frame_crop(encode(grey, "PNG")), atol=8)
+    np.testing.assert_allclose(
+        frame_crop(content.getvalue()).image.astype(int), frame_crop(encode(grey, "PNG")).image, atol=8
+    )
 
 
 def test_a_photo_is_turned_upright_by_its_exif_orientation(images: Images) -> None:

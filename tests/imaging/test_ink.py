@@ -12,7 +12,7 @@ def test_a_photo_of_blank_paper_gives_an_image_without_ink(noise: float) -> None
     random = np.random.default_rng(1)
     light = np.add.outer(np.linspace(150, 200, 90), np.linspace(0, 40, 60))
     paper = np.clip(light + random.normal(0, noise, light.shape), 0, 255).astype(np.uint8)
-    assert not frame_crop(encode(paper, "PNG")).any()
+    assert not frame_crop(encode(paper, "PNG")).image.any()
 
 
 def test_a_ruling_line_is_removed_and_an_equally_straight_digit_is_kept() -> None:

@@ -22,11 +22,11 @@ Images = NDArray[np.uint8]
 async def test_crops_are_framed_in_order_and_broken_ones_are_reported(images: Images) -> None:
     random = np.random.default_rng(1)
     crops = [photograph(image, random) for image in images[:70]]
-    expected = [frame_crop(crop) for crop in crops]
+    expected = [frame_crop(crop).image for crop in crops]
     crops[40], expected[40] = b"no picture", np.zeros((28, 28), np.uint8)
     metrics = Metrics()
     queue = CropQueue(1000, metrics)
-    pixels, errors = await queue.frame(crops, math.inf)
+    pixels, _, errors = await queue.frame(crops, math.inf)
     np.testing.assert_array_equal(np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28), expected)
     assert errors == {40: "neither a PNG nor a JPEG, but 10 bytes of something else"}
     assert value(metrics.registry, "digits_framing_seconds_count") == 70
@@ -41,7 +41,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     framed: list[int] = []
     frame_all = crop_queue._frame_all
 
-    def frame_slowly(part: Sequence[bytes]) -> list[tuple[bytes, str, float]]:
+    def frame_slowly(part: Sequence[bytes]) -> list[tuple[bytes, bool, str, float]]:
         framed.append(len(part))
         time.sleep(0.05)
         return frame_all(part)
@@ -74,7 +74,7 @@ async def test_crops_of_cancelled_and_late_calls_are_not_framed(slow: list[int])
     with pytest.raises(DeadlineExceeded):
         await queue.frame([b""] * 70, time.monotonic() + 0.01)
     assert sum(slow) <= 4 + 4, "one step each"
-    _, errors = await queue.frame([b""], math.inf)
+    _, _, errors = await queue.frame([b""], math.inf)
     assert list(errors) == [0]
     assert value(metrics.registry, "digits_crops_waiting") == 0
     await queue.close(TIMEOUT)

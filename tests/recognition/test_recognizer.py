@@ -133,7 +133,7 @@ async def test_broken_crops_of_a_partial_request_are_rejected_alone(start: Start
     crops = [photograph(image, np.random.default_rng(1)) for image in images[:2]]
     reading, verdict = await start().recognize(Images(b"", [crops[0], BROKEN, crops[1]]), ReadOptions(partial=True), Call())
     assert list(reading.errors) == [1]
-    assert reading.pixels == frame_crop(crops[0]).tobytes() + bytes(784) + frame_crop(crops[1]).tobytes()
+    assert reading.pixels == frame_crop(crops[0]).image.tobytes() + bytes(784) + frame_crop(crops[1]).image.tobytes()
     assert [decision == Decision.REJECT_INVALID_IMAGE for decision in verdict.decisions] == [False, True, False]
 
 
