@@ -4,13 +4,16 @@
                [ ........ recipes ......... ]          [ ........ assess ......... ]
     [ ........................................ pipeline ........................................ ]
 
-In: MNIST, and images captured in service (`captured_images`). Out: a version directory (`version_directory`) with the ONNX
-file, the Keras network, the run record `run.json` and the model card (`model_card`).
+In: MNIST or your own images (`sources`), and images captured in service (`captured_images`). Out: a version directory
+(`version_directory`) with the ONNX file, the Keras network, the run record `run.json` and the model card (`model_card`).
 
+- `sources` reads labelled images in every form that `--data` takes, and refuses what is not images of digits.
 - `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation. `whole` fixes the threshold of a
   second head first; `certificates` certifies digits and fields of any labelled images.
 - `recipes` names each combination of data split, augmentation, network, optimiser and schedule.
 - `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
+- `recipe_file` loads a recipe from a file of yours, and `hyperparameters` changes a recipe for one run.
+- `own_mail` certifies an existing version on mail of yours, also for fields with a lexicon.
 - `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
 - `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit
@@ -19,8 +22,9 @@ file, the Keras network, the run record `run.json` and the model card (`model_ca
 - `report` shows a finished version on one HTML page, drawn by `figures`.
 - `studies` answers the plots, questions and claims of the seed notebooks.
 
-The ONNX file and its metadata are all that crosses to `serving`. Neither package imports the other, with one exception:
-`serving.imaging.framing`, which both must apply identically.
+The ONNX file and its metadata are all that crosses to `serving`. Neither package imports the other, except for what both
+must apply identically: the framing of digits and crops (`serving.imaging`), and the lookup of a field's digits in a lexicon
+(`serving.answers.lexicon`).
 """
 
 import logging

@@ -1,15 +1,16 @@
 """Command line of the training package: `digits-train`, or `python -m training`."""
 
 import argparse
-import math
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.argument_types import model_name, positive, probability, share, whole_number
+
 BACKENDS = ("tensorflow", "jax", "torch")
+OPTIMISERS = ("adadelta", "adam", "adamw", "lion", "nadam", "rmsprop", "sgd")  # Keras' names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,15 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="digits-train", description="Trains digit classifiers on MNIST and exports them to verified ONNX files."
+        prog="digits-train",
+        description="Trains digit classifiers on MNIST or on your own images, and exports them to verified ONNX files.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument(
         "--data",
-        type=Path,
+        metavar="DATA",
         default=os.environ.get("DIGITS_DATA") or None,
-        help="mnist.npz as Keras ships it (default: $DIGITS_DATA, else Keras' cache, else a download)",
+        help="labelled images: an .npz file, a folder of IDX files, a folder of pictures by digit (FOLDER/0 to 9), or "
+        "the URL of a capture database; see 'Your own data' in training/README.md (default: $DIGITS_DATA, else MNIST from "
+        "Keras' cache, else a download of MNIST)",
+    )
+    data.add_argument(
+        "--transposed",
+        action="store_true",
+        help="swap rows and columns of the images of an .npz or IDX file, as EMNIST's files need",
     )
 
     writers = argparse.ArgumentParser(add_help=False)
@@ -72,19 +81,27 @@ def _parser() -> argparse.ArgumentParser:
 
     schedule = argparse.ArgumentParser(add_help=False)
     schedule.add_argument(
-        "--seed", type=_number(0, 2**31), default=0, help="seed of every random choice (default: %(default)s)"
+        "--seed", type=whole_number(0, 2**31), default=0, help="seed of every random choice (default: %(default)s)"
     )
     schedule.add_argument(
-        "--epochs", type=_number(1, 10_000), help="passes over the training images (default: the recipe's number)"
+        "--epochs", type=whole_number(1, 10_000), help="passes over the training images (default: the recipe's number)"
     )
 
     hold_out = argparse.ArgumentParser(add_help=False)
     hold_out.add_argument(
         "--hold-out",
-        type=_number(0, 1_000_000),
+        type=whole_number(0, 1_000_000),
         metavar="N",
         help="images to hold out of training, on which thresholds are certified; without any, a service accepts nothing "
         "(default: the recipe's number, often 0)",
+    )
+
+    risk = argparse.ArgumentParser(add_help=False)
+    risk.add_argument(
+        "--risk",
+        type=probability,
+        default=0.001,
+        help="probability that the error of a certified threshold exceeds its target (default: %(default)s)",
     )
 
     replacement = argparse.ArgumentParser(add_help=False)
@@ -98,22 +115,33 @@ def _parser() -> argparse.ArgumentParser:
 
     run = actions.add_parser(
         "run",
-        parents=[data, writers, schedule, hold_out, captured, replacement],
+        parents=[data, writers, schedule, hold_out, captured, risk, replacement],
         help="train a recipe, export and verify the network, publish a new model version",
     )
-    run.add_argument("recipe", help="recipe name from `digits-train list`")
+    run.add_argument(
+        "recipe",
+        help="recipe name from `digits-train list`, or a Python file of yours that defines RECIPE (PATH.py) or RECIPES "
+        "(PATH.py:NAME)",
+    )
     run.add_argument(
         "--models",
         type=Path,
         default=Path("models"),
         help="model repository; the version is published as MODELS/NAME/VERSION (default: %(default)s)",
     )
-    run.add_argument("--name", type=_name, default="digits", help="model name in the repository (default: %(default)s)")
+    run.add_argument("--name", type=model_name, default="digits", help="model name in the repository (default: %(default)s)")
     run.add_argument(
-        "--risk",
-        type=_probability,
-        default=0.001,
-        help="probability that the error of a certified threshold exceeds its target (default: %(default)s)",
+        "--batch-size", type=whole_number(1, 1_000_000), help="images per update (default: the recipe's number)"
+    )
+    run.add_argument(
+        "--learning-rate",
+        type=positive,
+        help="learning rate, or the highest rate of the recipe's schedule (default: the recipe's)",
+    )
+    run.add_argument(
+        "--optimiser",
+        choices=OPTIMISERS,
+        help="Keras optimiser with Keras' settings and a constant rate, in place of the recipe's optimiser and schedule",
     )
     run.add_argument(
         "--teacher",
@@ -129,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[data, writers, hold_out],
         help="run every recipe with several seeds and write one table of results",
     )
-    catalogue.add_argument("--seeds", type=_number(1, 10_000), default=3, help="runs per recipe (default: %(default)s)")
+    catalogue.add_argument("--seeds", type=whole_number(1, 10_000), default=3, help="runs per recipe (default: %(default)s)")
     catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="recipes to run (default: all)")
     catalogue.add_argument(
         "--models",
@@ -154,6 +182,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("old", type=Path, metavar="OLD", help="version directory with model.onnx")
     compare.add_argument("new", type=Path, metavar="NEW", help="version directory with model.onnx")
+
+    certify = actions.add_parser(
+        "certify",
+        parents=[risk, replacement],
+        help="certify an existing version on your own mail; publish the same network with new thresholds beside it",
+        description="Certifies the thresholds of VERSION on other images than those of its training: labelled images "
+        "(--data), or mail that a service captured (--captured with --audit-rate). The new version has the same network. "
+        "Its model card says what it was certified on.",
+    )
+    certify.add_argument("version", type=Path, metavar="VERSION", help="version directory with model.onnx and run.json")
+    mail = certify.add_mutually_exclusive_group(required=True)
+    mail.add_argument("--data", metavar="DATA", help="labelled images, in any form that `run` takes, except a database")
+    mail.add_argument("--captured", metavar="URL", help="database that `digits serve --capture` writes")
+    certify.add_argument(
+        "--audit-rate",
+        type=share,
+        help="with --captured: the service's --audit-rate while it captured the images; rejected answers are thinned out to "
+        "this share, so that the sample is one of all mail",
+    )
+    certify.add_argument(
+        "--transposed", action="store_true", help="with --data: swap rows and columns, as EMNIST's files need"
+    )
+    certify.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="codes that fields show, one a line; the thresholds of fields then also hold for reading with this lexicon",
+    )
 
     export = actions.add_parser(
         "export",
@@ -205,28 +261,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(least: int, most: int) -> Callable[[str], int]:
-    """Returns an argparse type for a whole number from `least` to `most`."""
-
-    def number(text: str) -> int:
-        if not (text.removeprefix("-").isdecimal() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most:,}, not {text}")
-        return int(text)
-
-    return number
-
-
-def _probability(text: str) -> float:
-    """Parses a probability that is neither 0 nor 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, such as 0.001, not {text}")
-    return value
-
-
 @contextmanager
 def _stderr_silenced() -> Iterator[None]:
     """Discards standard error: TensorFlow writes there while it is loaded, at every log level."""
@@ -236,15 +270,6 @@ def _stderr_silenced() -> Iterator[None]:
             yield
         finally:
             os.dup2(stderr.fileno(), 2)
-
-
-def _name(text: str) -> str:
-    """Validates a model name, which names a directory that the server scans: no path separators, no hidden names."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"must be letters, digits, '.', '_' and '-', starting with a letter or a digit; got {text!r}"
-        )
-    return text
 
 
 if __name__ == "__main__":

@@ -4,21 +4,26 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from datetime import datetime
 
 from training import pipeline
 from training.captured_images import load_captured
 from training.catalogue import catalogue
 from training.compare import certified_thresholds, compare, table
-from training.dataset import DatasetError, load_mnist
+from training.dataset import Dataset, DatasetError
 from training.export import ExportError
 from training.files import require_writable
+from training.hyperparameters import HyperparameterError, changed
+from training.own_mail import LexiconFile, captured_mail, mail_of, recertify
+from training.recipe_file import RecipeError, load_recipe, names_a_file
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
+from training.sources import load_dataset, require_every_digit
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import DetectionError, DetectorFiles, Workbench
 from training.teacher import find_teacher
 from training.verify import Exported, VerificationError, verify_version
-from training.version_directory import VersionError
+from training.version_directory import VersionError, read_record
 
 WORSE = 3  # the exit status of `compare`
 
@@ -41,6 +46,7 @@ def run_command(options: argparse.Namespace) -> int:
         "compare": compare_versions,
         "export": remake_version,
         "quantize": remake_version,
+        "certify": certify_version,
         "report": report_version,
         "study": run_study,
     }
@@ -51,7 +57,7 @@ def run_command(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # as in `digits-train list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit would raise again
         return 1
-    except (UsageError, StudyError) as error:
+    except (UsageError, StudyError, RecipeError, HyperparameterError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2
     except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, VersionError, OSError) as error:
@@ -73,9 +79,12 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Trains one recipe and prints the path of the new version."""
-    [recipe] = _recipes([options.recipe], options.hold_out)
+    recipe = load_recipe(options.recipe) if names_a_file(options.recipe) else _recipes([options.recipe])[0]
+    if options.hold_out is not None:
+        recipe = replace(recipe, validation_images=options.hold_out)
+    recipe = changed(recipe, options.batch_size, options.learning_rate, options.optimiser)
     captured = None if options.captured is None else load_captured(options.captured)
-    dataset = load_mnist(options.data, options.writers)
+    dataset = _dataset(options)
     directory, epochs = options.models / options.name, options.epochs or recipe.epochs
     published = pipeline.run(
         recipe,
@@ -96,11 +105,18 @@ def run_recipe(options: argparse.Namespace) -> int:
 def run_catalogue(options: argparse.Namespace) -> int:
     """Runs all or the selected recipes and prints their table."""
     selected = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
-    dataset = load_mnist(options.data, options.writers)
+    dataset = _dataset(options)
     require_writable(options.models)
     recipes = _recipes(list(RECIPES), options.hold_out)
     print(catalogue(recipes, selected, dataset, options.seeds, options.models), end="")
     return 0
+
+
+def _dataset(options: argparse.Namespace) -> Dataset:
+    """Loads the data to train on, and their writers where the command takes any."""
+    dataset = load_dataset(options.data, getattr(options, "writers", None), options.transposed)
+    require_every_digit(dataset)
+    return dataset
 
 
 def _recipes(names: list[str], hold_out: int | None = None) -> list[Recipe]:
@@ -114,14 +130,15 @@ def _recipes(names: list[str], hold_out: int | None = None) -> list[Recipe]:
 
 def check_version(options: argparse.Namespace) -> int:
     """Verifies a version's ONNX file against its own metadata and its Keras network, and prints the results."""
-    evaluation, verification = verify_version(options.version, load_mnist(options.data).test)
+    evaluation, verification = verify_version(options.version, _dataset(options).test)
     print(f"test {evaluation}\n{verification}")
     return 0
 
 
 def compare_versions(options: argparse.Namespace) -> int:
     """Compares two versions on MNIST's test images and on held-out captured images."""
-    sets = {"MNIST's test images": load_mnist(options.data).test}
+    dataset = _dataset(options)
+    sets = {f"{'MNIST' if dataset.kind == 'mnist' else dataset.name}'s test images": dataset.test}
     if options.captured is not None:
         captured = load_captured(options.captured)
         if not len(captured.held_out):
@@ -143,14 +160,42 @@ def compare_versions(options: argparse.Namespace) -> int:
 def remake_version(options: argparse.Namespace) -> int:
     """Publishes a version's network as a new version, exported again or quantised to 8-bit integers."""
     precision = "int8" if options.action == "quantize" else "fp32"
-    dataset = load_mnist(options.data, options.writers)
-    print(f"published  {pipeline.remake(options.version, dataset, precision, options.replace)}")
+    print(f"published  {pipeline.remake(options.version, _dataset(options), precision, options.replace)}")
+    return 0
+
+
+def certify_version(options: argparse.Namespace) -> int:
+    """Certifies a version on other mail and publishes it with the new thresholds."""
+    if (options.audit_rate is None) != (options.captured is None):
+        raise UsageError(
+            "--captured needs --audit-rate, and --data does not: accepted answers are captured at this rate only, and the "
+            "sample is biased until rejected answers are thinned out to the same rate"
+        )
+    lexicon = LexiconFile.read(options.lexicon) if options.lexicon else None
+    record = read_record(options.version)
+    if options.captured is not None:
+        learned = "captured" in record or record.get("dataset", {}).get("kind") == "captured"
+        trained_at = datetime.fromisoformat(record["created"]).timestamp() if learned else None
+        mail = captured_mail(options.captured, options.audit_rate, trained_at)
+    else:
+        if "://" in options.data:
+            raise UsageError(
+                "to certify on a capture database, use --captured with --audit-rate: it needs an unbiased sample"
+            )
+        dataset = load_dataset(options.data, None, options.transposed)
+        if dataset.sha256 == record.get("dataset_sha256"):
+            raise DatasetError(
+                f"{options.version} was trained on {dataset.name}, so its confidence there is no measure. Certify on "
+                "other images; `export` certifies a version again on the images that its training held out"
+            )
+        mail = mail_of(dataset)
+    print(f"published  {recertify(options.version, mail, options.risk, lexicon, options.replace)}")
     return 0
 
 
 def report_version(options: argparse.Namespace) -> int:
     """Measures a version's robustness and rewrites its model card and HTML page."""
-    print(f"report     {report(options.version, load_mnist(options.data))}")
+    print(f"report     {report(options.version, _dataset(options))}")
     return 0
 
 
@@ -169,7 +214,7 @@ def run_study(options: argparse.Namespace) -> int:
     if options.photo and options.weights and options.names:
         detector = DetectorFiles(options.photo, options.weights, options.names, options.cfg)
     bench = Workbench(
-        lambda: load_mnist(options.data, options.writers),
+        lambda: _dataset(options),
         options.out,
         options.seed,
         options.epochs,

@@ -1,13 +1,12 @@
-"""MNIST, verified by its checksum and split into training, validation and test images."""
+"""Labelled images in three parts: to train on, to hold out, to test on. `sources` reads them."""
 
 import hashlib
-import io
-import zipfile
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+NO_DIGIT = 10  # label of an image that shows no digit, where such images are labelled at all
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 
 
@@ -43,82 +42,49 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test examples.
+    """Training and test examples, and where they come from.
 
     Attributes:
         train: examples for training and validation.
         test: examples for the final evaluation.
-        sha256: checksum of the file that contained them.
+        sha256: checksum of the data: of MNIST's file, or of images and labels of other data.
         writers: (N,), the writer's number for each image of `train`; None if the writers are unknown.
+        name: name of the data for people: "MNIST", a path, or a database without its password.
+        kind: "mnist", "npz", "idx", "pictures" or "captured".
+        no_digits: (N, 28, 28) uint8, images that show no digit. Nothing is trained on them; `certify` counts each accepted
+            one as an error.
+        test_part: how the test images were chosen: "given", or by which rule they were set aside.
+        notes: what was done to the data, a sentence each, such as which files were left out.
     """
 
     train: Examples
     test: Examples
     sha256: str
     writers: np.ndarray | None = None
+    name: str = "MNIST"
+    kind: str = "mnist"
+    no_digits: np.ndarray = field(default_factory=lambda: np.zeros((0, 28, 28), np.uint8))
+    test_part: str = "given"
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Returns the entry of the run record that says what the data are."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "training_images": len(self.train),
+            "test_images": len(self.test),
+            "no_digit_images": len(self.no_digits),
+            "writers": None if self.writers is None else len(np.unique(self.writers)),
+            "test_part": self.test_part,
+            "notes": list(self.notes),
+        }
 
 
-def load_mnist(path: Path | None = None, writers: Path | None = None) -> Dataset:
-    """Loads MNIST: 60,000 training and 10,000 test images of handwritten digits.
-
-    Args:
-        path: an `mnist.npz` as Keras ships it; None loads the copy in Keras' cache, and downloads it if it is missing.
-        writers: an npz file whose array `train`, (60000,) integers, identifies the writers of the training images. MNIST
-            itself does not name them; QMNIST (Yadav & Bottou 2019, arXiv 1905.10498) recovered them.
-
-    Raises:
-        DatasetError: a file can't be read or downloaded, its SHA-256 is not MNIST's, or it does not contain the writers.
-
-    Source: LeCun, Cortes and Burges, as packed by keras.datasets.mnist (CC BY-SA 3.0).
-    """
-    dataset = _download() if path is None else _read(path)
-    return dataset if writers is None else replace(dataset, writers=_read_writers(writers))
-
-
-def _download() -> Dataset:
-    import keras  # only here: loading Keras takes seconds, and reading a file does not need it
-
-    try:
-        train, test = keras.datasets.mnist.load_data()  # checks the same SHA-256, also for a cached file
-    except Exception as error:  # Keras raises a bare Exception for every network failure
-        raise DatasetError(
-            f"MNIST is not in Keras' cache and could not be downloaded ({error}). Copy mnist.npz from another machine to "
-            "~/.keras/datasets/, or name a copy with --data PATH or DIGITS_DATA=PATH."
-        ) from error
-    return Dataset(Examples(*train), Examples(*test), MNIST_SHA256)
-
-
-def _read(path: Path) -> Dataset:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read MNIST from {path}: {error.strerror}.") from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != MNIST_SHA256:
-        raise DatasetError(
-            f"{path} is not mnist.npz as Keras ships it: its SHA-256 is {sha256}, expected {MNIST_SHA256}. "
-            "Download it again, or name a good copy with --data PATH or DIGITS_DATA=PATH."
-        )
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return Dataset(Examples(arrays["x_train"], arrays["y_train"]), Examples(arrays["x_test"], arrays["y_test"]), sha256)
-
-
-def _read_writers(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            writers: np.ndarray = arrays["train"]
-    except OSError as error:
-        raise DatasetError(f"cannot read the writers from {path}: {error.strerror or error}.") from error
-    except (AttributeError, TypeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # NumPy's for a bad npz
-        raise DatasetError(
-            f"{path} does not contain the writers of MNIST's training images: expected an npz file with an array `train`"
-        ) from error
-    if writers.shape != (60_000,) or writers.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{path} does not contain the writers of MNIST's training images: `train` is {writers.dtype} {writers.shape}, "
-            "expected integers (60000,)"
-        )
-    return writers
+def combined_digest(*parts: Examples) -> str:
+    """Returns the SHA-256 over the digests of several parts, in hexadecimal."""
+    return hashlib.sha256("".join(part.digest() for part in parts).encode()).hexdigest()
 
 
 def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Examples]:

@@ -19,6 +19,7 @@ from training.dataset import Dataset, DatasetError, Examples, hold_out
 from training.export import ExportError, export, metadata, require_exportable
 from training.files import require_writable
 from training.fit import checkpoint_name, fit
+from training.hyperparameters import highest_learning_rate
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.synthesis.mixture import Teacher
@@ -87,7 +88,7 @@ def run(
     if not len(validation) and not replace:
         require_replaceable(model_directory)
     checkpoint = model_directory / f".{checkpoint_name(recipe.name, seed, epochs)}"
-    origin = _origin()
+    code_and_time = stamp()
     examples, captured_record = train, {}
     if captured:
         examples, repeats = captured.mixed_into(train)
@@ -110,29 +111,32 @@ def run(
     record = {
         "recipe": recipe.name,
         "source": recipe.source,
+        "recipe_file": recipe.file,
         "parameters": fitted.network.count_params(),
         "seed": seed,
         "epochs": len(fitted.history["loss"]),
         "fingerprint": fitted.fingerprint,
         "batch_size": recipe.batch_size,
-        "optimiser": type(recipe.optimiser(1)).__name__,
+        "optimiser": type(recipe.optimiser(100)).__name__,
+        "learning_rate": highest_learning_rate(recipe.optimiser(100)),
         "augmentation": [type(layer).__name__ for layer in recipe.augmentation(seed)] if recipe.augmentation else [],
         "mixture": asdict(recipe.mixture) if recipe.mixture else None,
         "teacher_sha256": teacher.sha256 if teacher else None,
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
+        "dataset": dataset.record(),
         **captured_record,
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
-        "certified_on": _described(validation) if len(validation) else None,
+        "certified_on": _described(validation, dataset.name) if len(validation) else None,
         "risk": risk,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
         "backend": fitted.backend,
         "machine": fitted.machine,
         "precision": "fp32",
-        **origin,
+        **code_and_time,
     }
     published = publish(
         model_directory, lambda draft: _make(record, fitted.network, export, validation, dataset.test, draft), replace
@@ -188,10 +192,10 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, properties, channels_last=True), sample)
 
-    measured = ("robustness", "damage_mean", "second_source", "sources", "no_digit", "verification")
+    measured = ("robustness", "damage_mean", "second_source", "sources", "no_digit", "mail", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
-    described = _described(validation) if len(validation) else None
-    record = {"risk": RISK, **kept, "certified_on": described, "precision": precision, **provenance, **_origin()}
+    described = _described(validation, dataset.name) if len(validation) else None
+    record = {"risk": RISK, **kept, "certified_on": described, "precision": precision, **provenance, **stamp()}
     convert = in_8_bits if precision == "int8" else export
     return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft), replace)
 
@@ -222,15 +226,15 @@ def _make(
     return {**record, "verification": asdict(verification)}
 
 
-def _described(validation: Examples) -> str:
+def _described(validation: Examples, name: str) -> str:
     """Describes the held-out images in words, for model file and card: what a certificate was made from."""
     if validation.writers is None:
-        return f"{len(validation):,} of MNIST's training images, drawn at random; their writers also wrote training images"
+        return f"{len(validation):,} training images of {name}, drawn at random; their writers also wrote training images"
     writers = len(np.unique(validation.writers))
-    return f"{len(validation):,} of MNIST's training images, by {writers:,} writers of whom no image was trained on"
+    return f"{len(validation):,} training images of {name}, by {writers:,} writers of whom no image was trained on"
 
 
-def _origin() -> dict[str, Any]:
+def stamp() -> dict[str, Any]:
     """Returns the code's commit and the current time, for the run record."""
     return {
         "commit": _commit(),

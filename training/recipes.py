@@ -25,6 +25,7 @@ class Recipe:
         epochs: passes over the training images, at most.
         expected: lowest and highest test accuracy that the recipe should reach.
         claimed: test accuracy that the source prints or claims, verbatim; "" if it claims nothing.
+        file: name and SHA-256 of the file that defines the recipe; None for the recipes of this module.
         training_images: number of images to train on, the first of those that are not held out; None uses all.
         validation_images: number of images held out of training, to monitor the run, fit the temperature and certify
             thresholds.
@@ -43,6 +44,7 @@ class Recipe:
     epochs: int
     expected: tuple[float, float]
     claimed: str = ""
+    file: dict[str, str] | None = None
     training_images: int | None = None
     validation_images: int = 0
     patience: int | None = None

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from training.damage import SEVERE
-from training.dataset import Examples, load_mnist
+from training.dataset import Examples
 from training.evaluate import score
 from training.non_digits import Kind, count_accepted, evaluation_kinds, table
 from training.report import NON_DIGITS, SEED
 from training.robustness import mean_accuracy, robustness, sources
+from training.sources import load_dataset
 from training.verify import Exported
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=NON_DIGITS, help="per kind (default: %(default)s)")
     parser.add_argument("--damage", action="store_true", help="also measure the accuracy under damage, which takes minutes")
     options = parser.parse_args()
-    test = load_mnist(options.data).test
+    test = load_dataset(options.data).test
     kinds = evaluation_kinds(test, SEED, options.images)
     others = sources(test)
     for path in options.models:

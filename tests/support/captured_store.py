@@ -17,7 +17,7 @@ from serving.feedback.capture_records import CapturedImage
 IMAGE = """
 INSERT INTO captured_images
     (captured_at, model, version, digit, confidence, decision, audited, answer, place, field_length, image)
-    VALUES (1.5, 'digits', '20261121221913', 3, 0.5, 'low_confidence', FALSE, ?, ?, ?, ?)
+    VALUES (1.5, 'digits', '20261121221913', 3, 0.5, ?, ?, ?, ?, ?, ?)
 """
 TRUTH = "INSERT INTO captured_truths (reported_at, answer, place, source, value) VALUES (2.5, ?, ?, ?, ?)"
 
@@ -37,9 +37,12 @@ class Store:
         service.add([], [])
         service.close()
 
-    def capture(self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0) -> None:
-        """Writes the images of an answer, from index `place` on."""
-        rows = [(answer, place + index, field_length, bytes(image)) for index, image in enumerate(images)]
+    def capture(
+        self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0, audited: bool = False
+    ) -> None:
+        """Writes the images of an answer, from index `place` on: accepted and audited, or rejected."""
+        decision = "accept" if audited else "low_confidence"
+        rows = [(decision, audited, answer, place + index, field_length, bytes(image)) for index, image in enumerate(images)]
         self.write(IMAGE, rows)
 
     def report(self, answer: str, *values: str, place: int = 0, source: str = "keying") -> None:

@@ -15,7 +15,7 @@ def test_wrong_usage_and_failures_are_explained(
     assert main(["run", "convnett"]) == 2
     assert "no recipe is named 'convnett'; the recipes are: cnn8, fcn512," in capsys.readouterr().err
     assert main(["run", "convnet", "--data", str(tmp_path / "none.npz")]) == 1
-    assert "digits-train: cannot read MNIST" in capsys.readouterr().err
+    assert "digits-train: cannot read the data" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["run", "convnet", "--epochs", "0"])
     assert ended.value.code == 2

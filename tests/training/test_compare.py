@@ -84,7 +84,7 @@ def test_a_version_is_better_or_worse_if_the_interval_excludes_zero(lost: int, g
 
 @pytest.fixture
 def drawings_as_mnist(drawn: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.commands.load_mnist", lambda *_: drawn)
+    monkeypatch.setattr("training.commands.load_dataset", lambda *_: drawn)
 
 
 @pytest.mark.usefixtures("drawings_as_mnist")

@@ -69,7 +69,7 @@ def accepting_version(model_directory: Path) -> Path:
 def test_a_version_that_accepts_nothing_replaces_none_that_accepts(
     drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.commands.load_mnist", lambda *_: drawn)  # MNIST may be missing
+    monkeypatch.setattr("training.commands.load_dataset", lambda *_: drawn)  # MNIST may be missing
     old = accepting_version(tmp_path / "digits")
     command = ["run", "dense512", "--epochs=1", f"--models={tmp_path}"]
     assert main(command) == 1
@@ -89,7 +89,7 @@ def test_a_version_that_accepts_nothing_replaces_none_that_accepts(
     record = read_record(new)
     assert (record["training_images"], record["validation_images"], record["risk"]) == (700, 100, 0.05)
     assert (
-        record["certified_on"] == "100 of MNIST's training images, drawn at random; their writers also wrote training images"
+        record["certified_on"] == "100 training images of MNIST, drawn at random; their writers also wrote training images"
     )
     assert record["accepts_by_default"] is False
     assert main(["export", str(new)]) == 0, "the newest version accepts nothing, so nothing is lost"

@@ -253,7 +253,7 @@ def beginning(card: str) -> str:
 
 def test_the_card_begins_with_the_mail_that_its_promise_holds_for(record: dict[str, Any]) -> None:
     text = beginning(model_card(record))
-    assert "Each promise holds for mail like the images that it was certified on: 100 of MNIST's training images" in text
+    assert "Each promise holds for mail like the images that it was certified on: 100 training images of MNIST" in text
     assert "promises at most 0.5 % errors, and accepts 91.00 % of such images" in text
     assert "| another hand | 1,234 | 45.67 % (40.00 % to 50.00 %) | 50.00 % | 123, 19.94 % |" in text
     assert "| thick pens | 100 | 98.00 % | 0.00 % | 0 |" in text
@@ -297,7 +297,12 @@ def test_a_version_certified_on_other_mail_has_card_and_page(
     record: dict[str, Any], drawn: Dataset, logits: NDArray[np.float64]
 ) -> None:
     found = {"threshold": 0.99999, "coverage": 0.9, "errors": 2, "by_writer": None}  # nothing about test images
-    record |= {"mail": {"kind": "data"}, "certified_on": "700 pieces of our mail", "thresholds": {"0.005": found}}
+    record |= {
+        "mail": {"kind": "npz", "writers": None, "notes": []},
+        "made_from": "20200101000000",
+        "training_commit": "none",
+    }
+    record |= {"certified_on": "700 pieces of our mail", "thresholds": {"0.005": found}}
     record |= {"fields": {"4": {"fields": 175, "thresholds": {"0.05": found}}}}
     card = model_card(record)
     assert "certified on: 700 pieces of our mail. The digits are handwritten" in beginning(card)
@@ -329,7 +334,7 @@ def test_the_card_of_a_new_version_names_the_missing_report(made: Path) -> None:
 def test_a_report_measures_and_writes_record_card_and_page(
     version: Path, drawn: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)  # MNIST may be missing
+    monkeypatch.setattr("training.commands.load_dataset", lambda *_: drawn)  # MNIST may be missing
     monkeypatch.setattr(training.report, "NON_DIGITS", 20)  # more take minutes
     monkeypatch.setattr(training.report, "sources", lambda _: [("another hand", drawn.test[:50])])  # the real one is slow
     before = json.loads((version / "run.json").read_text())
@@ -371,7 +376,7 @@ def test_digits_from_elsewhere_are_accepted_by_threshold_and_second_head(monkeyp
 def test_a_directory_without_a_version_is_refused(
     version: Path, drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.commands.load_mnist", lambda _: drawn)
+    monkeypatch.setattr("training.commands.load_dataset", lambda *_: drawn)
     assert main(["report", str(tmp_path / "none")]) == 1
     assert "none is not a version that `digits-train run` made: run.json: No such file" in capsys.readouterr().err
     (version / "run.json").write_text("{")
@@ -428,7 +433,7 @@ def test_a_report_without_mnist_explains_the_remedy(
     version: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(version), "--data", str(tmp_path / "none.npz")]) == 1
-    assert "digits-train: cannot read MNIST" in capsys.readouterr().err
+    assert "digits-train: cannot read the data" in capsys.readouterr().err
 
 
 def test_figures_render_as_png_files() -> None:

@@ -310,7 +310,7 @@ def test_a_study_loads_the_named_files_of_data_and_writers(
         loaded.append(paths)
         return drawn
 
-    monkeypatch.setattr("training.commands.load_mnist", load)
+    monkeypatch.setattr("training.commands.load_dataset", load)
     assert main(["study", "balance", "--data=mnist.npz", "--writers=writers.npz", f"--out={tmp_path}"]) == 0
     assert loaded == [(Path("mnist.npz"), Path("writers.npz"))]
 

@@ -1,0 +1,67 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import main
+
+RECIPE = """
+from keras import Input, Sequential, layers, optimizers
+from training.recipes import Recipe
+
+def network():
+    return Sequential([Input((28, 28, 1)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10)])
+
+def recipe(name):
+    return Recipe(name, "a test", network, lambda updates: optimizers.Adam(0.01), 50, 2, (0, 1))
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "complaint"),
+    [
+        (None, "", "cannot read the recipe file {file}: No such file or directory"),
+        ("RECIPE = 1 +", "", "the recipe file {file} fails in line 1: SyntaxError"),
+        ("import os\n\nos.nothing", "", "the recipe file {file} fails in line 3: AttributeError"),
+        ("x = 1", "", "must define RECIPE, a training.recipes.Recipe, or RECIPES, a list or dictionary of them"),
+        ("RECIPE = 'convnet'", "", "must define RECIPE"),
+        (RECIPE + "RECIPES = []", "", "must define RECIPE"),
+        (
+            RECIPE + "RECIPES = [recipe('a'), recipe('b')]",
+            "",
+            "has several recipes; name one: {file}:NAME, with NAME one of a, b",
+        ),
+        (RECIPE + "RECIPES = [recipe('a'), recipe('b')]", ":c", "{file} has no recipe named 'c'; its recipes are: a, b"),
+        (RECIPE + "RECIPE = recipe('../a')", "", "the recipe's name is '../a', expected letters, digits"),
+        (RECIPE + "RECIPE = recipe('flagship')", "", "'flagship' is that of a bundled recipe; choose another"),
+        (RECIPE + "network = None\nRECIPE = recipe('a')", "", "recipe a can't be built: TypeError"),
+        (RECIPE.replace("Dense(10)", "Dense(9)") + "RECIPE = recipe('a')", "", "to (None, 9), expected (None, 28, 28, 1)"),
+        (
+            RECIPE.replace("return Seq", "return str(1) or Seq") + "RECIPE = recipe('a')",
+            "",
+            "builds a str, expected a keras",
+        ),
+    ],
+)
+def test_a_file_without_a_usable_recipe_is_refused_with_the_reason(
+    text: str | None, suffix: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    assert main(["run", f"{file}{suffix}", "--models", str(tmp_path / "models")]) == 2
+    assert complaint.format(file=file) in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_recipe_of_a_file_is_chosen_by_its_name(tmp_path: Path) -> None:
+    from training.recipe_file import load_recipe
+
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE + "RECIPES = {'any': recipe('one'), 'other': recipe('two')}")
+    recipe = load_recipe(f"{file}:two")
+    assert recipe.name == "two"
+    assert recipe.file == {"name": "mine.py", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    file.write_text(RECIPE + "RECIPES = [recipe('only')]")
+    assert load_recipe(str(file)).name == "only"

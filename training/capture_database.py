@@ -1,0 +1,79 @@
+"""Reads the database of captured images that `digits serve --capture` writes, without modifying it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.dataset import DatasetError
+
+IMAGE_COLUMNS = ("number", "captured_at", "answer", "place", "field_length", "decision", "audited", "image")
+TRUTH_COLUMNS = ("answer", "place", "value")
+
+
+@dataclass(frozen=True)
+class CaptureRows:
+    """The rows of a capture database.
+
+    Attributes:
+        database: its URL without secrets.
+        images: rows with the attributes IMAGE_COLUMNS, ordered by number.
+        truths: rows with the attributes TRUTH_COLUMNS, ordered by number, so that the last truth wins.
+    """
+
+    database: str
+    images: list[Any]
+    truths: list[Any]
+
+    def values(self) -> dict[tuple[str, int, int], str]:
+        """Returns the last reported truth by answer, place and number of digits.
+
+        The length is part of the key because ids need not be signed: a caller may report a truth of the wrong length.
+        """
+        return {(row.answer, row.place, len(str(row.value))): row.value for row in self.truths}
+
+
+def read_rows(url: str) -> CaptureRows:
+    """Reads all rows.
+
+    Args:
+        url: SQLAlchemy URL of the database, for example `sqlite:////absolute/path/captured.db` or
+            `postgresql+psycopg://user@host/database`, with the tables `captured_images` and `captured_truths`.
+
+    Raises:
+        DatasetError: the database does not exist or can't be read.
+    """
+    from sqlalchemy import NullPool, create_engine, inspect, make_url, text  # only here: a run on MNIST needs no SQLAlchemy
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        raise DatasetError(  # omits the value and SQLAlchemy's message, because both may contain a password
+            "that is not a database URL; expected for example sqlite:////absolute/path/captured.db or "
+            "postgresql+psycopg://user@host/database"
+        ) from None
+    database = address.set(query={}).render_as_string(hide_password=True)  # the query may contain a password too
+    if address.get_backend_name() == "sqlite":
+        file = Path(address.database or "")
+        if not file.is_file():
+            raise DatasetError(f"{database}: the database file {str(file.absolute())!r} does not exist")
+        address = address.set(database=file.absolute().as_uri()).update_query_dict({"mode": "ro", "uri": "true"})
+    try:
+        engine = create_engine(address, poolclass=NullPool, execution_options={"postgresql_readonly": True})
+        with engine.connect() as connection:
+            tables = inspect(connection)
+            missing = [table for table in ("captured_images", "captured_truths") if not tables.has_table(table)]
+            if missing:
+                raise DatasetError(
+                    f"{database} has no table {missing[0]}; expected the database that `digits serve --capture` writes"
+                )
+            images, truths = (
+                list(connection.execute(text(f"SELECT {', '.join(columns)} FROM {table} ORDER BY number")))  # noqa: S608, ours
+                for table, columns in (("captured_images", IMAGE_COLUMNS), ("captured_truths", TRUTH_COLUMNS))
+            )
+            return CaptureRows(database, images, truths)
+    except (NoSuchModuleError, ImportError) as error:
+        raise DatasetError(f"{database}: no driver for this kind of database is installed: {error}") from error
+    except SQLAlchemyError as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise DatasetError(f"{database} can't be read: {' '.join(str(reason).split())}") from error

@@ -1,0 +1,224 @@
+"""Certifies an existing version on other mail, and publishes the same network with the new thresholds."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from training.certificates import accepts_by_default, certify_answers, refuse
+from training.certify import GRID, RISK
+from training.dataset import DatasetError
+from training.drift_reference import drift_reference
+from training.evaluate import DEFAULT_ERROR, ERRORS, FIELD_ERRORS, accept, score
+from training.export import metadata
+from training.own_mail.lexicon import LexiconFile, fields_of_codes, lookup
+from training.own_mail.mail import Mail
+from training.own_mail.shortfall import explain
+from training.pipeline import stamp
+from training.verify import Exported
+from training.version_directory import VersionError, publish, read_record
+
+POSTCODE = 5  # digits; length of the made-up fields whose thresholds are printed
+STALE = ("no_digit", "sources")  # entries of the run record that depend on the old thresholds
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A version's answers to some mail.
+
+    Attributes:
+        probabilities: (N, 10) float32.
+        confidence: (N,) float32, 0 where the model says that the image is not one whole digit.
+        correct: (N,) bool, False where the image shows no digit.
+        whole: (N,) bool, or None if the model can't tell.
+    """
+
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    correct: np.ndarray
+    whole: np.ndarray | None
+
+    def fields(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns confidence and correctness of fields, (F,) each, of the images with the indices (F, L)."""
+        return self.confidence[images].astype(np.float64).prod(axis=1), self.correct[images].all(axis=1)
+
+
+def recertify(
+    version: Path, mail: Mail, risk: float = RISK, lexicon: LexiconFile | None = None, replace: bool = False
+) -> Path:
+    """Certifies a version on `mail` and publishes it beside the old version, under a new number.
+
+    The network, its temperature and the threshold of its second head, "one whole digit", stay as they are. New are the
+    thresholds, the drift reference, and the statement what they were made from. Single digits and fields of each length that
+    the mail has are certified separately. With a lexicon, a field threshold holds for reading with the lexicon and without,
+    because the service has one for both. An error rate for which the mail is too little gets no threshold.
+
+    Args:
+        version: a version of any precision and contract; only its model.onnx and run.json are needed.
+        mail: images that the version was not trained on.
+        risk: probability that a guarantee fails, separately for each threshold.
+        lexicon: codes that fields show; None certifies reading without a lexicon alone.
+        replace: publishes a version that accepts no digit by default even beside a newest version that accepts some.
+
+    Returns:
+        The new version's directory.
+
+    Raises:
+        DatasetError: no threshold can be certified; the message estimates how much more mail is needed.
+        OSError: the version can't be written.
+        VersionError: `version` is not a version that `digits-train` made, or see `replace`.
+        VerificationError: its model.onnx can't be loaded.
+    """
+    version = version.resolve()
+    record, exported = read_record(version), Exported(version / "model.onnx")
+    answers = _answer(exported, mail)
+    certificates = _certificates(mail, answers, risk, lexicon)
+    statement = f"{mail.description}; {answers.correct[mail.digits].mean():.2%} of the digits read correctly"
+    print(f"mail       {statement}")
+    if not accepts_by_default(certificates):
+        print(
+            f"warning    a service accepts no digit of this version at its default target error rate of {DEFAULT_ERROR:.1%}"
+        )
+    try:
+        record = {
+            **{name: value for name, value in record.items() if name not in STALE},
+            **certificates,
+            "accepts_by_default": accepts_by_default(certificates),
+            "risk": risk,
+            "certified_on": statement,
+            "mail": mail.origin,
+            "drift_reference": drift_reference(mail.images, answers.probabilities),
+            "made_from": version.name,
+            "training_commit": record.get("training_commit", record["commit"]),
+            **stamp(),
+        }
+        properties = metadata({**record, "validation_images": len(mail.labels)})
+    except (KeyError, TypeError) as error:
+        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
+
+    def make(draft: Path) -> dict[str, Any]:
+        model = onnx.load(version / "model.onnx")
+        old = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, {**old, **properties})
+        onnx.save(model, draft / "model.onnx")
+        if (version / "model.keras").is_file():
+            shutil.copyfile(version / "model.keras", draft / "model.keras")
+        return record
+
+    return publish(version.parent, make, replace)
+
+
+def _answer(exported: Exported, mail: Mail) -> _Answers:
+    """Runs the version on all images, and counts an image that it calls no whole digit as confidence 0."""
+    _, probabilities, whole = exported.outputs(mail.images)
+    confidence, correct = score(probabilities, mail.labels)
+    kept = None if whole is None else whole >= np.float64(exported.metadata["whole_threshold"])
+    return _Answers(probabilities, refuse(confidence, kept), correct, kept)
+
+
+def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFile | None) -> dict[str, Any]:
+    """Certifies digits and fields, prints the results, and returns the entries of the run record.
+
+    Raises:
+        DatasetError: nothing can be certified.
+    """
+    reasons: list[str] = []
+    digits = answers.confidence[mail.digits], answers.correct[mail.digits]
+    writers = None if mail.writers is None else mail.writers[mail.digits]
+    thresholds = certify_answers(*digits, ERRORS, risk, writers=writers)
+    _report("digits", thresholds, *digits, risk, reasons, printed=True)
+    fields: dict[str, dict[str, Any]] = {}
+    for length, images in mail.fields.items():
+        writers = None if mail.writers is None else mail.writers[images[:, 0]]
+        scores = answers.fields(images)
+        found = certify_answers(*scores, FIELD_ERRORS, risk, length, writers)
+        unit = f"fields of {length}"
+        _report(unit, found, *scores, risk, reasons, printed=not mail.made_up or length == POSTCODE)
+        fields[str(length)] = {"fields": len(images), "thresholds": found}
+        if lexicon and length in lexicon.codes:
+            shown = fields_of_codes(mail, lexicon.codes[length]) if mail.made_up else images
+            looked_up = lookup(lexicon.lexicon, answers.probabilities[shown], mail.labels[shown])
+            looked_up = np.where(_all_whole(answers, shown), looked_up[0], 0), looked_up[1]
+            with_lexicon = certify_answers(*looked_up, FIELD_ERRORS, risk, length)
+            _report(f"{unit}, lexicon {lexicon.name}", with_lexicon, *looked_up, risk, reasons, printed=True)
+            about = {"name": lexicon.name, "sha256": lexicon.sha256, "codes": len(lexicon.codes[length])}
+            fields[str(length)] |= {
+                "thresholds": {
+                    target: _for_both(found[target], *scores, with_lexicon[target], looked_up[0]) for target in found
+                },
+                "lexicon": {**about, "fields": len(shown), "thresholds": with_lexicon},
+            }
+    if not any(
+        found for each in (thresholds, *(field["thresholds"] for field in fields.values())) for found in each.values()
+    ):
+        raise DatasetError(f"no threshold can be certified on this mail; {'; '.join(reasons[:2])}")
+    return {"thresholds": thresholds, "fields": fields}
+
+
+def _all_whole(answers: _Answers, images: np.ndarray) -> np.ndarray:
+    """Tests which fields, (F, L) indices of images, have no piece that the model calls no whole digit: (F,) bool."""
+    everywhere = np.ones(len(images), bool)
+    return everywhere if answers.whole is None else answers.whole[images].all(axis=1)
+
+
+def _for_both(
+    found: dict[str, Any] | None,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    other: dict[str, Any] | None,
+    others: np.ndarray,
+) -> dict[str, Any] | None:
+    """Combines the thresholds of two ways of reading fields into one that is certified for both.
+
+    A threshold may be loosened until it accepts another answer: the tests in between had the same counts and passed. It is
+    loosened as far as the looser of both, and no further.
+
+    Args:
+        found: the threshold of the first way; None if there is none.
+        confidence: (F,) confidence of each field, read in the first way.
+        correct: (F,) bool, True where it was read correctly.
+        other: the threshold of the second way.
+        others: (M,) confidence of each field, read in the second way.
+
+    Returns:
+        The threshold with its effect on the first way of reading; None if one of the thresholds is missing.
+    """
+    if found is None or other is None:
+        return None
+    both = (found["threshold"], confidence), (other["threshold"], others)
+    threshold = max(min(found["threshold"], other["threshold"]), *(_loosest(each, values) for each, values in both))
+    effect = accept(confidence, correct, threshold)
+    by_writer = found["by_writer"] if threshold == found["threshold"] else None
+    return {"threshold": threshold, "coverage": effect.coverage, "errors": effect.errors, "by_writer": by_writer}
+
+
+def _loosest(threshold: float, confidence: np.ndarray) -> float:
+    """Returns the loosest threshold of the grid that accepts the same answers."""
+    below = confidence[confidence < threshold]
+    return float(GRID[(below.max() if len(below) else 0) < GRID].min())
+
+
+def _report(
+    unit: str,
+    thresholds: dict[str, dict[str, Any] | None],
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    risk: float,
+    reasons: list[str],
+    printed: bool,
+) -> None:
+    """Appends to `reasons` why a threshold is missing; prints all thresholds and reasons if `printed` is set."""
+    for target, found in thresholds.items():
+        promise = f"{unit}, error at most {float(target):.1%}"
+        if found:
+            wrong = f"{found['errors']:,} wrong"
+            line = f"threshold {found['threshold']:.4f}, accepted {found['coverage']:.2%}, {wrong}"
+        else:
+            reason = explain(unit, confidence, correct, float(target), risk)
+            reasons.append(f"{promise}: {reason}")
+            line = f"none; {reason}"
+        if printed:
+            print(f"certify    {promise}: {line}")
