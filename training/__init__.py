@@ -4,12 +4,16 @@
                [ ........ recipes ......... ]          [ ........ assess ......... ]
     [ ........................................ pipeline ........................................ ]
 
-In: MNIST or your own images (`sources`), and images captured in service (`captured_images`). Out: a version directory
+In: MNIST or your own images (`sources`), and images captured in service (`captured_images`, read by
+`capture_database`). Out: a version directory
 (`version_directory`) with the ONNX file, the Keras network, the run record `run.json` and the model card (`model_card`).
 
 - `sources` reads labelled images in every form that `--data` takes, and refuses what is not images of digits.
 - `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation. `whole` fixes the threshold of a
   second head first; `certificates` certifies digits and fields of any labelled images.
+- `synthesis` draws the images that MNIST lacks: digits of other hands and pens, and what is no digit. `batches` mixes them
+  into epochs, `objective` is the loss of both heads, `teacher` finds the model that teaches, and `progress` keeps the state
+  of a run.
 - `recipes` names each combination of data split, augmentation, network, optimiser and schedule.
 - `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
 - `recipe_file` loads a recipe from a file of yours, and `hyperparameters` changes a recipe for one run.
@@ -18,7 +22,8 @@ In: MNIST or your own images (`sources`), and images captured in service (`captu
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
 - `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit
   and counts what a version accepts of it. `drift_reference` describes the images that a version was certified on.
-- `commands` implements the commands of `digits-train`, and `files` writes files atomically.
+- `commands` implements the commands of `digits-train`, `argument_types` checks their values, and `files` writes files
+  atomically.
 - `report` shows a finished version on one HTML page, drawn by `figures`.
 - `studies` answers the plots, questions and claims of the seed notebooks.
 

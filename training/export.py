@@ -150,7 +150,7 @@ def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequent
             case _:
                 twins.append(layer.from_config(layer.get_config()))
                 if layer.weights:
-                    raise ExportError(f"a layer of type {type(layer).__name__} can't be exported here")
+                    weights.append(layer.get_weights())
     trunk = keras.Sequential([keras.Input(network.input_shape[1:]), *twins[:-1]])
     for twin, values in zip([twin for twin in twins[:-1] if twin.weights], weights, strict=False):
         twin.set_weights(values)

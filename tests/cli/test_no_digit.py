@@ -74,8 +74,8 @@ def test_a_photo_whose_framing_has_doubts_is_sent_with_a_warning(
     judging: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = str(SAMPLES / "photo.jpg")
-    frame_crop = decode.frame_crop
-    monkeypatch.setattr(framed_files, "frame_crop", lambda content: frame_crop(content)._replace(whole=False))
+    frame_grey = decode.frame_grey
+    monkeypatch.setattr(framed_files, "frame_grey", lambda photo: frame_grey(photo)._replace(whole=False))
     assert main(["recognize", "--address", judging.address, photo, str(SEVEN)]) == 0
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 2

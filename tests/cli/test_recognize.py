@@ -109,7 +109,7 @@ def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, 
 def test_the_first_of_several_framed_images_in_a_png_is_read(tmp_path: Path) -> None:
     file = tmp_path / "animated.png"
     Image.fromarray(255 - SEVEN).save(file, save_all=True, append_images=[Image.fromarray(SEVEN // 2)])
-    np.testing.assert_array_equal(read_framed(file), SEVEN)
+    np.testing.assert_array_equal(read_framed(file).image, SEVEN)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

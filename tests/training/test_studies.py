@@ -306,13 +306,13 @@ def test_a_study_loads_the_named_files_of_data_and_writers(
 ) -> None:
     loaded = []
 
-    def load(*paths: Path) -> Dataset:
-        loaded.append(paths)
+    def load(*arguments: Any) -> Dataset:
+        loaded.append(arguments)
         return drawn
 
     monkeypatch.setattr("training.commands.load_dataset", load)
     assert main(["study", "balance", "--data=mnist.npz", "--writers=writers.npz", f"--out={tmp_path}"]) == 0
-    assert loaded == [(Path("mnist.npz"), Path("writers.npz"))]
+    assert loaded == [("mnist.npz", Path("writers.npz"), False)]
 
 
 def test_an_unwritable_results_directory_is_refused_before_the_work(

@@ -1,6 +1,10 @@
 """Damage to images of digits, up to a level at which a person would still recognize most digits.
 
-    geometry | pens | light | clutter -> DAMAGES -> robustness
+- `geometry`: shifts, turns, sizes and warps.
+- `pens`: thicker, thinner, broken and hollow strokes.
+- `light`: contrast, blur, noise and the camera.
+- `clutter`: what covers a digit or lies beside it.
+- `kind`: the type of a damage.
 
 This code shares nothing with the distortions that networks are trained on: it judges them.
 """

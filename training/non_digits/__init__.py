@@ -1,6 +1,9 @@
 """Images that show no digit, by kind, and the number of them that a version accepts.
 
-    pen -> printed | drawn | of_digits | pictures -> evaluation_kinds -> count_accepted
+- `kinds`: lists the kinds and draws their images.
+- `printed`: letters, marks and signs of fonts. `drawn`: what a hand draws, with `pen`.
+- `of_digits`: halves, pairs, turned and crossed-out digits. `pictures`: pieces of photos, noise and codes.
+- `count`: counts the accepted images.
 
 No image is used in training. Training makes some of these kinds too, with other code, other fonts and other writers:
 they are in the group `trained`. The kinds that training never makes are in the group `held_out`: they show what to expect

@@ -6,8 +6,7 @@
          FOLDER          -> pictures   PNG and JPEG files in a folder per digit, framed as the service frames crops
          sqlite:///...   -> captured   images that a service captured, with their reported truth
 
-every source -> plausible, orientation: refuse wrong sizes, labels, polarity and turned images, with the remedy
-a source without test images -> partition
+`load` chooses the source. `plausible` and `orientation` refuse wrong sizes, labels, polarity and turned images. A source without test images gets some by `partition`.
 """
 
 from training.sources.load import load_dataset, require_every_digit
