@@ -4,9 +4,9 @@
                [ ........ recipes ......... ]          [ ........ assess ......... ]
     [ ........................................ pipeline ........................................ ]
 
-In: MNIST or your own images (`sources`), and images captured in service (`captured_images`, read by
-`capture_database`). Out: a version directory
-(`version_directory`) with the ONNX file, the Keras network, the run record `run.json` and the model card (`model_card`).
+In: MNIST or your own images (`sources`), and images captured in service (`captured_images`, read by `capture_database`).
+Out: a version directory (`version_directory`) with the ONNX file, the Keras network, the run record `run.json` and the model
+card (`model_card`).
 
 - `sources` reads labelled images in every form that `--data` takes, and refuses what is not images of digits.
 - `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation. `whole` fixes the threshold of a

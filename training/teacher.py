@@ -10,7 +10,7 @@ from training.recipes import Recipe
 from training.verify import Exported
 from training.version_directory import VersionError
 
-TEACHER = "digits-flagship"  # bundled model that teaches by default
+TEACHER = "digits"  # bundled model that teaches by default
 
 
 class ExportedTeacher:

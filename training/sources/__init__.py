@@ -6,7 +6,8 @@
          FOLDER          -> pictures   PNG and JPEG files in a folder per digit, framed as the service frames crops
          sqlite:///...   -> captured   images that a service captured, with their reported truth
 
-`load` chooses the source. `plausible` and `orientation` refuse wrong sizes, labels, polarity and turned images. A source without test images gets some by `partition`.
+`load` chooses the source. `plausible` and `orientation` refuse wrong sizes, labels, polarity and turned images, with the
+remedy. A source without test images gets some by `partition`.
 """
 
 from training.sources.load import load_dataset, require_every_digit
