@@ -47,7 +47,7 @@ def main() -> None:
     """Measures all models on the same images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path, nargs="+", help="ONNX files")
-    parser.add_argument("--data", type=Path, default=os.environ.get("DIGITS_DATA"), help="mnist.npz")
+    parser.add_argument("--data", default=os.environ.get("DIGITS_DATA"), help="mnist.npz")
     parser.add_argument("--images", type=int, default=NON_DIGITS, help="per kind (default: %(default)s)")
     parser.add_argument("--damage", action="store_true", help="also measure the accuracy under damage, which takes minutes")
     options = parser.parse_args()
