@@ -36,7 +36,7 @@ def test_versions_without_mistakes_are_shown_in_a_table() -> None:
         for number, precision, role in zip(numbers, ("int8", "fp32"), ("stable", "-"), strict=True):
             expected.append([name, number, recipe, precision, role, "loads"])
     assert [row[:4] + row[5:] for row in rows] == expected
-    assert all(float(row[4]) >= 0.995 for row in rows)
+    assert all(float(row[4]) >= 0.994 for row in rows)
 
 
 def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
@@ -158,4 +158,4 @@ def test_a_model_that_accepts_nothing_is_a_warning() -> None:
     found = check("--target-error-rate", "0.0001")
     assert found.returncode == 0
     warned = [line for line in found.stderr.splitlines() if "has no certified threshold for an error rate of 0.0001" in line]
-    assert len(warned) == 2, "the two that would serve"
+    assert len(warned) == 3, "those that would serve"

@@ -24,7 +24,7 @@ def test_text_of_another_form_is_refused_as_thresholds(text: str) -> None:
 
 def test_the_bundled_model_states_its_certified_thresholds(model: Classifier) -> None:
     metadata = model.metadata
-    assert [threshold.target_error_rate for threshold in metadata.thresholds] == [0.01, 0.005, 0.002]
+    assert [threshold.target_error_rate for threshold in metadata.thresholds] == [0.01, 0.005, 0.002, 0.001]
     confidences = [threshold.confidence for threshold in metadata.thresholds]
     assert confidences == sorted(confidences)
     assert list(metadata.field_thresholds) == list(range(2, 11))
@@ -33,4 +33,4 @@ def test_the_bundled_model_states_its_certified_thresholds(model: Classifier) ->
 
 def test_a_target_without_a_certified_threshold_is_explained(model: Classifier) -> None:
     assert model.metadata.missing_certificate(0.002) == ""
-    assert "no certified threshold for an error rate of 0.001" in model.metadata.missing_certificate(0.001)
+    assert "no certified threshold for an error rate of 0.0005" in model.metadata.missing_certificate(0.0005)

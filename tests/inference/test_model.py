@@ -46,12 +46,18 @@ def negate_logits(model: onnx.ModelProto) -> None:
 def normalise_over_the_batch(model: onnx.ModelProto) -> None:
     """Subtracts the mean image of the batch from each image, as a network left in training mode would."""
     graph = model.graph
-    cast = next(node for node in graph.node if node.op_type == "Cast")
-    raw, cast.output[0] = cast.output[0], "levels"
+    for node in graph.node:
+        node.input[:] = ["normalised" if name == "images" else name for name in node.input]
     graph.initializer.append(helper.make_tensor("axis", TensorProto.INT64, [1], [0]))
-    after_cast = list(graph.node).index(cast) + 1
-    graph.node.insert(after_cast, helper.make_node("ReduceMean", ["levels", "axis"], ["mean"], keepdims=1))
-    graph.node.insert(after_cast + 1, helper.make_node("Sub", ["levels", "mean"], [raw]))
+    first = [
+        helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["levels", "mean"], ["difference"]),
+        helper.make_node("Abs", ["difference"], ["distance"]),
+        helper.make_node("Cast", ["distance"], ["normalised"], to=TensorProto.UINT8),
+    ]
+    for index, node in enumerate(first):
+        graph.node.insert(index, node)
 
 
 @pytest.mark.parametrize(

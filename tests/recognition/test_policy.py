@@ -56,5 +56,5 @@ def test_each_certified_target_holds_on_the_mnist_test_images(model: Classifier,
     digits, confidences, shows = rows[:, DIGIT], rows[:, CONFIDENCE], rows[:, SHOWS].astype(np.uint8)
     for threshold in model.metadata.thresholds:
         accepted = decide(confidences, shows, threshold) == ACCEPT
-        assert accepted.mean() > 0.97
+        assert accepted.mean() > 0.92
         assert (digits[accepted] != labels[accepted]).mean() <= threshold.target_error_rate
