@@ -171,27 +171,22 @@ def flagship_small() -> keras.Sequential:
     )
 
 
-def folded(filters: tuple[int, int, int] = (64, 64, 64), hidden: int = 192) -> keras.Sequential:
+def folded() -> keras.Sequential:
     """Three convolutions over rows of which four pixels become channels, and a hidden layer: 194,123 parameters. Our own.
 
     Eleven outputs: the logits of the digits, and that of `whole`. A stem with one channel, as other networks have it, costs
     ONNX Runtime's 8-bit kernels four times as much per multiply-add. Folding is a reshape, which costs nothing.
-
-    Args:
-        filters: of the three convolutions, which leave 7x7, 5x5 and 3x3.
-        hidden: units of the hidden layer.
     """
-    first, second, third = filters
     return _sequential(
         layers.Rescaling(1 / 255),
         layers.Reshape((28, 7, 4)),
         layers.ZeroPadding2D(((2, 2), (1, 1))),
-        *_normalised_convolution(first, (8, 3), "valid", strides=(4, 1)),
-        *_normalised_convolution(second, 3, "valid"),
-        *_normalised_convolution(third, 3, "valid"),
+        *_normalised_convolution(64, (8, 3), "valid", strides=(4, 1)),
+        *_normalised_convolution(64, 3, "valid"),
+        *_normalised_convolution(64, 3, "valid"),
         layers.Flatten(),
         layers.Dropout(0.1),
-        layers.Dense(hidden, use_bias=False),
+        layers.Dense(192, use_bias=False),
         layers.BatchNormalization(momentum=0.9),
         layers.ReLU(),
         layers.Dropout(0.15),

@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 
-@keras.saving.register_keras_serializable("training")
 class WholeDigit(keras.losses.Loss):  # type: ignore[misc]  # keras ships no types
     """Cross-entropy of the digits, by the weights in the targets, plus the cross-entropy of `whole`."""
 

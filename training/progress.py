@@ -54,8 +54,8 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Prepares the batches."""
-        self.batches.begin(epoch)
         self._began = time.monotonic()
+        self.batches.begin(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Saves the state and stops training when it is finished."""

@@ -19,6 +19,8 @@ from training.robustness import mean_accuracy, robustness, sources
 from training.sources import load_dataset
 from training.verify import Exported
 
+FIELD = 5  # digits
+
 
 def measure(path: Path, test: Examples, kinds: list[Kind], others: list[tuple[str, Examples]], damaged: bool) -> None:
     """Prints what a model reads and accepts of each source and each kind and, if `damaged`, of damaged test images."""
@@ -35,12 +37,34 @@ def measure(path: Path, test: Examples, kinds: list[Kind], others: list[tuple[st
             accepted = (confidence >= np.float64(threshold)) & ~refused
             print(f"  at {float(rate):.1%}: {accepted.mean():.2%} accepted, {(accepted & ~correct).sum()} wrong")
     print(table(count_accepted(lambda images: exported.outputs(images)[1:], kinds, thresholds, whole_threshold)))
+    print_fields(exported, whole_threshold, test, kinds)
     if damaged:
         rows = robustness(lambda images: exported.answers(images)[1], test, SEED)
         for row in rows:
             print(f"{row['damage']:20}{row['amount']:20}{row['accuracy']:9.2%}")
         print(f"{'mean of all kinds of damage':40}{mean_accuracy(rows):9.2%}")
         print(f"{'mean of the severe kinds':40}{mean_accuracy(rows, SEVERE):9.2%}")
+
+
+def print_fields(exported: Exported, whole_threshold: float, test: Examples, kinds: list[Kind]) -> None:
+    """Prints the share of fields that are accepted although one of their five pieces is no digit, by group of kinds."""
+    certified = json.loads(exported.metadata["field_thresholds"])[str(FIELD)]
+    random = np.random.default_rng(SEED)
+
+    def accept(images: np.ndarray) -> np.ndarray:
+        """Returns the confidence of each image, (N,) float64, 0 where the model says that it is no digit."""
+        _, probabilities, whole = exported.outputs(images)
+        confidence = probabilities.max(axis=1).astype(np.float64)
+        return confidence if whole is None else np.where(whole >= np.float64(whole_threshold), confidence, 0)
+
+    digits = accept(test.images)
+    for group in dict.fromkeys(kind.group for kind in kinds):
+        rubbish = accept(np.concatenate([kind.images for kind in kinds if kind.group == group]))
+        fields = rubbish * digits[random.integers(len(digits), size=(len(rubbish), FIELD - 1))].prod(axis=1)
+        shares = ", ".join(
+            f"{(fields >= found['threshold']).mean():.1%} at {float(rate):.1%}" for rate, found in certified.items()
+        )
+        print(f"fields of {FIELD} accepted with one piece of a kind that is {group}: {shares}")
 
 
 def main() -> None:
