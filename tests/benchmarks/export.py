@@ -1,8 +1,9 @@
 """Measures the speed of exported models in ONNX Runtime on one core, as the service runs them: `make bench-export`.
 
 The first comparison is `convnet` as exported against the same network built by hand for one batch size. The second compares
-our own networks in 8 bits with 32 bits, and the third `folded` with the other two in 8 bits. In each round, both models of a pair take turns. The clock is the thread's CPU time,
-which other load on the machine hardly affects. The result is the median of the rounds' ratios.
+our own networks in 8 bits with 32 bits, and the third `folded` with the other two in 8 bits. In each round, both models of
+a pair take turns. The clock is the thread's CPU time, which other load on the machine hardly affects. The result is the
+median of the rounds' ratios.
 
 The networks are untrained, because speed does not depend on the weights. `digits-train quantize` measures the effect of 8
 bits on the accuracy of each version.
