@@ -90,7 +90,7 @@ def _kinds(examples: Examples) -> list[tuple[Group, str, Draw]]:
         ("digit_shaped", "D, O, Q, o", character(printed.ROUND, printed.PLAIN)),
         ("digit_shaped", "+ and t", character(printed.PLUS, printed.PLAIN)),
         ("digit_shaped", "G and b", character(printed.LIKE_SIX, printed.PLAIN)),
-        ("digit_shaped", "B, S, Z, g, i, q, s, z", character(printed.OTHER_LIKE_DIGITS, printed.PLAIN)),
+        ("digit_shaped", "B, S, Z, g, i, j, q, s, z", character(printed.OTHER_LIKE_DIGITS, printed.PLAIN)),
         ("digit_shaped", "commas and dots", character(printed.COMMAS, printed.PLAIN)),
         ("digit_shaped", "lower halves", half("lower", True)),
         ("digit_shaped", "upper halves like digits", half("upper", True)),

@@ -24,7 +24,7 @@ BARS = "|/\\()[]lI"
 ROUND = "DOQo"
 PLUS = "+t"
 LIKE_SIX = "Gb"
-OTHER_LIKE_DIGITS = "BSZgiqsz"  # 8, 5, 2, 9, 1, 9, 5, 2
+OTHER_LIKE_DIGITS = "BSZgijqsz"  # 8, 5, 2, 9, 1, 1, 9, 5, 2
 CAPITALS = "".join(sorted(set(string.ascii_uppercase) - set(BARS + ROUND + LIKE_SIX + OTHER_LIKE_DIGITS)))
 SMALL = "".join(sorted(set(string.ascii_lowercase) - set(BARS + ROUND + PLUS + LIKE_SIX + OTHER_LIKE_DIGITS)))
 

@@ -55,11 +55,11 @@ class Mixture:
     images: int = 70_000
     passes: int = 3
     glyphs: float = 0.12
-    other_pens: float = 0.06
-    rubbish: float = 0.28
-    damaged: float = 0.4
+    other_pens: float = 0.08
+    rubbish: float = 0.25
+    damaged: float = 0.35
     teacher: float = 0.5
-    doubt: float = 0.2
+    doubt: float = 0.1
     bank: int = 60_000
 
     def updates(self, batch_size: int) -> int:

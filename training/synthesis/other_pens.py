@@ -39,7 +39,7 @@ def crop_ink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _rescan(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """Samples a digit at another resolution and aspect, and makes half of them binary."""
     box = crop_ink(image)
-    height = int(random.integers(12, 40))
+    height = int(random.integers(8, 40))
     aspect = np.clip(box.shape[1] / box.shape[0] * random.uniform(0.7, 1.4), 0.15, 1.3)
     scanned = cv2.resize(box, (max(3, round(height * aspect)), height), interpolation=cv2.INTER_AREA) / 255
     return frame(np.asarray(scanned > random.uniform(0.25, 0.65) if random.random() < 0.5 else scanned, np.float64))

@@ -56,9 +56,13 @@ def _pick(digits: Examples, random: np.random.Generator) -> Image:
 
 
 def _half(digits: Examples, random: np.random.Generator) -> Image:
-    """Keeps a third to two thirds of a digit's ink, on one side of a straight cut; half an 8 would be a 3 or a 0."""
-    image = _pick_of((0, 1, 2, 3, 4, 5, 6, 7, 9), digits, random)
-    angle = random.integers(4) * np.pi / 2 if random.random() < 0.6 else random.uniform(0, 2 * np.pi)
+    """Keeps the upper or the left half of a digit, a third to two thirds of its ink, cut at an angle.
+
+    Halves that look like a digit are left out: most right and lower halves, the half of a 0 or of a 1.
+    """
+    turn, labels = ((0.0, (0, 2, 3, 4, 5)), (np.pi / 2, (2, 3, 4, 5, 7, 8, 9)))[random.integers(2)]
+    image = _pick_of(labels, digits, random)
+    angle = turn + (random.normal(0, 0.3) if random.random() < 0.4 else 0)
     rows, columns = np.indices(image.shape)
     place = np.cos(angle) * rows + np.sin(angle) * columns
     cut = np.quantile(place[image > 80], random.uniform(0.35, 0.65))
@@ -228,8 +232,8 @@ KINDS: Mapping[str, tuple[Draw, float]] = {  # by name: how to draw one, and its
     "letter": (lambda _, random: letter(random), 18),
     "handwritten letter": (lambda _, random: handwritten(random), 14),
     "word": (lambda _, random: word(random), 4),
-    "half": (_half, 16),
-    "several digits": (_several, 18),
+    "half": (_half, 20),
+    "several digits": (_several, 24),
     "scribble": (_scribble, 12),
     "geometry": (_geometry, 12),
     "noise": (_noise, 4),
