@@ -15,10 +15,12 @@ card (`model_card`).
   into epochs, `objective` is the loss of both heads, `teacher` finds the model that teaches, and `progress` keeps the state
   of a run.
 - `recipes` names each combination of data split, augmentation, network, optimiser and schedule.
-- `pipeline` runs the stages from left to right and publishes a version only after verification has passed.
+- `pipeline` runs the stages from left to right and publishes a version only after verification has passed; `make_version`
+  has the stages from assessment on. `exported` runs an ONNX file.
 - `recipe_file` loads a recipe from a file of yours, and `hyperparameters` changes a recipe for one run.
 - `own_mail` certifies an existing version on mail of yours, also for fields with a lexicon.
 - `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
+- `combine` publishes a `cascade`: a fast network and a larger one, joined in one ONNX file.
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
 - `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit
   and counts what a version accepts of it. `drift_reference` describes the images that a version was certified on.

@@ -225,6 +225,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.add_argument("version", type=Path, help="version directory that `digits-train run` published")
 
+    cascade = actions.add_parser(
+        "cascade",
+        parents=[data, writers, risk, replacement],
+        help="join two versions in one model: the second reads the images of which the first is not sure",
+        description="Joins versions FIRST and SECOND of one model repository, with the same precision and held-out "
+        "images and an output `whole`. SECOND reads the images of which FIRST is not sure. The result is certified and "
+        "published as a version of a model of its own.",
+    )
+    cascade.add_argument("first", type=Path, metavar="FIRST", help="version directory of the fast network")
+    cascade.add_argument("second", type=Path, metavar="SECOND", help="version directory of the network for unsure images")
+    cascade.add_argument(
+        "--name", type=model_name, default="digits-cascade", help="model name in the repository (default: %(default)s)"
+    )
+    cascade.add_argument(
+        "--sent-on",
+        type=probability,
+        metavar="SHARE",
+        default=0.02,
+        help="share of the held-out digits that SECOND reads (default: %(default)s)",
+    )
+
     report = actions.add_parser(
         "report",
         parents=[data],

@@ -11,11 +11,11 @@ import numpy as np
 
 from training import pipeline, version_directory
 from training.dataset import Dataset
+from training.exported import Exported
 from training.files import write_whole
 from training.fit import fingerprint
 from training.recipes import Recipe
 from training.teacher import find_teacher
-from training.verify import Exported
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from datetime import datetime
 from training import pipeline
 from training.captured_images import load_captured
 from training.catalogue import catalogue
+from training.combine import combine
 from training.compare import certified_thresholds, compare, table
 from training.dataset import Dataset, DatasetError
 from training.export import ExportError
+from training.exported import Exported, VerificationError
 from training.files import require_writable
 from training.hyperparameters import HyperparameterError, changed
 from training.own_mail import LexiconFile, captured_mail, mail_of, recertify
@@ -22,7 +24,7 @@ from training.sources import load_dataset, require_every_digit
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import DetectionError, DetectorFiles, Workbench
 from training.teacher import find_teacher
-from training.verify import Exported, VerificationError, verify_version
+from training.verify import verify_version
 from training.version_directory import VersionError, read_record
 
 WORSE = 3  # the exit status of `compare`
@@ -46,6 +48,7 @@ def run_command(options: argparse.Namespace) -> int:
         "compare": compare_versions,
         "export": remake_version,
         "quantize": remake_version,
+        "cascade": combine_versions,
         "certify": certify_version,
         "report": report_version,
         "study": run_study,
@@ -161,6 +164,13 @@ def remake_version(options: argparse.Namespace) -> int:
     """Publishes a version's network as a new version, exported again or quantised to 8-bit integers."""
     precision = "int8" if options.action == "quantize" else "fp32"
     print(f"published  {pipeline.remake(options.version, _dataset(options), precision, options.replace)}")
+    return 0
+
+
+def combine_versions(options: argparse.Namespace) -> int:
+    """Publishes a cascade of two versions."""
+    stages, settings = (options.first, options.second), (options.name, options.sent_on, options.risk, options.replace)
+    print(f"published  {combine(*stages, _dataset(options), *settings)}")
     return 0
 
 

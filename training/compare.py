@@ -7,7 +7,7 @@ import numpy as np
 
 from training.calibrate import negative_log_likelihood
 from training.evaluate import Accepted, Z, accept, score
-from training.verify import Exported, VerificationError
+from training.exported import Exported, VerificationError
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,30 @@
 """Runs all stages for one recipe, from images to a verified model version on disk."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version as installed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import onnx
 
-from training.assess import assess
 from training.captured_images import Captured
 from training.certify import RISK
-from training.dataset import Dataset, DatasetError, Examples, hold_out
-from training.export import ExportError, export, metadata, require_exportable
+from training.dataset import Dataset, Examples
+from training.evaluate import predict_heads
+from training.export import ExportError, export, require_exportable
 from training.files import require_writable
 from training.fit import checkpoint_name, fit
 from training.hyperparameters import highest_learning_rate
+from training.make_version import certified_on, make_version, split_again, stamp
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.synthesis.mixture import Teacher
-from training.verify import Exported, verify, verify_version
+from training.verify import verify_version
 from training.version_directory import VersionError, load_network, publish, read_record, require_replaceable
 
 QUANTISATION_IMAGES = 1000
-Convert = Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto]  # network, temperature, metadata
-LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
 
 
 def run(
@@ -129,7 +125,7 @@ def run(
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
-        "certified_on": _described(validation, dataset.name) if len(validation) else None,
+        "certified_on": certified_on(validation, dataset.name),
         "risk": risk,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
@@ -176,26 +172,17 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
         raise VersionError(f"{version} has precision {record.get('precision')}; use the fp32 version that it was made from")
     verify_version(version, dataset.test)  # a replaced model.keras must not be published under this version's record
     network = load_network(version)
-    try:
-        train, validation = hold_out(dataset, record["validation_images"], record["seed"])
-        same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
-        trained_on = train.images[: record["training_images"]]
-        provenance = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
-    if not same:
-        raise DatasetError(
-            f"{version} was trained on other data or held out other images; use the --data and --writers of its `run`"
-        )
-    sample = trained_on[:: max(1, len(trained_on) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
+    train, validation = split_again(version, record, dataset)
+    provenance = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
+    sample = train.images[:: max(1, len(train) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
 
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, properties, channels_last=True), sample)
 
     measured = ("robustness", "damage_mean", "second_source", "sources", "no_digit", "mail", "verification")
     kept = {name: value for name, value in record.items() if name not in measured}
-    described = _described(validation, dataset.name) if len(validation) else None
-    record = {"risk": RISK, **kept, "certified_on": described, "precision": precision, **provenance, **stamp()}
+    described = {"certified_on": certified_on(validation, dataset.name), "precision": precision}
+    record = {"risk": RISK, **kept, **described, **provenance, **stamp()}
     convert = in_8_bits if precision == "int8" else export
     return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft), replace)
 
@@ -203,57 +190,13 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
 def _make(
     record: dict[str, Any],
     network: keras.Sequential,
-    convert: Convert,
+    convert: Callable[[keras.Sequential, float, dict[str, str]], onnx.ModelProto],
     validation: Examples,
     test: Examples,
     directory: Path,
 ) -> dict[str, Any]:
-    """Writes an assessed and verified model.onnx and its network to `directory`, and returns the completed record."""
-    onnx_file = directory / "model.onnx"
-
-    def write(temperature: float, properties: dict[str, str]) -> Exported:
-        onnx.save(convert(network, temperature, properties), onnx_file)
-        return Exported(onnx_file)
-
-    record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
-    uncalibrated = write(1.0, {})
-    record = {**record, **assess(uncalibrated.uncalibrated_answers, validation, test, record["risk"])}
-    exported = write(record["temperature"], metadata(record))
-    print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
+    """Writes a verified model.onnx and its network to `directory`, and returns the completed record."""
+    rounded, reference = record["precision"] == "int8", partial(predict_heads, network)
+    record = make_version(record, partial(convert, network), reference, validation, test, directory, rounded)
     network.save(directory / "model.keras")
-    verification = verify(exported, network, record["temperature"], test.images)
-    print(f"verify     {verification}")
-    return {**record, "verification": asdict(verification)}
-
-
-def _described(validation: Examples, name: str) -> str:
-    """Describes the held-out images in words, for model file and card: what a certificate was made from."""
-    if validation.writers is None:
-        return f"{len(validation):,} training images of {name}, drawn at random; their writers also wrote training images"
-    writers = len(np.unique(validation.writers))
-    return f"{len(validation):,} training images of {name}, by {writers:,} writers of whom no image was trained on"
-
-
-def stamp() -> dict[str, Any]:
-    """Returns the code's commit and the current time, for the run record."""
-    return {
-        "commit": _commit(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str:
-    """Returns the commit of the running code, marked "-dirty" after local changes; "unknown" outside of a checkout."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # fails in a .venv inside another checkout, which git would describe
-
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return record

@@ -19,10 +19,10 @@ from training.calibrate import softmax
 from training.certificates import default_target, refuse
 from training.damage import SEVERE
 from training.dataset import Dataset, Examples
+from training.exported import Exported
 from training.model_card import TEMPLATES, model_card, summary
 from training.non_digits import count_accepted, evaluation_kinds, table
 from training.robustness import mean_accuracy, robustness, sources
-from training.verify import Exported
 from training.version_directory import read_record
 
 SEED = 0  # of damage and non-digits; fixed, so that all versions face the same images
@@ -102,7 +102,7 @@ def page(record: dict[str, Any], test: Examples, logits: np.ndarray) -> str:
         if found.get("test_error") is not None
     }
     pictures = {
-        "curves": figures.curves(record["history"]),
+        **({"curves": figures.curves(record["history"])} if "history" in record else {}),  # a cascade has none
         "confusion": figures.confusion(record["test"]["confusion"]),
         "reliability": figures.reliability(bands),
         "risk_coverage": figures.risk_coverage(*evaluate.risk_coverage(probabilities, test.labels), marks),

@@ -1,13 +1,12 @@
 """Teachers: published versions whose answers become a part of the targets of another network."""
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
+from training.exported import Exported
 from training.recipes import Recipe
-from training.verify import Exported
 from training.version_directory import VersionError
 
 TEACHER = "digits"  # bundled model that teaches by default
@@ -27,7 +26,7 @@ class ExportedTeacher:
             VerificationError: the file is missing or is not a valid model.
         """
         self._exported = Exported(file)
-        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.sha256 = self._exported.sha256
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the probabilities of the digits, (N, 10) float32, for images, (N, 28, 28) uint8."""

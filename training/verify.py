@@ -1,19 +1,20 @@
-"""Verifies that an exported ONNX file gives the same answers as the Keras network that it was made from."""
+"""Verifies that an exported ONNX file answers as what it was made from: its Keras network, or the stages of a cascade."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from training.calibrate import softmax
+from training.cascade.stages import stages_of
 from training.dataset import Examples
 from training.evaluate import Evaluation, evaluate, predict_heads
+from training.exported import Exported, Heads, VerificationError
 from training.version_directory import VersionError, load_network, read_record
 
-if TYPE_CHECKING:
-    import keras
+Reference = Callable[[np.ndarray], Heads]  # answers images, (N, 28, 28) uint8, as the file must
 
 BATCH_SIZES = (1, 7, 32, 128)
 TOLERANCE = 1e-5  # absolute, of probabilities
@@ -22,19 +23,15 @@ INT8_AGREEMENT = 0.9995  # share of equal digits in 8 bits, so that accuracy fal
 INT8_LOGIT_ERROR = 0.1  # of logits in 8 bits: root mean square error relative to the root mean square of the logits
 
 
-class VerificationError(Exception):
-    """The ONNX file contradicts its Keras network, its metadata or the run record; the message gives the difference."""
-
-
 @dataclass(frozen=True)
 class Verification:
-    """Results of comparing an ONNX file with its Keras network.
+    """Results of comparing an ONNX file with what it was made from.
 
     Attributes:
         images: number of compared images.
         batch_sizes: batch sizes at which the file was run.
         agreement: share of images with the same predicted digit.
-        largest_difference: largest difference between a probability of the file and of the Keras network.
+        largest_difference: largest difference between a probability of the file and of its origin.
     """
 
     images: int
@@ -47,79 +44,26 @@ class Verification:
         differing = round((1 - self.agreement) * self.images)
         agrees = f"all {self.images:,}" if not differing else f"all but {differing} of {self.images:,}"
         return (
-            f"ONNX agrees with Keras on {agrees} images at batch {sizes}; "
+            f"ONNX agrees with its source on {agrees} images at batch {sizes}; "
             f"probabilities differ by {self.largest_difference:.1e} at most"
         )
 
 
-class Exported:
-    """An ONNX file loaded in ONNX Runtime's CPU provider.
-
-    Attributes:
-        metadata: the file's metadata, by name.
-    """
-
-    def __init__(self, path: Path, threads: int = 0):
-        """Loads the file.
-
-        Args:
-            path: the ONNX file.
-            threads: number of threads per run; 0 uses all cores.
-
-        Raises:
-            VerificationError: the file is not a valid model.
-        """
-        self.path = path
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise VerificationError(f"{path} can't be loaded: {error}") from error
-        there = {output.name for output in self._session.get_outputs()}
-        self._outputs = ["logits", "probabilities", *(["whole"] if "whole" in there else [])]
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-
-    def answers(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
-        """Runs `images`, (N, 28, 28) uint8, in batches of `batch_size`.
-
-        Returns:
-            Logits and probabilities, (N, 10) float32 each.
-        """
-        logits, probabilities, _ = self.outputs(images, batch_size)
-        return logits, probabilities
-
-    def uncalibrated_answers(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the logits of `outputs`, and the probability of one whole digit."""
-        logits, _, whole = self.outputs(images)
-        return logits, whole
-
-    def outputs(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Runs `images`, (N, 28, 28) uint8, in batches of `batch_size`.
-
-        Returns:
-            Logits and probabilities, (N, 10) float32 each, and the probability that an image shows one whole digit, (N,)
-            float32. The latter is None for a file of contract 1, which has no such output.
-        """
-        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
-        runs = [self._session.run(self._outputs, {"images": batch}) for batch in batches]
-        logits, probabilities, *whole = (np.concatenate(parts) for parts in zip(*runs, strict=True))
-        return logits, probabilities, whole[0].reshape(-1) if whole else None
-
-
 def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verification]:
-    """Checks a version's ONNX file against its metadata, the run record, the test images and its Keras network.
+    """Checks a version's ONNX file against its metadata, the run record, the test images and what it was made from.
 
     Args:
-        version: a version directory that `pipeline.run` published.
+        version: a version directory that `digits-train` published; the stages of a cascade must lie beside it.
         test: the test images that the version was evaluated on.
 
     Raises:
         VersionError: it is not a version directory, or incomplete.
         VerificationError: the test accuracy is not the one in its metadata, or the file contradicts the run record or its
-            network.
+            origin.
     """
-    record, network = read_record(version), load_network(version)
+    record = read_record(version)
+    cascade = "cascade" in record
+    reference: Reference = stages_of(version, record) if cascade else partial(predict_heads, load_network(version))
     exported = Exported(version / "model.onnx")
     try:
         in_metadata = tuple(float(exported.metadata[name]) for name in ("temperature", "test_accuracy"))
@@ -136,29 +80,31 @@ def verify_version(version: Path, test: Examples) -> tuple[Evaluation, Verificat
         raise VerificationError(
             f"{exported.path}: the metadata give a test accuracy of {accuracy}, but it is {evaluation.accuracy}"
         )
-    return evaluation, verify(exported, network, temperature, test.images)
+    rounded = exported.metadata.get("precision") == "int8" and not cascade
+    return evaluation, verify(exported, reference, temperature, test.images, rounded)
 
 
-def verify(exported: Exported, network: "keras.Sequential", temperature: float, images: np.ndarray) -> Verification:
-    """Compares the ONNX file with its Keras network at batch sizes 1, 7, 32 and 128.
+def verify(exported: Exported, reference: Reference, temperature: float, images: np.ndarray, rounded: bool) -> Verification:
+    """Compares the ONNX file with what it was made from at batch sizes 1, 7, 32 and 128.
 
-    In float32, every digit must be equal, and every probability within 1e-5 of Keras'. An 8-bit file can't match every
-    answer. It must give the same digit for 9,995 of 10,000 images, and the root mean square error of its logits must be at
+    Every digit must be equal, and every probability within 1e-5. An 8-bit file can't match every answer of a float32
+    network. It must give the same digit for 9,995 of 10,000 images, and the root mean square error of its logits must be at
     most a tenth. Across batch sizes and at the expected temperature, it must match its own outputs as closely as a float32
     file matches Keras.
 
     Args:
         exported: the ONNX file.
-        network: its Keras network.
+        reference: what it was made from: a Keras network, or the stages of a cascade.
         temperature: the temperature that the file should contain.
         images: (N, 28, 28) uint8.
+        rounded: the file has 8 bits and the reference has not.
 
     Raises:
         VerificationError: a digit differs, or a probability or a logit differs by more than its tolerance.
     """
-    expected_logits, expected_whole = predict_heads(network, images)
+    expected_logits, expected_whole = reference(images)
     agreement, quantisation_error = 1.0, 0.0
-    if exported.metadata.get("precision") == "int8":
+    if rounded:
         keras_logits = expected_logits
         expected_logits, expected_whole = exported.uncalibrated_answers(images)
         agreement, quantisation_error = _quantisation_effect(expected_logits, keras_logits, temperature)
@@ -170,16 +116,16 @@ def verify(exported: Exported, network: "keras.Sequential", temperature: float, 
         changed = np.flatnonzero(answered.argmax(axis=1) != expected.argmax(axis=1))
         if len(changed) or not difference <= TOLERANCE:
             raise VerificationError(
-                f"{exported.path.name} differs from its Keras network at batch size {size}: {len(changed)} of "
+                f"{exported.path.name} differs from what it was made from at batch size {size}: {len(changed)} of "
                 f"{len(images)} digits differ, probabilities by up to {difference:.1e} (tolerance {TOLERANCE:.0e})"
             )
         if not np.allclose(answered_logits, expected_logits, rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE):
             difference = float(np.abs(answered_logits - expected_logits).max())
             raise VerificationError(
-                f"{exported.path.name}: logits differ from Keras' by up to {difference:.1e} at batch size {size}"
+                f"{exported.path.name}: logits differ from the expected ones by up to {difference:.1e} at batch size {size}"
             )
         if not _equal(whole, expected_whole):
-            raise VerificationError(f"{exported.path.name}: `whole` differs from Keras' at batch size {size}")
+            raise VerificationError(f"{exported.path.name}: `whole` differs from the expected one at batch size {size}")
         largest = max(largest, difference)
     return Verification(len(images), BATCH_SIZES, agreement, max(largest, quantisation_error))
 

@@ -13,11 +13,11 @@ import numpy as np
 from training.damage import SEVERE
 from training.dataset import Examples
 from training.evaluate import score
+from training.exported import Exported
 from training.non_digits import Kind, count_accepted, evaluation_kinds, table
 from training.report import NON_DIGITS, SEED
 from training.robustness import mean_accuracy, robustness, sources
 from training.sources import load_dataset
-from training.verify import Exported
 
 FIELD = 5  # digits
 

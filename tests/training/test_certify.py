@@ -11,7 +11,7 @@ from tests.support.drawings import draw_many
 from training.certify import GRID, Threshold, bound_by_writer, certify, first_count, upper_bound
 from training.dataset import Dataset, Examples
 from training.evaluate import accept, score, score_fields
-from training.verify import Exported
+from training.exported import Exported
 
 
 def test_the_grid_falls_from_certainty_and_is_exact_in_float32() -> None:

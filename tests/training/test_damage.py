@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from serving.repository.versions import ModelVersion
 from training.damage import DAMAGES, SEVERE, Damage, clutter, geometry, light, pens
-from training.verify import Exported
+from training.exported import Exported
 
 Images = NDArray[np.float32]
 NAMES = [f"{name} {amount}".strip() for name, amount, _ in DAMAGES]

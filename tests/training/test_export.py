@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from training.__main__ import main
 from training.calibrate import softmax
 from training.dataset import Dataset, DatasetError
 from training.evaluate import predict_logits
-from training.verify import Exported, VerificationError, verify
+from training.exported import Exported, VerificationError
+from training.verify import Verification
 from training.version_directory import VersionError, load_network
 
 if TYPE_CHECKING:
@@ -49,7 +51,15 @@ def build(name: str, least_scale: float = 0.5) -> "keras.Sequential":
 def export(network: "keras.Sequential", temperature: float = 1.7, **metadata: str) -> onnx.ModelProto:
     from training.export import export
 
-    return export(network, temperature, metadata)
+    return export(network, temperature, {"precision": "fp32", **metadata})
+
+
+def verify(exported: Exported, network: "keras.Sequential", temperature: float, images: Images) -> Verification:
+    from training.evaluate import predict_heads
+    from training.verify import verify
+
+    rounded = exported.metadata["precision"] == "int8"
+    return verify(exported, partial(predict_heads, network), temperature, images, rounded)
 
 
 @pytest.fixture(scope="module")

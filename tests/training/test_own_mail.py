@@ -16,11 +16,11 @@ from training.__main__ import main
 from training.certificates import certify_answers
 from training.dataset import NO_DIGIT, DatasetError
 from training.evaluate import ERRORS, FIELD_ERRORS, score, score_fields
+from training.exported import Exported
 from training.own_mail import captured_mail
 from training.own_mail.lexicon import fields_of_codes, lookup
 from training.own_mail.mail import Mail
 from training.own_mail.shortfall import explain, mail_needed
-from training.verify import Exported
 
 Images = NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ import pytest
 
 from training.__main__ import main
 from training.dataset import Dataset
-from training.verify import VerificationError
+from training.exported import VerificationError
 from training.version_directory import read_record
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,10 @@ from training.calibrate import softmax
 from training.damage import SEVERE
 from training.dataset import Dataset, Examples
 from training.evaluate import ERRORS, evaluate, risk_coverage
+from training.exported import Exported
 from training.model_card import model_card
 from training.report import ReportError, _on_source, page, report
 from training.robustness import mean_accuracy
-from training.verify import Exported
 from training.version_directory import VersionError
 
 Images = NDArray[np.uint8]

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 from serving.repository.versions import ModelVersion
 from training.damage import SEVERE
 from training.dataset import Examples
+from training.exported import Exported
 from training.robustness import mean_accuracy, robustness, second_source, sources
-from training.verify import Exported
 
 Images = NDArray[np.uint8]
 

@@ -48,4 +48,4 @@ def test_bundled_models_have_their_stated_accuracy_and_match_keras(
         output = capsys.readouterr().out
         assert f"test accuracy {record['test']['accuracy']:.4f}" in output
         assert record["test"]["accuracy"] >= least
-        assert re.search(f"ONNX agrees with Keras on ({agreement}) images at batch 1, 7, 32, 128", output)
+        assert re.search(f"ONNX agrees with its source on ({agreement}) images at batch 1, 7, 32, 128", output)

@@ -14,11 +14,11 @@ from training.dataset import DatasetError
 from training.drift_reference import drift_reference
 from training.evaluate import DEFAULT_ERROR, ERRORS, FIELD_ERRORS, accept, score
 from training.export import metadata
+from training.exported import Exported
+from training.make_version import stamp
 from training.own_mail.lexicon import LexiconFile, fields_of_codes, lookup
 from training.own_mail.mail import Mail
 from training.own_mail.shortfall import explain
-from training.pipeline import stamp
-from training.verify import Exported
 from training.version_directory import VersionError, publish, read_record
 
 POSTCODE = 5  # digits; length of the made-up fields whose thresholds are printed

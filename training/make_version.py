@@ -1,0 +1,119 @@
+"""Makes the files of a version: an ONNX file that is calibrated, certified, evaluated and verified, and its run record."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from training.assess import assess
+from training.dataset import Dataset, DatasetError, Examples, hold_out
+from training.export import metadata
+from training.exported import Exported
+from training.verify import Reference, verify
+from training.version_directory import VersionError
+
+Convert = Callable[[float, dict[str, str]], onnx.ModelProto]  # temperature, metadata
+LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
+
+
+def make_version(
+    record: dict[str, Any],
+    convert: Convert,
+    reference: Reference,
+    validation: Examples,
+    test: Examples,
+    directory: Path,
+    rounded: bool = False,
+) -> dict[str, Any]:
+    """Writes an assessed and verified model.onnx to `directory`.
+
+    Args:
+        record: what is known before, with the risk.
+        convert: makes the model for a temperature, with metadata.
+        reference: what the file must answer, see `verify`.
+        validation: held-out images, which temperature and thresholds are fitted to.
+        test: images for evaluation and verification.
+        directory: the version's draft.
+        rounded: the file has 8 bits and the reference has not.
+
+    Returns:
+        The completed record.
+
+    Raises:
+        VerificationError: the file contradicts `reference`.
+    """
+    onnx_file = directory / "model.onnx"
+
+    def write(temperature: float, properties: dict[str, str]) -> Exported:
+        onnx.save(convert(temperature, properties), onnx_file)
+        return Exported(onnx_file)
+
+    record = {**record, "libraries": {name: installed(name) for name in LIBRARIES}}
+    uncalibrated = write(1.0, {})
+    record = {**record, **assess(uncalibrated.uncalibrated_answers, validation, test, record["risk"])}
+    exported = write(record["temperature"], metadata(record))
+    print(f"export     {onnx_file.stat().st_size:,} bytes of ONNX")
+    verification = verify(exported, reference, record["temperature"], test.images, rounded)
+    print(f"verify     {verification}")
+    return {**record, "verification": asdict(verification)}
+
+
+def split_again(version: Path, record: dict[str, Any], dataset: Dataset) -> tuple[Examples, Examples]:
+    """Returns the images that a version was trained on, without captured ones, and the images that it held out.
+
+    Raises:
+        DatasetError: the version was trained on another dataset, or with another split.
+        VersionError: `version` is not a version that `run` published.
+    """
+    try:
+        train, validation = hold_out(dataset, record["validation_images"], record["seed"])
+        same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
+        train = train[: record["training_images"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
+    if not same:
+        raise DatasetError(
+            f"{version} was trained on other data or held out other images; use the --data and --writers of its `run`"
+        )
+    return train, validation
+
+
+def certified_on(validation: Examples, name: str) -> str | None:
+    """Describes the held-out images in words, for model file and card; None without any."""
+    if not len(validation):
+        return None
+    if validation.writers is None:
+        return f"{len(validation):,} training images of {name}, drawn at random; their writers also wrote training images"
+    writers = len(np.unique(validation.writers))
+    return f"{len(validation):,} training images of {name}, by {writers:,} writers of whom no image was trained on"
+
+
+def stamp() -> dict[str, Any]:
+    """Returns the code's commit and the current time, for the run record."""
+    return {
+        "commit": _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """Returns the commit of the running code, marked "-dirty" after local changes; "unknown" outside of a checkout."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # fails in a .venv inside another checkout, which git would describe
+
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
