@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SECONDS ?= 30
 MINUTES ?= 10
 WORKERS ?= auto
-RECIPE ?= flagship
+RECIPE ?= folded
 HOLD_OUT ?= 10000
 IMAGE ?= postal-digits
 VARIANT ?= cpu
@@ -54,7 +54,7 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 	@exec $(BIN)/digits serve $(if $(MODELS),--models $(MODELS)) \
 		$(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
 
-train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=flagship HOLD_OUT=10000 DIGITS_DATA=mnist.npz]
+train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=folded HOLD_OUT=10000 DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --hold-out $(HOLD_OUT) --models models
 
 test: .venv/.everything ## run the tests in parallel, except those of test-slow and prove [WORKERS=auto]

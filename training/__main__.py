@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="VERSION",
         help="version directory whose model.onnx teaches a recipe that has a teacher (default: the newest bundled "
-        "version of `digits`)",
+        "version of `digits-flagship`)",
     )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="directory for TensorBoard logs")
 

@@ -236,7 +236,7 @@ RECIPES = {
         ),
         Recipe(
             name="folded",
-            source="ours: the fast network that refuses what is no digit",
+            source="ours: the network to deploy",
             network=architectures.folded,
             optimiser=_one_cycle(4e-3),
             batch_size=128,
@@ -260,7 +260,7 @@ RECIPES = {
         ),
         Recipe(
             name="flagship-small",
-            source="ours: the network for throughput",
+            source="ours: a small network, which trains in ten minutes",
             network=architectures.flagship_small,
             optimiser=_one_cycle(3e-3),
             batch_size=128,

@@ -9,7 +9,7 @@ from training.exported import Exported
 from training.recipes import Recipe
 from training.version_directory import VersionError
 
-TEACHER = "digits"  # bundled model that teaches by default
+TEACHER = "digits-flagship"  # bundled model that teaches by default
 
 
 class ExportedTeacher:

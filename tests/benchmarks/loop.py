@@ -1,6 +1,6 @@
-"""Runs the learning loop once: `make loop`. It needs MNIST, and takes as long as training `flagship-small`.
+"""Runs the learning loop once: `make loop`. It needs MNIST, and takes as long as training `folded`.
 
-A service runs the bundled `digits-small` and gets mail unlike its training data: the UCI digits from scikit-learn, with
+A service runs the bundled `digits` and gets mail unlike its training data: the UCI digits from scikit-learn, with
 thickened strokes. Rejected images are keyed, accepted ones are audited, and both kinds are captured. `digits-train` trains
 on these images and compares the two versions. If the new version is not worse, it becomes a canary beside the old one, and
 later mail shows the accuracy of both. This mail is captured, too. `digits-train` certifies the new version on it: the
@@ -126,13 +126,13 @@ def digits_train(*arguments: str) -> str:
 def main() -> None:
     """Runs the loop once and prints the results of each step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="flagship-small", help="recipe to train (default: %(default)s)")
+    parser.add_argument("--recipe", default="folded", help="recipe to train (default: %(default)s)")
     parser.add_argument("--epochs", help="passes over the training images; fewer make a quick version of low accuracy")
     options = parser.parse_args()
     images, labels = mail()
     with tempfile.TemporaryDirectory() as directory:
         store, model = f"sqlite:///{directory}/captured.db", Path(directory) / "models" / "digits"
-        bundled = versions.scan(BUNDLED)["digits-small"].versions
+        bundled = versions.scan(BUNDLED)["digits"].versions
         old = str(min(bundled))  # the float32 version; the new one is float32 too
         shutil.copytree(bundled[int(old)].path.parent, model / old)
         (model / "routing.toml").write_text(f"stable = {old}\n")  # without it, the new version would serve at once

@@ -31,7 +31,7 @@ def test_versions_without_mistakes_are_shown_in_a_table() -> None:
     head, *rows = (line.split() for line in found.stdout.splitlines())
     assert head == ["MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE"]
     expected = []
-    for name, recipe in (("digits", "flagship"), ("digits-fast", "folded"), ("digits-small", "flagship-small")):
+    for name, recipe in (("digits", "folded"), ("digits-flagship", "flagship")):
         numbers = sorted((path.name for path in (BUNDLED / name).iterdir()), reverse=True)
         for number, precision, role in zip(numbers, ("int8", "fp32"), ("stable", "-"), strict=True):
             expected.append([name, number, recipe, precision, role, "loads"])

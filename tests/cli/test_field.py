@@ -32,7 +32,7 @@ def test_a_field_with_its_lexicon_is_shown_as_json(digits: Digits, flags: tuple[
 
 
 def test_another_model_reads_the_field(digits: Digits) -> None:
-    version = json.loads(digits("field", "--json", "--model", "digits-small", *FILES)[1])["version"]
+    version = json.loads(digits("field", "--json", "--model", "digits-flagship", *FILES)[1])["version"]
     assert version != json.loads(digits("field", "--json", *FILES)[1])["version"]
 
 

@@ -137,7 +137,7 @@ def test_digits_recognize_shows_a_line_per_file(digits: Digits) -> None:
 
 
 def test_json_has_all_that_the_service_answers(digits: Digits) -> None:
-    flags = ("--model", "digits-small", "--target-error-rate", "0.002", "--key", "a")
+    flags = ("--model", "digits-flagship", "--target-error-rate", "0.002", "--key", "a")
     status, shown, _ = digits("recognize", "--json", "--crops", *flags, *[SAMPLES / "photo.jpg"] * 2)
     answers = [json.loads(line) for line in shown.splitlines()]
     assert status == 0

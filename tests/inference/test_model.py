@@ -92,7 +92,7 @@ def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion, tmp_p
 
 
 def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Classifier, bundled: versions.ModelVersion) -> None:
-    assert model.metadata.recipe == "flagship"
+    assert model.metadata.recipe == "folded"
     assert model.metadata.test_accuracy >= 0.996
     assert model.version == str(bundled.number)
 

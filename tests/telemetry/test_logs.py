@@ -171,7 +171,7 @@ def serve_one_digit(*flags: str) -> list[dict[str, Any]]:
 
 def test_a_server_logs_its_life_as_events() -> None:
     lines = serve_one_digit()
-    assert {line["model"] for line in lines if line["event"] == "model_loaded"} == {"digits", "digits-fast", "digits-small"}
+    assert {line["model"] for line in lines if line["event"] == "model_loaded"} == {"digits", "digits-flagship"}
     events = {line["event"]: line for line in lines if line.get("model") in (None, "digits")}
     assert list(events) == ["model_loaded", "model_role", "started", "draining", "stopped"]
     assert events["model_loaded"]["model"] == "digits"
@@ -219,7 +219,7 @@ def test_a_refused_model_is_an_event_with_its_reason(tmp_path: Path) -> None:
 def test_a_model_without_a_certified_threshold_is_an_event() -> None:
     lines = serve_one_digit("--target-error-rate", "0.0001", "--workers", "1")
     warned = [line for line in lines if line["event"] == "model_not_certified"]
-    assert {line["model"] for line in warned} == {"digits", "digits-fast", "digits-small"}
+    assert {line["model"] for line in warned} == {"digits", "digits-flagship"}
     assert all(
         "has no certified threshold for an error rate of 0.0001: it accepts no digit" in line["message"] for line in warned
     )
