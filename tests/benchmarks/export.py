@@ -6,13 +6,15 @@ a pair take turns. The clock is the thread's CPU time, which other load on the m
 median of the rounds' ratios.
 
 The networks are untrained, because speed does not depend on the weights. `digits-train quantize` measures the effect of 8
-bits on the accuracy of each version.
+bits on the accuracy of each version. The speed of a cascade does depend on them, and on the images: `--cascade VERSION`
+compares a trained cascade with its first stage on MNIST's test images instead.
 """
 
 import argparse
 import os
 import statistics
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -24,6 +26,8 @@ from tests.support.drawings import draw_many
 from training import architectures
 from training.export import OPSET, export
 from training.quantize import quantize
+from training.sources import load_dataset
+from training.version_directory import read_record
 
 BATCH_SIZES = (1, 32, 128)
 BURST = 0.02  # seconds that one model runs in one round
@@ -67,19 +71,31 @@ def by_hand(network: keras.Sequential, batch_size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_operatorsetid("", OPSET)], ir_version=8)
 
 
-def race(first: onnx.ModelProto, second: onnx.ModelProto, batch_size: int, rounds: int) -> tuple[float, float]:
+def race(
+    first: onnx.ModelProto, second: onnx.ModelProto, batch_size: int, rounds: int, images: np.ndarray | None = None
+) -> tuple[float, float]:
     """Compares two models.
+
+    Args:
+        first: one model.
+        second: the other model.
+        batch_size: images per run.
+        rounds: number of measurements of each model.
+        images: (N, 28, 28) uint8, all of which go through both models in each round; None repeats one batch of drawings.
 
     Returns:
         Median CPU microseconds per image of `second`, and the median speed of `second` relative to `first`.
     """
-    images, _ = draw_many(batch_size, seed=0)
     sessions = [_session(model) for model in (first, second)]
-    runs = max(1, round(BURST / min(_cost(session, images, 1) for session in sessions * 3)))
+    if images is None:
+        drawn, _ = draw_many(batch_size, seed=0)
+        batches = [drawn] * max(1, round(BURST / min(_cost(session, [drawn]) for session in sessions * 3)))
+    else:
+        batches = [images[start : start + batch_size] for start in range(0, len(images) - batch_size + 1, batch_size)]
     costs: list[list[float]] = [[], []]
     for turn in range(rounds):
         for index in (0, 1) if turn % 2 else (1, 0):
-            costs[index].append(_cost(sessions[index], images, runs))
+            costs[index].append(_cost(sessions[index], batches))
     ratio = statistics.median(a / b for a, b in zip(*costs, strict=True))
     return statistics.median(costs[1]) / batch_size * 1e6, ratio
 
@@ -91,23 +107,28 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _cost(session: onnxruntime.InferenceSession, images: np.ndarray, runs: int) -> float:
+def _cost(session: onnxruntime.InferenceSession, batches: list[np.ndarray]) -> float:
     """Returns CPU seconds per run."""
     start = time.thread_time()
-    for _ in range(runs):
+    for images in batches:
         session.run(None, {"images": images})
-    return (time.thread_time() - start) / runs
+    return (time.thread_time() - start) / len(batches)
 
 
-def main() -> None:
-    """Measures all pairs and prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=41, help="rounds per pair of models (default: %(default)s)")
-    rounds = parser.parse_args().rounds
+def _race_cascade(version: Path, rounds: int) -> None:
+    """Prints the rows that compare a cascade with its first stage, on MNIST's test images."""
+    record, models = read_record(version), version.resolve().parent.parent
+    stage = record["cascade"]["stages"][0]
+    first = onnx.load(models / stage["model"] / stage["version"] / "model.onnx")
+    images = load_dataset(os.environ.get("DIGITS_DATA"), None, False).test.images
+    for batch_size in BATCH_SIZES:
+        cost, ratio = race(first, onnx.load(version / "model.onnx"), batch_size, rounds, images)
+        print(f"| {record['recipe']} | {stage['recipe']} | {batch_size} | {cost:.1f} | {ratio:.2f} |", flush=True)
+
+
+def _race_networks(rounds: int) -> None:
+    """Prints the rows of the untrained networks."""
     images, _ = draw_many(1000, seed=1)
-    print(f"Medians of {rounds} rounds on one core of {os.cpu_count()}.\n")
-    print("| model | compared with | batch | us per image | relative speed |")
-    print("|---|---|---:|---:|---:|")
     in_8_bits = {}
     for name in ("convnet", "flagship_small", "flagship", "folded"):
         network = getattr(architectures, name)()
@@ -123,6 +144,21 @@ def main() -> None:
         for batch_size in BATCH_SIZES:
             cost, ratio = race(in_8_bits[name], in_8_bits["folded"], batch_size, rounds)
             print(f"| folded, 8 bits | {name}, 8 bits | {batch_size} | {cost:.1f} | {ratio:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Measures all pairs and prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=41, help="rounds per pair of models (default: %(default)s)")
+    parser.add_argument("--cascade", type=Path, metavar="VERSION", help="compare this cascade with its first stage")
+    options = parser.parse_args()
+    print(f"Medians of {options.rounds} rounds on one core of {os.cpu_count()}.\n")
+    print("| model | compared with | batch | us per image | relative speed |")
+    print("|---|---|---:|---:|---:|")
+    if options.cascade:
+        _race_cascade(options.cascade, options.rounds)
+    else:
+        _race_networks(options.rounds)
 
 
 if __name__ == "__main__":
