@@ -1,8 +1,8 @@
 """Table of what framing makes of crops, kind by kind: `python -m tests.benchmarks.framing [--source OTHER_CHECKOUT]`.
 
 Draws crops of each kind, frames them, and reads them with the newest bundled model at the default certified error rate. A
-crop is rejected where it can't be decoded, shows no ink or no whole digit, or is read below the threshold. Digits come
-from MNIST's test images where DIGITS_DATA names a copy, else from the bundled samples.
+crop is rejected where it can't be decoded, where framer or model find no ink or no whole digit, or where it is read below
+the threshold. Digits come from MNIST's test images where DIGITS_DATA names a copy, else from the bundled samples.
 """
 
 import argparse
@@ -57,6 +57,20 @@ def frame_all(frame_crop: Callable[[bytes], Any], contents: list[bytes]) -> tupl
     return images, whole & images.any(axis=(1, 2))
 
 
+def accepted_digits(model: Any, images: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Reads images, (n, 28, 28), as the service of the checkout does; returns digits, (n,), -1 for a rejection."""
+    from serving.answers.decision import Decision
+    from serving.inference import classifier
+    from serving.recognition.policy import choose, decide
+
+    rows, threshold = model.classify(images), choose(model.metadata.thresholds, TARGET_ERROR_RATE)
+    if hasattr(classifier, "SHOWS"):
+        decisions = decide(rows[:, classifier.CONFIDENCE], rows[:, classifier.SHOWS].astype(np.uint8), threshold)
+        return np.where(decisions == Decision.ACCEPT, rows[:, classifier.DIGIT], -1).astype(np.intp)
+    confident = rows[:, 21] >= np.float64(threshold.confidence if threshold else np.inf)
+    return np.where(confident, rows[:, 20], -1).astype(np.intp)  # the columns of checkouts before `whole`
+
+
 def recognize_kind(
     draw: Any, count: int, source: Any, model: Any, frame_crop: Callable[[bytes], Any], truths: bool
 ) -> list[Outcome]:
@@ -65,14 +79,12 @@ def recognize_kind(
     pictures, labels = source
     contents = [draw(pictures[index % len(pictures)], random) for index in range(count)]
     images, whole = frame_all(frame_crop, contents)
-    rows = model.classify(images)
-    threshold = next(t.confidence for t in model.metadata.thresholds if t.target_error_rate <= TARGET_ERROR_RATE)
-    accepted = whole & (rows[:, 21] >= threshold)
+    digits = np.where(whole, accepted_digits(model, images), -1)
     return [
         Outcome(
             content,
             int(labels[index % len(labels)]) if truths else None,
-            int(rows[index, 20]) if accepted[index] else None,
+            int(digits[index]) if digits[index] >= 0 else None,
             bool(whole[index]),
             images[index],
         )
