@@ -12,7 +12,7 @@ from training.certify import RISK
 from training.dataset import Examples
 from training.drift_reference import drift_reference
 from training.evaluate import DEFAULT_ERROR, accept, evaluate, score, score_fields
-from training.whole import WHOLE_LOSS, fix_whole_threshold
+from training.whole import WHOLE_LOSS, fix_whole_threshold, is_whole
 
 POSTCODE = 5  # digits; length of the fields whose thresholds are printed
 
@@ -25,8 +25,8 @@ def assess(
 ) -> dict[str, Any]:
     """Fits the temperature and the thresholds on `validation`, then evaluates on `test`, and prints the results.
 
-    A network with a second head first gets its whole threshold. The answers that this threshold refuses count as confidence
-    0 when the other thresholds are certified.
+    A network with a second head first gets its whole threshold, also where nothing is held out. The answers that this
+    threshold refuses count as confidence 0 when the other thresholds are certified.
 
     Args:
         predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8, and the probability of one whole digit, (N,)
@@ -40,6 +40,8 @@ def assess(
     """
     temperature, validated, reference = 1.0, None, None
     certificates: dict[str, Any] = {"thresholds": {}, "fields": {}, "risk": risk, "certified": None}
+    test_logits, test_whole = predict(test.images)
+    whole, kept, test_kept = None, None, None
     refusal: dict[str, Any] = {}
     if len(validation):
         logits, whole = predict(validation.images)
@@ -48,21 +50,12 @@ def assess(
         validated = evaluate(calibrated, validation.labels)
         reference = drift_reference(validation.images, calibrated)
         print(f"calibrate  temperature {temperature:.4f}; held-out {validated}")
-        kept = None
-        if whole is not None:
-            kept = whole >= np.float64(fix_whole_threshold(whole))
-            refusal = {"threshold": fix_whole_threshold(whole), "held_out_lost": float(1 - kept.mean())}
+    if test_whole is not None:
+        refusal = {"whole": _fix_whole(whole, test_whole)}
+        test_kept = is_whole(test_whole, refusal["whole"]["threshold"])
+        kept = None if whole is None else is_whole(whole, refusal["whole"]["threshold"])
+    if len(validation):
         certificates = certify_images(calibrated, validation.labels, risk, validation.writers, kept)
-
-    test_logits, test_whole = predict(test.images)
-    test_kept = None
-    if refusal and test_whole is not None:
-        test_kept = test_whole >= np.float64(refusal["threshold"])
-        refusal["test_lost"] = float(1 - test_kept.mean())
-        print(
-            f"whole      threshold {refusal['threshold']:.6f} refuses {refusal['held_out_lost']:.2%} of the held-out digits "
-            f"(aim {WHOLE_LOSS:.2%}) and {refusal['test_lost']:.2%} of the test images"
-        )
     probabilities = softmax(test_logits, temperature)
     tested = evaluate(probabilities, test.labels)
     uncalibrated = evaluate(softmax(test_logits, 1), test.labels)
@@ -75,7 +68,7 @@ def assess(
             "negative_log_likelihood": uncalibrated.negative_log_likelihood,
             "calibration_error": uncalibrated.calibration_error,
         },
-        **({"whole": refusal} if refusal else {}),
+        **refusal,
         **_with_effect(certificates, *score(probabilities, test.labels), test_kept),
         "accepts_by_default": accepts_by_default(certificates),  # read by `make serve`
         "drift_reference": reference,
@@ -91,6 +84,28 @@ def print_thresholds(record: dict[str, Any]) -> None:
     _print_thresholds(record["thresholds"], "digits")
     if record["fields"]:
         _print_thresholds(record["fields"][str(POSTCODE)]["thresholds"], f"fields of {POSTCODE}")
+
+
+def _fix_whole(held_out: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
+    """Fixes the threshold of the second head, and prints what it refuses.
+
+    Args:
+        held_out: (N,) float32, probability of one whole digit, for the held-out digits. None where nothing is held out: the
+            threshold is then 0, which refuses nothing, because a service needs a number.
+        test: (M,) float32, the same for the test images.
+
+    Returns:
+        The entry `whole` of the run record. `held_out_lost` is None where nothing is held out.
+    """
+    threshold = 0.0 if held_out is None else fix_whole_threshold(held_out)
+    lost = None if held_out is None else float((~is_whole(held_out, threshold)).mean())
+    test_lost = float((~is_whole(test, threshold)).mean())
+    if lost is not None:
+        print(
+            f"whole      threshold {threshold:.6f} refuses {lost:.2%} of the held-out digits (aim {WHOLE_LOSS:.2%}) and "
+            f"{test_lost:.2%} of the test images"
+        )
+    return {"threshold": threshold, "held_out_lost": lost, "test_lost": test_lost}
 
 
 def _with_effect(

@@ -23,7 +23,10 @@ def split_heads(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def fix_whole_threshold(whole: np.ndarray) -> float:
-    """Finds the threshold that refuses a share of `WHOLE_LOSS` of the held-out digits, at least one of them.
+    """Finds the threshold that refuses a share of `WHOLE_LOSS` of the held-out digits, or one of a thousand or fewer.
+
+    It refuses more where several digits share the value of the last one, and fewer where this value is nearly 1: a head that
+    is sure of every digit refuses none.
 
     The answer to an image is never accepted if its probability of one whole digit is below the threshold. The threshold is
     the value of the last refused digit, rounded up to a millionth, so that the service's rounding can't change its side.
@@ -38,3 +41,17 @@ def fix_whole_threshold(whole: np.ndarray) -> float:
     refused = max(1, math.floor(WHOLE_LOSS * len(whole)))
     last = float(np.partition(whole, refused - 1)[refused - 1])
     return min(1.0, (math.floor(last * 1e6) + 1) / 1e6)
+
+
+def is_whole(whole: np.ndarray, threshold: float) -> np.ndarray:
+    """Tests which images show one whole digit, as the service does.
+
+    Args:
+        whole: (N,) float32, probability of one whole digit.
+        threshold: the lowest probability of a whole digit.
+
+    Returns:
+        (N,) bool.
+    """
+    kept: np.ndarray = whole >= np.float64(threshold)  # NumPy would round a Python float to float32 before it compares
+    return kept

@@ -1,6 +1,7 @@
 import json
 import platform
 import subprocess
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_a_model_that_fails_verification_is_not_published(
     def fail(*_: object) -> None:
         raise VerificationError("not the same")
 
-    monkeypatch.setattr(pipeline, "verify", fail)  # no input makes a correct exporter write a wrong file
+    monkeypatch.setattr("training.make_version.verify", fail)  # no input makes a correct exporter write a wrong file
     with pytest.raises(VerificationError):
         pipeline.run(RECIPES["convnet"], drawn, 0, 1, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [".convnet-seed0-epochs1.npz"], "the checkpoint is kept"
@@ -45,7 +46,7 @@ def test_a_network_trained_without_tensorflow_is_exported_by_a_rerun(
 
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(keras.backend, "backend", lambda: "jax")
-        elsewhere.setattr("training.pipeline.installed", without_tensorflow)
+        elsewhere.setattr("training.make_version.installed", without_tensorflow)
         elsewhere.setattr(platform, "machine", lambda: "abacus")
         with pytest.raises(ExportError, match=r"got jax; the trained network is kept in .*\.convnet-seed0-epochs1\.npz"):
             pipeline.run(RECIPES["convnet"], drawn, 0, 1, tmp_path)
@@ -56,6 +57,21 @@ def test_a_network_trained_without_tensorflow_is_exported_by_a_rerun(
     record = json.loads((published / "run.json").read_text())
     assert (record["backend"], record["machine"].split(",")[0]) == ("jax", "abacus")
     assert [file.name for file in tmp_path.iterdir()] == [published.name]
+
+
+def test_a_network_of_two_heads_without_held_out_images_can_be_served(drawn: Dataset, tmp_path: Path) -> None:
+    from serving.inference.model import open_model
+    from training import pipeline
+    from training.recipes import RECIPES
+    from training.synthesis.mixture import Mixture
+
+    mixture = Mixture(images=200, passes=1, bank=20, teacher=0)
+    recipe = replace(RECIPES["folded"], mixture=mixture, validation_images=0, batch_size=50)
+    published = pipeline.run(recipe, drawn, 0, 1, tmp_path)
+    served = open_model(published / "model.onnx", published.name)
+    assert (served.metadata.contract, served.metadata.whole_threshold) == ("2", 0)
+    assert read_record(published)["whole"]["held_out_lost"] is None
+    assert "its threshold is 0, and the head refuses nothing" in (published / "MODEL_CARD.md").read_text()
 
 
 def accepting_version(model_directory: Path) -> Path:

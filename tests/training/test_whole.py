@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training.certify import certify
-from training.whole import WHOLE_LOSS, fix_whole_threshold, split_heads
+from training.whole import WHOLE_LOSS, fix_whole_threshold, is_whole, split_heads
 
 
 def test_outputs_of_ten_columns_have_no_second_head() -> None:
@@ -32,8 +32,15 @@ def test_the_whole_threshold_refuses_its_share_of_the_digits(digits: int, refuse
     assert last < threshold <= last + 1.1e-6, "the threshold depends on the last refused digit alone"
 
 
-def test_a_head_that_is_sure_of_every_digit_refuses_few() -> None:
-    assert fix_whole_threshold(np.ones(1_000, np.float32)) == 1
+def test_a_head_that_is_sure_of_every_digit_refuses_none() -> None:
+    sure = np.ones(1_000, np.float32)
+    assert fix_whole_threshold(sure) == 1
+    assert is_whole(sure, fix_whole_threshold(sure)).all()
+
+
+def test_a_probability_is_compared_with_the_threshold_as_it_is() -> None:
+    assert is_whole(np.array([0.1, 0.7], np.float32), 0.1).tolist() == [True, True]
+    assert is_whole(np.array([0.7], np.float32), 0.7).tolist() == [False], "the nearest float32 is below 0.7"
 
 
 def test_thresholds_certified_on_the_same_images_keep_their_promise() -> None:
