@@ -19,7 +19,7 @@ OPSET = 18
 
 
 class ExportError(Exception):
-    """Models can't be exported in this environment; the message gives the reason."""
+    """A model can't be exported, or none can in this environment; the message gives the reason."""
 
 
 def require_exportable() -> None:
@@ -73,7 +73,7 @@ def export(
         channels_last: flattens with the channels last, as ONNX Runtime's 8-bit convolutions store them.
 
     Raises:
-        ExportError: see `require_exportable`.
+        ExportError: see `require_exportable`; or the network doesn't end in logits.
     """
     require_exportable()
     import tensorflow as tf  # only here: the rest of `training` runs on any Keras backend
@@ -104,16 +104,19 @@ def export(
 def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequential, list[layers.Dense]]:
     """Rewrites the network so that it converts to few nodes, and to no nodes that only move data.
 
-    - The scaling of the pixels is folded into the first weights: convolutions and dense layers are linear.
+    - A scaling without an offset is folded into the next weights: convolutions and dense layers are linear.
     - Normalisation and ReLU move before the pooling. The outputs are unchanged if no scale is negative, since then
       max(s a, s b) = s max(a, b).
-    - Normalisation is folded into the weights before it.
+    - Normalisation is folded into the weights before it, unless an activation lies between.
     - Flatten becomes a reshape to a constant size: Keras' own would compute the batch size in every run. The channels come
       first, which is ONNX' layout, and the next weights are reordered to match, unless `channels_last`.
     - The last layer is split into the heads.
 
     Returns:
         The network without its last layer, and the heads: the logits of the digits, then that of `whole` if there is one.
+
+    Raises:
+        ExportError: the network does not end in a dense layer without an activation.
     """
     stack = [layer for layer in network.layers if not isinstance(layer, layers.Dropout)]
     for index, layer in enumerate(stack):
@@ -123,15 +126,13 @@ def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequent
 
     twins: list[keras.Layer] = []
     weights: list[list[np.ndarray]] = []
-    scale, shape = (
-        np.float32(1),
-        None,
-    )  # of the pixels, until the first weights; of what is flattened, until the next weights
-    for layer in stack:
+    # A scaling and the shape of what is flattened, until the next weights.
+    scale, shape = np.float32(1), None
+    for index, layer in enumerate(stack):
         match layer:
-            case layers.Rescaling():
+            case layers.Rescaling() if _scales_weights(layer, stack[index + 1 :]):
                 scale = np.float32(layer.scale)
-            case layers.BatchNormalization() if weights and isinstance(twins[-1], layers.Conv2D | layers.Dense):
+            case layers.BatchNormalization() if twins and _has_linear_weights(twins[-1]):
                 twins[-1], weights[-1] = _normalised(twins[-1], weights[-1], layer)
             case layers.Conv2D() | layers.Dense():
                 kernel, *bias = layer.get_weights()
@@ -151,17 +152,31 @@ def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequent
                 twins.append(layer.from_config(layer.get_config()))
                 if layer.weights:
                     weights.append(layer.get_weights())
+    if not (isinstance(twins[-1], layers.Dense) and _has_linear_weights(twins[-1])):
+        raise ExportError("the network must end in a dense layer without an activation, whose outputs are logits")
     trunk = keras.Sequential([keras.Input(network.input_shape[1:]), *twins[:-1]])
-    for twin, values in zip([twin for twin in twins[:-1] if twin.weights], weights, strict=False):
+    for twin, values in zip([twin for twin in twins[:-1] if twin.weights], weights[:-1], strict=True):
         twin.set_weights(values)
-    kernel, bias = weights[-1]
+    kernel, *bias = weights[-1]
     heads = []
     for columns in (slice(0, 10), slice(10, 11))[: 1 + (kernel.shape[1] > 10)]:
-        head = layers.Dense(kernel[:, columns].shape[1])
+        head = layers.Dense(kernel[:, columns].shape[1], use_bias=bool(bias))
         head.build(trunk.output_shape)
-        head.set_weights([kernel[:, columns], bias[columns]])
+        head.set_weights([kernel[:, columns], *(values[columns] for values in bias)])
         heads.append(head)
     return trunk, heads
+
+
+def _scales_weights(scaling: layers.Rescaling, after: list[keras.Layer]) -> bool:
+    """Tests if only padding and changes of shape lie between a scaling without an offset and the next weights."""
+    moves = layers.Flatten | layers.Reshape | layers.ZeroPadding2D
+    following = next((layer for layer in after if not isinstance(layer, moves)), None)
+    return not np.any(scaling.offset) and np.ndim(scaling.scale) == 0 and isinstance(following, layers.Conv2D | layers.Dense)
+
+
+def _has_linear_weights(layer: keras.Layer) -> bool:
+    """Tests for a convolution or a dense layer without an activation."""
+    return isinstance(layer, layers.Conv2D | layers.Dense) and layer.activation is keras.activations.linear
 
 
 def _normalised(

@@ -4,16 +4,23 @@ import hashlib
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import keras
+import numpy as np
+import onnx
 
+from training.evaluate import predict_heads
+from training.export import export
+from training.exported import Exported
 from training.recipes import RECIPES, Recipe
+from training.verify import verify
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names a file and a model
 INPUT_SHAPE = (None, 28, 28, 1)
-OUTPUT_SHAPES = ((None, 10), (None, 11))  # the eleventh output is the second head, "one whole digit"
 
 
 class RecipeError(Exception):
@@ -84,7 +91,7 @@ def _line_in(path: Path, error: Exception) -> str:
 
 
 def _require_usable(path: str, recipe: Recipe) -> None:
-    """Builds the network once: a wrong shape should not fail after hours of training."""
+    """Builds the network and exports it: a network of the wrong form should not fail after hours of training."""
     if not NAME.fullmatch(recipe.name):
         raise RecipeError(f"{path}: the recipe's name is {recipe.name!r}, expected letters, digits, '.', '_' and '-'")
     if recipe.name in RECIPES:
@@ -97,10 +104,35 @@ def _require_usable(path: str, recipe: Recipe) -> None:
         raise RecipeError(f"{path}: recipe {recipe.name} can't be built: {type(error).__name__}: {error}") from error
     if not isinstance(network, keras.Sequential):
         raise RecipeError(f"{path}: recipe {recipe.name} builds a {type(network).__name__}, expected a keras.Sequential")
-    if network.input_shape != INPUT_SHAPE or network.output_shape not in OUTPUT_SHAPES:
+    outputs, why = (11, "logits with that of `whole`") if recipe.mixture else (10, "logits; an eleventh needs a mixture")
+    if (network.input_shape, network.output_shape) != (INPUT_SHAPE, (None, outputs)):
         raise RecipeError(
             f"{path}: the network of recipe {recipe.name} maps {network.input_shape} to {network.output_shape}, expected "
-            f"{INPUT_SHAPE}, pixels of 0 to 255, to {OUTPUT_SHAPES[0]}, logits"
+            f"{INPUT_SHAPE}, pixels of 0 to 255, to {(None, outputs)}, {why}"
         )
     if not all(isinstance(layer, keras.Layer) for layer in distortions):
         raise RecipeError(f"{path}: the augmentation of recipe {recipe.name} must return a list of Keras layers")
+    if keras.backend.backend() == "tensorflow":  # no other backend exports, see `export.require_exportable`
+        try:
+            _require_faithful_export(network)
+        except Exception as error:
+            raise RecipeError(f"{path}: the network of recipe {recipe.name} can't be exported: {error}") from error
+
+
+def _require_faithful_export(network: keras.Sequential) -> None:
+    """Exports the untrained network, and compares the file with the network on a few images.
+
+    Biases and the statistics of normalisations get values as after a training: their first ones hide a wrong export.
+
+    Raises:
+        Exception: it can't be converted, or the file answers otherwise. Keras and tf2onnx raise errors of many types.
+    """
+    random = np.random.default_rng(0)
+    for weight in network.weights:
+        if len(weight.shape) == 1:
+            weight.assign(np.asarray(weight) * random.uniform(0.5, 1.5, weight.shape) + random.uniform(0, 0.3, weight.shape))
+    images = random.integers(0, 256, (20, 28, 28), np.uint8)
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "model.onnx"
+        onnx.save(export(network, 1.0, {}), file)
+        verify(Exported(file), partial(predict_heads, network), 1.0, images, rounded=False)

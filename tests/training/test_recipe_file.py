@@ -55,6 +55,54 @@ def test_a_file_without_a_usable_recipe_is_refused_with_the_reason(
     assert not (tmp_path / "models").exists()
 
 
+HEAD = "layers.Flatten(), layers.Dense(10)])"
+
+
+@pytest.mark.parametrize(
+    ("stack", "complaint"),
+    [
+        (
+            "layers.Flatten(), layers.Dense(11)])",
+            "to (None, 11), expected (None, 28, 28, 1), pixels of 0 to 255, to (None, 10)",
+        ),
+        ("layers.Flatten(), layers.Dense(10, 'softmax')])", "must end in a dense layer without an activation"),
+        ("layers.Flatten(), layers.Dense(10), layers.ReLU()])", "must end in a dense layer without an activation"),
+        (
+            "layers.Flatten(), layers.Dense(5), layers.BatchNormalization(scale=False), layers.Dense(10)])",
+            "can't be exported",
+        ),
+    ],
+)
+def test_a_network_that_can_not_be_exported_is_refused_before_training(
+    stack: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE.replace(HEAD, stack) + "RECIPE = recipe('a')")
+    assert main(["run", str(file), "--models", str(tmp_path / "models")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        f"layers.Conv2D(4, 3, activation='relu'), layers.BatchNormalization(), layers.MaxPooling2D(), {HEAD}",
+        "layers.Flatten(), layers.Dense(8, activation='tanh'), layers.BatchNormalization(), layers.Dense(10)])",
+        f"layers.BatchNormalization(), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), {HEAD}",
+        f"layers.Rescaling(2.0, offset=-1.0), layers.Conv2D(4, 3, padding='same'), {HEAD}",
+        f"layers.Conv2D(4, 3), layers.Rescaling(0.1), layers.Activation('tanh'), {HEAD}",
+        "layers.Flatten(), layers.Dense(10, use_bias=False)])",
+        "layers.Flatten(), layers.Dense(10, use_bias=False), layers.BatchNormalization()])",
+    ],
+)
+def test_networks_of_other_forms_than_the_bundled_ones_are_exported_right(stack: str, tmp_path: Path) -> None:
+    from training.recipe_file import load_recipe
+
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE.replace(HEAD, stack) + "RECIPE = recipe('a')")
+    assert load_recipe(str(file)).name == "a", "loading compares the exported file with the network"
+
+
 def test_a_recipe_of_a_file_is_chosen_by_its_name(tmp_path: Path) -> None:
     from training.recipe_file import load_recipe
 
