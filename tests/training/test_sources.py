@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from serving.imaging.decode import frame_crop
 from tests.support.captured_store import Store, answers
 from tests.support.own_data import idx, write_idx, write_pictures
-from training.dataset import MNIST_SHA256, Dataset, DatasetError, Examples
+from training.dataset import MNIST_SHA256, Dataset, DatasetError, Examples, combined_digest
 from training.sources import load_dataset, require_every_digit
 
 Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -36,6 +36,18 @@ def test_mnist_is_recognised_in_idx_files(mnist_path: Path, tmp_path: Path) -> N
     write_idx(tmp_path, mnist.test.images, mnist.test.labels, "t10k")
     found = load_dataset(str(tmp_path))
     assert (found.name, found.sha256) == ("MNIST", MNIST_SHA256)
+
+
+def test_mnist_with_writers_in_its_file_keeps_the_writers(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.sources.load.MNIST_CONTENT", combined_digest(drawn.train, drawn.test))
+    arrays = {"x_train": drawn.train.images, "y_train": drawn.train.labels, "writers": np.arange(800) // 40}
+    np.savez(tmp_path / "own.npz", x_test=drawn.test.images, y_test=drawn.test.labels, allow_pickle=False, **arrays)
+    found = load_dataset(str(tmp_path / "own.npz"))
+    assert (found.name, found.kind, found.sha256) == ("MNIST", "mnist", MNIST_SHA256)
+    assert found.writers is not None
+    assert found.writers.tolist() == (np.arange(800) // 40).tolist()
 
 
 def test_a_failed_download_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

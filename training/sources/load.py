@@ -35,7 +35,7 @@ def load_dataset(data: str | None = None, writers: Path | None = None, transpose
     if transposed:
         dataset = _transposed(dataset)
     if combined_digest(dataset.train, dataset.test) == MNIST_CONTENT:
-        dataset = Dataset(dataset.train, dataset.test, MNIST_SHA256)
+        dataset = replace(dataset, sha256=MNIST_SHA256, name="MNIST", kind="mnist", notes=())
     elif dataset.kind != "captured":
         require_upright(dataset)
     if writers is not None:
