@@ -7,6 +7,7 @@ from typing import Any
 from training.dataset import DatasetError
 
 IMAGE_COLUMNS = ("number", "captured_at", "answer", "place", "field_length", "decision", "audited", "image")
+NO_DIGIT_BY_FRAMER = "no_digit_by_framer"  # the `decision` about an image that the framer of crops refused
 TRUTH_COLUMNS = ("answer", "place", "value")
 
 

@@ -117,19 +117,20 @@ class Capture:
         message = f"images that are rejected or marked for audit are captured in {self._store}"
         log_event(log, logging.INFO, "capture_started", message)
 
-    async def keep(self, answer: Recognized, images: NDArray[np.uint8], deadline: float) -> bool:
+    async def keep(self, answer: Recognized, images: NDArray[np.uint8], whole: NDArray[np.float32], deadline: float) -> bool:
         """Stores the images of an answer that were rejected or marked for audit.
 
         Args:
             answer: the answer.
             images: all images of the answer, (n, 784) uint8, the network's input.
+            whole: (n,) float32, the probability of one whole digit, 0 where the framer of crops is not sure.
             deadline: deadline of the answer, on the clock of time.monotonic.
 
         Returns:
             True only once such images are on disk. False if there are none, or the disk did not confirm them in time; they
             may still be stored later.
         """
-        selection = CaptureSelection.of(answer, images)
+        selection = CaptureSelection.of(answer, images, whole)
         if not selection.indexes:
             return False
         entry = self._submit(_Entry(selection, (), self._loop.create_future()))

@@ -10,6 +10,8 @@ from serving.answers.decision import Decision
 from serving.answers.recognition_id import Recognized
 from serving.errors import CannotStart
 
+NO_DIGIT_BY_FRAMER = "no_digit_by_framer"  # in the column `decision`
+
 
 class CaptureError(CannotStart):
     """Capture can't start with these settings. The message gives the reason."""
@@ -31,7 +33,8 @@ class CapturedImage:
         version: its version.
         digit: digit recognized.
         confidence: confidence of the digit; for a field, confidence of the whole field.
-        decision: label of the decision, as in the metrics.
+        decision: label of the decision, as in the metrics; NO_DIGIT_BY_FRAMER for an image that the framer of crops refused,
+            so that no model could have had it accepted.
         audited: True if the answer was marked for audit.
         image: 784 bytes, the network's input.
     """
@@ -73,23 +76,25 @@ class CaptureSelection:
         answer: the answer.
         indexes: index of each image in the answer, ascending. All images of a field are selected, or none is.
         images: (len(indexes), 784) uint8, a copy: a view would keep all images of the call in memory.
+        whole: (len(indexes),) float32, 0 for an image that the framer of crops refused.
     """
 
     answer: Recognized
     indexes: Sequence[int]
     images: NDArray[np.uint8]
+    whole: NDArray[np.float32]
 
     @classmethod
-    def of(cls, answer: Recognized, images: NDArray[np.uint8]) -> "CaptureSelection":
-        """Selects from all the `images` of an answer, (n, 784) uint8."""
+    def of(cls, answer: Recognized, images: NDArray[np.uint8], whole: NDArray[np.float32]) -> "CaptureSelection":
+        """Selects from all the `images` of an answer, (n, 784) uint8, and their `whole`, (n,) float32."""
         selected = _selected(answer)
         indexes = [index for index in range(len(images)) if selected[0 if answer.of_field else index]]
-        return cls(answer, indexes, images[indexes])
+        return cls(answer, indexes, images[indexes], whole[indexes])
 
     def rows(self) -> Iterable[CapturedImage]:
         """Yields the row of each image."""
         answer, nonce = self.answer, self.answer.nonce.hex()
-        for index, image in zip(self.indexes, self.images, strict=True):
+        for index, image, whole in zip(self.indexes, self.images, self.whole, strict=True):
             decided = 0 if answer.of_field else index
             yield CapturedImage(
                 answer=nonce,
@@ -99,7 +104,7 @@ class CaptureSelection:
                 version=answer.version,
                 digit=answer.digits[index],
                 confidence=answer.confidences[decided],
-                decision=Decision(answer.decisions[decided]).label,
+                decision=Decision(answer.decisions[decided]).label if whole else NO_DIGIT_BY_FRAMER,
                 audited=answer.audited[decided],
                 image=image.tobytes(),
             )

@@ -136,7 +136,7 @@ class Policy:
         captured = False
         if self._capture is not None:
             images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
-            captured = await self._capture.keep(answer, images, deadline)
+            captured = await self._capture.keep(answer, images, reading.whole, deadline)
         return Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
 
     def _sample_audits(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:

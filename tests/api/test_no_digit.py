@@ -7,6 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.client import Decision, DigitClient, Recognition
+from serving.feedback import capture
+from serving.feedback.capture_records import NO_DIGIT_BY_FRAMER
 from serving.imaging import decode
 from serving.inference.classifier import Classifier
 from serving.inference.model import open_model
@@ -15,6 +17,7 @@ from serving.pb.inference import open_inference_pb2 as inference
 from serving.process.server import Server
 from tests.support import infer_calls
 from tests.support.calls import TIMEOUT
+from tests.support.captured_store import rows
 from tests.support.digit_calls import connect, read_field, recognize, recognize_batch
 from tests.support.metrics import value
 from tests.support.model_files import SPECK, publish_contract_1, publish_whole
@@ -108,16 +111,9 @@ async def test_one_image_that_is_no_digit_rejects_its_field_and_is_named(
     assert value(server.metrics.registry, "digits_fields_total", decision="no_digit") == 3
 
 
-@pytest.mark.parametrize("contract", ["1", "2"])
-async def test_a_crop_that_the_framer_doubts_is_no_digit_to_any_model(
-    start_server: StartServer,
-    judging: Classifier,
-    crops: list[bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    contract: str,
-) -> None:
-    served = judging if contract == "2" else open_model(publish_contract_1(tmp_path, 1), "1")
+@pytest.fixture
+def second_doubted(crops: list[bytes], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Three crops, of which the framer doubts the second."""
     frame_crop = decode.frame_crop
 
     def doubt_the_second(content: bytes) -> decode.Framed:
@@ -125,14 +121,39 @@ async def test_a_crop_that_the_framer_doubts_is_no_digit_to_any_model(
         return framed if content != crops[1] else framed._replace(whole=False)
 
     monkeypatch.setattr(decode, "frame_crop", doubt_the_second)
+    return crops[:3]
+
+
+@pytest.mark.parametrize("contract", ["1", "2"])
+async def test_a_crop_that_the_framer_doubts_is_no_digit_to_any_model(
+    start_server: StartServer, judging: Classifier, second_doubted: list[bytes], tmp_path: Path, contract: str
+) -> None:
+    served = judging if contract == "2" else open_model(publish_contract_1(tmp_path, 1), "1")
     server = await start_server(served)
     async with connect(server) as stub:
-        answer = await recognize_batch(stub, crops=crops[:3])
-        field = await read_field(stub, crops=crops[:3])
+        answer = await recognize_batch(stub, crops=second_doubted)
+        field = await read_field(stub, crops=second_doubted)
     assert [decision == NO_DIGIT for decision in answer.decisions] == [False, True, False]
     assert answer.whole[1] == 0
     assert min(answer.whole[0], answer.whole[2]) > 0.5
     assert (field.decision, [one.no_digit for one in field.digits]) == (NO_DIGIT, [False, True, False])
+
+
+async def test_a_captured_crop_says_that_the_framer_refused_it(
+    start_server: StartServer, second_doubted: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_IMAGE_TIMEOUT_SECONDS", TIMEOUT)  # however slow the disk is
+    file = tmp_path / "captured.db"
+    server = await start_server(capture=f"sqlite:///{file}")
+    async with connect(server) as stub:
+        answer = await recognize_batch(stub, crops=second_doubted, target_error_rate=NEVER_CERTIFIED)
+        field = await read_field(stub, crops=second_doubted)
+    assert answer.captured
+    assert field.captured
+    assert rows(file, "SELECT place, field_length, decision FROM captured_images ORDER BY number") == [
+        *((place, 0, NO_DIGIT_BY_FRAMER if place == 1 else "not_certified") for place in range(3)),
+        *((place, 3, NO_DIGIT_BY_FRAMER if place == 1 else "no_digit") for place in range(3)),
+    ]
 
 
 async def test_the_tensor_api_returns_whole_and_the_decision(server: Server, before: Server, three: Images) -> None:

@@ -51,6 +51,7 @@ class StalledStore(Store):
         super().add(images, truths)  # type: ignore[arg-type]
 
 
+WHOLE = np.ones(1, np.float32)
 REJECTED = bytes([Decision.REJECT_LOW_CONFIDENCE])
 
 
@@ -84,12 +85,12 @@ async def test_an_answer_does_not_wait_for_a_stalled_disk(
     metrics, store = Metrics(), StalledStore(f"sqlite:///{file}")
     capture = Capture(store, metrics, max_waiting=3)
     await capture.start()
-    assert not await capture.keep(answered(), shown, math.inf), "no row is on disk yet"
+    assert not await capture.keep(answered(), shown, WHOLE, math.inf), "no row is on disk yet"
     assert await asyncio.to_thread(store.adding.wait, TIMEOUT)
-    assert not await capture.keep(answered(), shown, math.inf)
+    assert not await capture.keep(answered(), shown, WHOLE, math.inf)
     with pytest.raises(TruthNotStored):
         await capture.keep_truths([truth()])
-    assert not await capture.keep(answered(), shown, math.inf), "three records wait already"
+    assert not await capture.keep(answered(), shown, WHOLE, math.inf), "three records wait already"
     with pytest.raises(TruthNotStored):
         await capture.keep_truths([truth()])
     assert value(metrics.registry, "digits_captured_total", record="image", outcome="skipped") == 1
@@ -105,7 +106,7 @@ async def test_an_answer_with_a_near_deadline_does_not_wait_for_the_disk(file: P
     capture = Capture(store, Metrics(), 1000)
     await capture.start()
     async with asyncio.timeout(TIMEOUT / 2):  # it would wait twice as long otherwise
-        assert not await capture.keep(answered(), shown, time.monotonic() + 0.05)
+        assert not await capture.keep(answered(), shown, WHOLE, time.monotonic() + 0.05)
     store.go.set()
     await capture.close(TIMEOUT)
 
@@ -122,7 +123,7 @@ async def test_an_answer_does_not_wait_for_a_failing_database(
             while "capture fails" not in caplog.text:
                 await asyncio.sleep(0.01)
     async with asyncio.timeout(TIMEOUT / 2):  # it would wait twice as long otherwise
-        assert not await capture.keep(answered(), shown, math.inf)
+        assert not await capture.keep(answered(), shown, WHOLE, math.inf)
     store.go.set()
     await capture.close(TIMEOUT)
     assert len(rows(file, "SELECT 1 FROM captured_images")) == 1, "the image was stored all the same"
@@ -134,7 +135,7 @@ async def test_records_that_wait_at_shutdown_are_stored(
     monkeypatch.setattr(capture_module, "_IMAGE_TIMEOUT_SECONDS", 0)
     monkeypatch.setattr(capture_module, "_TRANSACTION_SIZE", 7)
     for _ in range(100):
-        await capture.keep(answered(), shown, math.inf)
+        await capture.keep(answered(), shown, WHOLE, math.inf)
     async with asyncio.timeout(TIMEOUT / 2):
         await capture.close(TIMEOUT)
     assert len(rows(file, "SELECT 1 FROM captured_images")) == 100
@@ -146,10 +147,10 @@ async def test_an_unexpected_error_costs_only_the_records_it_hits(
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as broken:
         broken.setattr(Store, "add", lambda *_: 1 / 0)
-        assert not await capture.keep(answered(), shown, math.inf)
-        assert not await capture.keep(answered(), shown, math.inf)
+        assert not await capture.keep(answered(), shown, WHOLE, math.inf)
+        assert not await capture.keep(answered(), shown, WHOLE, math.inf)
     await capture.keep_truths([truth()])
-    assert await capture.keep(answered(), shown, math.inf)
+    assert await capture.keep(answered(), shown, WHOLE, math.inf)
     assert [record.event for record in caplog.records if hasattr(record, "event")] == [
         "capture_failing",
         "capture_recovered",
@@ -160,7 +161,8 @@ async def test_an_unexpected_error_costs_only_the_records_it_hits(
 async def test_an_answer_of_ten_thousand_images_is_captured_whole(file: Path, images: Images) -> None:
     capture = Capture(Store(f"sqlite:///{file}", 30, 100_000), Metrics(), 10_000)
     await capture.start()
-    assert await capture.keep(answered(10_000), np.tile(images.reshape(-1, 784), (10, 1)), math.inf)
+    many = np.tile(images.reshape(-1, 784), (10, 1))
+    assert await capture.keep(answered(10_000), many, np.ones(10_000, np.float32), math.inf)
     await capture.close(TIMEOUT)
     assert rows(file, "SELECT count(*), max(place) FROM captured_images") == [(10_000, 9_999)]
 

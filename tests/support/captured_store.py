@@ -38,10 +38,16 @@ class Store:
         service.close()
 
     def capture(
-        self, answer: str, *images: NDArray[np.uint8] | bytes, place: int = 0, field_length: int = 0, audited: bool = False
+        self,
+        answer: str,
+        *images: NDArray[np.uint8] | bytes,
+        place: int = 0,
+        field_length: int = 0,
+        audited: bool = False,
+        rejected: str = "low_confidence",
     ) -> None:
-        """Writes the images of an answer, from index `place` on: accepted and audited, or rejected."""
-        decision = "accept" if audited else "low_confidence"
+        """Writes the images of an answer, from index `place` on: accepted and audited, or rejected with this decision."""
+        decision = "accept" if audited else rejected
         rows = [(decision, audited, answer, place + index, field_length, bytes(image)) for index, image in enumerate(images)]
         self.write(IMAGE, rows)
 

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.answers.lexicon import Lexicon
+from serving.feedback.capture_records import NO_DIGIT_BY_FRAMER
 from serving.inference.model import open_model
 from serving.repository.versions import ModelVersion
 from tests.support.captured_store import Store, answers
@@ -191,6 +192,33 @@ def test_accepted_mail_without_a_digit_counts_as_an_error(
     assert not [path for path in version.parent.iterdir() if path != version]
 
 
+def test_images_that_only_the_framer_refused_are_accepted_by_no_threshold(
+    version: Path, mail: tuple[Images, Images], tmp_path: Path
+) -> None:
+    images, labels = mail
+    store = Store(tmp_path / "captured.db")
+    for number, answer in enumerate(answers(1000)):  # the framer refused each tenth piece, which shows another digit
+        doubted = number % 10 == 0
+        store.capture(answer, images[number], rejected=NO_DIGIT_BY_FRAMER if doubted else "not_certified")
+        store.report(answer, str((labels[number] + 1) % 10 if doubted else labels[number]))
+    for number, answer in enumerate(answers(400, seed=1)):  # and a digit of each tenth field
+        piece = np.arange(1000 + number * 5, 1005 + number * 5)
+        truth = labels[piece].copy()
+        for place, index in enumerate(piece):
+            decision = NO_DIGIT_BY_FRAMER if number % 10 == place == 0 else "no_digit"
+            store.capture(answer, images[index], place=place, field_length=5, rejected=decision)
+        if number % 10 == 0:
+            truth[0] = (truth[0] + 1) % 10
+        store.report(answer, "".join(map(str, truth)))
+    command = ["certify", str(version), "--captured", store.url, "--audit-rate", "1", "--risk", "0.05", "--replace"]
+    assert main(command) == 0
+    record = json.loads((certified(version) / "run.json").read_text())
+    found, fields = record["thresholds"]["0.01"], record["fields"]["5"]["thresholds"]["0.05"]
+    assert 0.8 < found["coverage"] <= 0.9, "the others are as good as ever"
+    assert 0.8 < fields["coverage"] <= 0.9
+    assert record["mail"]["refused_by_framer"] == 100 + 40
+
+
 def test_missing_truth_is_refused_because_it_may_be_the_hard_mail(tmp_path: Path, mail: tuple[Images, Images]) -> None:
     store = Store(tmp_path / "captured.db")
     for number, answer in enumerate(answers(100)):
@@ -269,7 +297,7 @@ def test_field_thresholds_hold_with_a_lexicon_and_without(
 def test_made_up_fields_show_codes_and_use_no_image_twice(mail: tuple[Images, Images]) -> None:
     images, labels = mail
     codes = np.array([[1, 2, 3], [9, 9, 0]], np.uint8)
-    fields = fields_of_codes(Mail(images, labels, np.arange(3000), {}, None, True, "", {}), codes)
+    fields = fields_of_codes(Mail(images, labels, np.zeros(3000, bool), np.arange(3000), {}, None, True, "", {}), codes)
     assert len(fields) > 100
     assert len(np.unique(fields)) == fields.size
     assert {tuple(code) for code in labels[fields].tolist()} == {(1, 2, 3), (9, 9, 0)}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.capture_database import CaptureRows, read_rows
+from training.capture_database import NO_DIGIT_BY_FRAMER, CaptureRows, read_rows
 from training.captured_images import is_held_out, labelled_image
 from training.dataset import DatasetError
 from training.own_mail.mail import Mail
@@ -39,12 +39,14 @@ class _Piece(NamedTuple):
         captured_at: Unix time.
         images: its images, (28, 28) uint8 each.
         digits: their true digits, or NO_DIGIT.
+        refused: True for each image that the framer of crops refused.
     """
 
     length: int
     captured_at: float
     images: list[np.ndarray]
     digits: list[int]
+    refused: list[bool]
 
 
 def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) -> Mail:
@@ -80,7 +82,8 @@ def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) 
             counts["incomplete"] += 1  # a crash or the limits of retention left a part of a field
         else:
             counts["accepted" if audited else "rejected"] += 1
-            sampled.append(_Piece(length, piece[0].captured_at, *_labelled(rows, piece, value)))
+            refused = [row.decision == NO_DIGIT_BY_FRAMER for row in piece]
+            sampled.append(_Piece(length, piece[0].captured_at, *_labelled(rows, piece, value), refused))
     _require_truth(rows.database, counts, len(sampled))
     return _mail(sampled, rows.database, audit_rate, part, counts)
 
@@ -150,6 +153,7 @@ def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, co
     first, last = (datetime.fromtimestamp(time, UTC).date().isoformat() for time in (min(times), max(times)))
     images = np.stack([image for piece in sampled for image in piece.images])
     labels = np.array([digit for piece in sampled for digit in piece.digits], np.uint8)
+    refused = np.array([each for piece in sampled for each in piece.refused])
     lengths = np.array([piece.length for piece in sampled])
     starts = np.cumsum([0, *np.maximum(lengths, 1)])[:-1]
     singles = starts[lengths <= 1]
@@ -164,6 +168,7 @@ def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, co
         "answers": len(sampled),
         **{name: counts[name] for name in ("accepted", "rejected", "thinned_out", "without_truth", "incomplete")},
         "from": first,
+        "refused_by_framer": int(refused.sum()),
         "to": last,
         "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
     }
@@ -172,4 +177,4 @@ def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, co
         f"audited, {counts['rejected']:,} rejected and kept at the audit rate of {audit_rate:g}; writers unknown"
     )
     digits = singles if len(singles) else np.arange(len(labels))
-    return Mail(images, labels, digits, fields, None, False, description, origin)
+    return Mail(images, labels, refused, digits, fields, None, False, description, origin)

@@ -17,6 +17,8 @@ class Mail:
     Attributes:
         images: (N, 28, 28) uint8, 0 paper, 255 ink.
         labels: (N,) uint8, 0 to 9, or NO_DIGIT: every accepted answer to such an image is an error.
+        refused: (N,) bool, True where the framer of crops found no whole digit: the service rejects these images whatever a
+            model says.
         digits: (D,) indices of the images that digit thresholds are certified on.
         fields: indices of the images of each field, (F, L) by the number L of digits.
         writers: (N,) number of each image's writer; None if the writers are unknown.
@@ -27,6 +29,7 @@ class Mail:
 
     images: np.ndarray
     labels: np.ndarray
+    refused: np.ndarray
     digits: np.ndarray
     fields: dict[int, np.ndarray]
     writers: np.ndarray | None
@@ -58,4 +61,5 @@ def mail_of(dataset: Dataset) -> Mail:
         f"{len(labels):,} images of {Path(dataset.name).name}{rest} ({dataset.kind}), {by}; fields put together from them"
     )
     origin = {"kind": "data", **dataset.record()}
-    return Mail(images, labels, np.arange(len(labels)), fields, writers, True, description, origin)
+    refused = np.zeros(len(labels), bool)  # `pictures` leaves out what the framer refuses
+    return Mail(images, labels, refused, np.arange(len(labels)), fields, writers, True, description, origin)

@@ -31,15 +31,15 @@ class _Answers:
 
     Attributes:
         probabilities: (N, 10) float32.
-        confidence: (N,) float32, 0 where the model says that the image is not one whole digit.
+        confidence: (N,) float32, 0 where the model or the framer says that the image is not one whole digit.
         correct: (N,) bool, False where the image shows no digit.
-        whole: (N,) bool, or None if the model can't tell.
+        whole: (N,) bool, False where one of both says so.
     """
 
     probabilities: np.ndarray
     confidence: np.ndarray
     correct: np.ndarray
-    whole: np.ndarray | None
+    whole: np.ndarray
 
     def fields(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns confidence and correctness of fields, (F,) each, of the images with the indices (F, L)."""
@@ -112,10 +112,12 @@ def recertify(
 
 
 def _answer(exported: Exported, mail: Mail) -> _Answers:
-    """Runs the version on all images, and counts an image that it calls no whole digit as confidence 0."""
+    """Runs the version on all images. An image that it or the framer calls no whole digit has confidence 0."""
     _, probabilities, whole = exported.outputs(mail.images)
     confidence, correct = score(probabilities, mail.labels)
-    kept = None if whole is None else whole >= np.float64(exported.metadata["whole_threshold"])
+    kept = ~mail.refused
+    if whole is not None:
+        kept = kept & (whole >= np.float64(exported.metadata["whole_threshold"]))
     return _Answers(probabilities, refuse(confidence, kept), correct, kept)
 
 
@@ -141,7 +143,7 @@ def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFi
         if lexicon and length in lexicon.codes:
             shown = fields_of_codes(mail, lexicon.codes[length]) if mail.made_up else images
             looked_up = lookup(lexicon.lexicon, answers.probabilities[shown], mail.labels[shown])
-            looked_up = np.where(_all_whole(answers, shown), looked_up[0], 0), looked_up[1]
+            looked_up = np.where(answers.whole[shown].all(axis=1), looked_up[0], 0), looked_up[1]
             with_lexicon = certify_answers(*looked_up, FIELD_ERRORS, risk, length)
             _report(f"{unit}, lexicon {lexicon.name}", with_lexicon, *looked_up, risk, reasons, printed=True)
             about = {"name": lexicon.name, "sha256": lexicon.sha256, "codes": len(lexicon.codes[length])}
@@ -156,12 +158,6 @@ def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFi
     ):
         raise DatasetError(f"no threshold can be certified on this mail; {'; '.join(reasons[:2])}")
     return {"thresholds": thresholds, "fields": fields}
-
-
-def _all_whole(answers: _Answers, images: np.ndarray) -> np.ndarray:
-    """Tests which fields, (F, L) indices of images, have no piece that the model calls no whole digit: (F,) bool."""
-    everywhere = np.ones(len(images), bool)
-    return everywhere if answers.whole is None else answers.whole[images].all(axis=1)
 
 
 def _for_both(
