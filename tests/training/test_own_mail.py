@@ -15,13 +15,15 @@ from tests.support.captured_store import Store, answers
 from tests.support.drawings import draw_many
 from training.__main__ import main
 from training.certificates import certify_answers
+from training.certify import upper_bound
 from training.dataset import NO_DIGIT, DatasetError
 from training.evaluate import ERRORS, FIELD_ERRORS, score, score_fields
 from training.exported import Exported
-from training.own_mail import captured_mail
+from training.own_mail import LexiconFile, captured_mail, mail_of
 from training.own_mail.lexicon import fields_of_codes, lookup
 from training.own_mail.mail import Mail
 from training.own_mail.shortfall import explain, mail_needed
+from training.sources import load_dataset
 
 Images = NDArray[np.uint8]
 
@@ -256,8 +258,6 @@ def test_the_mail_needed_is_that_of_the_exact_bound() -> None:
 def test_the_data_that_a_version_was_trained_on_are_refused(
     version: Path, mail: tuple[Images, Images], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from training.sources import load_dataset
-
     np.savez(tmp_path / "own.npz", images=mail[0], labels=mail[1])
     record = json.loads((version / "run.json").read_text())
     trained_on = load_dataset(str(tmp_path / "own.npz")).sha256
@@ -284,12 +284,21 @@ def test_field_thresholds_hold_with_a_lexicon_and_without(
     assert [length for length, field in fields.items() if "lexicon" in field] == ["5"]
     found = fields["5"]["lexicon"]
     assert (found["name"], found["codes"]) == ("towns", 500)
+    exported, towns = Exported(version / "model.onnx"), LexiconFile.read(tmp_path / "towns.txt")
+    sample = mail_of(load_dataset(str(tmp_path / "own.npz")))
+    shown = fields_of_codes(sample, towns.codes[5])
+    _, probabilities, whole = exported.outputs(sample.images)
+    kept = np.ones(3000, bool) if whole is None else whole >= float(exported.metadata["whole_threshold"])
+    confidence, correct = score(probabilities, sample.labels)
+    alone = score_fields(np.where(kept, confidence, 0), correct, 5)
+    looked_up = lookup(towns.lexicon, probabilities[shown], sample.labels[shown])
+    ways = alone, (np.where(kept[shown].all(axis=1), looked_up[0], 0), looked_up[1])
     for target, threshold in fields["5"]["thresholds"].items():
-        alone, with_lexicon = plain[target], found["thresholds"][target]
-        assert (threshold is None) == (alone is None or with_lexicon is None)
-        if threshold:
-            assert threshold["coverage"] <= alone["coverage"]
-            assert threshold["threshold"] >= min(alone["threshold"], with_lexicon["threshold"])
+        stricter = [each and each["threshold"] for each in (plain[target], found["thresholds"][target])]
+        assert threshold is None or threshold["threshold"] == max(stricter)
+        for confidence, correct in ways if threshold else ():
+            accepted = confidence >= np.float64(threshold["threshold"])
+            assert upper_bound((accepted & ~correct).sum(), accepted.sum(), 0.05) <= float(target)
     assert fields["5"]["thresholds"]["0.05"] is not None
     assert "read with the lexicon towns (SHA-256" in (certified(version) / "MODEL_CARD.md").read_text()
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from training.certificates import accepts_by_default, certify_answers, refuse
-from training.certify import GRID, RISK
+from training.certify import RISK, first_count
 from training.dataset import DatasetError
 from training.drift_reference import drift_reference
 from training.evaluate import DEFAULT_ERROR, ERRORS, FIELD_ERRORS, accept, score
@@ -149,7 +149,8 @@ def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFi
             about = {"name": lexicon.name, "sha256": lexicon.sha256, "codes": len(lexicon.codes[length])}
             fields[str(length)] |= {
                 "thresholds": {
-                    target: _for_both(found[target], *scores, with_lexicon[target], looked_up[0]) for target in found
+                    target: _for_both(float(target), found[target], scores, with_lexicon[target], looked_up, risk, length)
+                    for target in found
                 },
                 "lexicon": {**about, "fields": len(shown), "thresholds": with_lexicon},
             }
@@ -161,40 +162,41 @@ def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFi
 
 
 def _for_both(
+    target: float,
     found: dict[str, Any] | None,
-    confidence: np.ndarray,
-    correct: np.ndarray,
+    scores: tuple[np.ndarray, np.ndarray],
     other: dict[str, Any] | None,
-    others: np.ndarray,
+    others: tuple[np.ndarray, np.ndarray],
+    risk: float,
+    length: int,
 ) -> dict[str, Any] | None:
-    """Combines the thresholds of two ways of reading fields into one that is certified for both.
+    """Combines the thresholds of two ways of reading fields into one that is certified for both: the stricter of both.
 
-    A threshold may be loosened until it accepts another answer: the tests in between had the same counts and passed. It is
-    loosened as far as the looser of both, and no further.
+    Each way was tested at every threshold from the one that accepts `first_count` answers down to its own. The stricter
+    threshold is among these tests if both ways accept that many answers at it.
 
     Args:
+        target: largest error rate wanted among the accepted fields.
         found: the threshold of the first way; None if there is none.
-        confidence: (F,) confidence of each field, read in the first way.
-        correct: (F,) bool, True where it was read correctly.
+        scores: confidence, (F,), and correctness, (F,) bool, of the fields that were read in the first way.
         other: the threshold of the second way.
-        others: (M,) confidence of each field, read in the second way.
+        others: as `scores`, of the fields that were read in the second way.
+        risk: probability that the guarantee fails, for each way.
+        length: digits per field.
 
     Returns:
-        The threshold with its effect on the first way of reading; None if one of the thresholds is missing.
+        The threshold with its effect on the first way of reading; None if a way has none, or accepts too few fields there.
     """
     if found is None or other is None:
         return None
-    both = (found["threshold"], confidence), (other["threshold"], others)
-    threshold = max(min(found["threshold"], other["threshold"]), *(_loosest(each, values) for each, values in both))
-    effect = accept(confidence, correct, threshold)
+    threshold = max(found["threshold"], other["threshold"])
+    for confidence, _ in (scores, others):
+        least = first_count(len(confidence), target, risk, length)
+        if least is None or (confidence >= np.float64(threshold)).sum() < least:
+            return None
+    effect = accept(*scores, threshold)
     by_writer = found["by_writer"] if threshold == found["threshold"] else None
     return {"threshold": threshold, "coverage": effect.coverage, "errors": effect.errors, "by_writer": by_writer}
-
-
-def _loosest(threshold: float, confidence: np.ndarray) -> float:
-    """Returns the loosest threshold of the grid that accepts the same answers."""
-    below = confidence[confidence < threshold]
-    return float(GRID[(below.max() if len(below) else 0) < GRID].min())
 
 
 def _report(
