@@ -3,7 +3,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -13,6 +12,7 @@ from serving.inference.model import open_model
 from serving.repository.versions import ModelVersion
 from tests.support.captured_store import Store, answers
 from tests.support.drawings import draw_many
+from tests.support.model_files import publish_whole
 from training.__main__ import main
 from training.certificates import certify_answers
 from training.certify import upper_bound
@@ -329,26 +329,13 @@ def test_fields_are_looked_up_as_the_service_does(tmp_path: Path) -> None:
 def test_an_image_that_the_model_calls_no_whole_digit_is_never_accepted(
     version: Path, mail: tuple[Images, Images], tmp_path: Path
 ) -> None:
-    images, labels = mail
-    model = onnx.load(version / "model.onnx")
-    ink = np.sort(images.mean(axis=(1, 2)))
-    model.graph.node.extend(
-        [
-            onnx.helper.make_node("Cast", ["images"], ["grey"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("ReduceMean", ["grey", "sides"], ["ink"], keepdims=1),
-            onnx.helper.make_node("Div", ["ink", "most"], ["share"]),
-            onnx.helper.make_node("Reshape", ["share", "column"], ["whole"]),
-        ]
-    )
-    for name, value in (("sides", np.array([1, 2])), ("most", np.float32(255)), ("column", np.array([-1, 1]))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("whole", onnx.TensorProto.FLOAT, ["N", 1]))
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    threshold = str((ink[599] + ink[600]) / 2 / 255)
-    onnx.helper.set_model_props(model, properties | {"contract": "2", "whole_threshold": threshold})
-    onnx.save(model, version / "model.onnx")
+    images, labels = mail[0].copy(), mail[1]
+    images[::5] //= 12  # read as well as the others, but with too little ink to be a digit to this model
+    publish_whole(tmp_path / "models", 1)
+    record = json.loads((version / "run.json").read_text())
+    (version / "run.json").write_text(json.dumps(record | {"whole": {"threshold": 0.5}}))
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
     assert main(["certify", str(version), "--data", str(tmp_path / "own.npz"), "--risk", "0.05"]) == 0
     found = json.loads((certified(version) / "run.json").read_text())["thresholds"]["0.01"]
-    assert found["coverage"] <= 0.8, "a fifth of the images has too little ink for this model"
-    assert Exported(certified(version) / "model.onnx").metadata["whole_threshold"] == threshold
+    assert 0.75 < found["coverage"] <= 0.8
+    assert Exported(certified(version) / "model.onnx").metadata["whole_threshold"] == "0.5"
