@@ -8,7 +8,9 @@ from training.dataset import DatasetError
 
 IMAGE_COLUMNS = ("number", "captured_at", "answer", "place", "field_length", "decision", "audited", "image")
 NO_DIGIT_BY_FRAMER = "no_digit_by_framer"  # the `decision` about an image that the framer of crops refused
-TRUTH_COLUMNS = ("answer", "place", "value")
+TRUTH_COLUMNS = ("number", "answer", "place", "value")
+PIXELS = 28 * 28
+UNREADABLE = "x"  # in a truth, stands for an image that shows no digit
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def read_rows(url: str) -> CaptureRows:
             `postgresql+psycopg://user@host/database`, with the tables `captured_images` and `captured_truths`.
 
     Raises:
-        DatasetError: the database does not exist or can't be read.
+        DatasetError: the database does not exist or can't be read, or a row is not one that the service writes.
     """
     from sqlalchemy import NullPool, create_engine, inspect, make_url, text  # only here: a run on MNIST needs no SQLAlchemy
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -72,9 +74,34 @@ def read_rows(url: str) -> CaptureRows:
                 list(connection.execute(text(f"SELECT {', '.join(columns)} FROM {table} ORDER BY number")))  # noqa: S608, ours
                 for table, columns in (("captured_images", IMAGE_COLUMNS), ("captured_truths", TRUTH_COLUMNS))
             )
-            return CaptureRows(database, images, truths)
+            rows = CaptureRows(database, images, truths)
     except (NoSuchModuleError, ImportError) as error:
         raise DatasetError(f"{database}: no driver for this kind of database is installed: {error}") from error
     except SQLAlchemyError as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise DatasetError(f"{database} can't be read: {' '.join(str(reason).split())}") from error
+    for kind, found, fault in (("image", rows.images, _fault_of_image), ("truth", rows.truths, _fault_of_truth)):
+        for row in found:
+            if complaint := fault(row):
+                raise DatasetError(f"{database}: {kind} number {row.number} can't be used: {complaint}")
+    return rows
+
+
+def _fault_of_image(row: Any) -> str:
+    """Describes the fault of a row that the service does not write; "" without a fault."""
+    if not (isinstance(row.answer, str) and len(row.answer) == 16 and set(row.answer) <= set("0123456789abcdef")):
+        return f"answer is {row.answer!r}, expected 16 hexadecimal digits"
+    if row.place not in range(row.field_length or 2**31):
+        bound = f"below {row.field_length}, the length of the field" if row.field_length else "from 0"
+        return f"place is {row.place!r}, expected a whole number {bound}"
+    if not (isinstance(row.image, bytes) and len(row.image) == PIXELS):
+        size = f"{len(row.image):,} bytes" if isinstance(row.image, bytes) else f"of type {type(row.image).__name__}"
+        return f"image is {size}, expected {PIXELS} bytes (28 rows of 28)"
+    return ""
+
+
+def _fault_of_truth(row: Any) -> str:
+    """Describes the fault of a row that the service does not write; "" without a fault."""
+    if isinstance(row.value, str) and row.value and set(row.value) <= set(f"0123456789{UNREADABLE}"):
+        return ""
+    return f"value is {row.value!r}, expected a digit or the digits of a field, with {UNREADABLE} for what is no digit"

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from training.capture_database import read_rows
+from training.capture_database import UNREADABLE, read_rows
 from training.dataset import NO_DIGIT, Dataset, DatasetError, Examples, combined_digest
 
 HELD_OUT = 5  # one answer in five is never trained on
 SHARE = 1 / 20  # of the training images, the target for captured images
 MOST_REPEATS = 10  # of one image; more would let a run memorise a few images
-PIXELS = 28 * 28
-UNREADABLE = "x"  # in a truth, stands for an image that shows no digit
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,7 @@ def load_captured(url: str) -> Captured:
     for row in rows.images:
         key = row.answer, 0 if row.field_length else row.place, row.field_length or 1
         if key in values:
-            try:
-                labelled[row.answer, row.place] = labelled_image(row, values[key])
-            except ValueError as error:
-                raise DatasetError(f"{database}: image number {row.number} can't be used: {error}") from error
+            labelled[row.answer, row.place] = labelled_image(row, values[key])
     if not labelled:
         raise DatasetError(
             f"{database} has {len(rows.images):,} captured images, all without a truth; report truths for them first"
@@ -109,23 +104,12 @@ def is_held_out(answer: str) -> bool:
     return int(answer, 16) % HELD_OUT == 0
 
 
-def labelled_image(row: Any, value: Any) -> tuple[np.ndarray, int]:
-    """Returns the image of a row, (28, 28) uint8, and its digit or NO_DIGIT. Raises ValueError for a malformed row.
+def labelled_image(row: Any, value: str) -> tuple[np.ndarray, int]:
+    """Returns the image of a row, (28, 28) uint8, and its digit or NO_DIGIT.
 
     Args:
         row: a row with the attributes IMAGE_COLUMNS of `capture_database`.
         value: the truth about the image, or about its field.
     """
-    answer, index, field_length, image = row.answer, row.place, row.field_length, row.image
-    if not (isinstance(answer, str) and len(answer) == 16 and set(answer) <= set("0123456789abcdef")):
-        raise ValueError(f"answer is {answer!r}, expected 16 hexadecimal digits")
-    if not (isinstance(value, str) and set(value) <= set(f"0123456789{UNREADABLE}")):
-        raise ValueError(f"truth is {value!r}, expected {f'{field_length} digits' if field_length else 'a digit'}")
-    if index not in range(field_length or 2**31):
-        bound = f"below {field_length}, the length of the field" if field_length else "from 0"
-        raise ValueError(f"place is {index!r}, expected a whole number {bound}")
-    if not (isinstance(image, bytes) and len(image) == PIXELS):
-        size = f"{len(image):,} bytes" if isinstance(image, bytes) else f"of type {type(image).__name__}"
-        raise ValueError(f"image is {size}, expected {PIXELS} bytes (28 rows of 28)")
-    character = value[index if field_length else 0]
-    return np.frombuffer(image, np.uint8).reshape(28, 28), NO_DIGIT if character == UNREADABLE else int(character)
+    character = value[row.place if row.field_length else 0]
+    return np.frombuffer(row.image, np.uint8).reshape(28, 28), NO_DIGIT if character == UNREADABLE else int(character)

@@ -20,6 +20,7 @@ from tests.support.servers import StartServer
 from training.__main__ import main
 from training.captured_images import Captured, load_captured
 from training.dataset import Dataset, DatasetError, Examples
+from training.own_mail import captured_mail
 
 if TYPE_CHECKING:
     from training.fit import Fit
@@ -252,36 +253,48 @@ def test_too_few_images_with_a_truth_are_refused_with_their_number(store: Store)
         load_captured(other.url).mixed_into(load_captured(other.url).held_out)
 
 
+IMAGES = "expected 784 bytes (28 rows of 28)"
+TRUTHS = "expected a digit or the digits of a field, with x for what is no digit"
+
+
 @pytest.mark.parametrize(
-    ("row", "value", "complaint"),
+    ("row", "value", "kind", "complaint"),
     [
-        ({"answer": TRAINED_ON, "image": bytes(783)}, "1", "image is 783 bytes, expected 784 bytes (28 rows of 28)"),
-        ({"answer": "seven", "image": bytes(784)}, "1", "answer is 'seven', expected 16 hexadecimal digits"),
-        ({"answer": TRAINED_ON, "image": bytes(784)}, "y", "truth is 'y', expected a digit"),
-        ({"answer": TRAINED_ON, "image": bytes(784)}, "٣", "truth is '٣', expected a digit"),
+        (
+            {"answer": TRAINED_ON, "image": bytes(783)},
+            "1",
+            "image",
+            f"image is 783 bytes, {IMAGES}",
+        ),
+        ({"answer": "seven", "image": bytes(784)}, "1", "image", "answer is 'seven', expected 16 hexadecimal digits"),
+        ({"answer": TRAINED_ON, "image": bytes(784)}, "y", "truth", f"value is 'y', {TRUTHS}"),
+        ({"answer": TRAINED_ON, "image": bytes(784)}, "٣", "truth", f"value is '٣', {TRUTHS}"),
         (
             {"answer": TRAINED_ON, "image": bytes(784), "place": 2, "field_length": 2},
             "12",
+            "image",
             "place is 2, expected a whole number below 2, the length of the field",
         ),
         (
             {"answer": TRAINED_ON, "image": bytes(784), "place": -1},
             "1",
+            "image",
             "place is -1, expected a whole number from 0",
         ),
     ],
 )
 def test_a_row_that_no_service_wrote_is_refused_with_its_number(
-    store: Store, row: dict[str, Any], value: str, complaint: str
+    store: Store, row: dict[str, Any], value: str, kind: str, complaint: str
 ) -> None:
     store.capture(HELD_OUT, grey(1))
     store.report(HELD_OUT, "1")
     place, field_length = row.get("place", 0), row.get("field_length", 0)
     store.capture(row["answer"], row["image"], place=place, field_length=field_length)
     store.report(row["answer"], value, place=0 if field_length else place)
-    with pytest.raises(DatasetError) as refusal:
-        load_captured(store.url)
-    assert str(refusal.value) == f"{store.url}: image number 2 can't be used: {complaint}"
+    for read in (load_captured, lambda url: captured_mail(url, 0.5)):
+        with pytest.raises(DatasetError) as refusal:
+            read(store.url)
+        assert str(refusal.value) == f"{store.url}: {kind} number 2 can't be used: {complaint}"
 
 
 def test_a_file_with_other_content_is_refused(store: Store, tmp_path: Path) -> None:

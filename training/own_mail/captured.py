@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.capture_database import NO_DIGIT_BY_FRAMER, CaptureRows, read_rows
+from training.capture_database import NO_DIGIT_BY_FRAMER, read_rows
 from training.captured_images import is_held_out, labelled_image
 from training.dataset import DatasetError
 from training.own_mail.mail import Mail
@@ -44,8 +44,8 @@ class _Piece(NamedTuple):
 
     length: int
     captured_at: float
-    images: list[np.ndarray]
-    digits: list[int]
+    images: tuple[np.ndarray, ...]
+    digits: tuple[int, ...]
     refused: list[bool]
 
 
@@ -67,7 +67,7 @@ def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) 
             missing about more than a twentieth of it.
     """
     rows = read_rows(url)
-    pieces, part = _not_trained_on(_pieces(rows), trained_at)
+    pieces, part = _not_trained_on(_pieces(rows.images), trained_at)
     values = rows.values()
     counts: Counter[str] = Counter()
     sampled: list[_Piece] = []
@@ -82,21 +82,20 @@ def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) 
             counts["incomplete"] += 1  # a crash or the limits of retention left a part of a field
         else:
             counts["accepted" if audited else "rejected"] += 1
+            images, digits = zip(*(labelled_image(row, value) for row in piece), strict=True)
             refused = [row.decision == NO_DIGIT_BY_FRAMER for row in piece]
-            sampled.append(_Piece(length, piece[0].captured_at, *_labelled(rows, piece, value), refused))
+            sampled.append(_Piece(length, piece[0].captured_at, images, digits, refused))
     _require_truth(rows.database, counts, len(sampled))
     return _mail(sampled, rows.database, audit_rate, part, counts)
 
 
-def _pieces(rows: CaptureRows) -> dict[tuple[str, int], list[Any]]:
+def _pieces(images: list[Any]) -> dict[tuple[str, int], list[Any]]:
     """Groups the image rows by answer and place; a field is at place 0, with its rows in the order of the digits.
 
     Of several rows of one image, the last one counts.
     """
     pieces: dict[tuple[str, int], dict[int, Any]] = {}
-    for row in rows.images:
-        if not isinstance(row.answer, str) or not set(row.answer) <= set("0123456789abcdef") or not row.answer:
-            raise DatasetError(f"{rows.database}: image number {row.number} can't be used: its answer is {row.answer!r}")
+    for row in images:
         pieces.setdefault((row.answer, 0 if row.field_length else row.place), {})[row.place] = row
     return {key: [piece[place] for place in sorted(piece)] for key, piece in pieces.items()}
 
@@ -118,19 +117,6 @@ def _share(answer: str, place: int) -> float:
     """Returns a number from 0 to 1 that is drawn uniformly, but is always the same for one piece."""
     digest = hashlib.sha256(f"thinning {answer} {place}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
-
-
-def _labelled(rows: CaptureRows, piece: list[Any], value: Any) -> tuple[list[np.ndarray], list[int]]:
-    """Returns the images of a piece and their digits. Raises DatasetError for a malformed row."""
-    images, digits = [], []
-    for row in piece:
-        try:
-            image, digit = labelled_image(row, value)
-        except ValueError as error:
-            raise DatasetError(f"{rows.database}: image number {row.number} can't be used: {error}") from error
-        images.append(image)
-        digits.append(digit)
-    return images, digits
 
 
 def _require_truth(database: str, counts: Counter[str], found: int) -> None:
