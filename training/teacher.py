@@ -7,7 +7,7 @@ import numpy as np
 
 from training.exported import Exported
 from training.recipes import Recipe
-from training.version_directory import VersionError
+from training.version_directory import VersionError, newest
 
 TEACHER = "digits-flagship"  # bundled model that teaches by default
 
@@ -45,9 +45,7 @@ def find_teacher(recipe: Recipe, version: Path | None) -> ExportedTeacher | None
             raise VersionError(f"the recipe {recipe.name} takes no teacher; leave --teacher out")
         return None
     if version is None:
-        bundled = Path(str(files("serving"))) / "models" / TEACHER
-        numbered = [path for path in bundled.glob("*") if path.name.isdecimal()]
-        if not numbered:
+        version = newest(Path(str(files("serving"))) / "models" / TEACHER)
+        if version is None:
             raise VersionError(f"no teacher is bundled as {TEACHER}; name a version with --teacher")
-        version = max(numbered, key=lambda path: int(path.name))
     return ExportedTeacher(version / "model.onnx")

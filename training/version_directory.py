@@ -61,14 +61,19 @@ def require_replaceable(model_directory: Path) -> None:
     Raises:
         VersionError: the newest version in the directory accepts digits at the service's default target error rate.
     """
-    versions = [path for path in model_directory.iterdir() if path.name.isdecimal() and (path / "run.json").is_file()]
-    newest = max(versions, key=lambda version: int(version.name), default=None)
-    if newest is not None and accepts_by_default(read_record(newest)):
+    replaced = newest(model_directory)
+    if replaced is not None and accepts_by_default(read_record(replaced)):
         raise VersionError(
             f"the new version would accept no digit at the service's default target error rate of {DEFAULT_ERROR:.1%}, and "
-            f"replace {newest}, which accepts digits; hold images out with --hold-out 10000, choose another model "
+            f"replace {replaced}, which accepts digits; hold images out with --hold-out 10000, choose another model "
             "with --name, or add --replace"
         )
+
+
+def newest(model_directory: Path) -> Path | None:
+    """Returns the version with the highest number in a model's directory; None if the directory has no version."""
+    versions = [path for path in model_directory.glob("*") if path.name.isdecimal() and (path / "run.json").is_file()]
+    return max(versions, key=_number, default=None)
 
 
 def read_record(version: Path) -> dict[str, Any]:
@@ -116,9 +121,13 @@ def find(directory: Path, fingerprint: str) -> Path | None:
             continue
         if (record.get("fingerprint"), record.get("precision")) == (fingerprint, "fp32"):
             found.append(file.parent)
-    return max(found, key=lambda version: int(version.name), default=None)
+    return max(found, key=_number, default=None)
+
+
+def _number(version: Path) -> int:
+    return int(version.name)
 
 
 def _next(model_directory: Path) -> int:
-    numbers = [int(path.name) for path in model_directory.iterdir() if path.name.isdecimal()]
+    numbers = [_number(path) for path in model_directory.iterdir() if path.name.isdecimal()]
     return max([int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), *(number + 1 for number in numbers)])
