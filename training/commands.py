@@ -17,7 +17,7 @@ from training.exported import Exported, VerificationError
 from training.files import require_writable
 from training.hyperparameters import HyperparameterError, changed
 from training.own_mail import LexiconFile, captured_mail, mail_of, recertify
-from training.recipe_file import RecipeError, load_recipe, names_a_file
+from training.recipe_file import RecipeError, load_recipe, split_argument
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.sources import load_dataset, require_every_digit
@@ -82,7 +82,8 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Trains one recipe and prints the path of the new version."""
-    recipe = load_recipe(options.recipe) if names_a_file(options.recipe) else _recipes([options.recipe])[0]
+    file = split_argument(options.recipe)
+    recipe = load_recipe(*file) if file else _recipes([options.recipe])[0]
     if options.hold_out is not None:
         recipe = replace(recipe, validation_images=options.hold_out)
     recipe = changed(recipe, options.batch_size, options.learning_rate, options.optimiser)

@@ -27,23 +27,29 @@ class RecipeError(Exception):
     """A recipe can't be loaded; the message gives the reason."""
 
 
-def names_a_file(text: str) -> bool:
-    """Tests if a recipe argument names a Python file: PATH.py or PATH.py:NAME."""
-    return text.rpartition(":")[0].endswith(".py") or text.endswith(".py")
+def split_argument(text: str) -> tuple[Path, str] | None:
+    """Splits a recipe argument that names a Python file, PATH.py or PATH.py:NAME, into path and name.
+
+    Returns:
+        The path, and the name or ""; None if the argument names no file.
+    """
+    path, _, name = text.rpartition(":")
+    if text.endswith(".py"):
+        return Path(text), ""
+    return (Path(path), name) if path.endswith(".py") else None
 
 
-def load_recipe(text: str) -> Recipe:
+def load_recipe(path: Path, name: str = "") -> Recipe:
     """Runs a Python file and returns the recipe that it defines. The file is code: run only files that you trust.
 
     Args:
-        text: PATH.py of a file that defines `RECIPE`, a `Recipe`; or PATH.py:NAME of a file that defines `RECIPES`, several
-            recipes in a list, a tuple or a dictionary.
+        path: a file that defines `RECIPE`, a `Recipe`, or `RECIPES`, several recipes in a list, a tuple or a dictionary.
+        name: of the recipe; "" for the only one.
 
     Raises:
         RecipeError: the file can't be read or run, defines no such recipe, or the recipe's name or network is unusable.
     """
-    path, name = (text, "") if text.endswith(".py") else (text.rpartition(":")[0], text.rpartition(":")[2])
-    recipes = _recipes(Path(path))
+    recipes = _recipes(path)
     if name and name not in recipes:
         raise RecipeError(f"{path} has no recipe named {name!r}; its recipes are: {', '.join(recipes)}")
     if not name and len(recipes) > 1:
@@ -90,7 +96,7 @@ def _line_in(path: Path, error: Exception) -> str:
     return f" in line {line}" if line else ""
 
 
-def _require_usable(path: str, recipe: Recipe) -> None:
+def _require_usable(path: Path, recipe: Recipe) -> None:
     """Builds the network and exports it: a network of the wrong form should not fail after hours of training."""
     if not NAME.fullmatch(recipe.name):
         raise RecipeError(f"{path}: the recipe's name is {recipe.name!r}, expected letters, digits, '.', '_' and '-'")

@@ -100,7 +100,7 @@ def test_networks_of_other_forms_than_the_bundled_ones_are_exported_right(stack:
 
     file = tmp_path / "mine.py"
     file.write_text(RECIPE.replace(HEAD, stack) + "RECIPE = recipe('a')")
-    assert load_recipe(str(file)).name == "a", "loading compares the exported file with the network"
+    assert load_recipe(file).name == "a", "loading compares the exported file with the network"
 
 
 def test_a_recipe_of_a_file_is_chosen_by_its_name(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_recipe_of_a_file_is_chosen_by_its_name(tmp_path: Path) -> None:
 
     file = tmp_path / "mine.py"
     file.write_text(RECIPE + "RECIPES = {'any': recipe('one'), 'other': recipe('two')}")
-    recipe = load_recipe(f"{file}:two")
+    recipe = load_recipe(file, "two")
     assert recipe.name == "two"
     assert recipe.file == {"name": "mine.py", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     file.write_text(RECIPE + "RECIPES = [recipe('only')]")
-    assert load_recipe(str(file)).name == "only"
+    assert load_recipe(file).name == "only"
