@@ -46,7 +46,7 @@ class Captured:
             "the test images are those of every fifth answer; captured mail was rejected or audited, and is harder than all"
         )
         return Dataset(
-            self.train, self.held_out, digest, None, self.database, "captured", self.no_digits, "every fifth answer", (note,)
+            self.train, self.held_out, digest, self.database, "captured", self.no_digits, "every fifth answer", (note,)
         )
 
     def mixed_into(self, examples: Examples) -> tuple[Examples, int]:

@@ -1,7 +1,7 @@
 """Labelled images in three parts: to train on, to hold out, to test on. `sources` reads them."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,6 @@ class Dataset:
         train: examples for training and validation.
         test: examples for the final evaluation.
         sha256: checksum of the data: of MNIST's file, or of images and labels of other data.
-        writers: (N,), the writer's number for each image of `train`; None if the writers are unknown.
         name: name of the data for people: "MNIST", a path, or a database without its password.
         kind: "mnist", "npz", "idx", "pictures" or "captured".
         no_digits: (N, 28, 28) uint8, images that show no digit. Nothing is trained on them; `certify` counts each accepted
@@ -60,7 +59,6 @@ class Dataset:
     train: Examples
     test: Examples
     sha256: str
-    writers: np.ndarray | None = None
     name: str = "MNIST"
     kind: str = "mnist"
     no_digits: np.ndarray = field(default_factory=lambda: np.zeros((0, 28, 28), np.uint8))
@@ -76,7 +74,7 @@ class Dataset:
             "training_images": len(self.train),
             "test_images": len(self.test),
             "no_digit_images": len(self.no_digits),
-            "writers": None if self.writers is None else len(np.unique(self.writers)),
+            "writers": None if self.train.writers is None else len(np.unique(self.train.writers)),
             "test_part": self.test_part,
             "notes": list(self.notes),
         }
@@ -103,15 +101,15 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Examples, Example
         DatasetError: no image would be left, or there are so few writers that less than half of the intended training
             images would be left.
     """
-    examples, random = replace(dataset.train, writers=dataset.writers), np.random.default_rng(seed)
+    examples, random = dataset.train, np.random.default_rng(seed)
     if count >= len(examples):
         raise DatasetError(f"cannot hold out {count:,} of {len(examples):,} training images: some must be left to train on")
     if count == 0:
         return examples, examples[:0]
-    if dataset.writers is None:
+    if examples.writers is None:
         kept, held = np.split(random.permutation(len(examples)), [len(examples) - count])
     else:
-        writers, of_image = np.unique(dataset.writers, return_inverse=True)
+        writers, of_image = np.unique(examples.writers, return_inverse=True)
         turn = random.permutation(len(writers))[of_image]  # (N,): position at which the image's writer is drawn
         order = np.argsort(turn, kind="stable")
         held = order[:count]

@@ -124,7 +124,7 @@ def run(
         **captured_record,
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
-        "validation_writers": ("unknown" if dataset.writers is None else "other") if len(validation) else None,
+        "validation_writers": ("unknown" if dataset.train.writers is None else "other") if len(validation) else None,
         "certified_on": certified_on(validation, dataset.name),
         "risk": risk,
         "history": fitted.history,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ def numbered(count: int, writers: NDArray[np.int16] | None = None) -> Dataset:
     """Training images whose pixels all hold the image's number."""
     images = np.arange(count, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8)
     examples = Examples(images, np.zeros(count, np.uint8))
-    return Dataset(examples, examples, "none", writers)
+    return Dataset(replace(examples, writers=writers), examples, "none")
 
 
 def test_holding_out_splits_without_overlap_and_repeatably() -> None:

@@ -267,7 +267,7 @@ def test_a_version_is_quantised_only_with_its_own_data(
     with pytest.raises(DatasetError, match="was trained on other data"):
         pipeline.remake(trained, replace(drawn, sha256="other"), "int8")
     with pytest.raises(DatasetError, match="or held out other images; use the --data and --writers"):
-        pipeline.remake(trained, replace(drawn, writers=np.arange(800)), "int8")
+        pipeline.remake(trained, replace(drawn, train=replace(drawn.train, writers=np.arange(800))), "int8")
     assert set(trained.parent.iterdir()) == before
     assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
     assert "is not a version that `digits-train run` made" in capsys.readouterr().err

@@ -67,8 +67,8 @@ def test_an_npz_file_may_have_a_test_part_and_writers(drawn: Dataset, tmp_path: 
     assert pairs(own.train) == pairs(drawn.train)
     assert pairs(own.test) == pairs(drawn.test)
     assert own.train.labels.dtype == np.uint8
-    assert own.writers is not None
-    assert own.writers.tolist() == (np.arange(800) // 40).tolist()
+    assert own.train.writers is not None
+    assert own.train.writers.tolist() == (np.arange(800) // 40).tolist()
     about = own.record()
     assert (about["kind"], about["training_images"], about["test_images"], about["writers"]) == ("npz", 800, 200, 20)
 
@@ -84,9 +84,9 @@ def test_test_images_are_split_off_by_writer_in_any_order(drawings: Drawings, tm
     assert pairs(first.test) == pairs(second.test)
     assert pairs(first.train, first.test) == pairs(Examples(images, labels))
     assert 200 <= len(first.test) < 225, "a fifth, in whole writers of 25 images"
-    assert first.writers is not None
+    assert first.train.writers is not None
     assert first.test.writers is not None
-    assert not set(first.writers.tolist()) & set(first.test.writers.tolist())
+    assert not set(first.train.writers.tolist()) & set(first.test.writers.tolist())
     assert first.test_part == f"{len(first.test)} of 1,000 images, set aside by writer"
 
 
@@ -97,7 +97,7 @@ def test_without_writers_a_fifth_of_the_images_is_split_off(drawings: Drawings, 
     own = load_dataset(str(tmp_path / "own.npz"))
     assert len(own.test) == pytest.approx(220, abs=1)
     assert not set(pairs(own.train)) & set(pairs(own.test)), "equal images stay together"
-    assert own.writers is None
+    assert own.train.writers is None
 
 
 def test_idx_files_are_found_under_the_names_of_emnist(drawn: Dataset, tmp_path: Path) -> None:
@@ -139,13 +139,15 @@ def test_folders_of_pictures_may_name_writers_test_and_no_digit(drawings: Drawin
     images, labels = drawings[0][:300], drawings[1][:300]
     writers = [f"writer{number // 50}" for number in range(200)]
     write_pictures(tmp_path / "train", images[:200], labels[:200], writers)
-    write_pictures(tmp_path / "test", images[200:], labels[200:])
+    write_pictures(tmp_path / "test", images[200:], labels[200:], ["writer3"] * 50 + ["another"] * 50)
     write_pictures(tmp_path / "test", images[:3], ["none"] * 3)
     write_pictures(tmp_path / "train", [np.zeros((28, 28), np.uint8)], ["none"])
     own = load_dataset(str(tmp_path))
     assert (len(own.train), len(own.test), len(own.no_digits)) == (200, 100, 3)
-    assert own.writers is not None
-    assert np.bincount(own.writers).tolist() == [50] * 4
+    assert own.train.writers is not None
+    assert own.test.writers is not None
+    assert np.bincount(own.train.writers, minlength=5).tolist() == [0, 50, 50, 50, 50]
+    assert np.bincount(own.test.writers).tolist() == [50, 0, 0, 0, 50], "a writer has one number in both parts"
     assert own.notes == ("in 1 pictures of `none` the framer finds no digit, so that the service refuses them",)
 
 
@@ -189,7 +191,7 @@ def test_a_file_without_the_writers_is_refused(drawn: Dataset, tmp_path: Path) -
     np.savez(tmp_path / "own.npz", x_test=drawn.test.images, y_test=drawn.test.labels, allow_pickle=False, **arrays)
     own = str(tmp_path / "own.npz")
     np.savez(tmp_path / "writers.npz", train=np.arange(800) // 10)
-    found = load_dataset(own, tmp_path / "writers.npz").writers
+    found = load_dataset(own, tmp_path / "writers.npz").train.writers
     assert found is not None
     assert found.tolist() == (np.arange(800) // 10).tolist()
     with pytest.raises(DatasetError, match=r"cannot read the writers from .*none.npz: No such file"):

@@ -49,8 +49,8 @@ def mail_of(dataset: Dataset) -> Mail:
     labels = np.concatenate([dataset.train.labels, dataset.test.labels, no_digits])
     shown = len(labels) - len(no_digits)
     writers = None
-    if dataset.writers is not None and dataset.test.writers is not None:
-        known = np.concatenate([dataset.writers, dataset.test.writers]).astype(np.int64)
+    if dataset.train.writers is not None and dataset.test.writers is not None:
+        known = np.concatenate([dataset.train.writers, dataset.test.writers]).astype(np.int64)
         writers = np.concatenate([known, known.max() + 1 + np.arange(len(no_digits))])  # nobody knows who wrote no digit
         order = np.concatenate([np.argsort(known, kind="stable"), np.arange(shown, len(labels))])
         images, labels, writers = images[order], labels[order], writers[order]

@@ -50,9 +50,9 @@ def read(path: Path) -> Dataset:
     files = sets[name] if name else next(iter(sets.values()))
     train = _examples(files, "train")
     if not any(part == "test" for part, _ in files):
-        return split_off_test(train, None, str(path), "idx")
+        return split_off_test(train, str(path), "idx")
     test = _examples(files, "test")
-    return Dataset(train, test, combined_digest(train, test), None, str(path), "idx")
+    return Dataset(train, test, combined_digest(train, test), str(path), "idx")
 
 
 def _sets(folder: Path) -> dict[str, dict[tuple[str, str], Path]]:

@@ -44,7 +44,7 @@ def load_dataset(data: str | None = None, writers: Path | None = None, transpose
                 f"--writers {writers} numbers the writers of the training images, but {dataset.name} has no test images of "
                 "its own; put the writers into the data instead, as the array `writers` or as folders"
             )
-        dataset = replace(dataset, writers=read_writers(writers, len(dataset.train)))
+        dataset = replace(dataset, train=replace(dataset.train, writers=read_writers(writers, len(dataset.train))))
     if dataset.kind != "mnist":
         _print(dataset)
     return dataset
@@ -89,7 +89,8 @@ def _transposed(dataset: Dataset) -> Dataset:
 
 
 def _print(dataset: Dataset) -> None:
-    writers = "writers unknown" if dataset.writers is None else f"{len(np.unique(dataset.writers)):,} writers"
+    known = dataset.train.writers
+    writers = "writers unknown" if known is None else f"{len(np.unique(known)):,} writers"
     print(
         f"data       {Path(dataset.name).name} ({dataset.kind}): {len(dataset.train):,} training and "
         f"{len(dataset.test):,} test images, {writers}"

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,14 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Dataset:
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     if {"x_train", "y_train", "x_test", "y_test"} <= present:
         train, test = (_examples(path, archive, f"x_{part}", f"y_{part}") for part in ("train", "test"))
-        writers = _writers(path, archive, len(train)) if "writers" in present else None
-        return Dataset(train, test, combined_digest(train, test), writers, str(path), "npz")
+        if "writers" in present:
+            train = replace(train, writers=_writers(path, archive, len(train)))
+        return Dataset(train, test, combined_digest(train, test), str(path), "npz")
     if {"images", "labels"} <= present:
         everything = _examples(path, archive, "images", "labels")
-        writers = _writers(path, archive, len(everything)) if "writers" in present else None
-        return split_off_test(everything, writers, str(path), "npz")
+        if "writers" in present:
+            everything = replace(everything, writers=_writers(path, archive, len(everything)))
+        return split_off_test(everything, str(path), "npz")
     found = ", ".join(sorted(present)[:10]) or "nothing"
     raise DatasetError(f"{path} has the arrays {found}; expected {NAMES}")
 

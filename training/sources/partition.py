@@ -12,7 +12,6 @@ TEST_SHARE = 1 / 5
 
 def split_off_test(
     examples: Examples,
-    writers: np.ndarray | None,
     name: str,
     kind: str,
     no_digits: np.ndarray | None = None,
@@ -24,22 +23,23 @@ def split_off_test(
     in the order of their checksums until a fifth of the images is reached. Equal images stay together.
 
     Args:
-        examples: all images.
-        writers: (N,) integers that identify the writers; None if they are unknown. A single writer counts as unknown.
+        examples: all images. A single writer counts as unknown.
         name: as in `Dataset`.
         kind: as in `Dataset`.
         no_digits: as in `Dataset`; None for no such images.
         notes: as in `Dataset`.
     """
-    by_writer = writers is not None and len(np.unique(writers)) > 1
-    keys = [str(one).encode() for one in writers.tolist()] if by_writer and writers is not None else None
-    keys = keys or [image.tobytes() for image in examples.images]
+    writers = examples.writers
+    if writers is None or len(np.unique(writers)) == 1:
+        by_writer, keys = False, [image.tobytes() for image in examples.images]
+    else:
+        by_writer, keys = True, [str(one).encode() for one in writers.tolist()]
     checksums = np.array([hashlib.sha256(key).hexdigest() for key in keys])
     _, group, counts = np.unique(checksums, return_inverse=True, return_counts=True)
     before = np.cumsum(counts) - counts  # images of the groups with a lower checksum
     tested = (before < TEST_SHARE * len(examples))[group]
-    known = replace(examples, writers=writers if by_writer else None)
+    known = examples if by_writer else replace(examples, writers=None)
     train, test = known[~tested], known[tested]
     rule = f"{len(test):,} of {len(examples):,} images, set aside {'by writer' if by_writer else 'by checksum'}"
     rest = np.zeros((0, 28, 28), np.uint8) if no_digits is None else no_digits
-    return Dataset(train, test, combined_digest(train, test), train.writers, name, kind, rest, rule, notes)
+    return Dataset(train, test, combined_digest(train, test), name, kind, rest, rule, notes)

@@ -36,8 +36,10 @@ class _Part:
     refused: int = 0  # pictures of no digit in which the framer finds none either
     left_out: list[str] = field(default_factory=list)  # pictures of digits, each with the reason
 
-    def examples(self) -> Examples:
-        return Examples(np.array(self.images, np.uint8).reshape(-1, 28, 28), np.array(self.labels, np.uint8))
+    def examples(self, names: list[str]) -> Examples:
+        """Returns the pictures of digits. A writer's number is the name's place in `names`, which are sorted."""
+        known = np.searchsorted(names, self.writers) if all(self.writers) else None
+        return Examples(np.array(self.images, np.uint8).reshape(-1, 28, 28), np.array(self.labels, np.uint8), known)
 
 
 def read(folder: Path) -> Dataset:
@@ -66,12 +68,13 @@ def read(folder: Path) -> Dataset:
     if refused:
         notes.append(f"in {refused:,} pictures of `{NO_DIGIT}` the framer finds no digit, so that the service refuses them")
     no_digits = np.array([image for part in parts.values() for image in part.no_digits], np.uint8).reshape(-1, 28, 28)
-    if len(parts) == 2:
-        train, test = parts["train"].examples(), parts["test"].examples()
+    names = sorted({writer for part in parts.values() for writer in part.writers if writer})
+    examples = [part.examples(names) for part in parts.values()]
+    if len(examples) == 2:
+        train, test = examples
         digest = combined_digest(train, test)
-        return Dataset(train, test, digest, _writers(parts["train"]), str(folder), "pictures", no_digits, notes=tuple(notes))
-    [only] = parts.values()
-    return split_off_test(only.examples(), _writers(only), str(folder), "pictures", no_digits, tuple(notes))
+        return Dataset(train, test, digest, str(folder), "pictures", no_digits, notes=tuple(notes))
+    return split_off_test(examples[0], str(folder), "pictures", no_digits, tuple(notes))
 
 
 def _read_classes(folder: Path) -> _Part:
@@ -141,11 +144,3 @@ def _require_most(folder: Path, part: _Part) -> None:
             f"{folder}: {len(part.left_out):,} of {total:,} pictures can't be used, which is more than {MOST_LEFT_OUT:.0%}: "
             f"{'; '.join(part.left_out[:NAMED])}"
         )
-
-
-def _writers(part: _Part) -> np.ndarray | None:
-    """Numbers the writers; None unless every picture has one."""
-    if not all(part.writers):
-        return None
-    numbers: np.ndarray = np.unique(part.writers, return_inverse=True)[1]
-    return numbers
