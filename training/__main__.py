@@ -47,7 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains digit classifiers on MNIST or on your own images, and exports them to verified ONNX files.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    data = argparse.ArgumentParser(add_help=False)
+    transposed = argparse.ArgumentParser(add_help=False)
+    transposed.add_argument(
+        "--transposed",
+        action="store_true",
+        help="with --data: swap rows and columns of the images of an .npz or IDX file, as EMNIST's files need",
+    )
+
+    data = argparse.ArgumentParser(add_help=False, parents=[transposed])
     data.add_argument(
         "--data",
         metavar="DATA",
@@ -55,11 +62,6 @@ def _parser() -> argparse.ArgumentParser:
         help="labelled images: an .npz file, a folder of IDX files, a folder of pictures by digit (FOLDER/0 to 9), or "
         "the URL of a capture database; see 'Your own data' in training/README.md (default: $DIGITS_DATA, else MNIST from "
         "Keras' cache, else a download of MNIST)",
-    )
-    data.add_argument(
-        "--transposed",
-        action="store_true",
-        help="swap rows and columns of the images of an .npz or IDX file, as EMNIST's files need",
     )
 
     writers = argparse.ArgumentParser(add_help=False)
@@ -185,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
     certify = actions.add_parser(
         "certify",
-        parents=[risk, replacement],
+        parents=[transposed, risk, replacement],
         help="certify an existing version on your own mail; publish the same network with new thresholds beside it",
         description="Certifies the thresholds of VERSION on other images than those of its training: labelled images "
         "(--data), or mail that a service captured (--captured with --audit-rate). The new version has the same network. "
@@ -200,9 +202,6 @@ def _parser() -> argparse.ArgumentParser:
         type=share,
         help="with --captured: the service's --audit-rate while it captured the images; rejected answers are thinned out to "
         "this share, so that the sample is one of all mail",
-    )
-    certify.add_argument(
-        "--transposed", action="store_true", help="with --data: swap rows and columns, as EMNIST's files need"
     )
     certify.add_argument(
         "--lexicon",

@@ -17,34 +17,24 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return number
 
 
-def probability(text: str) -> float:
-    """Parses a probability that is neither 0 nor 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, such as 0.001, not {text}")
-    return value
+def _number(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """Returns an argparse type for a number that fits what is expected. NaN fits nothing."""
 
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text}")
+        return value
 
-def positive(text: str) -> float:
-    """Parses a number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return number
 
 
-def share(text: str) -> float:
-    """Parses a share above 0, up to 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a share above 0, at most 1, not {text}")
-    return value
+probability = _number("a number between 0 and 1, such as 0.001", lambda value: 0 < value < 1)
+positive = _number("a number above 0", lambda value: 0 < value < math.inf)
+share = _number("a share above 0, at most 1", lambda value: 0 < value <= 1)
 
 
 def model_name(text: str) -> str:
