@@ -108,9 +108,8 @@ def fit(
             verbose=1 if sys.stdout.isatty() else 2,  # a progress bar on a terminal, one line per epoch in a log
         )
     else:
-        trainer.optimizer.finalize_variable_values(
-            trainer.trainable_variables
-        )  # `trainer.fit` would average the weights too
+        # `trainer.fit` would average the weights too.
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     if recipe.mixture:
         _settle(network, batches, progress.epochs_done)
     return Fit(network, progress.history, progress.seconds, progress.backend, progress.machine, identity)
