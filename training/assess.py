@@ -12,13 +12,13 @@ from training.certify import RISK
 from training.dataset import Examples
 from training.drift_reference import drift_reference
 from training.evaluate import DEFAULT_ERROR, accept, evaluate, score, score_fields
-from training.whole import WHOLE_LOSS, fix_whole_threshold, is_whole
+from training.whole import WHOLE_LOSS, Heads, fix_whole_threshold, is_whole
 
 POSTCODE = 5  # digits; length of the fields whose thresholds are printed
 
 
 def assess(
-    predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    predict: Callable[[np.ndarray], Heads],
     validation: Examples,
     test: Examples,
     risk: float = RISK,
@@ -29,8 +29,7 @@ def assess(
     threshold refuses count as confidence 0 when the other thresholds are certified.
 
     Args:
-        predict: returns logits, (N, 10) float32, for images, (N, 28, 28) uint8, and the probability of one whole digit, (N,)
-            float32; None without a second head.
+        predict: answers images, (N, 28, 28) uint8.
         validation: held-out images. If it is empty, the temperature is 1 and there are no thresholds.
         test: images that nothing is fitted to or selected by.
         risk: probability that the error of a certified threshold exceeds its target.

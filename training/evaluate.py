@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.calibrate import negative_log_likelihood
-from training.whole import split_heads
+from training.whole import Heads, split_heads
 
 if TYPE_CHECKING:
     import keras
@@ -103,8 +103,8 @@ def predict_logits(network: "keras.Model", images: np.ndarray) -> np.ndarray:
     return predict_heads(network, images)[0]
 
 
-def predict_heads(network: "keras.Model", images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Runs a Keras network on `images`, (N, 28, 28) uint8; returns its heads as `split_heads` does."""
+def predict_heads(network: "keras.Model", images: np.ndarray) -> Heads:
+    """Runs a Keras network on `images`, (N, 28, 28) uint8."""
     return split_heads(network.predict(images[..., None].astype(np.float32), batch_size=500, verbose=0))
 
 

@@ -2,11 +2,27 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 
-Heads = tuple[np.ndarray, np.ndarray | None]  # logits (N, 10), and the probability of one whole digit (N,), if there is one
+from training.certificates import refuse
+from training.whole import Heads, is_whole
+
+
+class Decisions(NamedTuple):
+    """What a service compares with a certified threshold.
+
+    Attributes:
+        probabilities: (N, 10) float32, of the digits.
+        confidence: (N,) float32, the largest probability; 0 where `whole` is False, so that no threshold accepts the answer.
+        whole: (N,) bool, False where the second head refuses the image; True everywhere in a file of contract 1.
+    """
+
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    whole: np.ndarray
 
 
 class VerificationError(Exception):
@@ -56,7 +72,21 @@ class Exported:
     def uncalibrated_answers(self, images: np.ndarray) -> Heads:
         """Returns the logits of `outputs`, and the probability of one whole digit."""
         logits, _, whole = self.outputs(images)
-        return logits, whole
+        return Heads(logits, whole)
+
+    def decisions(self, images: np.ndarray) -> Decisions:
+        """Runs `images`, (N, 28, 28) uint8, and refuses what the threshold in the file's metadata refuses.
+
+        Raises:
+            VerificationError: the metadata of a file with a second head lack its threshold.
+        """
+        _, probabilities, probability = self.outputs(images)
+        whole = np.ones(len(images), bool)
+        if probability is not None:
+            if "whole_threshold" not in self.metadata:
+                raise VerificationError(f"{self.path}: its metadata lack whole_threshold, which an output `whole` requires")
+            whole = is_whole(probability, float(self.metadata["whole_threshold"]))
+        return Decisions(probabilities, refuse(probabilities.max(axis=1), whole), whole)
 
     def outputs(self, images: np.ndarray, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Runs `images`, (N, 28, 28) uint8, in batches of `batch_size`.

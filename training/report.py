@@ -16,7 +16,7 @@ from PIL import Image
 
 from training import evaluate, figures
 from training.calibrate import softmax
-from training.certificates import default_target, refuse
+from training.certificates import default_target
 from training.damage import SEVERE
 from training.dataset import Dataset, Examples
 from training.exported import Exported
@@ -137,11 +137,9 @@ def _on_source(name: str, source: Examples, exported: Exported, record: dict[str
         An item of the run record's `sources`: `rate` is the certified error rate of the threshold, or None; `accepted` and
         `wrong` count the accepted answers and the wrong ones among these.
     """
-    _, probabilities, whole = exported.outputs(source.images)
+    probabilities, confidence, _ = exported.decisions(source.images)
     evaluation = evaluate.evaluate(probabilities, source.labels)
-    confidence, correct = evaluate.score(probabilities, source.labels)
-    if whole is not None and "whole" in record:
-        confidence = refuse(confidence, whole >= np.float64(record["whole"]["threshold"]))
+    _, correct = evaluate.score(probabilities, source.labels)
     rate = default_target(record)
     threshold = np.inf if rate is None else record["thresholds"][rate]["threshold"]
     accepted = confidence >= np.float64(threshold)
@@ -162,10 +160,7 @@ def _non_digits(exported: Exported, thresholds: dict[str, dict[str, Any] | None]
     kinds = evaluation_kinds(digits, SEED, min(NON_DIGITS, len(digits)))
     print(f"no digit   counting the accepted of {len(kinds)} kinds of {len(kinds[0].images):,} images", flush=True)
     rows = count_accepted(
-        lambda images: exported.outputs(images)[1:],
-        kinds,
-        {rate: found["threshold"] for rate, found in thresholds.items() if found},
-        float(exported.metadata.get("whole_threshold", 0)),
+        exported.decisions, kinds, {rate: found["threshold"] for rate, found in thresholds.items() if found}
     )
     print(table(rows), flush=True)
     return rows

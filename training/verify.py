@@ -11,8 +11,9 @@ from training.calibrate import softmax
 from training.cascade.stages import stages_of
 from training.dataset import Examples
 from training.evaluate import Evaluation, evaluate, predict_heads
-from training.exported import Exported, Heads, VerificationError
+from training.exported import Exported, VerificationError
 from training.version_directory import VersionError, load_network, read_record
+from training.whole import Heads
 
 Reference = Callable[[np.ndarray], Heads]  # answers images, (N, 28, 28) uint8, as the file must
 

@@ -1,6 +1,7 @@
 """The refusal of what is no digit, by a network's second head: "this is one whole digit"."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
@@ -8,18 +9,27 @@ from scipy.special import expit
 WHOLE_LOSS = 0.001  # share of the held-out digits that the head may refuse
 
 
-def split_heads(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+class Heads(NamedTuple):
+    """Answers of a network.
+
+    Attributes:
+        logits: (N, 10) float32, of the digits.
+        whole: (N,) float32, probability of one whole digit; None without a second head.
+    """
+
+    logits: np.ndarray
+    whole: np.ndarray | None
+
+
+def split_heads(outputs: np.ndarray) -> Heads:
     """Splits the outputs of a network into its heads.
 
     Args:
         outputs: (N, 10) logits of the digits; with a second head, (N, 11), the last of which is its logit.
-
-    Returns:
-        The logits of the digits, (N, 10), and the probability of one whole digit, (N,) float32; None without a second head.
     """
     if outputs.shape[1] == 10:
-        return outputs, None
-    return outputs[:, :10], expit(outputs[:, 10].astype(np.float64)).astype(np.float32)
+        return Heads(outputs, None)
+    return Heads(outputs[:, :10], expit(outputs[:, 10].astype(np.float64)).astype(np.float32))
 
 
 def fix_whole_threshold(whole: np.ndarray) -> float:

@@ -25,19 +25,17 @@ FIELD = 5  # digits
 def measure(path: Path, test: Examples, kinds: list[Kind], others: list[tuple[str, Examples]], damaged: bool) -> None:
     """Prints what a model reads and accepts of each source and each kind and, if `damaged`, of damaged test images."""
     exported = Exported(path, threads=1)
-    whole_threshold = float(exported.metadata.get("whole_threshold", 0))
     thresholds = {rate: found["threshold"] for rate, found in json.loads(exported.metadata["thresholds"]).items()}
     print(f"\n{path}")
     for name, source in [("test images", test), *others]:
-        _, probabilities, whole = exported.outputs(source.images)
-        confidence, correct = score(probabilities, source.labels)
-        refused = np.zeros(len(source), bool) if whole is None else whole < np.float64(whole_threshold)
-        print(f"{name}: {correct.mean():.2%} of {len(source):,} read correctly, {refused.mean():.2%} refused as no digit")
+        probabilities, confidence, whole = exported.decisions(source.images)
+        _, correct = score(probabilities, source.labels)
+        print(f"{name}: {correct.mean():.2%} of {len(source):,} read correctly, {(~whole).mean():.2%} refused as no digit")
         for rate, threshold in thresholds.items():
-            accepted = (confidence >= np.float64(threshold)) & ~refused
+            accepted = confidence >= np.float64(threshold)
             print(f"  at {float(rate):.1%}: {accepted.mean():.2%} accepted, {(accepted & ~correct).sum()} wrong")
-    print(table(count_accepted(lambda images: exported.outputs(images)[1:], kinds, thresholds, whole_threshold)))
-    print_fields(exported, whole_threshold, test, kinds)
+    print(table(count_accepted(exported.decisions, kinds, thresholds)))
+    print_fields(exported, test, kinds)
     if damaged:
         rows = robustness(lambda images: exported.answers(images)[1], test, SEED)
         for row in rows:
@@ -46,20 +44,13 @@ def measure(path: Path, test: Examples, kinds: list[Kind], others: list[tuple[st
         print(f"{'mean of the severe kinds':40}{mean_accuracy(rows, SEVERE):9.2%}")
 
 
-def print_fields(exported: Exported, whole_threshold: float, test: Examples, kinds: list[Kind]) -> None:
+def print_fields(exported: Exported, test: Examples, kinds: list[Kind]) -> None:
     """Prints the share of fields that are accepted although one of their five pieces is no digit, by group of kinds."""
     certified = json.loads(exported.metadata["field_thresholds"])[str(FIELD)]
     random = np.random.default_rng(SEED)
-
-    def accept(images: np.ndarray) -> np.ndarray:
-        """Returns the confidence of each image, (N,) float64, 0 where the model says that it is no digit."""
-        _, probabilities, whole = exported.outputs(images)
-        confidence = probabilities.max(axis=1).astype(np.float64)
-        return confidence if whole is None else np.where(whole >= np.float64(whole_threshold), confidence, 0)
-
-    digits = accept(test.images)
+    digits = exported.decisions(test.images).confidence.astype(np.float64)
     for group in dict.fromkeys(kind.group for kind in kinds):
-        rubbish = accept(np.concatenate([kind.images for kind in kinds if kind.group == group]))
+        rubbish = exported.decisions(np.concatenate([kind.images for kind in kinds if kind.group == group])).confidence
         fields = rubbish * digits[random.integers(len(digits), size=(len(rubbish), FIELD - 1))].prod(axis=1)
         shares = ", ".join(
             f"{(fields >= found['threshold']).mean():.1%} at {float(rate):.1%}" for rate, found in certified.items()

@@ -13,7 +13,7 @@ from training.certificates import accepts_by_default, certify_answers, certify_i
 from training.dataset import Examples
 from training.evaluate import DEFAULT_ERROR, accept, score, score_fields
 from training.export import metadata
-from training.whole import split_heads
+from training.whole import Heads, split_heads
 
 
 def examples(count: int, wrong: int, writers: int | None = None) -> Examples:
@@ -26,9 +26,6 @@ def examples(count: int, wrong: int, writers: int | None = None) -> Examples:
     return Examples(images, labels, of_image)
 
 
-Heads = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-
-
 def two_heads(images: NDArray[np.uint8]) -> Heads:
     """Outputs of a confident network, whose second head doubts images with a large second pixel."""
     outputs = np.full((len(images), 11), -4, np.float32)
@@ -38,7 +35,7 @@ def two_heads(images: NDArray[np.uint8]) -> Heads:
 
 
 def one_head(images: NDArray[np.uint8]) -> Heads:
-    return two_heads(images)[0], None
+    return Heads(two_heads(images).logits, None)
 
 
 def test_certificates_of_images_name_risk_images_and_writers() -> None:

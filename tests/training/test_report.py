@@ -363,12 +363,13 @@ def test_digits_from_elsewhere_are_accepted_by_threshold_and_second_head(monkeyp
     probabilities = np.eye(10, dtype=np.float32)[[0, 1, 2, 9, 9]]
     probabilities[1] *= np.float32(0.7)
     whole = np.array([1, 1, 0.2, 1, 0.2], np.float32)
-    # No model with a second head is bundled yet.
     monkeypatch.setattr(exported, "outputs", lambda images: (probabilities, probabilities, whole))
+    exported.metadata["whole_threshold"] = "0.25"
     found = {"0.01": {"threshold": 0.6}, "0.005": {"threshold": 0.8}, "0.002": {"threshold": 0.99}, "0.001": None}
-    row = _on_source("another hand", Examples(images, labels), exported, {"thresholds": found, "whole": {"threshold": 0.25}})
+    row = _on_source("another hand", Examples(images, labels), exported, {"thresholds": found})
     assert (row["rate"], row["images"], row["accuracy"]) == ("0.005", 5, 0.6)
     assert (row["accepted"], row["wrong"]) == (2, 1), "a sure 0, and a 3 read as 9"
+    monkeypatch.setattr(exported, "outputs", lambda images: (probabilities, probabilities, None))
     row = _on_source("another hand", Examples(images, labels), exported, {"thresholds": found})
     assert (row["accepted"], row["wrong"]) == (4, 2), "without a second head"
 

@@ -7,8 +7,9 @@ import numpy as np
 from scipy.special import log_softmax
 
 from training.cascade.graph import LEAST, RAMP
-from training.exported import Exported, Heads
+from training.exported import Exported
 from training.version_directory import VersionError
+from training.whole import Heads
 
 
 class Stages:
@@ -38,7 +39,7 @@ class Stages:
         weight = np.clip((confidence - low) / (self._threshold - low), LEAST, 1)
         mean = weight * answers + (1 - weight) * self._log_answers(self._second, images)
         answers = np.where(confidence < self._threshold, mean, answers)
-        return answers[:, :10], np.exp(answers[:, 10])
+        return Heads(answers[:, :10], np.exp(answers[:, 10]))
 
     @staticmethod
     def _log_answers(model: Exported, images: np.ndarray) -> np.ndarray:

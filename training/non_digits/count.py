@@ -6,25 +6,21 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv
 
+from training.exported import Decisions
 from training.non_digits.kinds import Kind
 
 RISK = 0.05  # probability that an upper bound is too low
 
-# Returns probabilities, (N, 10), and the probability that each image shows one whole digit, (N,), for images,
-# (N, 28, 28) uint8. The latter is None if the model has no such output.
-Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-
 
 def count_accepted(
-    predict: Predict, kinds: Sequence[Kind], thresholds: Mapping[str, float], whole_threshold: float
+    decide: Callable[[np.ndarray], Decisions], kinds: Sequence[Kind], thresholds: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Counts by kind the images that are accepted as digits.
 
     Args:
-        predict: the model.
+        decide: the model's answers to images, (N, 28, 28) uint8.
         kinds: images that show no digit.
         thresholds: the lowest confidence that is accepted, by certified error rate.
-        whole_threshold: the lowest probability of one whole digit that is accepted; of no effect without this output.
 
     Returns:
         One row per kind, with `kind`, `group`, the number of `images`, by error rate the number `accepted` and the `upper`
@@ -32,10 +28,8 @@ def count_accepted(
     """
     rows = []
     for kind in kinds:
-        probabilities, whole = predict(kind.images)
-        is_whole = np.ones(len(kind.images), bool) if whole is None else whole >= np.float64(whole_threshold)
-        confidence = probabilities.max(axis=1).astype(np.float64)
-        accepted = {rate: int((is_whole & (confidence >= threshold)).sum()) for rate, threshold in thresholds.items()}
+        _, confidence, whole = decide(kind.images)
+        accepted = {rate: int((confidence >= np.float64(threshold)).sum()) for rate, threshold in thresholds.items()}
         rows.append(
             {
                 "kind": kind.name,
@@ -43,7 +37,7 @@ def count_accepted(
                 "images": len(kind.images),
                 "accepted": accepted,
                 "upper": {rate: upper_bound(count, len(kind.images)) for rate, count in accepted.items()},
-                "refused_by_whole": int((~is_whole).sum()),
+                "refused_by_whole": int((~whole).sum()),
             }
         )
     return rows

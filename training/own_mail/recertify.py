@@ -113,12 +113,9 @@ def recertify(
 
 def _answer(exported: Exported, mail: Mail) -> _Answers:
     """Runs the version on all images. An image that it or the framer calls no whole digit has confidence 0."""
-    _, probabilities, whole = exported.outputs(mail.images)
-    confidence, correct = score(probabilities, mail.labels)
-    kept = ~mail.refused
-    if whole is not None:
-        kept = kept & (whole >= np.float64(exported.metadata["whole_threshold"]))
-    return _Answers(probabilities, refuse(confidence, kept), correct, kept)
+    probabilities, confidence, whole = exported.decisions(mail.images)
+    _, correct = score(probabilities, mail.labels)
+    return _Answers(probabilities, refuse(confidence, ~mail.refused), correct, whole & ~mail.refused)
 
 
 def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFile | None) -> dict[str, Any]:
