@@ -154,8 +154,8 @@ def compare_versions(options: argparse.Namespace) -> int:
     thresholds = certified_thresholds(old), certified_thresholds(new)
     status = 0
     for name, examples in sets.items():
-        answers = old.answers(examples.images)[1], new.answers(examples.images)[1]
-        comparison = compare(answers, thresholds, examples.labels)
+        decisions = old.decisions(examples.images), new.decisions(examples.images)
+        comparison = compare(decisions, thresholds, examples.labels)
         print(f"{name}: {comparison}\n\n{table(comparison)}", flush=True)
         status = WORSE if comparison.worse else status
     return status

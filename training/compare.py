@@ -7,7 +7,7 @@ import numpy as np
 
 from training.calibrate import negative_log_likelihood
 from training.evaluate import Accepted, Z, accept, score
-from training.exported import Exported, VerificationError
+from training.exported import Decisions, Exported, VerificationError
 
 
 @dataclass(frozen=True)
@@ -63,28 +63,29 @@ class Comparison:
 
 
 def compare(
-    probabilities: tuple[np.ndarray, np.ndarray], thresholds: tuple[dict[str, float], dict[str, float]], labels: np.ndarray
+    decisions: tuple[Decisions, Decisions], thresholds: tuple[dict[str, float], dict[str, float]], labels: np.ndarray
 ) -> Comparison:
     """Compares the answers of an old and a new version, in this order.
 
+    Accuracy counts all answers. An answer that a version refuses as no whole digit is accepted at no threshold.
+
     Args:
-        probabilities: (N, 10) float32 of each version.
+        decisions: of each version.
         thresholds: thresholds of each version, by certified error rate.
         labels: (N,) true digits.
     """
-    scores = [score(answers, labels) for answers in probabilities]
-    (_, old_correct), (_, new_correct) = scores
+    old_correct, new_correct = (score(decided.probabilities, labels)[1] for decided in decisions)
     only = [int((old_correct & ~new_correct).sum()), int((new_correct & ~old_correct).sum())]
     shared = sorted(thresholds[0].keys() & thresholds[1].keys(), key=float, reverse=True)
     old, new = (
         Result(
             float(correct.mean()),
             alone,
-            negative_log_likelihood(answers, labels),
+            negative_log_likelihood(decided.probabilities, labels),
             sorted(certified, key=float, reverse=True),
-            {error: accept(confidence, correct, certified[error]) for error in shared},
+            {error: accept(decided.confidence, correct, certified[error]) for error in shared},
         )
-        for answers, (confidence, correct), alone, certified in zip(probabilities, scores, only, thresholds, strict=True)
+        for decided, correct, alone, certified in zip(decisions, (old_correct, new_correct), only, thresholds, strict=True)
     )
     return Comparison(len(labels), old, new, paired_interval(new.alone, old.alone, len(labels)))
 

@@ -11,6 +11,7 @@ from tests.support.captured_store import Store, answers
 from training.__main__ import main
 from training.compare import compare, paired_interval, table
 from training.dataset import Dataset
+from training.exported import Decisions
 
 OLD = model_files.bundled().parent
 
@@ -31,17 +32,18 @@ def test_the_interval_covers_the_difference_in_95_of_100_draws(first: float, sec
     assert 0.94 < np.mean([low <= first - second <= high for low, high in intervals]) < 0.97
 
 
-def answered(*digits: int, confidence: float = 0.91) -> NDArray[np.float32]:
-    """Probabilities that predict these digits with equal confidence."""
+def answered(*digits: int, confidence: float = 0.91) -> Decisions:
+    """Decisions for these digits with equal confidence, none refused."""
     probabilities = np.full((len(digits), 10), (1 - confidence) / 9, np.float32)
     probabilities[np.arange(len(digits)), digits] = confidence
-    return probabilities
+    return Decisions(probabilities, probabilities.max(axis=1), np.ones(len(digits), bool))
 
 
 def test_versions_are_compared_on_equal_images_by_their_own_thresholds() -> None:
     labels = np.array([0, 1, 2, 3, 4])
     old = answered(0, 1, 9, 9, 9)
-    new = np.concatenate([answered(0, 9, 2, confidence=0.95), answered(3, 9, confidence=0.82)])
+    parts = answered(0, 9, 2, confidence=0.95), answered(3, 9, confidence=0.82)
+    new = Decisions(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     thresholds = {"0.01": 0.9, "0.002": 0.99}, {"0.01": 0.9, "0.005": 0.5}
     comparison = compare((old, new), thresholds, labels)
     assert (comparison.old.accuracy, comparison.new.accuracy) == (0.4, 0.6)
@@ -97,6 +99,13 @@ def test_the_exit_status_is_3_if_the_new_version_is_worse(tmp_path: Path, capsys
     assert "| accepted, at most 0.5% errors certified |" in output
     assert main(["compare", str(OLD), str(OLD)]) == 0
     assert "no difference shown" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("drawings_as_mnist")
+def test_answers_that_a_version_refuses_are_not_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refuses = model_files.publish_whole(tmp_path, 1, threshold="0.95").parent
+    assert main(["compare", str(refuses), str(refuses)]) == 0
+    assert "| accepted, at most 0.5% errors certified | 0.00%, 0 wrong | 0.00%, 0 wrong |" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("drawings_as_mnist")
