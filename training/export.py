@@ -168,8 +168,8 @@ def _fold(network: keras.Sequential, channels_last: bool) -> tuple[keras.Sequent
 
 
 def _scales_weights(scaling: layers.Rescaling, after: list[keras.Layer]) -> bool:
-    """Tests if only padding and changes of shape lie between a scaling without an offset and the next weights."""
-    moves = layers.Flatten | layers.Reshape | layers.ZeroPadding2D
+    """Tests if only padding and changes of shape or order lie between a scaling without an offset and the next weights."""
+    moves = layers.Flatten | layers.Permute | layers.Reshape | layers.ZeroPadding2D
     following = next((layer for layer in after if not isinstance(layer, moves)), None)
     return not np.any(scaling.offset) and np.ndim(scaling.scale) == 0 and isinstance(following, layers.Conv2D | layers.Dense)
 

@@ -96,7 +96,11 @@ def test_an_export_has_no_more_nodes_than_one_built_by_hand(name: str, tmp_path:
 
     network = build(name)
     model = export(network, recipe="none")
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"contract": "1", "recipe": "none"}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "contract": "1",
+        "precision": "fp32",
+        "recipe": "none",
+    }
     operations = Counter(node.op_type for node in model.graph.node)
     layers = Counter(type(layer).__name__ for layer in network.layers)
     relus = layers["ReLU"] + sum(getattr(layer, "activation", None) is keras.activations.relu for layer in network.layers)
