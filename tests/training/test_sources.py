@@ -46,8 +46,8 @@ def test_mnist_with_writers_in_its_file_keeps_the_writers(
     np.savez(tmp_path / "own.npz", x_test=drawn.test.images, y_test=drawn.test.labels, allow_pickle=False, **arrays)
     found = load_dataset(str(tmp_path / "own.npz"))
     assert (found.name, found.kind, found.sha256) == ("MNIST", "mnist", MNIST_SHA256)
-    assert found.writers is not None
-    assert found.writers.tolist() == (np.arange(800) // 40).tolist()
+    assert found.train.writers is not None
+    assert found.train.writers.tolist() == (np.arange(800) // 40).tolist()
 
 
 def test_a_failed_download_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
