@@ -18,7 +18,8 @@ card (`model_card`).
 - `pipeline` runs the stages from left to right and publishes a version only after verification has passed; `make_version`
   has the stages from assessment on. `exported` runs an ONNX file.
 - `recipe_file` loads a recipe from a file of yours, and `hyperparameters` changes a recipe for one run.
-- `own_mail` certifies an existing version on mail of yours, also for fields with a lexicon.
+- `own_mail` certifies an existing version on mail of yours, also for fields with a lexicon. `sketch` recognises mail that
+  the version was trained on.
 - `quantize` makes an 8-bit version of a version, which is assessed and verified like the first.
 - `combine` publishes a `cascade`: a fast network and a larger one, joined in one ONNX file.
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.

@@ -78,6 +78,7 @@ def combine(
         "recipe": f"{fast['recipe']}-{slow['recipe']}",
         "source": "ours: a cascade of two networks",
         "parameters": fast["parameters"] + slow["parameters"],
+        "training_sketch": sorted({checksum for stage in records for checksum in stage.get("training_sketch", [])}),
         "cascade": {
             "threshold": threshold,
             "sent_on": sent,

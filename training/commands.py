@@ -20,6 +20,7 @@ from training.own_mail import LexiconFile, captured_mail, mail_of, recertify
 from training.recipe_file import RecipeError, load_recipe, split_argument
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
+from training.sketch import found_in
 from training.sources import load_dataset, require_every_digit
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import DetectionError, DetectorFiles, Workbench
@@ -193,13 +194,13 @@ def certify_version(options: argparse.Namespace) -> int:
             raise UsageError(
                 "to certify on a capture database, use --captured with --audit-rate: it needs an unbiased sample"
             )
-        dataset = load_dataset(options.data, None, options.transposed)
-        if dataset.sha256 == record.get("dataset_sha256"):
-            raise DatasetError(
-                f"{options.version} was trained on {dataset.name}, so its confidence there is no measure. Certify on "
-                "other images; `export` certifies a version again on the images that its training held out"
-            )
-        mail = mail_of(dataset)
+        mail = mail_of(load_dataset(options.data, None, options.transposed))
+    known = found_in(mail.images, record.get("training_sketch", []))
+    if known or mail.origin["sha256"] == record.get("dataset_sha256"):
+        raise DatasetError(
+            f"{options.version} was trained on images of {mail.origin['name']}, so its confidence there is no measure. "
+            "Certify on other images; `export` certifies a version again on the images that its training held out"
+        )
     print(f"published  {recertify(options.version, mail, options.risk, lexicon, options.replace)}")
     return 0
 

@@ -20,6 +20,7 @@ from training.hyperparameters import highest_learning_rate
 from training.make_version import certified_on, make_version, split_again, stamp
 from training.quantize import quantize
 from training.recipes import Recipe
+from training.sketch import sketch
 from training.synthesis.mixture import Teacher
 from training.verify import verify_version
 from training.version_directory import VersionError, load_network, publish, read_record, require_replaceable
@@ -120,6 +121,7 @@ def run(
         "teacher_sha256": teacher.sha256 if teacher else None,
         "dataset_sha256": dataset.sha256,
         "training_images": len(train),
+        "training_sketch": sketch(examples.images),  # of all images, also captured ones; read by `certify`
         "dataset": dataset.record(),
         **captured_record,
         "validation_images": len(validation),

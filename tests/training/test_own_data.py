@@ -70,3 +70,8 @@ def test_a_network_learns_from_your_own_data(
     assert open_model(version / "model.onnx", version.name).metadata.test_accuracy == record["test"]["accuracy"]
 
     assert main(["verify", str(version), *data]) == 0
+
+    if form is pictures:
+        (tmp_path / "own" / "7" / "more.png").write_bytes(next((tmp_path / "own" / "7").glob("*.png")).read_bytes())
+        assert main(["certify", str(version), *data]) == 1
+        assert f"was trained on images of {data[1]}" in capsys.readouterr().err, "also with one picture more"

@@ -23,6 +23,7 @@ from training.own_mail import LexiconFile, captured_mail, mail_of
 from training.own_mail.lexicon import fields_of_codes, lookup
 from training.own_mail.mail import Mail
 from training.own_mail.shortfall import explain, mail_needed
+from training.sketch import sketch
 from training.sources import load_dataset
 
 Images = NDArray[np.uint8]
@@ -270,6 +271,22 @@ def test_the_data_that_a_version_was_trained_on_are_refused(
     assert "use --captured with --audit-rate" in capsys.readouterr().err
 
 
+def test_mail_that_contains_training_images_is_refused(
+    version: Path, mail: tuple[Images, Images], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = mail
+    record = json.loads((version / "run.json").read_text())
+    (version / "run.json").write_text(json.dumps(record | {"training_sketch": sketch(images[:2000])}))
+    store = Store(tmp_path / "captured.db")
+    mailed(store, images[1900:], labels[1900:], np.ones(1100, bool), audit_rate=1)
+    np.savez(tmp_path / "own.npz", images=images[1900:], labels=labels[1900:])
+    for source in (["--data", str(tmp_path / "own.npz")], ["--captured", store.url, "--audit-rate", "1"]):
+        assert main(["certify", str(version), *source, "--risk", "0.3"]) == 1
+        assert f"was trained on images of {source[1]}" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", images=images[2000:], labels=labels[2000:])
+    assert main(["certify", str(version), "--data", str(tmp_path / "own.npz"), "--risk", "0.3"]) == 0
+
+
 def test_field_thresholds_hold_with_a_lexicon_and_without(
     version: Path, mail: tuple[Images, Images], tmp_path: Path
 ) -> None:
@@ -333,7 +350,7 @@ def test_an_image_that_the_model_calls_no_whole_digit_is_never_accepted(
     images[::5] //= 12  # read as well as the others, but with too little ink to be a digit to this model
     publish_whole(tmp_path / "models", 1)
     record = json.loads((version / "run.json").read_text())
-    (version / "run.json").write_text(json.dumps(record | {"whole": {"threshold": 0.5}}))
+    (version / "run.json").write_text(json.dumps(record | {"whole": record["whole"] | {"threshold": 0.5}}))
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
     assert main(["certify", str(version), "--data", str(tmp_path / "own.npz"), "--risk", "0.05"]) == 0
     found = json.loads((certified(version) / "run.json").read_text())["thresholds"]["0.01"]
