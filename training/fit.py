@@ -65,11 +65,14 @@ def fit(
         checkpoint: file that holds the state of the run after each epoch. If it exists and belongs to this run, training
             resumes from it. A finished run's checkpoint is valid on any backend. The caller deletes the file.
         logs: directory for TensorBoard; None writes no logs.
-        teacher: model whose answers a mixture takes into its targets; None trains on the labels alone.
+        teacher: model whose answers a mixture takes into its targets; None for a recipe without a teacher.
 
     Raises:
         OSError: the checkpoint can't be written.
+        ValueError: the recipe's mixture has a teacher, but none is given.
     """
+    if recipe.mixture and recipe.mixture.teacher and teacher is None:
+        raise ValueError(f"recipe {recipe.name} takes a teacher; `find_teacher` loads it")
     identity = fingerprint(recipe, train, validation, seed, epochs, teacher)
     keras.utils.set_random_seed(seed)
     network = recipe.network()

@@ -232,7 +232,7 @@ def test_a_mixture_trains_both_heads_and_resumes_to_the_same_network(some: Examp
     from training.evaluate import predict_heads
     from training.synthesis.mixture import Mixture
 
-    recipe = small("folded", mixture=Mixture(images=600, passes=2, bank=100), augmentation=None)
+    recipe = small("folded", mixture=Mixture(images=600, passes=2, teacher=0, bank=100), augmentation=None)
     whole = fit(recipe, some, some[:50], 1, 3, tmp_path / "whole.npz")
     logits, is_whole = predict_heads(whole.network, some.images)
     assert (logits.argmax(axis=1) == some.labels).mean() > 0.9
@@ -249,6 +249,11 @@ def test_a_mixture_trains_both_heads_and_resumes_to_the_same_network(some: Examp
             fit(recipe, some, some[:50], 1, 3, half)
     assert epochs_in(half) == 1
     assert same(whole, fit(recipe, some, some[:50], 1, 3, half))
+
+
+def test_a_recipe_with_a_teacher_is_not_trained_without_it(some: Examples) -> None:
+    with pytest.raises(ValueError, match="recipe folded takes a teacher"):
+        fit(small("folded"), some, some[:0], 1, 1)
 
 
 def test_patience_stops_a_run_whose_validation_loss_rises(some: Examples) -> None:

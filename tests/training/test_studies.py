@@ -129,6 +129,25 @@ def test_max_pooling_keeps_the_maximum_and_drops_an_odd_last_row(bench: "Workben
     assert line.startswith("28 -> 14 -> 7 -> 3, after a 3x3 convolution 26 -> 13")
 
 
+def test_a_study_uses_a_version_that_was_trained_with_a_teacher(
+    drawn: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.fit import fingerprint
+    from training.recipes import RECIPES
+    from training.teacher import find_teacher
+
+    monkeypatch.setitem(RECIPES, "folded", replace(RECIPES["folded"], validation_images=100))
+    recipe, version = RECIPES["folded"], tmp_path / "models" / "digits" / "1"
+    version.mkdir(parents=True)
+    identity = fingerprint(recipe, *recipe.split(drawn, 0), 0, 2, find_teacher(recipe, None))
+    record = {"fingerprint": identity, "precision": "fp32", "history": {"loss": [1, 0.5]}, "fit_seconds": 3}
+    (version / "run.json").write_text(json.dumps(record))
+    recipe.network().save(version / "model.keras")
+    bench = workbench(drawn, tmp_path, epochs=2, models=tmp_path / "models")
+    assert bench.trained("folded").epochs == 2
+    assert f"folded: from {version}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", names.RECIPES)
 def test_the_formulas_give_every_layers_parameters(name: str) -> None:
     from training.recipes import RECIPES

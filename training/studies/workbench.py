@@ -18,6 +18,7 @@ from training.dataset import Dataset
 from training.evaluate import predict_logits
 from training.fit import checkpoint_name, fingerprint, fit
 from training.recipes import RECIPES
+from training.teacher import find_teacher
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ class Workbench:
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
         train, validation = recipe.split(self.dataset, self.seed)
-        version = None
+        version, teacher = None, find_teacher(recipe, None)
         if self.models:
-            version = version_directory.find(self.models, fingerprint(recipe, train, validation, self.seed, epochs))
+            identity = fingerprint(recipe, train, validation, self.seed, epochs, teacher)
+            version = version_directory.find(self.models, identity)
         if version and (version / "model.keras").exists():
             record = version_directory.read_record(version)
             network = version_directory.load_network(version)
@@ -124,7 +126,8 @@ class Workbench:
             print(f"{name}: from {version}", flush=True)
         else:
             print(f"{name}: {len(train):,} images, {epochs} epochs at most, seed {self.seed}", flush=True)
-            fitted = fit(recipe, train, validation, self.seed, epochs, self.checkpoint(name, epochs))
+            checkpoint = self.checkpoint(name, epochs)
+            fitted = fit(recipe, train, validation, self.seed, epochs, checkpoint, teacher=teacher)
             network, history, seconds = fitted.network, fitted.history, fitted.seconds
         answers = predict_logits(network, test.images)
         accuracy = float((answers.argmax(axis=1) == test.labels).mean())
