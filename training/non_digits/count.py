@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv
 
+from training.certify import upper_bound
 from training.exported import Decisions
 from training.non_digits.kinds import Kind
 
-RISK = 0.05  # probability that an upper bound is too low
+BOUND_RISK = 0.05  # probability that an upper bound is too low
 
 
 def count_accepted(
@@ -36,7 +36,7 @@ def count_accepted(
                 "group": kind.group,
                 "images": len(kind.images),
                 "accepted": accepted,
-                "upper": {rate: upper_bound(count, len(kind.images)) for rate, count in accepted.items()},
+                "upper": {rate: upper_bound(count, len(kind.images), BOUND_RISK) for rate, count in accepted.items()},
                 "refused_by_whole": int((~whole).sum()),
             }
         )
@@ -57,8 +57,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines += [line(row["kind"], group, share) for row, share in zip(of_group, shares, strict=True)]
         lines.append(line("mean", group, np.mean(shares, axis=0).tolist()))
     return "\n".join(lines)
-
-
-def upper_bound(count: int, trials: int) -> float:
-    """Returns the exact upper bound of a probability of which `count` of `trials` were seen."""
-    return 1.0 if count == trials else float(betaincinv(count + 1, trials - count, 1 - RISK))
