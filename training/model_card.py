@@ -6,6 +6,7 @@ import jinja2
 
 from training.certificates import default_target
 from training.evaluate import DEFAULT_ERROR
+from training.non_digits import by_group
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("training"),
@@ -45,7 +46,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         certified: the record of each certified threshold by its target error, in descending order.
         default: the target error whose threshold a service uses for callers that name none; None without such a threshold.
         writers_known: True if bounds by writer are known.
-        non_digits: the record's counts of accepted non-digits by group, see `_non_digits`.
+        non_digits: the record's counts of accepted non-digits by group, see `by_group`.
     """
     test = record["test"]
     counts = test["confusion"]
@@ -58,38 +59,5 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "certified": {target: record["thresholds"][target] for target in targets if record["thresholds"][target]},
         "default": default_target(record),
         "writers_known": any(found and found["by_writer"] is not None for found in record["thresholds"].values()),
-        "non_digits": _non_digits(record.get("no_digit", [])),
+        "non_digits": by_group(record.get("no_digit", [])),
     }
-
-
-GROUPS = {
-    "held_out": "kinds that training never makes",
-    "trained": "kinds that training makes too, in another way",
-    "digit_shaped": "kinds that have the shape of a digit",
-}
-
-
-def _non_digits(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups the counts of accepted non-digits.
-
-    Args:
-        rows: the run record's `no_digit`.
-
-    Returns:
-        For each group that has rows: its "name" in words, its "rows", and by target error the "mean" share accepted over its
-        kinds and the "worst" kind's row.
-    """
-    groups = []
-    for group, name in GROUPS.items():
-        members = [row for row in rows if row["group"] == group]
-        if members:
-            shares = {rate: [row["accepted"][rate] / row["images"] for row in members] for rate in members[0]["accepted"]}
-            groups.append(
-                {
-                    "name": name,
-                    "rows": members,
-                    "mean": {rate: sum(values) / len(values) for rate, values in shares.items()},
-                    "worst": {rate: members[values.index(max(values))] for rate, values in shares.items()},
-                }
-            )
-    return groups

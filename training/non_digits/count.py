@@ -7,6 +7,7 @@ import numpy as np
 
 from training.certify import upper_bound
 from training.exported import Decisions
+from training.non_digits.groups import by_group
 from training.non_digits.kinds import Kind
 
 BOUND_RISK = 0.05  # probability that an upper bound is too low
@@ -51,9 +52,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def line(kind: str, group: str, shares: Sequence[float]) -> str:
         return f"{kind:40}{group:14}" + "".join(f"{share:9.1%}" for share in shares)
 
-    for group in dict.fromkeys(row["group"] for row in rows):
-        of_group = [row for row in rows if row["group"] == group]
-        shares = [[row["accepted"][rate] / row["images"] for rate in rates] for row in of_group]
-        lines += [line(row["kind"], group, share) for row, share in zip(of_group, shares, strict=True)]
-        lines.append(line("mean", group, np.mean(shares, axis=0).tolist()))
+    for group in by_group(rows):
+        lines += [
+            line(row["kind"], row["group"], [row["accepted"][rate] / row["images"] for rate in rates])
+            for row in group["rows"]
+        ]
+        lines.append(line("mean", group["group"], [group["mean"][rate] for rate in rates]))
     return "\n".join(lines)

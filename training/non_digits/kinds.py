@@ -3,16 +3,14 @@
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from serving.imaging.framing import frame
 from training.dataset import Examples
 from training.non_digits import drawn, of_digits, pictures, printed
+from training.non_digits.groups import Group
 from training.non_digits.printed import Draw, character
-
-Group = Literal["trained", "held_out", "digit_shaped"]
 
 
 @dataclass(frozen=True)
