@@ -15,7 +15,7 @@ from training.dataset import Examples
 from training.objective import WholeDigit, accuracy, whole_targets
 from training.progress import Progress, finished
 from training.recipes import Recipe
-from training.synthesis.mixture import Mixture, Teacher
+from training.synthesis.mixture import Teacher
 
 _SETTLING = (40, 500)  # batches, and images per batch, that the averages of batch normalisation are taken anew from
 
@@ -76,14 +76,12 @@ def fit(
     identity = fingerprint(recipe, train, validation, seed, epochs, teacher)
     keras.utils.set_random_seed(seed)
     network = recipe.network()
-    batches: Batches | MixedBatches
+    batches = _batches(recipe, train, seed, teacher)
     metric: str | Callable[..., keras.KerasTensor]
-    if recipe.mixture:
-        batches = MixedBatches(recipe.mixture, train, recipe.augmentation, teacher, recipe.batch_size, seed)
+    if isinstance(batches, MixedBatches):
         trainer, objective, metric = fed_with_pixels(network), WholeDigit(), accuracy
         monitored = whole_targets(validation.labels)
     else:
-        batches = Batches(train, recipe.batch_size, seed, recipe.steps)
         trainer = fed_with_pixels(network, recipe.augmentation(seed) if recipe.augmentation else [])
         objective, metric = keras.losses.SparseCategoricalCrossentropy(from_logits=True), "accuracy"
         monitored = validation.labels
@@ -113,7 +111,7 @@ def fit(
     else:
         # `trainer.fit` would average the weights too.
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-    if recipe.mixture:
+    if isinstance(batches, MixedBatches):
         _settle(network, batches, progress.epochs_done)
     return Fit(network, progress.history, progress.seconds, progress.backend, progress.machine, identity)
 
@@ -140,8 +138,7 @@ def fingerprint(
     the backend, which the checkpoint records separately.
     """
     keras.utils.clear_session()  # frees the memory of earlier runs and resets the layer names, which the hash includes
-    per_epoch = recipe.mixture or Batches(train, recipe.batch_size, seed, recipe.steps)
-    updates = epochs * (per_epoch.updates(recipe.batch_size) if isinstance(per_epoch, Mixture) else len(per_epoch))
+    updates = epochs * len(_batches(recipe, train, seed, teacher))
     parts = [recipe.network(), recipe.optimiser(updates), *(recipe.augmentation(seed) if recipe.augmentation else [])]
     settings = [
         *(recipe.name, recipe.batch_size, recipe.steps, recipe.patience, seed, epochs),
@@ -150,6 +147,13 @@ def fingerprint(
         *([asdict(recipe.mixture), teacher and teacher.sha256] if recipe.mixture else []),
     ]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _batches(recipe: Recipe, train: Examples, seed: int, teacher: Teacher | None) -> Batches | MixedBatches:
+    """Returns the batches of a run; those of a mixture draw nothing before its first epoch begins."""
+    if recipe.mixture:
+        return MixedBatches(recipe.mixture, train, recipe.augmentation, teacher, recipe.batch_size, seed)
+    return Batches(train, recipe.batch_size, seed, recipe.steps)
 
 
 def _settle(network: keras.Model, batches: MixedBatches, epoch: int) -> None:

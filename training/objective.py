@@ -32,3 +32,15 @@ def whole_targets(labels: np.ndarray) -> np.ndarray:
     targets[np.arange(len(labels)), labels] = 1
     targets[:, 10] = 1
     return targets
+
+
+def no_digit_targets(count: int, doubt: float) -> np.ndarray:
+    """Returns the targets of images without a whole digit, (count, 11) float32.
+
+    Args:
+        count: number of images.
+        doubt: weight of equal probabilities of all digits.
+    """
+    targets = np.zeros((count, 11), np.float32)
+    targets[:, :10] = doubt / 10
+    return targets

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.dataset import Examples
+from training.objective import no_digit_targets, whole_targets
 from training.synthesis.damage import damage
 from training.synthesis.glyphs import glyphs
 from training.synthesis.other_pens import other_pens
@@ -108,11 +109,7 @@ def mix(
     other = bank.rubbish[random.integers(len(bank.rubbish), size=sizes["rubbish"])]
     images = np.concatenate([bank.digits.images[chosen], *(part.images for part in drawn), other])
     labels = np.concatenate([bank.digits.labels[chosen], *(part.labels for part in drawn)])
-
-    targets = np.zeros((len(images), 11), np.float32)
-    targets[np.arange(len(labels)), labels] = 1
-    targets[: len(labels), 10] = 1
-    targets[len(labels) :, :10] = mixture.doubt / 10
+    targets = np.concatenate([whole_targets(labels), no_digit_targets(len(other), mixture.doubt)])
     if distortions:
         images = _distort(images, distortions(int(random.integers(2**31))))
     if teacher and mixture.teacher:
