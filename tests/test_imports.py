@@ -49,6 +49,7 @@ TRAINING_ORDER = [
         "whole",
         "evaluate",
         "certify",
+        "mail",
         "certificates",
         "exported",
         "assess",

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from training.calibrate import fit_temperature, softmax
-from training.certificates import accepts_by_default, certify_images, refuse
+from training.certificates import ACCEPTS_NOTHING, POSTCODE, accepts_by_default, certify_mail, print_thresholds, refuse
 from training.certify import RISK
 from training.dataset import Examples
 from training.drift_reference import drift_reference
-from training.evaluate import DEFAULT_ERROR, accept, evaluate, score, score_fields
+from training.evaluate import accept, evaluate, score, score_fields
+from training.mail import Answers, Mail
 from training.whole import WHOLE_LOSS, Heads, fix_whole_threshold, is_whole
-
-POSTCODE = 5  # digits; length of the fields whose thresholds are printed
 
 
 def assess(
@@ -54,7 +53,9 @@ def assess(
         test_kept = is_whole(test_whole, refusal["whole"]["threshold"])
         kept = None if whole is None else is_whole(whole, refusal["whole"]["threshold"])
     if len(validation):
-        certificates = certify_images(calibrated, validation.labels, risk, validation.writers, kept)
+        confidence, correct = score(calibrated, validation.labels)
+        answers = Answers(calibrated, refuse(confidence, kept), correct)
+        certificates = certify_mail(Mail.of(validation), answers, risk)
     probabilities = softmax(test_logits, temperature)
     tested = evaluate(probabilities, test.labels)
     uncalibrated = evaluate(softmax(test_logits, 1), test.labels)
@@ -69,20 +70,14 @@ def assess(
         },
         **refusal,
         **_with_effect(certificates, *score(probabilities, test.labels), test_kept),
-        "accepts_by_default": accepts_by_default(certificates),  # read by `make serve`
         "drift_reference": reference,
     }
-    print_thresholds(record)
-    if not record["accepts_by_default"]:
+    print_thresholds("digits", record["thresholds"], {})
+    if str(POSTCODE) in record["fields"]:
+        print_thresholds(f"fields of {POSTCODE}", record["fields"][str(POSTCODE)]["thresholds"], {})
+    if not accepts_by_default(record):
         print(f"warning    {_remedy(record, len(validation))}")
     return record
-
-
-def print_thresholds(record: dict[str, Any]) -> None:
-    """Prints the certified thresholds for digits, and for fields of the length of a postcode."""
-    _print_thresholds(record["thresholds"], "digits")
-    if record["fields"]:
-        _print_thresholds(record["fields"][str(POSTCODE)]["thresholds"], f"fields of {POSTCODE}")
 
 
 def _fix_whole(held_out: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
@@ -115,7 +110,7 @@ def _with_effect(
     fields = {}
     for length, field in certificates["fields"].items():
         products, all_correct = score_fields(confidence, correct, int(length))
-        fields[length] = {
+        fields[length] = field | {
             "test_fields": len(all_correct),
             "test_accuracy": float(all_correct.mean()),
             "test_confidence": float(products.mean()),
@@ -136,27 +131,13 @@ def _effects(
     return effects
 
 
-def _print_thresholds(records: dict[str, Any], unit: str) -> None:
-    for error, found in records.items():
-        promise = f"certify    {unit}, error at most {float(error):.1%}:"
-        if found is None:
-            print(f"{promise} no threshold can be certified")
-            continue
-        by_writer = f" ({found['by_writer']:.2%} by writer)" if found["by_writer"] is not None else ""
-        print(
-            f"{promise} threshold {found['threshold']:.4f}{by_writer}, held-out accepted {found['coverage']:.2%}, "
-            f"test accepted {found['test_coverage']:.2%}, {found['test_errors']} wrong"
-        )
-
-
 def _remedy(record: dict[str, Any], held_out: int) -> str:
     """Explains why a version accepts nothing by default, and what to do."""
-    nothing = f"a service accepts no digit of this version at its default target error rate of {DEFAULT_ERROR:.1%}"
     if not held_out:
-        return f"{nothing}: no images were held out to certify thresholds on; train with --hold-out 10000"
+        return f"{ACCEPTS_NOTHING}: no images were held out to certify thresholds on; train with --hold-out 10000"
     looser = [float(error) for error, found in record["thresholds"].items() if found]
     instead = f", or ask for a target error rate of {min(looser):.1%}" if looser else ""
     return (
-        f"{nothing}: no such threshold can be certified on {held_out:,} held-out images; hold out more with --hold-out, "
-        f"train a more accurate recipe{instead}"
+        f"{ACCEPTS_NOTHING}: no such threshold can be certified on {held_out:,} held-out images; hold out more with "
+        f"--hold-out, train a more accurate recipe{instead}"
     )

@@ -195,7 +195,7 @@ def certify_version(options: argparse.Namespace) -> int:
                 "to certify on a capture database, use --captured with --audit-rate: it needs an unbiased sample"
             )
         mail = mail_of(load_dataset(options.data, None, options.transposed))
-    known = found_in(mail.images, record.get("training_sketch", []))
+    known = found_in(mail.mail.images, record.get("training_sketch", []))
     if known or mail.origin["sha256"] == record.get("dataset_sha256"):
         raise DatasetError(
             f"{options.version} was trained on images of {mail.origin['name']}, so its confidence there is no measure. "

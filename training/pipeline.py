@@ -23,7 +23,7 @@ from training.recipes import Recipe
 from training.sketch import sketch
 from training.synthesis.mixture import Teacher
 from training.verify import verify_version
-from training.version_directory import VersionError, load_network, publish, read_record, require_replaceable
+from training.version_directory import OF_FILE, VersionError, load_network, publish, read_record, require_replaceable
 
 QUANTISATION_IMAGES = 1000
 
@@ -181,8 +181,7 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
     def in_8_bits(network: keras.Sequential, temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return quantize(export(network, temperature, properties, channels_last=True), sample)
 
-    measured = ("robustness", "damage_mean", "second_source", "sources", "no_digit", "mail", "verification")
-    kept = {name: value for name, value in record.items() if name not in measured}
+    kept = {name: value for name, value in record.items() if name not in OF_FILE}
     described = {"certified_on": certified_on(validation, dataset.name), "precision": precision}
     record = {"risk": RISK, **kept, **described, **provenance, **stamp()}
     convert = in_8_bits if precision == "int8" else export

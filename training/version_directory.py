@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import keras
 
 
+# Entries of a run record that depend on the thresholds of a version, and all that depend on its file. A version that is made
+# from another one must not inherit them.
+OF_THRESHOLDS = ("sources", "no_digit", "mail")
+OF_FILE = (*OF_THRESHOLDS, "robustness", "damage_mean", "verification")
+
+
 class VersionError(Exception):
     """A version is missing or unusable; the message gives the reason."""
 
@@ -42,7 +48,8 @@ def publish(model_directory: Path, make: Callable[[Path], dict[str, Any]], repla
             draft = Path(scratch) / "version"
             draft.mkdir()
             record = make(draft)
-            if not (replace or accepts_by_default(record)):
+            record = {**record, "accepts_by_default": accepts_by_default(record)}  # read by `make serve`
+            if not (replace or record["accepts_by_default"]):
                 require_replaceable(model_directory)
             (draft / "run.json").write_text(json.dumps(record, indent=2) + "\n")
             (draft / "MODEL_CARD.md").write_text(model_card(record))

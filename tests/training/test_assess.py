@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from serving.settings import Settings
 from training.assess import assess
-from training.certificates import accepts_by_default, certify_answers, certify_images
+from training.certificates import accepts_by_default, certify_answers, certify_mail
 from training.dataset import Examples
 from training.evaluate import DEFAULT_ERROR, accept, score, score_fields
 from training.export import metadata
+from training.mail import Answers, Mail
 from training.whole import Heads, split_heads
 
 
@@ -42,7 +43,8 @@ def test_certificates_of_images_name_risk_images_and_writers() -> None:
     held_out = examples(5_000, 5, writers=50)
     logits, _ = one_head(held_out.images)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    found = certify_images(probabilities, held_out.labels, 0.01, held_out.writers)
+    answers = Answers(probabilities, *score(probabilities, held_out.labels))
+    found = certify_mail(Mail.of(held_out), answers, 0.01)
     assert (found["risk"], found["certified"]) == (0.01, {"images": 5_000, "writers": 50})
     one = found["thresholds"]["0.005"]
     assert (one["coverage"], one["errors"]) == (1, 5)
@@ -50,7 +52,8 @@ def test_certificates_of_images_name_risk_images_and_writers() -> None:
     assert list(found["fields"]) == [str(length) for length in range(2, 11)]
     five = found["fields"]["5"]["thresholds"]["0.01"]
     assert (five["coverage"], five["errors"]) == (1, 1), "the five wrong digits are one field"
-    assert certify_images(probabilities, held_out.labels, 0.01)["certified"]["writers"] is None
+    unknown = certify_mail(Mail.of(Examples(held_out.images, held_out.labels)), answers, 0.01)
+    assert unknown["certified"]["writers"] is None
     assert json.loads(json.dumps(found)) == found
 
 
@@ -119,12 +122,12 @@ def test_a_version_that_accepts_nothing_is_announced(
     [warning] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert "a service accepts no digit of this version at its default target error rate of 0.5%" in warning
     assert reason in warning
-    assert record["accepts_by_default"] is accepts_by_default(record) is False
+    assert not accepts_by_default(record)
 
 
 def test_a_version_that_accepts_digits_is_not_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
     record: dict[str, Any] = assess(one_head, examples(5_000, 0), examples(200, 0))
-    assert record["accepts_by_default"] is accepts_by_default(record) is True
+    assert accepts_by_default(record)
     assert "warning" not in capsys.readouterr().out
 
 

@@ -19,9 +19,9 @@ from training.certify import upper_bound
 from training.dataset import NO_DIGIT, DatasetError
 from training.evaluate import ERRORS, FIELD_ERRORS, score, score_fields
 from training.exported import Exported
+from training.mail import Mail
 from training.own_mail import LexiconFile, captured_mail, mail_of
 from training.own_mail.lexicon import fields_of_codes, lookup
-from training.own_mail.mail import Mail
 from training.own_mail.shortfall import explain, mail_needed
 from training.sketch import sketch
 from training.sources import load_dataset
@@ -87,6 +87,7 @@ def test_a_version_gets_the_thresholds_of_your_own_mail(
     assert {length: field["fields"] for length, field in record["fields"].items()} == {
         str(length): 3000 // length for length in range(2, 11)
     }
+    assert record["certified"] == {"images": 3000, "writers": 50}, "not what the old version was certified on"
     assert record["made_from"] == "1"
     assert record["certified_on"].startswith("3,000 images of own.npz (npz), 50 writers; fields put together from them; ")
     assert (record["mail"]["kind"], record["mail"]["training_images"] + record["mail"]["test_images"]) == ("npz", 3000)
@@ -118,8 +119,8 @@ def test_captured_mail_is_an_unbiased_sample_of_all_mail(tmp_path: Path, mail: t
     mailed(store, images, labels, accepted, audit_rate=0.3)
     sample = captured_mail(store.url, 0.3)
     index = {image.tobytes(): number for number, image in enumerate(images)}
-    numbers = np.array([index[image.tobytes()] for image in sample.images])
-    np.testing.assert_array_equal(sample.labels, labels[numbers])
+    numbers = np.array([index[image.tobytes()] for image in sample.mail.images])
+    np.testing.assert_array_equal(sample.mail.labels, labels[numbers])
     assert len(numbers) == pytest.approx(900, abs=100), "every piece is in the sample with the same probability"
     assert accepted[numbers].mean() == pytest.approx(0.7, abs=0.06), "captured images alone would be 41 % accepted"
     origin = sample.origin
@@ -303,12 +304,12 @@ def test_field_thresholds_hold_with_a_lexicon_and_without(
     assert (found["name"], found["codes"]) == ("towns", 500)
     exported, towns = Exported(version / "model.onnx"), LexiconFile.read(tmp_path / "towns.txt")
     sample = mail_of(load_dataset(str(tmp_path / "own.npz")))
-    shown = fields_of_codes(sample, towns.codes[5])
-    _, probabilities, whole = exported.outputs(sample.images)
+    shown = fields_of_codes(sample.mail, towns.codes[5])
+    _, probabilities, whole = exported.outputs(sample.mail.images)
     kept = np.ones(3000, bool) if whole is None else whole >= float(exported.metadata["whole_threshold"])
-    confidence, correct = score(probabilities, sample.labels)
+    confidence, correct = score(probabilities, sample.mail.labels)
     alone = score_fields(np.where(kept, confidence, 0), correct, 5)
-    looked_up = lookup(towns.lexicon, probabilities[shown], sample.labels[shown])
+    looked_up = lookup(towns.lexicon, probabilities[shown], sample.mail.labels[shown])
     ways = alone, (np.where(kept[shown].all(axis=1), looked_up[0], 0), looked_up[1])
     for target, threshold in fields["5"]["thresholds"].items():
         stricter = [each and each["threshold"] for each in (plain[target], found["thresholds"][target])]
@@ -323,7 +324,7 @@ def test_field_thresholds_hold_with_a_lexicon_and_without(
 def test_made_up_fields_show_codes_and_use_no_image_twice(mail: tuple[Images, Images]) -> None:
     images, labels = mail
     codes = np.array([[1, 2, 3], [9, 9, 0]], np.uint8)
-    fields = fields_of_codes(Mail(images, labels, np.zeros(3000, bool), np.arange(3000), {}, None, True, "", {}), codes)
+    fields = fields_of_codes(Mail(images, labels, np.arange(3000), {}, None), codes)
     assert len(fields) > 100
     assert len(np.unique(fields)) == fields.size
     assert {tuple(code) for code in labels[fields].tolist()} == {(1, 2, 3), (9, 9, 0)}

@@ -26,7 +26,8 @@ import numpy as np
 from training.capture_database import NO_DIGIT_BY_FRAMER, read_rows
 from training.captured_images import is_held_out, labelled_image
 from training.dataset import DatasetError
-from training.own_mail.mail import Mail
+from training.mail import Mail
+from training.own_mail.mail import OwnMail
 
 MOST_WITHOUT_TRUTH = 0.05  # share of the sampled answers
 
@@ -49,7 +50,7 @@ class _Piece(NamedTuple):
     refused: list[bool]
 
 
-def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) -> Mail:
+def captured_mail(url: str, audit_rate: float, trained_at: float | None = None) -> OwnMail:
     """Draws the sample.
 
     An answer about one digit is kept or not by itself; a field is kept whole. The choice depends on the answer's id alone:
@@ -133,7 +134,7 @@ def _require_truth(database: str, counts: Counter[str], found: int) -> None:
         )
 
 
-def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, counts: Counter[str]) -> Mail:
+def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, counts: Counter[str]) -> OwnMail:
     """Puts the pieces together. Digits are those of single answers; without any, those of the fields."""
     times = [piece.captured_at for piece in sampled]
     first, last = (datetime.fromtimestamp(time, UTC).date().isoformat() for time in (min(times), max(times)))
@@ -163,4 +164,4 @@ def _mail(sampled: list[_Piece], database: str, audit_rate: float, part: str, co
         f"audited, {counts['rejected']:,} rejected and kept at the audit rate of {audit_rate:g}; writers unknown"
     )
     digits = singles if len(singles) else np.arange(len(labels))
-    return Mail(images, labels, refused, digits, fields, None, False, description, origin)
+    return OwnMail(Mail(images, labels, digits, fields, None), refused, False, description, origin)

@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.answers.lexicon import Lexicon, LexiconError
 from training.dataset import DatasetError
-from training.own_mail.mail import Mail
+from training.mail import Mail
 
 
 @dataclass(frozen=True)

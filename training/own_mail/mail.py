@@ -1,4 +1,4 @@
-"""Mail to certify a version on: labelled images, and which of them are single digits or the digits of a field."""
+"""Mail of an operator's own, to certify a version on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,39 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from training.dataset import NO_DIGIT, Dataset
-from training.evaluate import FIELD_LENGTHS
+from training.dataset import NO_DIGIT, Dataset, Examples
+from training.mail import Mail
 
 
 @dataclass(frozen=True)
-class Mail:
-    """A sample of mail.
+class OwnMail:
+    """A sample of mail, and where it comes from.
 
     Attributes:
-        images: (N, 28, 28) uint8, 0 paper, 255 ink.
-        labels: (N,) uint8, 0 to 9, or NO_DIGIT: every accepted answer to such an image is an error.
+        mail: the images.
         refused: (N,) bool, True where the framer of crops found no whole digit: the service rejects these images whatever a
             model says.
-        digits: (D,) indices of the images that digit thresholds are certified on.
-        fields: indices of the images of each field, (F, L) by the number L of digits.
-        writers: (N,) number of each image's writer; None if the writers are unknown.
         made_up: True if fields were put together from single digits.
         description: what the sample is, in words, for people.
         origin: what the sample was made from, for the run record.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    mail: Mail
     refused: np.ndarray
-    digits: np.ndarray
-    fields: dict[int, np.ndarray]
-    writers: np.ndarray | None
     made_up: bool
     description: str
     origin: dict[str, Any]
 
 
-def mail_of(dataset: Dataset) -> Mail:
+def mail_of(dataset: Dataset) -> OwnMail:
     """Takes all images of a dataset as mail, the training and the test part alike.
 
     Fields consist of consecutive images, as in a certificate that training makes. Images are ordered by writer where the
@@ -54,12 +46,12 @@ def mail_of(dataset: Dataset) -> Mail:
         writers = np.concatenate([known, known.max() + 1 + np.arange(len(no_digits))])  # nobody knows who wrote no digit
         order = np.concatenate([np.argsort(known, kind="stable"), np.arange(shown, len(labels))])
         images, labels, writers = images[order], labels[order], writers[order]
-    fields = {length: np.arange(shown // length * length).reshape(-1, length) for length in FIELD_LENGTHS if shown >= length}
     by = "writers unknown" if writers is None else f"{len(np.unique(known)):,} writers"
     rest = f", {len(no_digits):,} of them no digit" if len(no_digits) else ""
     description = (
         f"{len(labels):,} images of {Path(dataset.name).name}{rest} ({dataset.kind}), {by}; fields put together from them"
     )
     origin = {"kind": "data", **dataset.record()}
+    mail = Mail.of(Examples(images, labels, writers))
     refused = np.zeros(len(labels), bool)  # `pictures` leaves out what the framer refuses
-    return Mail(images, labels, refused, np.arange(len(labels)), fields, writers, True, description, origin)
+    return OwnMail(mail, refused, True, description, origin)

@@ -1,55 +1,60 @@
 """Certifies an existing version on other mail, and publishes the same network with the new thresholds."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
-from training.certificates import accepts_by_default, certify_answers, refuse
+from training.certificates import (
+    ACCEPTS_NOTHING,
+    POSTCODE,
+    accepts_by_default,
+    certify_answers,
+    certify_mail,
+    print_thresholds,
+    refuse,
+)
 from training.certify import RISK, first_count
 from training.dataset import DatasetError
 from training.drift_reference import drift_reference
-from training.evaluate import DEFAULT_ERROR, ERRORS, FIELD_ERRORS, accept, score
+from training.evaluate import FIELD_ERRORS, accept, score
 from training.export import metadata
 from training.exported import Exported
+from training.mail import Answers
 from training.make_version import stamp
 from training.own_mail.lexicon import LexiconFile, fields_of_codes, lookup
-from training.own_mail.mail import Mail
+from training.own_mail.mail import OwnMail
 from training.own_mail.shortfall import explain
-from training.version_directory import VersionError, publish, read_record
-
-POSTCODE = 5  # digits; length of the made-up fields whose thresholds are printed
-STALE = ("no_digit", "sources")  # entries of the run record that depend on the old thresholds
+from training.version_directory import OF_THRESHOLDS, VersionError, publish, read_record
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """A version's answers to some mail.
+class _Certified(NamedTuple):
+    """Answers of one kind, and the thresholds that were certified on them.
 
     Attributes:
-        probabilities: (N, 10) float32.
-        confidence: (N,) float32, 0 where the model or the framer says that the image is not one whole digit.
-        correct: (N,) bool, False where the image shows no digit.
-        whole: (N,) bool, False where one of both says so.
+        unit: the kind: "digits" or "fields of 5".
+        confidence: (K,) confidence of each answer.
+        correct: (K,) bool.
+        thresholds: as `certify_answers` returns them.
     """
 
-    probabilities: np.ndarray
+    unit: str
     confidence: np.ndarray
     correct: np.ndarray
-    whole: np.ndarray
+    thresholds: dict[str, dict[str, Any] | None]
 
-    def fields(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns confidence and correctness of fields, (F,) each, of the images with the indices (F, L)."""
-        return self.confidence[images].astype(np.float64).prod(axis=1), self.correct[images].all(axis=1)
+    def reasons(self, risk: float) -> dict[str, str]:
+        """Explains by target error rate why a threshold is missing."""
+        missing = [target for target, found in self.thresholds.items() if not found]
+        return {target: explain(self.unit, self.confidence, self.correct, float(target), risk) for target in missing}
 
 
 def recertify(
-    version: Path, mail: Mail, risk: float = RISK, lexicon: LexiconFile | None = None, replace: bool = False
+    version: Path, own: OwnMail, risk: float = RISK, lexicon: LexiconFile | None = None, replace: bool = False
 ) -> Path:
-    """Certifies a version on `mail` and publishes it beside the old version, under a new number.
+    """Certifies a version on `own` mail and publishes it beside the old version, under a new number.
 
     The network, its temperature and the threshold of its second head, "one whole digit", stay as they are. New are the
     thresholds, the drift reference, and the statement what they were made from. Single digits and fields of each length that
@@ -58,7 +63,7 @@ def recertify(
 
     Args:
         version: a version of any precision and contract; only its model.onnx and run.json are needed.
-        mail: images that the version was not trained on.
+        own: images that the version was not trained on.
         risk: probability that a guarantee fails, separately for each threshold.
         lexicon: codes that fields show; None certifies reading without a lexicon alone.
         replace: publishes a version that accepts no digit by default even beside a newest version that accepts some.
@@ -74,28 +79,24 @@ def recertify(
     """
     version = version.resolve()
     record, exported = read_record(version), Exported(version / "model.onnx")
-    answers = _answer(exported, mail)
-    certificates = _certificates(mail, answers, risk, lexicon)
-    statement = f"{mail.description}; {answers.correct[mail.digits].mean():.2%} of the digits read correctly"
+    answers = _answer(exported, own)
+    certificates = _certificates(own, answers, risk, lexicon)
+    statement = f"{own.description}; {answers.correct[own.mail.digits].mean():.2%} of the digits read correctly"
     print(f"mail       {statement}")
     if not accepts_by_default(certificates):
-        print(
-            f"warning    a service accepts no digit of this version at its default target error rate of {DEFAULT_ERROR:.1%}"
-        )
+        print(f"warning    {ACCEPTS_NOTHING}")
     try:
         record = {
-            **{name: value for name, value in record.items() if name not in STALE},
+            **{name: value for name, value in record.items() if name not in OF_THRESHOLDS},
             **certificates,
-            "accepts_by_default": accepts_by_default(certificates),
-            "risk": risk,
             "certified_on": statement,
-            "mail": mail.origin,
-            "drift_reference": drift_reference(mail.images, answers.probabilities),
+            "mail": own.origin,
+            "drift_reference": drift_reference(own.mail.images, answers.probabilities),
             "made_from": version.name,
             "training_commit": record.get("training_commit", record["commit"]),
             **stamp(),
         }
-        properties = metadata({**record, "validation_images": len(mail.labels)})
+        properties = metadata({**record, "validation_images": len(own.mail.labels)})
     except (KeyError, TypeError) as error:
         raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
 
@@ -111,109 +112,91 @@ def recertify(
     return publish(version.parent, make, replace)
 
 
-def _answer(exported: Exported, mail: Mail) -> _Answers:
+def _answer(exported: Exported, own: OwnMail) -> Answers:
     """Runs the version on all images. An image that it or the framer calls no whole digit has confidence 0."""
-    probabilities, confidence, whole = exported.decisions(mail.images)
-    _, correct = score(probabilities, mail.labels)
-    return _Answers(probabilities, refuse(confidence, ~mail.refused), correct, whole & ~mail.refused)
+    probabilities, confidence, _ = exported.decisions(own.mail.images)
+    _, correct = score(probabilities, own.mail.labels)
+    return Answers(probabilities, refuse(confidence, ~own.refused), correct)
 
 
-def _certificates(mail: Mail, answers: _Answers, risk: float, lexicon: LexiconFile | None) -> dict[str, Any]:
+def _certificates(own: OwnMail, answers: Answers, risk: float, lexicon: LexiconFile | None) -> dict[str, Any]:
     """Certifies digits and fields, prints the results, and returns the entries of the run record.
 
     Raises:
         DatasetError: nothing can be certified.
     """
-    reasons: list[str] = []
-    digits = answers.confidence[mail.digits], answers.correct[mail.digits]
-    writers = None if mail.writers is None else mail.writers[mail.digits]
-    thresholds = certify_answers(*digits, ERRORS, risk, writers=writers)
-    _report("digits", thresholds, *digits, risk, reasons, printed=True)
-    fields: dict[str, dict[str, Any]] = {}
-    for length, images in mail.fields.items():
-        writers = None if mail.writers is None else mail.writers[images[:, 0]]
-        scores = answers.fields(images)
-        found = certify_answers(*scores, FIELD_ERRORS, risk, length, writers)
-        unit = f"fields of {length}"
-        _report(unit, found, *scores, risk, reasons, printed=not mail.made_up or length == POSTCODE)
-        fields[str(length)] = {"fields": len(images), "thresholds": found}
-        if lexicon and length in lexicon.codes:
-            shown = fields_of_codes(mail, lexicon.codes[length]) if mail.made_up else images
-            looked_up = lookup(lexicon.lexicon, answers.probabilities[shown], mail.labels[shown])
-            looked_up = np.where(answers.whole[shown].all(axis=1), looked_up[0], 0), looked_up[1]
-            with_lexicon = certify_answers(*looked_up, FIELD_ERRORS, risk, length)
-            _report(f"{unit}, lexicon {lexicon.name}", with_lexicon, *looked_up, risk, reasons, printed=True)
-            about = {"name": lexicon.name, "sha256": lexicon.sha256, "codes": len(lexicon.codes[length])}
-            fields[str(length)] |= {
-                "thresholds": {
-                    target: _for_both(float(target), found[target], scores, with_lexicon[target], looked_up, risk, length)
-                    for target in found
-                },
-                "lexicon": {**about, "fields": len(shown), "thresholds": with_lexicon},
+    mail = own.mail
+    certificates = certify_mail(mail, answers, risk)
+    digits = _Certified("digits", answers.confidence[mail.digits], answers.correct[mail.digits], certificates["thresholds"])
+    fields = {
+        length: _Certified(f"fields of {length}", *answers.fields(images), certificates["fields"][str(length)]["thresholds"])
+        for length, images in mail.fields.items()
+    }
+    looked_up = {}
+    if lexicon:
+        looked_up = {length: _look_up(own, answers, risk, lexicon, length) for length in fields if length in lexicon.codes}
+        about = {"name": lexicon.name, "sha256": lexicon.sha256}
+        for length, found in looked_up.items():
+            numbers = {"codes": len(lexicon.codes[length]), "fields": len(found.correct)}
+            certificates["fields"][str(length)] |= {
+                "thresholds": _for_both(fields[length], found, risk, length),
+                "lexicon": {**about, **numbers, "thresholds": found.thresholds},
             }
-    if not any(
-        found for each in (thresholds, *(field["thresholds"] for field in fields.values())) for found in each.values()
-    ):
+    shown = [each for length, each in fields.items() if not own.made_up or length == POSTCODE]
+    for each in (digits, *shown, *looked_up.values()):
+        print_thresholds(each.unit, each.thresholds, each.reasons(risk))
+    every = (certificates["thresholds"], *(field["thresholds"] for field in certificates["fields"].values()))
+    if not any(found for thresholds in every for found in thresholds.values()):
+        reasons = [f"digits, error at most {float(rate):.1%}: {reason}" for rate, reason in digits.reasons(risk).items()]
         raise DatasetError(f"no threshold can be certified on this mail; {'; '.join(reasons[:2])}")
-    return {"thresholds": thresholds, "fields": fields}
+    return certificates
 
 
-def _for_both(
-    target: float,
-    found: dict[str, Any] | None,
-    scores: tuple[np.ndarray, np.ndarray],
-    other: dict[str, Any] | None,
-    others: tuple[np.ndarray, np.ndarray],
-    risk: float,
-    length: int,
-) -> dict[str, Any] | None:
-    """Combines the thresholds of two ways of reading fields into one that is certified for both: the stricter of both.
+def _look_up(own: OwnMail, answers: Answers, risk: float, lexicon: LexiconFile, length: int) -> _Certified:
+    """Certifies fields of `length` digits that are read with a lexicon. Made-up fields show its codes."""
+    mail = own.mail
+    fields = fields_of_codes(mail, lexicon.codes[length]) if own.made_up else mail.fields[length]
+    confidence, correct = lookup(lexicon.lexicon, answers.probabilities[fields], mail.labels[fields])
+    confidence = refuse(confidence, (answers.confidence[fields] > 0).all(axis=1))
+    thresholds = certify_answers(confidence, correct, FIELD_ERRORS, risk, length)
+    return _Certified(f"fields of {length}, lexicon {lexicon.name}", confidence, correct, thresholds)
+
+
+def _for_both(first: _Certified, second: _Certified, risk: float, length: int) -> dict[str, dict[str, Any] | None]:
+    """Combines the thresholds of two ways of reading fields into those that are certified for both: the stricter ones.
 
     Each way was tested at every threshold from the one that accepts `first_count` answers down to its own. The stricter
     threshold is among these tests if both ways accept that many answers at it.
 
     Args:
-        target: largest error rate wanted among the accepted fields.
-        found: the threshold of the first way; None if there is none.
-        scores: confidence, (F,), and correctness, (F,) bool, of the fields that were read in the first way.
-        other: the threshold of the second way.
-        others: as `scores`, of the fields that were read in the second way.
-        risk: probability that the guarantee fails, for each way.
+        first: the fields, read in the first way.
+        second: the fields, read in the second way.
+        risk: probability that a guarantee fails, for each way.
         length: digits per field.
 
     Returns:
-        The threshold with its effect on the first way of reading; None if a way has none, or accepts too few fields there.
+        By target error rate, the threshold with its effect on the first way of reading. None if a way has no threshold, or
+        accepts too few fields at the stricter one.
     """
-    if found is None or other is None:
-        return None
-    threshold = max(found["threshold"], other["threshold"])
-    for confidence, _ in (scores, others):
-        least = first_count(len(confidence), target, risk, length)
-        if least is None or (confidence >= np.float64(threshold)).sum() < least:
-            return None
-    effect = accept(*scores, threshold)
-    by_writer = found["by_writer"] if threshold == found["threshold"] else None
-    return {"threshold": threshold, "coverage": effect.coverage, "errors": effect.errors, "by_writer": by_writer}
+    combined: dict[str, dict[str, Any] | None] = dict.fromkeys(first.thresholds)
+    for target, found in first.thresholds.items():
+        other = second.thresholds[target]
+        if found is None or other is None:
+            continue
+        threshold = max(found["threshold"], other["threshold"])
+        if all(_is_tested(way.confidence, threshold, float(target), risk, length) for way in (first, second)):
+            effect = accept(first.confidence, first.correct, threshold)
+            by_writer = found["by_writer"] if threshold == found["threshold"] else None
+            combined[target] = {
+                "threshold": threshold,
+                "coverage": effect.coverage,
+                "errors": effect.errors,
+                "by_writer": by_writer,
+            }
+    return combined
 
 
-def _report(
-    unit: str,
-    thresholds: dict[str, dict[str, Any] | None],
-    confidence: np.ndarray,
-    correct: np.ndarray,
-    risk: float,
-    reasons: list[str],
-    printed: bool,
-) -> None:
-    """Appends to `reasons` why a threshold is missing; prints all thresholds and reasons if `printed` is set."""
-    for target, found in thresholds.items():
-        promise = f"{unit}, error at most {float(target):.1%}"
-        if found:
-            wrong = f"{found['errors']:,} wrong"
-            line = f"threshold {found['threshold']:.4f}, accepted {found['coverage']:.2%}, {wrong}"
-        else:
-            reason = explain(unit, confidence, correct, float(target), risk)
-            reasons.append(f"{promise}: {reason}")
-            line = f"none; {reason}"
-        if printed:
-            print(f"certify    {promise}: {line}")
+def _is_tested(confidence: np.ndarray, threshold: float, target: float, risk: float, length: int) -> bool:
+    """Tests if so many answers, (K,), reach a threshold that `certify` tests it."""
+    least = first_count(len(confidence), target, risk, length)
+    return least is not None and bool((confidence >= np.float64(threshold)).sum() >= least)
