@@ -17,7 +17,6 @@ from serving.telemetry.histograms import CENTRE, INK
 REFUSALS = ("unreadable", "contract", "self_check")
 """Reasons to refuse a model file, as the metric digits_model_refused labels them."""
 
-_MAX_NO_DIGIT = 100_000  # characters of the property no_digit, which is for people: nothing here reads it
 _EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
 
 
@@ -73,8 +72,6 @@ class ModelMetadata:
                 f"version {properties['contract']!r} with labels {properties['labels']}, "
                 f"where this server knows the versions {', '.join(contract.OUTPUTS)} with labels {labels}"
             )
-        if len(properties.get("no_digit", "")) > _MAX_NO_DIGIT:
-            raise breach(f"its no_digit has {len(properties['no_digit'])} characters, expected {_MAX_NO_DIGIT} at most")
         try:
             thresholds = parse_thresholds(properties.get("thresholds", "{}"))
             field_thresholds = parse_field_thresholds(properties.get("field_thresholds", "{}"))

@@ -65,7 +65,6 @@ def test_a_whole_that_is_no_probability_of_its_image_is_refused(tmp_path: Path, 
         ({"whole_threshold": "1.5"}, "its whole_threshold is '1.5', expected a share from 0 to 1"),
         ({"whole_threshold": "nan"}, "its whole_threshold is 'nan'"),
         ({"contract": "1"}, "its outputs are"),
-        ({"no_digit": " " * 100_001}, "its no_digit has 100001 characters, expected 100000 at most"),
     ],
 )
 def test_contract_2_needs_its_output_and_its_threshold(tmp_path: Path, changes: dict[str, str | None], reason: str) -> None:
@@ -85,10 +84,6 @@ def test_contract_2_without_the_output_whole_is_refused(tmp_path: Path) -> None:
     onnx.save(model, file)
     with pytest.raises(ModelError, match=r"its outputs are .*expected .*whole"):
         open_model(file, "1")
-
-
-def test_what_no_digit_says_is_for_people_and_not_parsed(tmp_path: Path) -> None:
-    assert open_model(publish_whole(tmp_path, 1, no_digit="not JSON"), "1").metadata.contract == "2"
 
 
 def test_a_whole_threshold_in_a_file_of_contract_1_is_ignored() -> None:

@@ -51,9 +51,7 @@ def publish_contract_1(models: Path, version: int, name: str = "digits") -> Path
     return file
 
 
-def publish_whole(
-    models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits", **properties: str
-) -> Path:
+def publish_whole(models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits") -> Path:
     """Publishes the bundled model with contract 2 and a rule in place of a trained `whole`.
 
     The rule looks at the mean level of an image: `whole` is 0.9 from 5 to 128, as of every drawn digit, and 0.1 outside. An
@@ -65,7 +63,6 @@ def publish_whole(
         threshold: property whole_threshold.
         broken: "range" makes `whole` ten times as large; "batch" adds up the levels of all images of a batch.
         name: name of the model.
-        properties: other properties to set.
     """
     model = _contract_1()
     graph = model.graph
@@ -95,7 +92,7 @@ def publish_whole(
     ]
     graph.node.extend(nodes)
     graph.output.append(helper.make_tensor_value_info("whole", TensorProto.FLOAT, ["batch", 1]))
-    set_properties(model, contract="2", whole_threshold=threshold, **properties)
+    set_properties(model, contract="2", whole_threshold=threshold)
     file = place(models, version, name)
     onnx.save(model, file)
     return file
@@ -109,7 +106,7 @@ def _contract_1() -> onnx.ModelProto:
         rename_output(model, "whole", "trained_whole")
         del model.graph.output[:]
         model.graph.output.extend(outputs)
-    set_properties(model, contract="1", whole_threshold=None, no_digit=None)
+    set_properties(model, contract="1", whole_threshold=None)
     return model
 
 
