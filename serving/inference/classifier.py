@@ -77,7 +77,7 @@ class Classifier:
         rows[:, DIGIT] = probabilities.argmax(axis=1)
         rows[:, CONFIDENCE] = probabilities.max(axis=1)
         inked, judged = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0, rows[:, WHOLE] >= self._whole_threshold
-        rows[:, SHOWS] = inked << judged  # 0 << any is BLANK, 1 << 0 is NO_DIGIT, 1 << 1 is ONE_DIGIT
+        rows[:, SHOWS] = inked * (NO_DIGIT + judged)
         return rows
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
