@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from datetime import datetime
 
 from training import pipeline
 from training.captured_images import load_captured
@@ -16,12 +15,11 @@ from training.export import ExportError
 from training.exported import Exported, VerificationError
 from training.files import require_writable
 from training.hyperparameters import HyperparameterError, changed
-from training.own_mail import LexiconFile, captured_mail, mail_of, recertify
+from training.own_mail import LexiconFile, captured_mail, mail_of, recertify, require_unseen, trained_at
 from training.recipe_file import RecipeError, load_recipe, split_argument
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
-from training.sketch import found_in
-from training.sources import load_dataset, require_every_digit
+from training.sources import load_dataset, names_a_database, require_every_digit
 from training.studies.study import STUDIES, StudyError, choose
 from training.studies.workbench import DetectionError, DetectorFiles, Workbench
 from training.teacher import find_teacher
@@ -186,21 +184,12 @@ def certify_version(options: argparse.Namespace) -> int:
     lexicon = LexiconFile.read(options.lexicon) if options.lexicon else None
     record = read_record(options.version)
     if options.captured is not None:
-        learned = "captured" in record or record.get("dataset", {}).get("kind") == "captured"
-        trained_at = datetime.fromisoformat(record["created"]).timestamp() if learned else None
-        mail = captured_mail(options.captured, options.audit_rate, trained_at)
+        mail = captured_mail(options.captured, options.audit_rate, trained_at(record))
+    elif names_a_database(options.data):
+        raise UsageError("to certify on a capture database, use --captured with --audit-rate: it needs an unbiased sample")
     else:
-        if "://" in options.data:
-            raise UsageError(
-                "to certify on a capture database, use --captured with --audit-rate: it needs an unbiased sample"
-            )
         mail = mail_of(load_dataset(options.data, None, options.transposed))
-    known = found_in(mail.mail.images, record.get("training_sketch", []))
-    if known or mail.origin["sha256"] == record.get("dataset_sha256"):
-        raise DatasetError(
-            f"{options.version} was trained on images of {mail.origin['name']}, so its confidence there is no measure. "
-            "Certify on other images; `export` certifies a version again on the images that its training held out"
-        )
+    require_unseen(mail, options.version, record)
     print(f"published  {recertify(options.version, mail, options.risk, lexicon, options.replace)}")
     return 0
 

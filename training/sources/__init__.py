@@ -10,6 +10,6 @@
 remedy. A source without test images gets some by `partition`.
 """
 
-from training.sources.load import load_dataset, require_every_digit
+from training.sources.load import load_dataset, names_a_database, require_every_digit
 
-__all__ = ["load_dataset", "require_every_digit"]
+__all__ = ["load_dataset", "names_a_database", "require_every_digit"]

@@ -60,8 +60,13 @@ def require_every_digit(dataset: Dataset) -> None:
             )
 
 
+def names_a_database(data: str) -> bool:
+    """Tests if a value of `--data` is a URL, as of a capture database."""
+    return "://" in data
+
+
 def _read(data: str) -> Dataset:
-    if "://" in data:
+    if names_a_database(data):
         captured = load_captured(data)
         return captured.as_dataset()
     path = Path(data)
