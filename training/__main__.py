@@ -111,7 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         help="publish a version that accepts no digit by default, even if the model's newest version accepts some",
     )
 
-    actions.add_parser("list", help="list the recipes: parameters, epochs, expected and claimed accuracy, source")
+    listing = actions.add_parser("list", help="list the recipes: parameters, epochs, expected and claimed accuracy, source")
+    listing.add_argument(
+        "recipes",
+        nargs="*",
+        metavar="RECIPE",
+        help="recipe name, or a Python file of yours: all its recipes (PATH.py) or one (PATH.py:NAME) (default: all bundled "
+        "recipes)",
+    )
 
     run = actions.add_parser(
         "run",
@@ -158,7 +165,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run every recipe with several seeds and write one table of results",
     )
     catalogue.add_argument("--seeds", type=whole_number(1, 10_000), default=3, help="runs per recipe (default: %(default)s)")
-    catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="recipes to run (default: all)")
+    catalogue.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="recipes to run: names, or Python files of yours, with all their recipes (PATH.py) or one (PATH.py:NAME) "
+        "(default: all bundled recipes)",
+    )
     catalogue.add_argument(
         "--models",
         type=Path,

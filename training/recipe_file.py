@@ -1,4 +1,4 @@
-"""Loads a recipe from a Python file outside of this package: `digits-train run my_recipes.py:NAME`."""
+"""Loads recipes from a Python file outside of this package: `digits-train run my_recipes.py:NAME`."""
 
 import hashlib
 import re
@@ -26,24 +26,49 @@ def names_a_file(text: str) -> bool:
 
 
 def load_recipe(text: str) -> Recipe:
-    """Runs a Python file and returns the recipe that it defines. The file is code: run only files that you trust.
+    """Runs a Python file and returns the one recipe that `text` names.
 
     Args:
-        text: PATH.py of a file that defines `RECIPE`, a `Recipe`; or PATH.py:NAME of a file that defines `RECIPES`, several
-            recipes in a list, a tuple or a dictionary.
+        text: see `load_recipes`; PATH.py names one recipe if the file defines only one.
 
     Raises:
-        RecipeError: the file can't be read or run, defines no such recipe, or the recipe's name or network is unusable.
+        RecipeError: see `load_recipes`; or `text` names several recipes.
     """
-    path, name = (text, "") if text.endswith(".py") else (text.rpartition(":")[0], text.rpartition(":")[2])
-    recipes = _recipes(Path(path))
-    if name and name not in recipes:
-        raise RecipeError(f"{path} has no recipe named {name!r}; its recipes are: {', '.join(recipes)}")
+    path, name = _path_and_name(text)
+    recipes = _recipes(path)
     if not name and len(recipes) > 1:
         raise RecipeError(f"{path} has several recipes; name one: {path}:NAME, with NAME one of {', '.join(recipes)}")
-    recipe = recipes[name] if name else next(iter(recipes.values()))
-    _require_usable(path, recipe)
-    return recipe
+    return _chosen(path, name, recipes)[0]
+
+
+def load_recipes(text: str) -> list[Recipe]:
+    """Runs a Python file and returns the recipes that `text` names. The file is code: run only files that you trust.
+
+    Args:
+        text: PATH.py for all recipes of a file, which defines `RECIPE`, a `Recipe`, or `RECIPES`, several recipes in a list,
+            a tuple or a dictionary; or PATH.py:NAME for one of them.
+
+    Raises:
+        RecipeError: the file can't be read or run, defines no such recipe, or a recipe's name or network is unusable.
+    """
+    path, name = _path_and_name(text)
+    return _chosen(path, name, _recipes(path))
+
+
+def _path_and_name(text: str) -> tuple[Path, str]:
+    """Splits PATH.py:NAME; the name is "" for PATH.py."""
+    path, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
+    return Path(path), name
+
+
+def _chosen(path: Path, name: str, recipes: dict[str, Recipe]) -> list[Recipe]:
+    """Returns the recipe of a name, or all recipes if the name is "", and checks that they can be used."""
+    if name and name not in recipes:
+        raise RecipeError(f"{path} has no recipe named {name!r}; its recipes are: {', '.join(recipes)}")
+    chosen = [recipes[name]] if name else list(recipes.values())
+    for recipe in chosen:
+        _require_usable(path, recipe)
+    return chosen
 
 
 def _recipes(path: Path) -> dict[str, Recipe]:
@@ -67,6 +92,9 @@ def _recipes(path: Path) -> dict[str, Recipe]:
         raise RecipeError(
             f"the recipe file {path} must define RECIPE, a training.recipes.Recipe, or RECIPES, a list or dictionary of them"
         )
+    names = [recipe.name for recipe in found]
+    if len({*names}) < len(names):
+        raise RecipeError(f"the recipe file {path} gives several recipes one name; its names are: {', '.join(names)}")
     file = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     return {recipe.name: replace(recipe, file=file) for recipe in found}
 
@@ -83,7 +111,7 @@ def _line_in(path: Path, error: Exception) -> str:
     return f" in line {line}" if line else ""
 
 
-def _require_usable(path: str, recipe: Recipe) -> None:
+def _require_usable(path: Path, recipe: Recipe) -> None:
     """Builds the network once: a wrong shape should not fail after hours of training."""
     if not NAME.fullmatch(recipe.name):
         raise RecipeError(f"{path}: the recipe's name is {recipe.name!r}, expected letters, digits, '.', '_' and '-'")

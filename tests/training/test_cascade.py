@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.inference.model import open_model
-from tests.training.test_export import build
+from tests.support.networks import build
 from training.__main__ import main
 from training.cascade.graph import join
 from training.cascade.stages import Stages
