@@ -153,9 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--teacher",
         type=Path,
+        nargs="+",
+        default=(),
         metavar="VERSION",
-        help="version directory whose model.onnx teaches a recipe that has a teacher (default: the newest bundled "
-        "version of `digits-flagship`)",
+        help="version directories whose model.onnx files together teach a recipe that has a teacher (default: the newest "
+        "bundled version of `digits-flagship`)",
     )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="directory for TensorBoard logs")
 

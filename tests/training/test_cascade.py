@@ -31,7 +31,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Exported, Exported
     """Two untrained networks, exported at different temperatures."""
     from training.export import export
 
-    files = [tmp_path_factory.mktemp(name) / "model.onnx" for name in ("folded", "flagship")]
+    files = [tmp_path_factory.mktemp(name) / "model.onnx" for name in ("folded", "flagship_whole")]
     for file, temperature in zip(files, (0.4, 0.7), strict=True):
         onnx.save(export(build(file.parent.name[:-1]), temperature, {"temperature": str(temperature)}), file)
     return Exported(files[0]), Exported(files[1])
