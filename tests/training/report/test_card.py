@@ -158,7 +158,7 @@ def test_the_card_says_how_to_use_a_second_head_and_what_it_was_trained_with(rec
     assert 'session.run(["probabilities", "whole"], {"images": images})' in card
     assert "whole[:, 0] >= 0.250000" in card
     assert "25 % images without a whole digit. 35 % of all were damaged" in " ".join(card.split())
-    assert "A teacher's answers (SHA-256 a checksum) made 50 % of the targets" in " ".join(card.split())
+    assert "The answers of teachers (SHA-256 a checksum) made 50 % of the targets" in " ".join(card.split())
     assert "were not in its training data" not in card
 
 
