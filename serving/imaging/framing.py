@@ -28,7 +28,7 @@ def frame(ink: NDArray[np.float64]) -> NDArray[np.uint8]:
     That code differs from MNIST by at most 3 grey levels on nearly every image.
     """
     framed = np.zeros((28, 28), np.uint8)
-    rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if not rows.size:
         return framed
     square = _center_in_square(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

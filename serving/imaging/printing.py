@@ -15,6 +15,7 @@ THICKEST_LINE = 0.12  # of the crop's height
 PARTED = 1.35  # ink this much darker than the ruling lines is told from them by its depth alone
 LONG = 0.75  # of the crop; a side of a box is at least as long, except in boxes with gaps
 
+_NEXT = np.ones((3, 3), np.uint8)
 _BARE = 0.3  # quantile of a line's thickness; along the rest of the line a stroke may touch it
 
 Mask = NDArray[np.uint8]
@@ -94,10 +95,10 @@ def _fills(rest: Mask, line: Line) -> bool:
 def _find_rulings(core: Mask) -> list[Line]:
     """Finds level lines from edge to edge."""
     height, width = core.shape
-    if not (core[:, :3].any() and core[:, -3:].any()):
-        return []
     ink = np.ascontiguousarray(core)
-    spread = cv2.dilate(ink, np.ones((3, 3), np.uint8))
+    if not (cv2.countNonZero(ink[:, :3]) and cv2.countNonZero(ink[:, -3:])):
+        return []
+    spread = cv2.dilate(ink, _NEXT)
     runs = cv2.morphologyEx(spread, cv2.MORPH_OPEN, np.ones((1, max(9, width // 3)), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(runs, ltype=label_type(runs))
     lines = []
@@ -113,7 +114,7 @@ def _find_rulings(core: Mask) -> list[Line]:
             continue
         middles = (np.arange(top, top + rows) @ line)[thin] / sums[thin]
         fitted = _fit(thin, middles, width)
-        if fitted is not None and np.count_nonzero(np.abs(middles - fitted[thin]) < 1.5) / len(thin) > 0.7:
+        if fitted is not None and np.count_nonzero(np.abs(middles - fitted[thin]) < 1.5) > 0.7 * len(thin):
             lines.append(Line(fitted - (thickness - 1) / 2, thickness, 1.0, flush=False))
     return lines
 
@@ -170,7 +171,7 @@ def _find_side(ink: Mask) -> Line | None:
     height, width = ink.shape
     near = ink[: max(3, round(ZONE * height))]
     first = near.argmax(axis=0)
-    columns = near.any(axis=0).nonzero()[0]
+    columns = np.flatnonzero(near.any(axis=0))
     if len(columns) < 0.5 * width:
         return None
     start = _fit(columns, first[columns], width)
@@ -187,7 +188,8 @@ def _find_side(ink: Mask) -> Line | None:
     thickness = int(_rank(ends - first, _BARE))
     if thickness > 0.25 * height:
         return None
-    return Line(start, thickness, count / width, flush=np.count_nonzero(first <= 1) / count > 0.9 and count > 0.95 * width)
+    flush = count > 0.95 * width and np.count_nonzero(first <= 1) > 0.9 * count
+    return Line(start, thickness, count / width, flush=bool(flush))
 
 
 def _fit(columns: NDArray[np.intp], rows: NDArray[Any], width: int) -> NDArray[np.float64] | None:
@@ -196,7 +198,7 @@ def _fit(columns: NDArray[np.intp], rows: NDArray[Any], width: int) -> NDArray[n
     left, right = int(columns[:third].sum()) / third, int(columns[-third:].sum()) / third
     start = _rank(rows[:third], 0.5)
     slope = (_rank(rows[-third:], 0.5) - start) / max(1.0, right - left)
-    return start + slope * (np.arange(width) - left) if abs(slope) <= STEEPEST else None
+    return start + slope * (np.arange(width, dtype=np.float64) - left) if abs(slope) <= STEEPEST else None
 
 
 def _rank(values: NDArray[Any], share: float) -> float:
