@@ -113,7 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         help="publish a version that accepts no digit by default, even if the model's newest version accepts some",
     )
 
-    actions.add_parser("list", help="list the recipes: parameters, epochs, expected and claimed accuracy, source")
+    listing = actions.add_parser("list", help="list the recipes: parameters, epochs, expected and claimed accuracy, source")
+    listing.add_argument(
+        "recipes",
+        nargs="*",
+        metavar="RECIPE",
+        help="recipe name, or a Python file of yours: all its recipes (PATH.py) or one (PATH.py:NAME) (default: all bundled "
+        "recipes)",
+    )
 
     run = actions.add_parser(
         "run",
@@ -148,9 +155,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--teacher",
         type=Path,
+        nargs="+",
+        default=(),
         metavar="VERSION",
-        help="version directory whose model.onnx teaches a recipe that has a teacher (default: the newest bundled "
-        "version of `digits-flagship`)",
+        help="version directories whose model.onnx files together teach a recipe that has a teacher (default: the newest "
+        "bundled version of `digits-flagship`)",
     )
     run.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="directory for TensorBoard logs")
 
@@ -160,7 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run every recipe with several seeds and write one table of results",
     )
     catalogue.add_argument("--seeds", type=whole_number(1, 10_000), default=3, help="runs per recipe (default: %(default)s)")
-    catalogue.add_argument("--recipes", nargs="+", metavar="RECIPE", help="recipes to run (default: all)")
+    catalogue.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="recipes to run: names, or Python files of yours, with all their recipes (PATH.py) or one (PATH.py:NAME) "
+        "(default: all bundled recipes)",
+    )
     catalogue.add_argument(
         "--models",
         type=Path,

@@ -106,7 +106,7 @@ def table(rows: list[Row]) -> str:
 
 def _version(recipe: Recipe, dataset: Dataset, seed: int, directory: Path, run: bool) -> Path | None:
     """Returns the version directory of one run. A missing version is made if `run` is set; otherwise the result is None."""
-    teacher = find_teacher(recipe, None)
+    teacher = find_teacher(recipe)
     found = version_directory.find(
         directory, fingerprint(recipe, *recipe.split(dataset, seed), seed, recipe.epochs, teacher)
     )

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 from training import pipeline
@@ -16,7 +17,7 @@ from training.exported import Exported, VerificationError
 from training.files import require_writable
 from training.hyperparameters import HyperparameterError, changed
 from training.own_mail import LexiconFile, captured_mail, mail_of, recertify, require_unseen, trained_at
-from training.recipe_file import RecipeError, load_recipe, split_argument
+from training.recipe_file import RecipeError, load_recipe, load_recipes, split_argument
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
 from training.sources import load_dataset, names_a_database, require_every_digit
@@ -68,12 +69,14 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def list_recipes(options: argparse.Namespace) -> int:
-    """Prints every recipe."""
-    print(f"{'recipe':15} {'parameters':>10} {'epochs':>6}  {'expected':16} {'claimed':9} source")
-    for recipe in RECIPES.values():
+    """Prints all bundled recipes, or the named ones."""
+    recipes = _recipes(options.recipes or list(RECIPES))
+    width = max(15, *(len(recipe.name) for recipe in recipes))
+    print(f"{'recipe':{width}} {'parameters':>10} {'epochs':>6}  {'expected':16} {'claimed':9} source")
+    for recipe in recipes:
         low, high = recipe.expected
         print(
-            f"{recipe.name:15} {recipe.network().count_params():>10,} {recipe.epochs:>6}  "
+            f"{recipe.name:{width}} {recipe.network().count_params():>10,} {recipe.epochs:>6}  "
             f"{f'{low:g} to {high:g}':16} {recipe.claimed:9} {recipe.source}"
         )
     return 0
@@ -82,9 +85,8 @@ def list_recipes(options: argparse.Namespace) -> int:
 def run_recipe(options: argparse.Namespace) -> int:
     """Trains one recipe and prints the path of the new version."""
     file = split_argument(options.recipe)
-    recipe = load_recipe(*file) if file else _recipes([options.recipe])[0]
-    if options.hold_out is not None:
-        recipe = replace(recipe, validation_images=options.hold_out)
+    recipe = load_recipe(*file) if file else _bundled(options.recipe)
+    recipe = _holding_out(options.hold_out, [recipe])[0]
     recipe = changed(recipe, options.batch_size, options.learning_rate, options.optimiser)
     captured = None if options.captured is None else load_captured(options.captured)
     dataset = _dataset(options)
@@ -107,10 +109,10 @@ def run_recipe(options: argparse.Namespace) -> int:
 
 def run_catalogue(options: argparse.Namespace) -> int:
     """Runs all or the selected recipes and prints their table."""
-    selected = [recipe.name for recipe in _recipes(options.recipes or list(RECIPES))]
+    selected = {recipe.name: recipe for recipe in _recipes(options.recipes or list(RECIPES))}
     dataset = _dataset(options)
     require_writable(options.models)
-    recipes = _recipes(list(RECIPES), options.hold_out)
+    recipes = _holding_out(options.hold_out, (RECIPES | selected).values())
     print(catalogue(recipes, selected, dataset, options.seeds, options.models), end="")
     return 0
 
@@ -122,13 +124,26 @@ def _dataset(options: argparse.Namespace) -> Dataset:
     return dataset
 
 
-def _recipes(names: list[str], hold_out: int | None = None) -> list[Recipe]:
-    """Returns the recipes of these names, which hold out `hold_out` images instead of their own number unless it is None."""
-    unknown = [name for name in names if name not in RECIPES]
-    if unknown:
-        raise UsageError(f"no recipe is named {unknown[0]!r}; the recipes are: {', '.join(RECIPES)}")
-    recipes = [RECIPES[name] for name in names]
-    return recipes if hold_out is None else [replace(recipe, validation_images=hold_out) for recipe in recipes]
+def _recipes(texts: Iterable[str]) -> list[Recipe]:
+    """Returns the recipes that the texts name: bundled ones by name, and those of files, PATH.py or PATH.py:NAME."""
+    recipes: dict[str, Recipe] = {}
+    for text in texts:
+        file = split_argument(text)
+        for recipe in load_recipes(*file) if file else [_bundled(text)]:
+            if recipes.setdefault(recipe.name, recipe).file != recipe.file:
+                raise UsageError(f"two files define a recipe named {recipe.name!r}; rename one of them")
+    return list(recipes.values())
+
+
+def _bundled(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UsageError(f"no recipe is named {name!r}; the recipes are: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _holding_out(images: int | None, recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Returns the recipes with this number of images held out; None leaves each recipe's own number."""
+    return [recipe if images is None else replace(recipe, validation_images=images) for recipe in recipes]
 
 
 def check_version(options: argparse.Namespace) -> int:
@@ -207,7 +222,8 @@ def run_study(options: argparse.Namespace) -> int:
             print(f"{study.name:16} {study.shows} ({study.source})")
         return 0
     chosen = choose(options.study, vars(options))
-    _recipes(options.recipes)
+    for name in options.recipes:
+        _bundled(name)  # raises UsageError
     if options.models and not options.models.is_dir():
         raise UsageError(f"--models {options.models} is not a directory; expected a directory with versions")
     require_writable(options.out)  # fails before hours of training whose results could not be saved

@@ -89,9 +89,10 @@ def certified_on(validation: Examples, name: str) -> str | None:
     if not len(validation):
         return None
     if validation.writers is None:
-        return f"{len(validation):,} training images of {name}, drawn at random; their writers also wrote training images"
-    writers = len(np.unique(validation.writers))
-    return f"{len(validation):,} training images of {name}, by {writers:,} writers of whom no image was trained on"
+        writers = "their writers may also have written training images"
+        return f"{len(validation):,} training images of {name}, drawn at random; {writers}"
+    count = len(np.unique(validation.writers))
+    return f"{len(validation):,} training images of {name}, by {count:,} writers of whom no image was trained on"
 
 
 def stamp() -> dict[str, Any]:

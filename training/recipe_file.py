@@ -1,4 +1,4 @@
-"""Loads a recipe from a Python file outside of this package: `digits-train run my_recipes.py:NAME`."""
+"""Loads recipes from a Python file outside of this package: `digits-train run my_recipes.py:NAME`."""
 
 import hashlib
 import re
@@ -40,23 +40,42 @@ def split_argument(text: str) -> tuple[Path, str] | None:
 
 
 def load_recipe(path: Path, name: str = "") -> Recipe:
-    """Runs a Python file and returns the recipe that it defines. The file is code: run only files that you trust.
+    """Runs a Python file and returns one recipe that it defines.
 
     Args:
-        path: a file that defines `RECIPE`, a `Recipe`, or `RECIPES`, several recipes in a list, a tuple or a dictionary.
+        path: see `load_recipes`.
         name: of the recipe; "" for the only one.
 
     Raises:
-        RecipeError: the file can't be read or run, defines no such recipe, or the recipe's name or network is unusable.
+        RecipeError: see `load_recipes`; or the file has several recipes, and no name is given.
     """
     recipes = _recipes(path)
-    if name and name not in recipes:
-        raise RecipeError(f"{path} has no recipe named {name!r}; its recipes are: {', '.join(recipes)}")
     if not name and len(recipes) > 1:
         raise RecipeError(f"{path} has several recipes; name one: {path}:NAME, with NAME one of {', '.join(recipes)}")
-    recipe = recipes[name] if name else next(iter(recipes.values()))
-    _require_usable(path, recipe)
-    return recipe
+    return _chosen(path, name, recipes)[0]
+
+
+def load_recipes(path: Path, name: str = "") -> list[Recipe]:
+    """Runs a Python file and returns recipes that it defines. The file is code: run only files that you trust.
+
+    Args:
+        path: a file that defines `RECIPE`, a `Recipe`, or `RECIPES`, several recipes in a list, a tuple or a dictionary.
+        name: of one recipe; "" for all.
+
+    Raises:
+        RecipeError: the file can't be read or run, defines no such recipe, or a recipe's name or network is unusable.
+    """
+    return _chosen(path, name, _recipes(path))
+
+
+def _chosen(path: Path, name: str, recipes: dict[str, Recipe]) -> list[Recipe]:
+    """Returns the recipe of a name, or all recipes if the name is "", and checks that they can be used."""
+    if name and name not in recipes:
+        raise RecipeError(f"{path} has no recipe named {name!r}; its recipes are: {', '.join(recipes)}")
+    chosen = [recipes[name]] if name else list(recipes.values())
+    for recipe in chosen:
+        _require_usable(path, recipe)
+    return chosen
 
 
 def _recipes(path: Path) -> dict[str, Recipe]:
@@ -80,6 +99,9 @@ def _recipes(path: Path) -> dict[str, Recipe]:
         raise RecipeError(
             f"the recipe file {path} must define RECIPE, a training.recipes.Recipe, or RECIPES, a list or dictionary of them"
         )
+    names = [recipe.name for recipe in found]
+    if len({*names}) < len(names):
+        raise RecipeError(f"the recipe file {path} gives several recipes one name; its names are: {', '.join(names)}")
     file = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     return {recipe.name: replace(recipe, file=file) for recipe in found}
 

@@ -1,9 +1,11 @@
 """Teachers: published versions whose answers become a part of the targets of another network."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from training.exported import Exported
 from training.recipes import Recipe
@@ -12,40 +14,41 @@ from training.version_directory import VersionError, newest
 TEACHER = "digits-flagship"  # bundled model that teaches by default
 
 
-class ExportedTeacher:
-    """The ONNX file of a version.
+class ExportedTeachers:
+    """The ONNX files of one or several versions, which answer together.
 
     Attributes:
-        sha256: checksum of the file, hexadecimal.
+        sha256: checksums of the files, hexadecimal, with commas between.
     """
 
-    def __init__(self, file: Path):
-        """Loads the file.
-
-        Raises:
-            VerificationError: the file is missing or is not a valid model.
-        """
-        self._exported = Exported(file)
-        self.sha256 = self._exported.sha256
+    def __init__(self, exported: Sequence[Exported]):
+        self._exported = exported
+        self.sha256 = ", ".join(each.sha256 for each in exported)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of the digits, (N, 10) float32, for images, (N, 28, 28) uint8."""
-        return self._exported.answers(images)[1]
+        """Returns the probabilities of the digits, (N, 10) float32, for images, (N, 28, 28) uint8.
+
+        They are the geometric mean of the versions' probabilities, scaled to a sum of 1.
+        """
+        logarithms = [np.log(np.maximum(each.answers(images)[1], 1e-12)) for each in self._exported]
+        probabilities: np.ndarray = softmax(np.mean(logarithms, axis=0), axis=1)
+        return probabilities
 
 
-def find_teacher(recipe: Recipe, version: Path | None) -> ExportedTeacher | None:
-    """Loads the teacher of a recipe: `version`, or the newest bundled version of `TEACHER`; None if the recipe has none.
+def find_teacher(recipe: Recipe, versions: Sequence[Path] = ()) -> ExportedTeachers | None:
+    """Loads the teachers of a recipe: `versions`, or the newest bundled version of `TEACHER`; None if the recipe has none.
 
     Raises:
-        VerificationError: its file is not a valid model.
-        VersionError: `version` is given for a recipe without a teacher, or no version is bundled.
+        VerificationError: a file is not a valid model.
+        VersionError: `versions` are given for a recipe without a teacher, or no version is bundled.
     """
     if not (recipe.mixture and recipe.mixture.teacher):
-        if version:
+        if versions:
             raise VersionError(f"the recipe {recipe.name} takes no teacher; leave --teacher out")
         return None
-    if version is None:
-        version = newest(Path(str(files("serving"))) / "models" / TEACHER)
-        if version is None:
+    if not versions:
+        bundled = newest(Path(str(files("serving"))) / "models" / TEACHER)
+        if bundled is None:
             raise VersionError(f"no teacher is bundled as {TEACHER}; name a version with --teacher")
-    return ExportedTeacher(version / "model.onnx")
+        versions = [bundled]
+    return ExportedTeachers([Exported(version / "model.onnx") for version in versions])

@@ -11,6 +11,11 @@ Takes the settings of `digits serve`, from the same places; `digits serve
 --help` explains them. Loads every version of every model, and warms up those
 with a role. Binds no port.
 
+Prints a table of the versions. ACCURACY is the share of MNIST's test images
+that the version reads right. CONTRACT is the version of the model contract.
+WHOLE is the least probability of one whole digit at which an image is not
+rejected as no digit; only a model of contract 2 has it.
+
 examples:
   digits check
   digits check --models models --tokens tokens.toml

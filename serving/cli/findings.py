@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 from serving.answers.lexicon import LexiconError, read_lexicons
 from serving.cli import load_settings
+from serving.contract import OUTPUTS
 from serving.feedback.capture import open_store
 from serving.feedback.capture_records import CaptureError, NotStored
 from serving.inference.classifier import Classifier
-from serving.inference.metadata import ModelError
+from serving.inference.metadata import ModelError, ModelMetadata
 from serving.inference.model import open_model
 from serving.repository.routing import Routing, RoutingError
 from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
@@ -23,15 +24,19 @@ from serving.telemetry.tracing import TracingError
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a model, a row of the table; a value that is not known is empty or None."""
+    """One version of a model, a row of the table.
+
+    Attributes:
+        model: name of the model.
+        number: version number.
+        metadata: properties of the model file; None when the file is refused.
+        role: stable, canary or shadow; empty without a role.
+    """
 
     model: str
     number: int
-    recipe: str
-    precision: str
-    test_accuracy: float | None
+    metadata: ModelMetadata | None
     role: str
-    state: str
 
 
 @dataclass
@@ -50,15 +55,23 @@ class Findings:
 
     def table(self) -> str:
         """Formats the versions as a table, a line each."""
-        rows = [("MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE")]
+        rows = [("MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "CONTRACT", "WHOLE", "ROLE", "STATE")]
         for found in self.versions:
-            accuracy = "-" if found.test_accuracy is None else f"{found.test_accuracy:.4f}"
-            described = (found.recipe or "-", found.precision or "-", accuracy, found.role or "-", found.state)
-            rows.append((found.model, str(found.number), *described))
+            state = "loads" if found.metadata else "refused"
+            rows.append((found.model, str(found.number), *_described(found.metadata), found.role or "-", state))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         )
+
+
+def _described(metadata: ModelMetadata | None) -> tuple[str, str, str, str, str]:
+    """Returns recipe, precision, accuracy, contract and `whole_threshold` of a version, "-" for what is not known."""
+    if metadata is None:
+        return ("-",) * 5
+    whole = f"{metadata.whole_threshold:g}" if "whole" in OUTPUTS[metadata.contract] else "-"
+    accuracy = f"{metadata.test_accuracy:.4f}"
+    return metadata.recipe or "-", metadata.precision or "-", accuracy, metadata.contract, whole
 
 
 def check(settings: Settings) -> Findings:
@@ -116,15 +129,9 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
         if number in loaded and (lack := loaded[number].metadata.missing_certificate(settings.target_error_rate)):
             findings.warnings.append(f"{name} version {number} {lack}")
     for number in sorted(versions, reverse=True):
-        model = loaded.get(number)
-        if model:
-            role = roles.get(number, "")
-            row = Version(
-                name, number, model.metadata.recipe, model.metadata.precision, model.metadata.test_accuracy, role, "loads"
-            )
-        else:
-            row = Version(name, number, "", "", None, "", "refused")
-        findings.versions.append(row)
+        metadata = loaded[number].metadata if number in loaded else None
+        role = roles.get(number, "") if metadata else ""
+        findings.versions.append(Version(name, number, metadata, role))
 
 
 def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Classifier:

@@ -1,5 +1,6 @@
 """Decoder of crops: PNG or JPEG files of one digit on paper, to grey levels and to the image that the models read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -140,12 +141,14 @@ def _to_grey(pixels: NDArray[np.uint8]) -> Pixels:
         return pixels
     if pixels.shape[2] == 4:
         pixels = _put_on_paper(pixels)
-    blue, green, red = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
+    channels: Sequence[Pixels] = cv2.split(pixels)
+    blue, green, red = channels
     if cv2.norm(blue, green, cv2.NORM_INF) < 8 and cv2.norm(red, green, cv2.NORM_INF) < 8:
         return green
     grey: Pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    best = max((blue, green, red), key=_parting)
-    return best if _parting(best) > _BETTER * _parting(grey) else grey
+    partings = [_parting(channel) for channel in channels]
+    best = max(partings)
+    return channels[partings.index(best)] if best > _BETTER * _parting(grey) else grey
 
 
 def _parting(channel: Pixels) -> float:

@@ -41,7 +41,7 @@ def even_out(photo: Pixels) -> Depth:
         photo: (height, width) uint8, 0 black to 255 white.
     """
     _, bright = cv2.threshold(photo, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    border = sum(int(np.count_nonzero(edge)) for edge in (bright[0], bright[-1], bright[:, 0], bright[:, -1]))
+    border = sum(map(np.count_nonzero, (bright[0], bright[-1], bright[:, 0], bright[:, -1])))
     share = border / (2 * sum(photo.shape))
     if share > _PAPER_BORDER:
         return _divide(photo, paper_border=share < 1)
@@ -55,15 +55,18 @@ def even_out(photo: Pixels) -> Depth:
 
 def quantile(pixels: Pixels, share: float, mask: Pixels | None = None) -> int:
     """Returns the grey level that `share` of the pixels, or of those in the mask, don't exceed; 0 if there are none."""
-    below = np.cumsum(cv2.calcHist([pixels], [0], mask, [256], [0, 256]))
-    return int(np.searchsorted(below, share * below[-1]))
+    below = cv2.calcHist([pixels], [0], mask, [256], [0, 256]).cumsum()
+    return int(below.searchsorted(share * below[-1]))
 
 
 def _sample_quantile(pixels: Pixels, share: float) -> int:
     """Returns the grey level that `share` of a sample of the pixels don't exceed."""
-    sample = pixels[::2, ::2].ravel()
+    sample = pixels[::2, ::2].flatten()  # a copy, partitioned in place
+    if not sample.size:
+        return 0
     at = int(share * sample.size)
-    return int(np.partition(sample, at)[at]) if sample.size else 0
+    sample.partition(at)
+    return int(sample[at])
 
 
 def _divide(photo: Pixels, *, paper_border: bool) -> Depth:
@@ -77,9 +80,11 @@ def _divide(photo: Pixels, *, paper_border: bool) -> Depth:
     padded = _extend(photo, reach, paper_border=paper_border)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _square(2 * reach + 1))
     paper = closed[reach : reach + height, reach : reach + width]
-    pixels = cv2.divide(cv2.subtract(paper, photo), cv2.max(paper, 64), scale=255)
+    darkest = cv2.minMaxLoc(paper)[0]
+    light = paper if darkest >= 64 else cv2.max(paper, 64)
+    pixels = cv2.divide(cv2.subtract(paper, photo), light, scale=255)
     steps = cv2.absdiff(photo[::2, 1:], photo[::2, :-1])
-    noise = 1.05 * _sample_quantile(steps, 0.5) * 255 / max(cv2.minMaxLoc(paper)[0], 64)  # where it is darkest
+    noise = 1.05 * _sample_quantile(steps, 0.5) * 255 / max(darkest, 64)  # where it is darkest
     bias = _sample_quantile(pixels, 0.25) + 0.7 * noise  # of the paper; a closing follows the brightest noise
     least, faint = max(bias + 6 * noise, LEAST_CONTRAST), bias + 3 * noise
     if cv2.minMaxLoc(pixels)[1] < least:

@@ -72,15 +72,20 @@ class Choice(NamedTuple):
     alone: bool
 
 
-def find_pieces(core: Mask) -> tuple[NDArray[np.int32], list[Piece]]:
+def find_pieces(core: Mask) -> tuple[NDArray[np.uint16 | np.int32], list[Piece]]:
     """Returns the label of every pixel, (height, width), and the pieces, largest first."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(core)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(core, ltype=label_type(core))
     pieces = [
         Piece(label, area, left, top, width, height, left + width, top + height)
         for label, (left, top, width, height, area) in enumerate(stats[1:].tolist(), 1)
         if area > 2
     ]
     return labels, sorted(pieces, key=lambda piece: -piece.area)
+
+
+def label_type(mask: Mask) -> int:
+    """Returns the type of labels for the pieces of a mask: 16 bits, found in half the time, where every label fits."""
+    return cv2.CV_16U if mask.size < 1 << 16 else cv2.CV_32S
 
 
 def choose(pieces: list[Piece], crop: tuple[int, ...]) -> Choice:

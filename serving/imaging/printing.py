@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.imaging.paper import quantile
+from serving.imaging.pieces import label_type
 
 ZONE = 0.33  # of the crop; a side of a box is not further from its edge
 STEEPEST = 0.1  # rows a column; a line turned by more is not recognized
@@ -14,6 +15,7 @@ THICKEST_LINE = 0.12  # of the crop's height
 PARTED = 1.35  # ink this much darker than the ruling lines is told from them by its depth alone
 LONG = 0.75  # of the crop; a side of a box is at least as long, except in boxes with gaps
 
+_NEXT = np.ones((3, 3), np.uint8)
 _BARE = 0.3  # quantile of a line's thickness; along the rest of the line a stroke may touch it
 
 Mask = NDArray[np.uint8]
@@ -58,21 +60,21 @@ def _clear_rulings(core: Mask, depth: Mask, faint: int) -> tuple[Mask, bool, boo
 
     Returns the mask, and whether level and upright lines were cleared.
     """
-    if not core.any():
+    if not cv2.countNonZero(core):
         return core, False, False
     _, traces = cv2.threshold(depth, max(faint, cv2.minMaxLoc(depth, core)[0] / 2), 255, cv2.THRESH_BINARY)
     level, upright = _find_rulings(traces), _find_rulings(traces.T)
     if not level and not upright:
         return core, False, False
-    cleared = core.copy()
-    bands = [_clear_ruling(core, cleared, line) for line in level]
-    bands += [_clear_ruling(core.T, cleared.T, line).T for line in upright]
+    cleared, band = core.copy(), np.zeros(core.shape, bool)
+    for line in level:
+        _clear_ruling(core, cleared, band, line)
+    for line in upright:
+        _clear_ruling(core.T, cleared.T, band.T, line)
     fills = (len(level) == 1 and _fills(cleared, level[0])) or (len(upright) == 1 and _fills(cleared.T, upright[0]))
-    if fills or (len(bands) == 1 and not cleared.any()):
+    if fills or (len(level) + len(upright) == 1 and not cv2.countNonZero(cleared)):
         return core, False, False
-    band = np.logical_or.reduce(bands)
-    lines = (band & (core > 0) & (cleared == 0)).astype(np.uint8)
-    print_level, pen_level = quantile(depth, 0.9, lines), quantile(depth, 0.8, cleared)
+    print_level, pen_level = quantile(depth, 0.9, cv2.subtract(core, cleared)), quantile(depth, 0.8, cleared)
     if pen_level > PARTED * print_level:
         cv2.subtract(depth, print_level, dst=depth)
         _, parted = cv2.threshold(depth, (pen_level - print_level) / 2, 255, cv2.THRESH_BINARY)
@@ -93,45 +95,42 @@ def _fills(rest: Mask, line: Line) -> bool:
 def _find_rulings(core: Mask) -> list[Line]:
     """Finds level lines from edge to edge."""
     height, width = core.shape
-    if not (core[:, :3].any() and core[:, -3:].any()):
-        return []
     ink = np.ascontiguousarray(core)
-    spread = cv2.dilate(ink, np.ones((3, 3), np.uint8))
+    if not (cv2.countNonZero(ink[:, :3]) and cv2.countNonZero(ink[:, -3:])):
+        return []
+    spread = cv2.dilate(ink, _NEXT)
     runs = cv2.morphologyEx(spread, cv2.MORPH_OPEN, np.ones((1, max(9, width // 3)), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
-    rows = np.arange(height)[:, None]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(runs, ltype=label_type(runs))
     lines = []
-    for index in range(1, count):
-        if stats[index, cv2.CC_STAT_WIDTH] < 0.95 * width:
+    for label, (_, top, extent, rows, _) in enumerate(stats[1:].tolist(), 1):
+        if extent < 0.95 * width:
             continue
-        line = (labels == index) & (ink > 0)
+        line = (labels[top : top + rows] == label) & (ink[top : top + rows] > 0)
         sums = line.sum(axis=0)
-        columns = np.flatnonzero(sums)
+        columns = sums.nonzero()[0]
         thickness = int(_rank(sums[columns], _BARE))
         thin = columns[sums[columns] <= thickness + 1]
         if thickness > THICKEST_LINE * height or len(thin) < 0.4 * width:
             continue
-        middles = (line[:, thin] * rows).sum(axis=0) / sums[thin]
+        middles = (np.arange(top, top + rows) @ line)[thin] / sums[thin]
         fitted = _fit(thin, middles, width)
-        if fitted is not None and np.mean(np.abs(middles - fitted[thin]) < 1.5) > 0.7:
+        if fitted is not None and np.count_nonzero(np.abs(middles - fitted[thin]) < 1.5) > 0.7 * len(thin):
             lines.append(Line(fitted - (thickness - 1) / 2, thickness, 1.0, flush=False))
     return lines
 
 
-def _clear_ruling(core: Mask, cleared: Mask, line: Line) -> NDArray[np.bool_]:
-    """Clears a line in `cleared`, but not where ink lies above or below it. Returns the band of the line."""
-    height, width = core.shape
-    columns = np.arange(width)
-    crossed = np.zeros(width, bool)
-    for row in (np.round(line.start - 2), np.round(line.start + line.thickness + 1)):
-        inside = (row >= 0) & (row < height)
-        crossed |= inside & (core[np.clip(row, 0, height - 1).astype(int), columns] > 0)
-    rows = np.arange(height)[:, None]
-    around = (rows > line.start - 2.5) & (rows < line.start + line.thickness + 1.5)
-    crossed |= np.count_nonzero(around & (core > 0), axis=0) >= line.thickness + 2  # a stroke lies along the line
-    band: NDArray[np.bool_] = (rows > line.start - 1.5) & (rows < line.start + line.thickness + 0.5)
-    cleared[band & ~crossed] = 0
-    return band
+def _clear_ruling(core: Mask, cleared: Mask, band: NDArray[np.bool_], line: Line) -> None:
+    """Clears a line in `cleared`, but not where ink lies above or below it. Adds the line's place to `band`."""
+    start, end = line.start, line.start + line.thickness
+    top, bottom = max(int(start.min()) - 3, 0), int(end.max()) + 3  # of all rows that matter, a few of the crop
+    ink = core[top:bottom] > 0
+    rows = np.arange(top, top + len(ink))[:, None]
+    beside = (rows == np.rint(start - 2)) | (rows == np.rint(end + 1))
+    around = (rows > start - 2.5) & (rows < end + 1.5)
+    crossed = (beside & ink).any(axis=0) | ((around & ink).sum(axis=0) >= line.thickness + 2)  # or a stroke lies along it
+    inside = (rows > start - 1.5) & (rows < end + 0.5)
+    cleared[top:bottom][inside & ~crossed] = 0
+    band[top:bottom] |= inside
 
 
 def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]:
@@ -155,7 +154,9 @@ def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]
     for name in chosen:
         view, side = _views(cleared)[name], found[name]
         thickness = side.thickness if side.flush else min(side.thickness, thickest)
-        view[np.arange(len(view))[:, None] < side.start + thickness + 0.7] = 0
+        end = side.start + thickness + 0.7
+        zone = view[: int(end.max()) + 1]
+        zone[np.arange(len(zone))[:, None] < end] = 0
     return cleared, any(found[name].flush for name in chosen)
 
 
@@ -168,38 +169,41 @@ def _views(pixels: Mask) -> dict[str, Mask]:
 def _find_side(ink: Mask) -> Line | None:
     """Finds a straight line that is the first ink below the first row in most columns."""
     height, width = ink.shape
-    near = ink[: max(3, round(ZONE * height))] > 0
+    near = ink[: max(3, round(ZONE * height))]
     first = near.argmax(axis=0)
     columns = np.flatnonzero(near.any(axis=0))
     if len(columns) < 0.5 * width:
         return None
-    start = _fit(columns, first[columns].astype(np.float64), width)
+    start = _fit(columns, first[columns], width)
     if start is None:
         return None
     straight = columns[np.abs(first[columns] - start[columns]) <= 1.5]
-    if len(straight) < 0.55 * width:
+    count = len(straight)
+    if count < 0.55 * width:
         return None
+    first = first[straight]
     inner = ink[:, straight] > 0
-    inner |= np.arange(height)[:, None] < first[straight]
+    inner |= np.arange(height)[:, None] < first
     ends = np.where(inner.all(axis=0), height, inner.argmin(axis=0))
-    thickness = int(_rank(ends - first[straight], _BARE))
+    thickness = int(_rank(ends - first, _BARE))
     if thickness > 0.25 * height:
         return None
-    return Line(
-        start, thickness, len(straight) / width, flush=np.mean(first[straight] <= 1) > 0.9 and len(straight) > 0.95 * width
-    )
+    flush = count > 0.95 * width and np.count_nonzero(first <= 1) > 0.9 * count
+    return Line(start, thickness, count / width, flush=bool(flush))
 
 
-def _fit(columns: NDArray[np.intp], rows: NDArray[np.float64], width: int) -> NDArray[np.float64] | None:
+def _fit(columns: NDArray[np.intp], rows: NDArray[Any], width: int) -> NDArray[np.float64] | None:
     """Fits a straight line by the medians of its outer thirds; returns its row in each column, or None if it is steep."""
     third = max(1, len(columns) // 3)
-    left, right = columns[:third].mean(), columns[-third:].mean()
+    left, right = int(columns[:third].sum()) / third, int(columns[-third:].sum()) / third
     start = _rank(rows[:third], 0.5)
     slope = (_rank(rows[-third:], 0.5) - start) / max(1.0, right - left)
-    return start + slope * (np.arange(width) - left) if abs(slope) <= STEEPEST else None
+    return start + slope * (np.arange(width, dtype=np.float64) - left) if abs(slope) <= STEEPEST else None
 
 
 def _rank(values: NDArray[Any], share: float) -> float:
     """Returns the value that `share` of the others don't exceed; NumPy's quantile and median are ten times slower."""
     at = int(share * (len(values) - 1) + 0.5)
-    return float(np.partition(values, at)[at])
+    parted = values.copy()
+    parted.partition(at)
+    return float(parted[at])

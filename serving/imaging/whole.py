@@ -1,5 +1,7 @@
 """Doubts whether the ink of a crop is one whole digit: its size, place and shape, and how it meets the crop's edges."""
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +41,17 @@ def is_whole(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...
     if box.height < SHORTEST * crop[0] or box.width > WIDEST * box.height or not _has_sharp_edges(digit, depth, full):
         return False
     x, y, width, height = cv2.boundingRect(digit)
-    framed = cv2.copyMakeBorder(digit[y : y + height, x : x + width], 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    digit = digit[y : y + height, x : x + width]
+    framed = cv2.copyMakeBorder(digit, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     stroke = 2 * cv2.minMaxLoc(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1]
     if longer > 12 and not THINNEST_STROKE * longer < stroke < THICKEST_STROKE * longer:
         return False
-    if not _meets_edges_as_a_digit(framed[1:-1, 1:-1], box, crop):
+    if not _meets_edges_as_a_digit(digit, box, crop):
         return False
-    one_stroke = np.count_nonzero(framed) < 1.3 * stroke * np.hypot(width, height)
+    one_stroke = np.count_nonzero(framed) < 1.3 * stroke * math.hypot(width, height)
     if one_stroke and _is_mark(framed, box, crop):
         return False
-    return not _is_plus(framed[1:-1, 1:-1]) and _has_holes_of_a_digit(framed)
+    return not _is_plus(digit) and _has_holes_of_a_digit(framed)
 
 
 def _has_sharp_edges(digit: Mask, depth: Mask, full: int) -> bool:
@@ -75,13 +78,13 @@ def _meets_edges_as_a_digit(digit: Mask, box: Box, crop: tuple[int, ...]) -> boo
 
 def _is_mark(framed: Mask, box: Box, crop: tuple[int, ...]) -> bool:
     """Tells whether a straight bar has a size or a place in the crop that no 1 has."""
+    height, width = crop
+    if box.width > 0.35 * width:
+        return False  # the crop is cut close
     (x, _), (one, other), _ = cv2.minAreaRect(cv2.findNonZero(framed))
     length, breadth = max(one, other) + 1, min(one, other) + 1
     if length < BAR * breadth or np.count_nonzero(framed) < (0.7 if breadth > 4 else 0.45) * length * breadth:
         return False
-    height, width = crop
-    if box.width > 0.35 * width:
-        return False  # the crop is cut close
     upright = box.width < 1.3 * breadth + 1
     aside = not BAR_PLACE * width < box.left + x < (1 - BAR_PLACE) * width
     long = length > LONGEST_BAR * height and (upright or aside)

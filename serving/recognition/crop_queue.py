@@ -11,7 +11,7 @@ from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.telemetry.metrics import Metrics
 
-_TURN = 4  # crops of one call framed in a row; then other calls have their turn, and the caller may have gone
+_TURN = 5  # crops of one call framed in a row, as in a field; then other calls have their turn, and the caller may have gone
 _MAX_WAITING_BYTES = 1 << 27  # 128 MiB
 _FIRST_GUESS_SECONDS = 0.001
 _SMOOTHING = 0.05  # weight of the newest crop in the average

@@ -8,7 +8,7 @@ import pytest
 from serving.settings import BUNDLED
 from serving.telemetry.multiprocess_metrics import DIRECTORY
 from tests.support.calls import TIMEOUT
-from tests.support.model_files import place, publish
+from tests.support.model_files import place, publish, publish_contract_1, publish_whole
 from tests.support.service import DIGITS
 
 
@@ -29,13 +29,13 @@ def test_versions_without_mistakes_are_shown_in_a_table() -> None:
     found = check(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     assert (found.returncode, found.stderr) == (0, "")
     head, *rows = (line.split() for line in found.stdout.splitlines())
-    assert head == ["MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "ROLE", "STATE"]
+    assert head == ["MODEL", "VERSION", "RECIPE", "PRECISION", "ACCURACY", "CONTRACT", "WHOLE", "ROLE", "STATE"]
     expected = []
     for name, recipe in (("digits", "folded"), ("digits-flagship", "flagship")):
         numbers = sorted((path.name for path in (BUNDLED / name).iterdir()), reverse=True)
         for number, precision, role in zip(numbers, ("int8", "fp32"), ("stable", "-"), strict=True):
             expected.append([name, number, recipe, precision, role, "loads"])
-    assert [row[:4] + row[5:] for row in rows] == expected
+    assert [row[:4] + row[7:] for row in rows] == expected
     assert all(float(row[4]) >= 0.994 for row in rows)
 
 
@@ -44,7 +44,16 @@ def test_roles_are_those_that_the_routing_gives(models: Path) -> None:
     found = check("--models", str(models))
     assert found.returncode == 0
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    assert [(row[1], row[5]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
+    assert [(row[1], row[7]) for row in rows] == [("3", "canary"), ("2", "-"), ("1", "stable")]
+
+
+def test_each_version_is_shown_with_its_contract_and_whole_threshold(tmp_path: Path) -> None:
+    publish_contract_1(tmp_path / "models", 1)
+    publish_whole(tmp_path / "models", 2, threshold="0.1446")
+    place(tmp_path / "models", 3).write_bytes(b"no model")
+    found = check("--models", str(tmp_path / "models"))
+    rows = [line.split() for line in found.stdout.splitlines()[1:]]
+    assert [(row[1], row[5], row[6]) for row in rows] == [("3", "-", "-"), ("2", "2", "0.1446"), ("1", "1", "-")]
 
 
 def test_all_mistakes_are_named_at_once(models: Path) -> None:
@@ -71,7 +80,7 @@ def test_all_mistakes_are_named_at_once(models: Path) -> None:
         )
     ]
     rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    assert [(row[0], row[1], row[5], row[6]) for row in rows] == [
+    assert [(row[0], row[1], row[7], row[8]) for row in rows] == [
         ("digits", "3", "stable", "loads"),
         ("digits", "2", "-", "refused"),
         ("digits", "1", "-", "loads"),

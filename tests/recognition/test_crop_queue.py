@@ -73,7 +73,7 @@ async def test_crops_of_cancelled_and_late_calls_are_not_framed(slow: list[int])
         await cancelled
     with pytest.raises(DeadlineExceeded):
         await queue.frame([b""] * 70, time.monotonic() + 0.01)
-    assert sum(slow) <= 4 + 4, "one step each"
+    assert sum(slow) <= 2 * crop_queue._TURN, "one step each"
     _, _, errors = await queue.frame([b""], math.inf)
     assert list(errors) == [0]
     assert value(metrics.registry, "digits_crops_waiting") == 0

@@ -21,6 +21,9 @@ INSERT INTO captured_images
 """
 TRUTH = "INSERT INTO captured_truths (reported_at, answer, place, source, value) VALUES (2.5, ?, ?, ?, ?)"
 
+TRAINED_ON = "0000000000000001"  # an answer whose images are trained on
+HELD_OUT = "0000000000000005"  # an answer whose images are held out
+
 
 class Store:
     """A database file that a test writes rows to.
@@ -60,6 +63,11 @@ class Store:
         with closing(sqlite3.connect(self.file)) as database, database:
             database.execute("PRAGMA synchronous = OFF")  # a test need not survive a power failure
             database.executemany(statement, rows)
+
+
+def grey(level: int) -> NDArray[np.uint8]:
+    """Returns an image of one level, (28, 28) uint8."""
+    return np.full((28, 28), level, np.uint8)
 
 
 def answers(count: int, seed: int = 0) -> list[str]:

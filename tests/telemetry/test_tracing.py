@@ -1,110 +1,29 @@
 import logging
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 
 import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.client import DigitClient
 from serving.errors import Code
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
-from serving.samples.draw import draw
 from serving.telemetry import tracing
-from serving.telemetry.tracing import TracingError
 from tests.support.calls import TIMEOUT
-from tests.support.collector import Collector, attributes, running_collector
+from tests.support.collector import Collector, attributes
 from tests.support.servers import StartServer
 from tests.support.service import launch
+from tests.support.traced_server import serve_a_seven
+
+pytestmark = pytest.mark.usefixtures("environment")
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
 SERVICE = "digits.v1.DigitService"
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[pytest.MonkeyPatch]:
-    """Removes OpenTelemetry's variables, so that each test sets its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith("OTEL_"):
-                patch.delenv(name)
-        yield patch
-
-
-@pytest.fixture
-def collector(environment: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Runs a collector, and points the environment at it."""
-    with running_collector() as running:
-        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.endpoint)
-        yield running
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
-        {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "otlp"},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
-        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:1"},
-    ],
-)
-def test_nothing_is_traced_unless_the_environment_asks_for_it(
-    environment: pytest.MonkeyPatch, variables: dict[str, str]
-) -> None:
-    for name, value in variables.items():
-        environment.setenv(name, value)
-    assert tracing.start() is None
-
-
-@pytest.mark.parametrize(
-    ("variables", "complaint"),
-    [
-        (
-            {"OTEL_TRACES_EXPORTER": "otlp,zipkin"},
-            "OTEL_TRACES_EXPORTER: unknown exporter zipkin, expected otlp, console or none",
-        ),
-        (
-            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL: unsupported protocol http/protobuf, expected grpc",
-        ),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_.*could not convert.*'soon'"),
-    ],
-)
-def test_an_unsupported_exporter_or_protocol_is_refused_by_name(
-    environment: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
-) -> None:
-    for name, value in variables.items():
-        environment.setenv(name, value)
-    with pytest.raises(TracingError, match=complaint):
-        tracing.start()
-
-
-def test_tracing_without_opentelemetry_is_refused_with_the_remedy() -> None:
-    code = (
-        "import sys; sys.modules['opentelemetry'] = None\n"  # makes the import fail, as if it were not installed
-        "from serving.telemetry import tracing\n"
-        "try:\n    tracing.start()\nexcept tracing.TracingError as error:\n    print(error)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"OTEL_TRACES_EXPORTER": "otlp"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=True,
-    )
-    assert "pip install '.[tracing]'" in ran.stdout
 
 
 def test_a_call_has_a_span_with_children_for_queue_and_inference(collector: Collector) -> None:
@@ -193,27 +112,6 @@ def test_a_call_that_its_caller_does_not_sample_is_not_exported(collector: Colle
     assert [span.name for span in collector.wait_for(1)] == [f"{SERVICE}/RecognizeBatch"]
 
 
-def test_sampler_name_and_resource_follow_the_environment(environment: pytest.MonkeyPatch, collector: Collector) -> None:
-    for variables, name in (
-        ({}, "postal-digits"),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=desk,site=north"}, "desk"),
-        ({"OTEL_SERVICE_NAME": "belt"}, "belt"),
-    ):
-        for variable, value in variables.items():
-            environment.setenv(variable, value)
-        traces = tracing.start()
-        assert traces is not None
-        traces.begin(SERVICE, "Recognize", []).end(Code.OK)
-        traces.stop(TIMEOUT)
-        assert collector.resources[-1]["service.name"] == name
-    assert collector.resources[-1]["site"] == "north"
-    environment.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    traces = tracing.start()
-    assert traces is not None
-    assert not traces.begin(SERVICE, "Recognize", []).sampled
-    traces.stop(TIMEOUT)
-
-
 def test_an_absent_collector_delays_neither_calls_nor_shutdown(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,37 +186,3 @@ def test_a_traced_call_has_its_trace_id_in_the_log(collector: Collector) -> None
         log = serve_a_seven(process)
     (call, *_) = collector.wait_for(3)
     assert f"trace_id={call.trace_id.hex()} span_id={call.span_id.hex()}" in log
-
-
-def test_without_tracing_opentelemetry_is_never_imported() -> None:
-    with launch("--drain-seconds", "0", PYTHONPROFILEIMPORTTIME="1") as process:  # every import is a line on stderr
-        log = serve_a_seven(process)
-    assert "serving.telemetry.tracing" in log
-    assert "onnxruntime" in log
-    assert "opentelemetry" not in log
-    assert "serving.telemetry.spans" not in log
-
-
-def test_unsupported_tracing_keeps_the_server_from_starting() -> None:
-    with launch(OTEL_TRACES_EXPORTER="zipkin") as process:
-        _, log = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 1
-    assert "digits serve: OTEL_TRACES_EXPORTER: unknown exporter zipkin" in log
-
-
-def serve_a_seven(process: "subprocess.Popen[str]") -> str:
-    """Returns the log of a server that recognizes a 7 and is then stopped."""
-    try:
-        assert process.stderr is not None
-        log: list[str] = []
-        while not log or not (found := re.search(r"(\S+) for gRPC", log[-1])):
-            log.append(process.stderr.readline())
-            assert log[-1], "".join(log)
-        with DigitClient(found[1], TIMEOUT) as client:
-            assert client.recognize(draw(7)).digit == 7
-        process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    return "".join(log) + rest

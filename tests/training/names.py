@@ -5,7 +5,7 @@
 
 RECIPES = (
     *("cnn8", "fcn512", "fcn512-b32", "fcn512-b10000", "bncnn", "dense512", "convnet", "cnn6k", "mlp128-raw", "mlp128"),
-    *("lenet5", "lenet5-adam", "cnn3264", "cnn3264-adam", "folded", "flagship", "flagship-small"),
+    *("lenet5", "lenet5-adam", "cnn3264", "cnn3264-adam", "folded", "flagship", "flagship-whole", "flagship-small"),
 )
 
 # One recipe per network; of two recipes for one network, the one whose optimiser learns from a few hundred images.
@@ -22,5 +22,6 @@ RECIPE_OF_NETWORK = {
     "cnn3264": "cnn3264-adam",
     "folded": "folded",
     "flagship": "flagship",
+    "flagship_whole": "flagship-whole",
     "flagship_small": "flagship-small",
 }

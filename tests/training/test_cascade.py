@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.inference.model import open_model
-from tests.training.test_export import build
+from tests.support.networks import build
 from training.__main__ import main
 from training.cascade.graph import join
 from training.cascade.stages import Stages
@@ -31,7 +31,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Exported, Exported
     """Two untrained networks, exported at different temperatures."""
     from training.export import export
 
-    files = [tmp_path_factory.mktemp(name) / "model.onnx" for name in ("folded", "flagship")]
+    files = [tmp_path_factory.mktemp(name) / "model.onnx" for name in ("folded", "flagship_whole")]
     for file, temperature in zip(files, (0.4, 0.7), strict=True):
         onnx.save(export(build(file.parent.name[:-1]), temperature, {"temperature": str(temperature)}), file)
     return Exported(files[0]), Exported(files[1])

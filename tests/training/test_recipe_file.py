@@ -1,7 +1,9 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from training.__main__ import main
 
@@ -33,6 +35,7 @@ def recipe(name):
             "has several recipes; name one: {file}:NAME, with NAME one of a, b",
         ),
         (RECIPE + "RECIPES = [recipe('a'), recipe('b')]", ":c", "{file} has no recipe named 'c'; its recipes are: a, b"),
+        (RECIPE + "RECIPES = [recipe('a'), recipe('a')]", ":a", "{file} gives several recipes one name"),
         (RECIPE + "RECIPE = recipe('../a')", "", "the recipe's name is '../a', expected letters, digits"),
         (RECIPE + "RECIPE = recipe('flagship')", "", "'flagship' is that of a bundled recipe; choose another"),
         (RECIPE + "network = None\nRECIPE = recipe('a')", "", "recipe a can't be built: TypeError"),
@@ -113,3 +116,46 @@ def test_a_recipe_of_a_file_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert recipe.file == {"name": "mine.py", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     file.write_text(RECIPE + "RECIPES = [recipe('only')]")
     assert load_recipe(file).name == "only"
+
+
+def test_list_shows_the_recipes_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE + "RECIPES = [recipe('one'), recipe('a-name-of-more-than-fifteen')]")
+    assert main(["list", str(file), "convnet"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[:3] for row in rows] == [
+        ["one", "7,850", "2"],
+        ["a-name-of-more-than-fifteen", "7,850", "2"],
+        ["convnet", "93,322", "5"],
+    ]
+    assert {row.index("a test") for row in rows[:2]} == {head.index("source")}, "a long name moves every column"
+    assert main(["list", f"{file}:one"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["recipe", "one"]
+
+
+def test_recipes_of_two_files_with_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(RECIPE + "RECIPE = recipe('one')")
+    (tmp_path / "other.py").write_text(RECIPE + "RECIPES = [recipe('one'), recipe('two')]")
+    mine, other = (str(tmp_path / name) for name in ("mine.py", "other.py"))
+    assert main(["list", mine, other]) == 2
+    assert "two files define a recipe named 'one'; rename one of them" in capsys.readouterr().err
+    assert main(["list", mine, f"{other}:two", mine]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["recipe", "one", "two"]
+
+
+def test_a_catalogue_runs_the_recipes_of_a_file(
+    drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = drawings
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    file = tmp_path / "mine.py"
+    file.write_text(RECIPE + "RECIPES = [recipe('one'), recipe('two')]")
+    models = tmp_path / "catalogue"
+    command = ["catalogue", "--data", str(tmp_path / "own.npz"), "--seeds", "1", "--hold-out", "100"]
+    assert main([*command, "--models", str(models), "--recipes", f"{file}:two"]) == 0
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert rows == [[" `two` ", " a test ", "  "]]
+    assert [path.name for path in models.iterdir() if path.is_dir()] == ["two"]
+    [version] = (models / "two").iterdir()
+    assert '"name": "mine.py"' in (version / "run.json").read_text()
+    assert "`two`" in (models / "catalogue.md").read_text()

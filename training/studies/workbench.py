@@ -115,7 +115,7 @@ class Workbench:
         recipe, test = RECIPES[name], self.dataset.test
         epochs = self.epochs or recipe.epochs
         train, validation = recipe.split(self.dataset, self.seed)
-        version, teacher = None, find_teacher(recipe, None)
+        version, teacher = None, find_teacher(recipe)
         if self.models:
             identity = fingerprint(recipe, train, validation, self.seed, epochs, teacher)
             version = version_directory.find(self.models, identity)

@@ -50,17 +50,17 @@ class Mixture:
         doubt: weight of equal probabilities of all digits in the loss of rubbish. It keeps the network from being sure of a
             digit where there is none (Hendrycks, Mazeika & Dietterich 2019, Deep Anomaly Detection with Outlier Exposure,
             arXiv 1812.04606).
-        bank: number of drawn images of each sort that the epochs choose from.
+        bank: number of glyphs that the epochs choose from; there are half as many of other pens, and twice as much rubbish.
     """
 
     images: int = 70_000
     passes: int = 3
-    glyphs: float = 0.12
-    other_pens: float = 0.08
-    rubbish: float = 0.25
-    damaged: float = 0.35
-    teacher: float = 0.5
-    doubt: float = 0.1
+    glyphs: float = 0.1
+    other_pens: float = 0.07
+    rubbish: float = 0.22
+    damaged: float = 0.3
+    teacher: float = 0.7
+    doubt: float = 0.05
     bank: int = 60_000
 
     def updates(self, batch_size: int) -> int:

@@ -21,6 +21,7 @@ Image = NDArray[np.uint8]
 Draw = Callable[[Examples, np.random.Generator], Image]
 
 _CANVAS = 64  # pixels per side
+_NOT_A_LINE = (0, 2, 3, 4, 5, 6, 7, 8, 9)  # digits that hide or change another below them
 _BAR = 0.36  # an image whose ink is narrower than this share of its height may be a 1
 
 
@@ -70,17 +71,19 @@ def _half(digits: Examples, random: np.random.Generator) -> Image:
 
 
 def _several(digits: Examples, random: np.random.Generator) -> Image:
-    """Puts two or three digits of different sizes side by side, from overlapping to apart."""
+    """Puts two or three digits of different sizes side by side, from overlapping to apart, or one over another."""
     canvas, left = np.zeros((48, 130), np.uint8), 0
-    for _ in range(3 if random.random() < 0.25 else 2):
-        box = crop_ink(_pick(digits, random))
+    corrected = random.random() < 0.15  # one digit over another; a 1 or the same digit might leave one digit
+    labels = random.choice(_NOT_A_LINE, 2, replace=False) if corrected else ()
+    for index in range(2 if corrected or random.random() < 0.75 else 3):
+        box = crop_ink(_pick_of((int(labels[index]),), digits, random) if corrected else _pick(digits, random))
         scale = random.uniform(0.75, 1.3)
         size = max(3, round(box.shape[1] * scale)), max(3, round(box.shape[0] * scale))
         resized = cv2.resize(box, size, interpolation=cv2.INTER_LINEAR)
         top = (48 - size[1]) // 2 + int(random.integers(-5, 6))
         place = canvas[top : top + size[1], left : left + size[0]]
         np.maximum(place, resized, out=place)
-        left += max(6, size[0] + int(random.integers(-5, 13)))
+        left += int(random.integers(0, 5)) if corrected else max(6, size[0] + int(random.integers(-5, 9)))
     return frame(canvas / 255)
 
 
@@ -199,10 +202,12 @@ def _crossed_out(digits: Examples, random: np.random.Generator) -> Image:
     match int(random.integers(3)):
         case 0:
             strokes = [np.array([low, high]), np.array([(low[0], high[1]), (high[0], low[1])])]
-        case 1:
-            rise = random.uniform(-20, 20)
-            places = np.linspace(15, _CANVAS - 15, int(random.integers(2, 5))) + random.normal(0, 2)
-            strokes = [np.array([(low[0], at + rise), (high[0], at - rise)]) for at in places]
+        case 1:  # side by side, in any direction
+            angle = random.uniform(0, np.pi)
+            along, aside = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+            gaps = np.linspace(-1, 1, int(random.integers(2, 5))) * random.uniform(9, 15) + random.normal(0, 2)
+            reach = random.uniform(20, 30)
+            strokes = [_CANVAS / 2 + gap * aside + np.outer([-reach, reach], along) for gap in gaps]
         case _:
             turns = int(random.integers(4, 9))
             across = np.linspace(low[0], high[0], turns)
@@ -239,7 +244,7 @@ KINDS: Mapping[str, tuple[Draw, float]] = {  # by name: how to draw one, and its
     "noise": (_noise, 4),
     "texture": (_texture, 4),
     "window": (_window, 3),
-    "mirrored": (_mirrored, 3),
+    "mirrored": (_mirrored, 5),
     "turned": (_turned, 4),
-    "crossed out": (_crossed_out, 6),
+    "crossed out": (_crossed_out, 9),
 }

@@ -1,0 +1,85 @@
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.loadtest.knee import find_knee, judge
+from serving.loadtest.objectives import parse
+from serving.loadtest.tally import Tally
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from tests.support.load import TIMEOUT, answering, load, right
+from tests.support.service import DIGITS, service
+
+
+async def test_the_knee_is_found_at_the_capacity_of_the_server(tmp_path: Path) -> None:
+    """The server answers one call at a time, in 10 ms each: fewer than 100 per second."""
+
+    async def one_at_a_time(request: pb.RecognizeRequest, _: Any) -> pb.RecognizeResponse:
+        async with turn:
+            await asyncio.sleep(0.01)
+        return right(request)
+
+    turn, picture, written = asyncio.Lock(), tmp_path / "knee.png", tmp_path / "knee.json"
+    async with answering(one_at_a_time) as target:
+        flags = ["--find-knee", "--rate", "30", "--slo", "p90=300ms,errors=0", "--png", str(picture), "--json", str(written)]
+        ran = await asyncio.to_thread(load, target.address, *flags)
+        assert ran.returncode == 0, ran.stderr
+        found = json.loads(written.read_text())
+        assert 30 <= found["knee"]["calls_per_second"] <= 120  # up to ten waiting calls are not taken for a queue
+        assert f"the knee: {found['knee']['calls_per_second']:,.0f} calls a second" in ran.stdout
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        ran = await asyncio.to_thread(load, target.address, "--find-knee", "--slo", "p50=1us")
+        assert (ran.returncode, "the first rate, 100 calls a second, misses: p50=0.001ms" in ran.stdout) == (3, True)
+
+
+def test_the_search_for_the_knee_ends_when_the_service_dies() -> None:
+    with service("--workers", "1") as started:
+        flags = ["--find-knee", "--rate", "20", "--slo", "p99=20s"]
+        command = [*DIGITS, "loadtest", "--address", started.address, "--seconds", "1", "--warmup", "0.2", *flags]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as testing:
+            assert testing.stderr is not None
+            assert "20 calls a second: kept" in testing.stderr.readline()
+            started.process.kill()
+            output, errors = testing.communicate(timeout=TIMEOUT)
+    assert (testing.returncode, output) == (1, ""), errors
+    assert "UNAVAILABLE" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("capacity", [150.0, 1000.0, 31_234.0])
+def test_the_search_ends_within_five_percent_despite_a_chance_miss(
+    capacity: float,
+) -> None:
+    tries: set[float] = set()
+
+    def carry_out(rate: float) -> Any:
+        by_chance = rate == 100.0 and rate not in tries
+        tries.add(rate)
+        tally = Tally()
+        for _ in range(1000):
+            tally.count("OK", 0.001 if rate <= capacity and not by_chance else 1.0, right=True)
+        tally.ended = tally.answered = 1000
+        return judge(rate, tally, 10.0, parse("p99=20ms"))
+
+    best, steps = find_knee(carry_out, 100.0)
+    assert best is not None
+    assert capacity / 1.05 <= best.rate <= capacity
+    assert len(steps) < 25
+
+
+def test_a_rate_whose_answers_fall_behind_is_not_carried() -> None:
+    tally = Tally()
+    for _ in range(1000):
+        tally.count("OK", 0.5, right=True)
+    tally.ended = tally.answered = 900
+    assert judge(100.0, tally, 10.0, parse("p99=1s")).broken == ("falls behind: 90 of 100 calls a second end",)
+
+
+def test_calls_that_fail_at_once_are_not_taken_for_a_queue() -> None:
+    tally = Tally()
+    for number in range(1000):
+        tally.count("OK" if number % 10 else "RESOURCE_EXHAUSTED", 0.001, right=True)
+    tally.ended, tally.answered = 1000, 900
+    assert judge(100.0, tally, 10.0, parse("errors=20%")).broken == ()
