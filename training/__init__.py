@@ -10,7 +10,7 @@ card (`model_card`).
 
 - `sources` reads labelled images in every form that `--data` takes, and refuses what is not images of digits.
 - `assess` calibrates, certifies and evaluates one network, after a fit or a quantisation. `whole` fixes the threshold of a
-  second head first; `certificates` certifies digits and fields of any labelled images.
+  second head first; `certificates` certifies digits and fields of any `mail`.
 - `synthesis` draws the images that MNIST lacks: digits of other hands and pens, and what is no digit. `batches` mixes them
   into epochs, `objective` is the loss of both heads, `teacher` finds the model that teaches, and `progress` keeps the state
   of a run.
