@@ -30,11 +30,13 @@ async def test_the_server_gives_the_answers_of_a_trained_keras_network(
 ) -> None:
     from training import pipeline
     from training.recipes import RECIPES
+    from training.teacher import find_teacher
 
     test = Examples(*drawings)
     recipe = replace(RECIPES[name], batch_size=16, validation_images=min(100, RECIPES[name].validation_images))
     dataset = Dataset(Examples(*draw_many(600, seed=2)), test, sha256="none: drawn")
-    version = pipeline.run(recipe, dataset, seed=0, epochs=12, model_directory=tmp_path / "digits")
+    teacher = find_teacher(recipe)
+    version = pipeline.run(recipe, dataset, seed=0, epochs=12, model_directory=tmp_path / "digits", teacher=teacher)
     assert sorted(file.name for file in version.iterdir()) == ["MODEL_CARD.md", "model.keras", "model.onnx", "run.json"]
 
     found = latest(tmp_path)
