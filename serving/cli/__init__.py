@@ -13,7 +13,7 @@
     manual.py          the parser of a command, with its manual.
     connection.py      the flags of commands that connect to a service, and the call itself.
     images.py          the flags of commands that send image files, and the files.
-    framed_files.py    image files, framed as the service frames crops.
+    framed_files.py    image files of 28x28 pixels, and other files as the service frames them.
 
 Each command imports the modules it needs when it runs: `digits recognize` does not wait for ONNX Runtime, and the
 supervisor of several workers loads neither gRPC nor NumPy.

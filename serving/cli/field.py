@@ -9,12 +9,18 @@ from pathlib import Path
 from serving.cli import connection, images
 from serving.cli.manual import new_parser, utf8_text
 from serving.client import DigitClient, Field
+from serving.client.image_files import ImageError
+from serving.client.requests import Images
 
 _DESCRIPTION = "Sends the image files of one field, such as a postcode, and prints its value, confidence and decision."
 
 _MANUAL = """\
-Give the files in order, from left to right: one digit each, 18 at most. The
-service gives one answer and one decision for the whole field, and the three
+Give the files in order, from left to right: one digit each, 18 at most. Files
+that all have 28x28 pixels are sent as images that are framed already. Otherwise
+all files are sent as they are, as crops, and the service frames them. A file of
+784 raw bytes can't be a crop.
+
+The service gives one answer and one decision for the whole field, and the three
 most probable digits of each image with their probabilities. If images do not
 show one whole digit, the answer names them, with the probability that they do.
 
@@ -25,8 +31,9 @@ examples:
   digits field --json serving/samples/field/*.jpg | jq -r .recognition_id
 
 exit status:
-  0  the field was answered
-  1  a file can't be read, or the service refused the call; stderr gives the reason
+  0  the field was answered, accepted or rejected
+  1  a file can't be read, here or by the service, or the service refused the call;
+     stderr gives the reason
   2  wrong usage
 """
 
@@ -44,16 +51,21 @@ def run(arguments: list[str]) -> int:
     )
     connection.add_flags(parser)
     options = connection.parse(parser, arguments)
-    sent = [image for _, image in images.read("field", options.files, crops=options.crops)]
-    if len(sent) < len(options.files):
+    files = list(images.read("field", options.files, crops=options.crops))
+    if len(files) < len(options.files):
         return 1  # a field without one of its digits is another field
+    try:
+        sent = images.pack(files)
+    except ImageError as error:
+        print(f"digits field: {error}", file=sys.stderr)
+        return 1
     return connection.call("field", options, lambda client: _read_field(client, sent, options))
 
 
-def _read_field(client: DigitClient, sent: list[images.Image], options: argparse.Namespace) -> int:
+def _read_field(client: DigitClient, sent: Images, options: argparse.Namespace) -> int:
     """Sends the images and prints the answer; returns the exit status."""
     answer = client.read_field(
-        images.pack(sent),
+        sent,
         lexicon=options.lexicon,
         model=options.model,
         key=options.key,

@@ -7,6 +7,8 @@ from serving.cli.manual import new_parser
 
 _SHADES = " .:-=+*#%@"  # from paper to full ink, in a terminal
 
+_DOUBTED = "may not show one whole digit: the service rejects such a crop as no digit"
+
 _MANUAL = """\
 The service frames crops in the same way: it finds the ink, scales it to 20x20
 pixels, and moves its centre of mass to the middle of 28x28.
@@ -32,7 +34,6 @@ def run(arguments: list[str]) -> int:
     from PIL import Image
 
     from serving.cli.framed_files import read_framed
-    from serving.cli.images import DOUBTED
     from serving.client.image_files import ImageError
 
     try:
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
         print(f"digits frame: {options.out}: {error.strerror or error}", file=sys.stderr)
         return 1
     if not whole:
-        print(f"digits frame: {options.file}: {DOUBTED}", file=sys.stderr)
+        print(f"digits frame: {options.file}: {_DOUBTED}", file=sys.stderr)
     for row in image:
         print("".join(_SHADES[level * len(_SHADES) // 256] * 2 for level in row.tolist()).rstrip())
     return 0

@@ -1,10 +1,30 @@
-"""Image files on disk, framed here as the server frames crops."""
+"""Image files that are framed already, and other files as the service frames them."""
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
 from serving.client.requests import SIDE
-from serving.imaging.decode import LONGEST, CropError, Framed, decode, frame_grey
+from serving.imaging.decode import CropError, Framed, decode, frame_crop
+from serving.imaging.headers import parse_header
+
+
+def parse_framed(content: bytes) -> NDArray[np.uint8] | None:
+    """Parses a file of one framed digit: a PNG or JPEG of 28x28 pixels, or 784 raw bytes.
+
+    Returns:
+        (28, 28) uint8, 0 paper, 255 ink. None for any other file, also for a broken one: the service judges it as a crop.
+    """
+    raw = parse_raw(content)
+    if raw is not None:
+        return light_ink(raw)
+    try:
+        header = parse_header(content)
+        return light_ink(decode(content)) if (header.width, header.height) == (SIDE, SIDE) else None
+    except CropError:
+        return None
 
 
 def read_framed(path: Path) -> Framed:
@@ -18,15 +38,13 @@ def read_framed(path: Path) -> Framed:
         ImageError: the file can't be read, is not an image of the accepted kinds, or shows no ink.
     """
     content = read_file(path)
-    pixels = parse_raw(content)
-    if pixels is None:
-        try:
-            pixels = decode(content, LONGEST)
-        except CropError as error:
-            raise ImageError(str(error)) from error
-    if pixels.shape == (SIDE, SIDE):
-        return Framed(light_ink(pixels), whole=True)
-    framed = frame_grey(pixels)
+    image = parse_framed(content)
+    if image is not None:
+        return Framed(image, whole=True)
+    try:
+        framed = frame_crop(content)
+    except CropError as error:
+        raise ImageError(str(error)) from error
     if not framed.image.any():
         raise ImageError("no ink is seen on it")
     return framed

@@ -3,21 +3,37 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cli.framed_files import read_framed
+from serving.cli.framed_files import parse_framed
 from serving.cli.manual import utf8_text
-from serving.client.image_files import ImageError, read_file
+from serving.client.image_files import ImageError, parse_raw, read_file
 
-Image = NDArray[np.uint8] | bytes
-"""One image to send: (28, 28) uint8, 0 paper, 255 ink; or a crop, the content of a PNG or JPEG file."""
+_NO_CROP = "784 raw bytes are an image, and can't be sent as a crop"
 
 
-DOUBTED = "may not show one whole digit: the service rejects such a crop as no digit"
-"""Warning about a file whose framing has doubts. A framed image, 28x28 pixels, can't carry them to the service."""
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """One image file of a command.
+
+    Attributes:
+        path: the file, as the command line names it.
+        content: PNG, JPEG or 784 raw bytes. The service frames and judges a PNG or JPEG that is sent as it is, a crop.
+        framed: (28, 28) uint8, 0 paper, 255 ink, to be sent instead of the file; None for a crop.
+    """
+
+    path: Path
+    content: bytes
+    framed: NDArray[np.uint8] | None
+
+    @property
+    def size(self) -> int:
+        """Bytes that a request carries."""
+        return len(self.content) if self.framed is None else self.framed.nbytes
 
 
 def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
@@ -26,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
     parser.add_argument(
         "--crops",
         action="store_true",
-        help="send the files as they are, PNG or JPEG; the service frames them (default: framed here)",
+        help="send files of 28x28 pixels as they are, too; the service frames them (default: they are framed already)",
     )
     parser.add_argument(
         "--model", type=utf8_text, default="", help="name of the model (default: the service's default model)"
@@ -47,42 +63,52 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
-def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[tuple[Path, Image]]:
-    """Reads image files one at a time. Reports on stderr each file that can't be read, and each whose framing has doubts.
+def read(command: str, files: Sequence[Path], *, crops: bool) -> Iterator[ImageFile]:
+    """Reads image files one at a time, and reports each file that can't be read on stderr.
 
     Args:
         command: name of the command, which starts each error message.
         files: PNG, JPEG or 784 raw bytes each.
-        crops: read the files as they are, without framing.
+        crops: take each file for a crop, also one of 28x28 pixels.
 
     Yields:
-        Each file with its image, without the files that can't be read.
+        The files that can be read.
     """
-    for file in files:
+    for path in files:
         try:
-            if crops:
-                yield file, _read_crop(file)
-                continue
-            framed = read_framed(file)
-            if not framed.whole:
-                print(f"digits {command}: {file}: {DOUBTED}; with --crops, it does so here", file=sys.stderr)
-            yield file, framed.image
+            yield _read_file(path, crops=crops)
         except ImageError as error:
-            print(f"digits {command}: {file}: {error}", file=sys.stderr)
+            print(f"digits {command}: {path}: {error}", file=sys.stderr)
 
 
-def pack(images: Sequence[Image]) -> NDArray[np.uint8] | list[bytes]:
-    """Puts images of one kind into the form that the client takes: (n, 28, 28) uint8, or n crops."""
-    crops = [image for image in images if isinstance(image, bytes)]
-    return crops or np.stack([np.asarray(image) for image in images])
+def pack(files: Sequence[ImageFile]) -> NDArray[np.uint8] | list[bytes]:
+    """Returns what the client sends for the files of one call.
+
+    Returns:
+        (n, 28, 28) uint8 where all files are framed, else the content of each file.
+
+    Raises:
+        ImageError: a file of raw bytes, which can't be a crop, is beside crops.
+    """
+    framed = [file.framed for file in files if file.framed is not None]
+    if len(framed) == len(files):
+        return np.stack(framed)
+    for file in files:
+        if parse_raw(file.content) is not None:
+            raise ImageError(f"{file.path}: {_NO_CROP}, as the other files are")
+    return [file.content for file in files]
 
 
-def _read_crop(file: Path) -> bytes:
-    """Reads a file as it is. Raises ImageError, also for an empty file, which no request can carry."""
-    content = read_file(file)
+def _read_file(path: Path, *, crops: bool) -> ImageFile:
+    """Reads one file. Raises ImageError, also for an empty file, which a request can't carry."""
+    content = read_file(path)
     if not content:
         raise ImageError("neither a PNG nor a JPEG, but 0 bytes of something else")
-    return content
+    if not crops:
+        return ImageFile(path, content, parse_framed(content))
+    if parse_raw(content) is not None:
+        raise ImageError(_NO_CROP)
+    return ImageFile(path, content, None)
 
 
 def _rate(text: str) -> float:

@@ -13,22 +13,24 @@ from serving.client import Decision, DigitClient, Recognition
 _DESCRIPTION = "Sends image files to the service, one digit each, and prints digit, confidence and decision."
 
 _MANUAL = """\
-The model sees 28x28 pixels. A PNG of that size, or a file of 784 raw bytes, is
-sent as it is. Any other image is framed first, as MNIST frames its digits;
-`digits frame FILE` shows the result.
+The model sees 28x28 pixels. A PNG or JPEG of that size, or a file of 784 raw
+bytes, is sent as an image that is framed already. Any other file is sent as it
+is, a crop: the service frames it, as MNIST frames its digits, and rejects what
+is not one whole digit. `digits frame FILE` shows the framed image.
 
 A line ends with the decision: accept, or reject_ and the reason. After
 reject_no_digit comes the probability that the image shows one whole digit.
 
 examples:
   digits recognize serving/samples/7.png serving/samples/photo.jpg
-  digits recognize --crops --target-error-rate 0.002 serving/samples/photo.jpg
+  digits recognize --target-error-rate 0.002 serving/samples/photo.jpg
   digits recognize --ids serving/samples/7.png    # then: digits truth ID 7
   digits recognize --json *.png | jq -r 'select(.decision != "accept").file'
 
 exit status:
-  0  every file was answered
-  1  a file can't be read, or the service refused a call; stderr gives the reason
+  0  every file was answered, accepted or rejected
+  1  a file can't be read, here or by the service, or the service refused a call;
+     stderr gives the reason
   2  wrong usage
 """
 
@@ -51,35 +53,48 @@ def run(arguments: list[str]) -> int:
 def _recognize(client: DigitClient, options: argparse.Namespace) -> int:
     """Sends the files and prints a line for each answer; returns the exit status."""
     answered, failed = 0, False
-    for part in _calls(images.read("recognize", options.files, crops=options.crops)):
-        recognitions = client.recognize_batch(
-            images.pack([image for _, image in part]),
-            model=options.model,
-            key=options.key,
-            target_error_rate=options.target_error_rate,
-        )
+    for part in _parts(images.read("recognize", options.files, crops=options.crops)):
         answered += len(part)
-        for (file, _), recognition in zip(part, recognitions, strict=True):
-            print(_json(file, recognition) if options.json else _text(file, recognition, ids=options.ids))
+        for file, recognition in zip(part, _send(client, part, options), strict=True):
+            print(_json(file.path, recognition) if options.json else _text(file.path, recognition, ids=options.ids))
             if recognition.trouble:
-                print(f"digits recognize: {file}: {recognition.trouble}", file=sys.stderr)
+                print(f"digits recognize: {file.path}: {recognition.trouble}", file=sys.stderr)
                 failed = True
     return int(failed or answered < len(options.files))
 
 
-def _calls(files: Iterable[tuple[Path, images.Image]]) -> Iterator[list[tuple[Path, images.Image]]]:
-    """Splits the files into calls, bounded by images and by bytes."""
-    part: list[tuple[Path, images.Image]] = []
+def _parts(files: Iterable[images.ImageFile]) -> Iterator[list[images.ImageFile]]:
+    """Splits the files into parts that a call can carry, bounded by images and by bytes."""
+    part: list[images.ImageFile] = []
     size = 0
-    for file, image in files:
-        more = len(image) if isinstance(image, bytes) else image.nbytes
-        if part and (len(part) == _IMAGES_PER_CALL or size + more > _BYTES_PER_CALL):
+    for file in files:
+        if part and (len(part) == _IMAGES_PER_CALL or size + file.size > _BYTES_PER_CALL):
             yield part
             part, size = [], 0
-        part.append((file, image))
-        size += more
+        part.append(file)
+        size += file.size
     if part:
         yield part
+
+
+def _send(client: DigitClient, part: list[images.ImageFile], options: argparse.Namespace) -> list[Recognition]:
+    """Sends the framed images of a part in one call and its crops in another.
+
+    Returns:
+        The answers in the order of the files.
+    """
+    answers: dict[int, Recognition] = {}
+    for framed in (True, False):
+        places = [place for place, file in enumerate(part) if (file.framed is not None) == framed]
+        if places:
+            recognitions = client.recognize_batch(
+                images.pack([part[place] for place in places]),
+                model=options.model,
+                key=options.key,
+                target_error_rate=options.target_error_rate,
+            )
+            answers.update(zip(places, recognitions, strict=True))
+    return [answers[place] for place in range(len(part))]
 
 
 def _text(file: Path, answer: Recognition, *, ids: bool) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from serving.cli.main import main
-from serving.samples.draw import FIELD, SAMPLES
+from serving.samples.draw import FIELD, SAMPLES, draw
 from tests.cli.conftest import Digits
+from tests.support.service import Service
 
 FILES = [SAMPLES / "field" / f"{position}.jpg" for position in range(1, 6)]
 
@@ -22,9 +23,8 @@ def test_the_sample_field_is_read_and_accepted(digits: Digits) -> None:
     assert all(len(line.split()) == 6 for line in candidates)
 
 
-@pytest.mark.parametrize("flags", [(), ("--crops",)], ids=["framed here", "framed by the service"])
-def test_a_field_with_its_lexicon_is_shown_as_json(digits: Digits, flags: tuple[str, ...]) -> None:
-    status, shown, _ = digits("field", "--json", "--lexicon", "zip", "--target-error-rate", "0.02", *flags, *FILES)
+def test_a_field_with_its_lexicon_is_shown_as_json(digits: Digits) -> None:
+    status, shown, _ = digits("field", "--json", "--lexicon", "zip", "--target-error-rate", "0.02", *FILES)
     answer = json.loads(shown)
     assert (status, answer["value"], answer["decision"], answer["audit"]) == (0, FIELD, "accept", True)
     assert answer["target_error_rate"] <= 0.02
@@ -64,3 +64,27 @@ def test_a_field_with_an_empty_crop_is_not_sent(tmp_path: Path, capsys: pytest.C
     assert main(["field", "--crops", "--address", "127.0.0.1:1", str(FILES[0]), str(empty)]) == 1
     reason = "neither a PNG nor a JPEG, but 0 bytes of something else"
     assert capsys.readouterr().err == f"digits field: {empty}: {reason}\n"
+
+
+def test_a_field_of_framed_images_is_not_framed_again(digits: Digits, running: Service) -> None:
+    before = running.scrape("digits_framing_seconds_count")
+    images = [SAMPLES / "9.png", SAMPLES / "0.png"]
+    assert json.loads(digits("field", "--json", *images)[1])["value"] == "90"
+    assert running.scrape("digits_framing_seconds_count") == before
+    assert json.loads(digits("field", "--json", "--crops", *images)[1])["value"] == "90"
+    assert running.scrape("digits_framing_seconds_count") == before + 2
+
+
+def test_all_files_of_a_field_are_crops_if_one_is(digits: Digits, running: Service) -> None:
+    before = running.scrape("digits_framing_seconds_count")
+    status, shown, _ = digits("field", "--json", FILES[0], SAMPLES / "0.png", FILES[2])
+    assert (status, json.loads(shown)["value"]) == (0, "902")
+    assert running.scrape("digits_framing_seconds_count") == before + 3
+
+
+def test_raw_bytes_beside_crops_in_a_field_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "7.raw"
+    raw.write_bytes(draw(7).tobytes())
+    assert main(["field", "--address", "127.0.0.1:1", str(raw), str(FILES[0])]) == 1
+    reason = "784 raw bytes are an image, and can't be sent as a crop, as the other files are"
+    assert capsys.readouterr() == ("", f"digits field: {raw}: {reason}\n")

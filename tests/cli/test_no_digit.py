@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.cli import framed_files
 from serving.cli.main import main
-from serving.imaging import decode
 from serving.samples.draw import SAMPLES
+from tests.cli.conftest import Digits
+from tests.imaging.cases import CASES
 from tests.support.model_files import SPECK, publish_whole
 from tests.support.service import Service, service
 
@@ -70,18 +70,24 @@ def test_the_truth_may_be_no_digit(judging: Service, speck: Path, capsys: pytest
     assert judging.scrape("digits_no_digit_truth_total", unit="field", outcome="refused") == 1
 
 
-def test_a_photo_whose_framing_has_doubts_is_sent_with_a_warning(
-    judging: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photo = str(SAMPLES / "photo.jpg")
-    frame_grey = decode.frame_grey
-    monkeypatch.setattr(framed_files, "frame_grey", lambda photo: frame_grey(photo)._replace(whole=False))
-    assert main(["recognize", "--address", judging.address, photo, str(SEVEN)]) == 0
-    shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 2
-    doubt = "may not show one whole digit: the service rejects such a crop as no digit"
-    assert shown.err == f"digits recognize: {photo}: {doubt}; with --crops, it does so here\n"
-    assert main(["frame", photo]) == 0
+@pytest.mark.parametrize("name", ["comma.png", "dash.png", "two_digits_47.png"])
+def test_a_crop_is_rejected_as_no_digit_as_the_service_judges_it(digits: Digits, name: str) -> None:
+    status, shown, errors = digits("recognize", "--json", CASES / name, SAMPLES / "photo.jpg")
+    answers = [json.loads(line) for line in shown.splitlines()]
+    assert (status, errors) == (0, "")
+    assert [answer["decision"] for answer in answers] == ["reject_no_digit", "accept"]
+    assert answers[0]["whole"] == 0
+
+
+def test_a_crop_that_is_no_digit_rejects_its_field(digits: Digits) -> None:
+    status, shown, errors = digits("field", "--json", SAMPLES / "photo.jpg", CASES / "comma.png")
+    answer = json.loads(shown)
+    assert (status, errors, answer["decision"], answer["no_digits"]) == (0, "", "reject_no_digit", [1])
+
+
+def test_a_framed_file_whose_framing_has_doubts_is_shown_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    comma = CASES / "comma.png"
+    assert main(["frame", str(comma)]) == 0
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 28
-    assert shown.err == f"digits frame: {photo}: {doubt}\n"
+    assert shown.err == f"digits frame: {comma}: may not show one whole digit: the service rejects such a crop as no digit\n"

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import subprocess
@@ -8,17 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from numpy.typing import NDArray
 from PIL import Image
 
 from serving.cli import images
-from serving.cli.framed_files import read_framed
 from serving.cli.main import main
 from serving.client import DigitClient, Recognition
-from serving.client.image_files import ImageError, read_file
-from serving.imaging.decode import frame_crop
+from serving.client.image_files import read_file
 from serving.samples.draw import PHOTO_DIGIT, SAMPLES, draw
-from serving.samples.photograph import photograph
 from tests.cli.conftest import Digits
 from tests.support.calls import TIMEOUT
 from tests.support.credentials import Files, issue, root
@@ -31,90 +26,6 @@ OWN_RATE = ["--target-error-rate", "0"]
 def save(image: Image.Image, file: Path) -> Path:
     image.save(file)
     return file
-
-
-@pytest.mark.parametrize("pixels", [SEVEN, 255 - SEVEN], ids=["light-on-dark", "dark-on-light"])
-def test_png_and_raw_bytes_are_read_in_either_polarity(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    np.testing.assert_array_equal(read_framed(save(Image.fromarray(pixels), tmp_path / "a.png")).image, SEVEN)
-    raw = tmp_path / "a.raw"
-    raw.write_bytes(pixels.tobytes())
-    np.testing.assert_array_equal(read_framed(raw).image, SEVEN)
-
-
-def test_a_jpeg_is_read_as_closely_as_jpeg_allows(tmp_path: Path) -> None:
-    read = read_framed(save(Image.fromarray(255 - SEVEN), tmp_path / "a.jpg")).image
-    assert np.abs(read.astype(int) - SEVEN).mean() < 8
-
-
-@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "LA", "I;16"])
-def test_every_kind_of_png_is_read(tmp_path: Path, mode: str) -> None:
-    if mode == "I;16":
-        image = Image.fromarray((255 - SEVEN).astype(np.uint16) * 257)
-    elif mode in ("RGBA", "LA"):  # black ink on nothing, as drawing programs save it
-        ink = Image.new("L", (28, 28), 0)
-        image = Image.merge("LA", (ink, Image.fromarray(SEVEN))).convert(mode)
-    else:
-        image = Image.fromarray(255 - SEVEN).convert(mode, dither=Image.Dither.NONE)
-    tolerance = 128 if mode == "1" else 1
-    assert np.abs(read_framed(save(image, tmp_path / "a.png")).image.astype(int) - SEVEN).max() <= tolerance
-
-
-def test_a_photo_of_any_other_size_is_framed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = photograph(SEVEN, np.random.default_rng(1))
-    photo, framed = tmp_path / "photo.jpg", tmp_path / "framed.png"
-    photo.write_bytes(content)
-    np.testing.assert_array_equal(read_framed(photo).image, frame_crop(content).image)
-    assert main(["frame", str(photo), "--out", str(framed)]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 28
-    assert max(map(len, shown)) <= 56
-    np.testing.assert_array_equal([bool(line.strip()) for line in shown], (read_framed(photo).image > 25).any(axis=1))
-    np.testing.assert_array_equal(read_framed(framed).image, read_framed(photo).image)
-    assert main(["frame", str(tmp_path / "none.jpg")]) == 1
-    assert "none.jpg: No such file or directory" in capsys.readouterr().err
-
-
-def test_light_ink_on_nothing_is_read_too(tmp_path: Path) -> None:
-    image = Image.merge("LA", (Image.new("L", (28, 28), 255), Image.fromarray(SEVEN)))
-    np.testing.assert_allclose(read_framed(save(image, tmp_path / "a.png")).image, SEVEN, atol=1)
-
-
-def png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "but 0 bytes of something else"),
-        (bytes(17 << 20), "more than 16,777,216 bytes"),
-        (bytes(783), "but 783 bytes of something else"),
-        (png(28, 29), "no ink is seen on it"),
-        (png(20_000, 20_000), "more than 2,097,152 pixels"),
-        (png(28, 28)[:-30], "."),
-        (png(28, 28)[:40], "."),
-        (b"GIF89a" + bytes(100), "something else"),
-        (png(28, 28)[:28] + bytes(4) + png(28, 28)[32:], "."),
-    ],
-)
-def test_a_file_that_can_not_be_sent_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
-    file = tmp_path / "a.png"
-    file.write_bytes(content)
-    with pytest.raises(ImageError, match=reason):
-        read_framed(file)
-
-
-def test_the_first_of_several_framed_images_in_a_png_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "animated.png"
-    Image.fromarray(255 - SEVEN).save(file, save_all=True, append_images=[Image.fromarray(SEVEN // 2)])
-    np.testing.assert_array_equal(read_framed(file).image, SEVEN)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="No such file"):
-        read_framed(tmp_path / "none.png")
 
 
 def test_an_unreadable_file_and_an_absent_server_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,14 +99,51 @@ def test_an_error_rate_of_0_is_the_services_own(digits: Digits) -> None:
     assert answers[0]["target_error_rate"] == answers[1]["target_error_rate"] > 0
 
 
-def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--crops",)])
+def test_a_crop_that_the_service_cannot_read_is_named(digits: Digits, tmp_path: Path, flags: tuple[str, ...]) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    status, shown, errors = digits("recognize", "--crops", broken, SAMPLES / "photo.jpg")
+    status, shown, errors = digits("recognize", *flags, broken, SAMPLES / "photo.jpg")
     assert status == 1
     assert "reject_invalid_image" in shown.splitlines()[0]
     assert "accept" in shown.splitlines()[1]
     assert errors.startswith(f"digits recognize: {broken}: neither a PNG nor a JPEG")
+
+
+@pytest.mark.parametrize("side", [28, 30], ids=["framed", "crop"])
+def test_a_file_without_ink_is_rejected_by_the_service(digits: Digits, tmp_path: Path, side: int) -> None:
+    blank = save(Image.new("L", (side, side)), tmp_path / "blank.png")
+    status, shown, errors = digits("recognize", "--json", blank)
+    assert (status, errors, json.loads(shown)["decision"]) == (0, "", "reject_invalid_image")
+
+
+def test_images_and_crops_take_a_call_each_and_keep_their_order(digits: Digits, running: Service) -> None:
+    before = running.scrape("digits_requests_total", method="RecognizeBatch")
+    files = [SAMPLES / "7.png", SAMPLES / "photo.jpg", SAMPLES / "4.png", SAMPLES / "field" / "1.jpg"]
+    status, shown, _ = digits("recognize", "--json", *files)
+    answers = [json.loads(line) for line in shown.splitlines()]
+    assert (status, [answer["file"] for answer in answers]) == (0, [*map(str, files)])
+    assert [answer["digit"] for answer in answers] == [7, PHOTO_DIGIT, 4, 9]
+    assert [answer["index"] for answer in answers] == [0, 0, 1, 1]
+    assert answers[0]["recognition_id"] == answers[2]["recognition_id"] != answers[1]["recognition_id"]
+    assert running.scrape("digits_requests_total", method="RecognizeBatch") == before + 2
+
+
+def test_a_file_of_28_pixels_a_side_is_a_crop_on_request(digits: Digits, running: Service) -> None:
+    before = running.scrape("digits_framing_seconds_count")
+    assert digits("recognize", SAMPLES / "7.png")[0] == 0
+    assert running.scrape("digits_framing_seconds_count") == before
+    assert digits("recognize", "--crops", SAMPLES / "7.png")[1].split()[1] == "7"
+    assert running.scrape("digits_framing_seconds_count") == before + 1
+
+
+def test_raw_bytes_are_no_crop(digits: Digits, tmp_path: Path) -> None:
+    raw = tmp_path / "7.raw"
+    raw.write_bytes(SEVEN.tobytes())
+    assert digits("recognize", raw)[1].split()[1] == "7"
+    status, shown, errors = digits("recognize", "--crops", raw, SAMPLES / "photo.jpg")
+    assert (status, len(shown.splitlines())) == (1, 1)
+    assert errors == f"digits recognize: {raw}: 784 raw bytes are an image, and can't be sent as a crop\n"
 
 
 def test_an_empty_crop_is_named_and_the_other_files_are_answered(digits: Digits, tmp_path: Path) -> None:
@@ -277,18 +225,3 @@ def test_flags_that_cannot_be_used_end_with_status_2(
         main(["recognize", *flags, "7.png"])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", [bytes(784), b"\xff" * 784, png(28, 28), png(30, 30)])
-def test_a_blank_image_is_not_shown(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    blank, out = tmp_path / "blank.png", tmp_path / "framed.png"
-    blank.write_bytes(content)
-    assert main(["frame", str(blank), "--out", str(out)]) == 1
-    assert capsys.readouterr() == ("", f"digits frame: {blank}: no ink is seen on it\n")
-    assert not out.exists()
-
-
-def test_a_framed_image_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "none" / "framed.png"
-    assert main(["frame", str(SAMPLES / "photo.jpg"), "--out", str(out)]) == 1
-    assert capsys.readouterr().err == f"digits frame: {out}: No such file or directory\n"

@@ -19,13 +19,13 @@ def test_truth_about_a_field_is_counted_once_per_source(digits: Digits, running:
 
 
 def test_the_ids_of_recognize_can_be_pasted_after_truth(digits: Digits, running: Service) -> None:
-    shown = digits("recognize", "--ids", SAMPLES / "7.png", SAMPLES / "photo.jpg")[1]
-    seven, photo = (line.split()[4:] for line in shown.splitlines())
+    shown = digits("recognize", "--ids", SAMPLES / "7.png", SAMPLES / "4.png")[1]
+    seven, four = (line.split()[4:] for line in shown.splitlines())
     assert len(seven) == 1
-    assert photo == [*seven, "--index", "1"]
+    assert four == [*seven, "--index", "1"]
     wrong = running.scrape("digits_truth_total", unit="digit", outcome="wrong", source="replay")
     assert digits("truth", *seven, "7")[:2] == (0, "counted\n")
-    assert digits("truth", "--source", "replay", *photo, "8")[:2] == (0, "counted\n")
+    assert digits("truth", "--source", "replay", *four, "8")[:2] == (0, "counted\n")
     assert running.scrape("digits_truth_total", unit="digit", outcome="wrong", source="replay") == wrong + 1
 
 
