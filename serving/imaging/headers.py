@@ -5,6 +5,7 @@ import struct
 from typing import NamedTuple
 
 MAX_PIXELS = 1 << 21
+MAX_SIDE = 1_000_000  # libpng's limit; its own refusal does not name the limit, and goes to the server's stderr
 MAX_SCANS = 20  # of a JPEG; progressive files have about ten, and each costs a pass over all pixels
 MAX_CHUNKS = 1 << 12  # of a PNG
 
@@ -58,6 +59,9 @@ def parse_header(content: bytes) -> Header:
         raise CropError(f"the file is broken: it ends within its headers, after {len(content)} bytes") from None
     if not header.width or not header.height:
         raise CropError(f"the file is broken: its picture is {header.width}x{header.height}")
+    if max(header.width, header.height) > MAX_SIDE:
+        size = f"{header.width}x{header.height}, with more than {MAX_SIDE:,} pixels a side"
+        raise CropError(f"the image is {size}: cut the digit out")
     if header.width * header.height > MAX_PIXELS:
         size = f"{header.width}x{header.height}, more than {MAX_PIXELS:,} pixels"
         raise CropError(f"the image is {size}: cut the digit out, or scale it down")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from serving.imaging.decode import decode, frame_crop
-from serving.imaging.headers import MAX_CHUNKS, MAX_SCANS, CropError, parse_header
+from serving.imaging.headers import MAX_CHUNKS, MAX_SCANS, MAX_SIDE, CropError, parse_header
 from serving.samples.photograph import encode
 from tests.imaging.cases import read_case
 
@@ -39,6 +39,19 @@ def test_texts_and_profiles_of_a_png_are_not_unpacked() -> None:
     header = parse_header(content)
     assert len(header.pixels) < len(content) - 2 * len(bomb)
     np.testing.assert_array_equal(decode(content), GREY)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2_000_000, 1), (1, 1_000_001)])
+def test_a_png_with_a_side_beyond_the_limit_of_libpng_is_refused(width: int, height: int) -> None:
+    content = encode(GREY, "PNG")
+    header = struct.pack(">II", width, height) + content[24:29]
+    with pytest.raises(CropError, match=f"the image is {width}x{height}, with more than 1,000,000 pixels a side"):
+        parse_header(content[:8] + chunk(b"IHDR", header) + content[33:])
+
+
+def test_a_png_with_a_side_at_the_limit_of_libpng_is_decoded(capfd: pytest.CaptureFixture[str]) -> None:
+    assert decode(encode(np.full((1, MAX_SIDE), 9, np.uint8), "PNG")).shape == (1, MAX_SIDE)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_png_of_too_many_chunks_is_refused() -> None:
