@@ -26,11 +26,17 @@ examples:
   digits truth ID 90x10                   # nor does the third image of this field
   digits truth --source replay ID 90210
 
+The metrics count the first truth about an answer from each source. A service
+that captures images stores every truth, and training learns from the last one:
+to correct a truth, report the answer again.
+
 exit status:
   0  counted, or counted before
   1  the service refused the call; stderr gives the reason
   2  wrong usage
 """
+
+_NOT_AGAIN = "counted before, from the source {source}: metrics keep the first value, captured images take this one"
 
 
 def run(arguments: list[str]) -> int:
@@ -53,7 +59,7 @@ def _report(client: DigitClient, options: argparse.Namespace) -> int:
     """Reports the value and prints the outcome; returns the exit status."""
     truth = (options.recognition_id, options.index, options.value)
     counted = client.report_truth([truth], options.source)
-    print("counted" if counted else f"counted before, from the source {options.source}")
+    print("counted" if counted else _NOT_AGAIN.format(source=options.source))
     return 0
 
 
