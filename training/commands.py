@@ -196,6 +196,8 @@ def certify_version(options: argparse.Namespace) -> int:
             "--captured needs --audit-rate, and --data does not: accepted answers are captured at this rate only, and the "
             "sample is biased until rejected answers are thinned out to the same rate"
         )
+    if options.transposed and options.captured is not None:
+        raise UsageError("--transposed is for --data: captured images are as the service read them")
     lexicon = LexiconFile.read(options.lexicon) if options.lexicon else None
     record = read_record(options.version)
     if options.captured is not None:

@@ -72,8 +72,9 @@ def require_replaceable(model_directory: Path) -> None:
     if replaced is not None and accepts_by_default(read_record(replaced)):
         raise VersionError(
             f"the new version would accept no digit at the service's default target error rate of {DEFAULT_ERROR:.1%}, and "
-            f"replace {replaced}, which accepts digits; hold images out with --hold-out 10000, choose another model "
-            "with --name, or add --replace"
+            f"replace {replaced}, which accepts digits. To certify thresholds, hold images out (`run` with "
+            "--hold-out 10000) or give more mail (`certify`); with --replace, a service that loads the new version rejects "
+            "every digit"
         )
 
 

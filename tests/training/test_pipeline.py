@@ -90,7 +90,7 @@ def test_a_version_that_accepts_nothing_replaces_none_that_accepts(
     command = ["run", "dense512", "--epochs=1", f"--models={tmp_path}"]
     assert main(command) == 1
     ended = capsys.readouterr()
-    assert f"replace {old}, which accepts digits; hold images out with --hold-out 10000" in ended.err
+    assert f"replace {old}, which accepts digits. To certify thresholds, hold images out (`run`" in ended.err
     assert "Epoch" not in ended.out, "nothing was trained"
 
     assert main([*command, "--hold-out=100"]) == 1, "a hundred images certify nothing"

@@ -61,6 +61,12 @@ def lookup(lexicon: Lexicon, probabilities: np.ndarray, labels: np.ndarray) -> t
     return confidence, (read == labels).all(axis=1)
 
 
+def count_unlisted(codes: np.ndarray, labels: np.ndarray) -> int:
+    """Counts the fields, (F, L) true digits, uint8, that show none of the codes of a lexicon, (C, L) uint8."""
+    listed = {code.tobytes() for code in codes}
+    return sum(field.tobytes() not in listed for field in labels)
+
+
 def fields_of_codes(mail: Mail, codes: np.ndarray) -> np.ndarray:
     """Makes fields that show codes of a lexicon, from single digits. No image is used twice.
 

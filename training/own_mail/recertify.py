@@ -24,7 +24,7 @@ from training.export import metadata
 from training.exported import Exported
 from training.mail import Answers
 from training.make_version import stamp
-from training.own_mail.lexicon import LexiconFile, fields_of_codes, lookup
+from training.own_mail.lexicon import LexiconFile, count_unlisted, fields_of_codes, lookup
 from training.own_mail.mail import OwnMail
 from training.own_mail.shortfall import explain
 from training.version_directory import OF_THRESHOLDS, VersionError, publish, read_record
@@ -159,7 +159,11 @@ def _look_up(own: OwnMail, answers: Answers, risk: float, lexicon: LexiconFile, 
     confidence, correct = lookup(lexicon.lexicon, answers.probabilities[fields], mail.labels[fields])
     confidence = refuse(confidence, (answers.confidence[fields] > 0).all(axis=1))
     thresholds = certify_answers(confidence, correct, FIELD_ERRORS, risk, length)
-    return _Certified(f"fields of {length}, lexicon {lexicon.name}", confidence, correct, thresholds)
+    unit = f"fields of {length}, lexicon {lexicon.name}"
+    if unlisted := count_unlisted(lexicon.codes[length], mail.labels[fields]):
+        shown = f"{unlisted:,} of {len(fields):,} show no code of the lexicon, and each of them that is accepted is misread"
+        print(f"lexicon    {unit}: {shown}")
+    return _Certified(unit, confidence, correct, thresholds)
 
 
 def _for_both(first: _Certified, second: _Certified, risk: float, length: int) -> dict[str, dict[str, Any] | None]:

@@ -7,7 +7,7 @@ import numpy as np
 from training.certify import upper_bound
 
 HALF = 0.5  # share of the answers that the certificate should accept at least
-MOST = 1_000  # times the present mail; a larger need is no plan
+MOST = 1_000  # times the present mail, or the mail that would do without an error; a larger need is no plan
 
 
 def mail_needed(confidence: np.ndarray, correct: np.ndarray, target: float, risk: float) -> int | None:
@@ -23,18 +23,19 @@ def mail_needed(confidence: np.ndarray, correct: np.ndarray, target: float, risk
         risk: probability that the guarantee fails.
 
     Returns:
-        The number of answers, the present ones included; None if over a thousand times as many would not do.
+        The number of answers, the present ones included; None if over a thousand times as many would not do, and over a
+        thousand times as many as suffice without an error.
     """
-    count = len(confidence)
+    count, most = len(confidence), MOST * max(len(confidence), _needed_without_errors(target, risk))
     in_order = correct[np.argsort(-confidence, kind="stable")]
     needed = []
     for share in np.linspace(HALF, 1, 6):
         accepted = max(1, round(share * count))
         errors = int((~in_order[:accepted]).sum())
         times = 1.0
-        while times <= MOST and upper_bound(errors * times, accepted * times, risk) > target:
+        while count * times <= most and upper_bound(errors * times, accepted * times, risk) > target:
             times *= 1.1
-        if times <= MOST:
+        if count * times <= most:
             needed.append(math.ceil(count * times))
     return min(needed, default=None)
 
@@ -42,8 +43,15 @@ def mail_needed(confidence: np.ndarray, correct: np.ndarray, target: float, risk
 def explain(unit: str, confidence: np.ndarray, correct: np.ndarray, target: float, risk: float) -> str:
     """Says why no threshold is certified for a target error rate, and how much more mail would do."""
     count, errors = len(confidence), int((~correct).sum())
-    needed = mail_needed(confidence, correct, target, risk) if count else math.ceil(math.log(risk) / math.log(1 - target))
+    needed = mail_needed(confidence, correct, target, risk) if count else _needed_without_errors(target, risk)
+    one = unit.replace("digits", "digit").replace("fields", "field")
+    counted, are = (f"1 {one}", "is") if count == 1 else (f"{count:,} {unit}", "are")
     if needed is None:
-        return f"{errors:,} of {count:,} {unit} are misread, and more mail of this kind would not help"
+        return f"{errors:,} of {counted} {are} misread, and more mail of this kind would not help"
     more = max(needed - count, 1)
-    return f"{count:,} {unit} ({errors:,} misread) are too few: about {more:,} more are needed to accept half of them"
+    return f"{counted} ({errors:,} misread) {are} too few: about {more:,} more are needed to accept half of them"
+
+
+def _needed_without_errors(target: float, risk: float) -> int:
+    """Returns the least number of answers that certify a target, if all of them are accepted and correct."""
+    return math.ceil(math.log(risk) / math.log(1 - target))

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,31 @@ def test_the_mail_needed_is_that_of_the_exact_bound() -> None:
     correct[100:] = np.arange(100) % 2 == 0
     assert mail_needed(confidence, correct, 0.01, 0.001) is None
     assert "more mail of this kind would not help" in explain("digits", confidence, correct, 0.01, 0.001)
+
+
+def test_a_single_field_without_an_error_needs_more_mail() -> None:
+    reason = explain("fields of 5", np.ones(1), np.ones(1, bool), 0.005, 0.001)
+    found = re.fullmatch(r"1 field of 5 \(0 misread\) is too few: about (1,[0-9]{3}) more are needed to accept .*", reason)
+    assert found, reason
+    assert 1378 <= int(found[1].replace(",", "")) < 1378 * 1.1, "0.995 to the power of 1379 is 0.001"
+
+
+def test_captured_fields_that_show_no_code_of_the_lexicon_are_counted(
+    version: Path, mail: tuple[Images, Images], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, fields = Store(tmp_path / "captured.db"), mail[1].reshape(-1, 5)
+    (tmp_path / "towns.txt").write_text("".join(f"{''.join(map(str, field))}\n" for field in fields[:150].tolist()))
+    for answer, images, digits in zip(answers(600), mail[0].reshape(-1, 5, 28, 28), fields, strict=True):
+        for place, image in enumerate(images):
+            store.capture(answer, image, place=place, field_length=5, audited=True)
+        store.report(answer, "".join(map(str, digits)))
+    command = ["certify", str(version), "--captured", store.url, "--audit-rate", "1", "--risk", "0.3"]
+    main([*command, "--lexicon", str(tmp_path / "towns.txt")])
+    count = sum(field not in fields[:150].tolist() for field in fields.tolist())
+    unlisted = f"{count} of 600 show no code of the lexicon, and each of them that is accepted is misread"
+    assert f"lexicon    fields of 5, lexicon towns: {unlisted}" in capsys.readouterr().out
+    assert main([*command, "--transposed"]) == 2
+    assert "--transposed is for --data" in capsys.readouterr().err
 
 
 def test_the_data_that_a_version_was_trained_on_are_refused(
