@@ -57,7 +57,9 @@ def read_rows(url: str) -> CaptureRows:
         ) from None
     database = address.set(query={}).render_as_string(hide_password=True)  # the query may contain a password too
     if address.get_backend_name() == "sqlite":
-        file = Path(address.database or "")
+        if not address.database:
+            raise DatasetError(f"{database} names no file; expected for example sqlite:////absolute/path/captured.db")
+        file = Path(address.database)
         if not file.is_file():
             raise DatasetError(f"{database}: the database file {str(file.absolute())!r} does not exist")
         address = address.set(database=file.absolute().as_uri()).update_query_dict({"mode": "ro", "uri": "true"})

@@ -27,9 +27,11 @@ Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
         (lambda x, y: (x[:, :20, :20], y), r"uint8 \(1000, 20, 20\), .* give other sizes as a folder of pictures"),
         (
             lambda x, y: (x / 255, y),
-            r"float64 .* multiply values from 0 to 1 by 255, then convert with `.astype\('uint8'\)`",
+            r"float64 .* 0 to 255 with `np.round\(x\).astype\('uint8'\)`, and .* 0 to 1 with `np.round\(255 \* x\)",
         ),
-        (lambda x, y: (x > 128, y), r"bool .* multiply values from 0 to 1 by 255"),
+        (lambda x, y: (x > 128, y), r"bool .* convert with `x.astype\('uint8'\) \* 255`"),
+        (lambda x, y: (x.astype(np.int64), y), r"int64 .* values from 0 to 255 with `x.astype\('uint8'\)`"),
+        (lambda x, y: (x.astype(object), y), r"object .* convert numbers with `x.astype\(float\)`"),
         (lambda x, y: ((x > 128).astype(np.uint8), y), r"no pixel is above 1, .* multiply by 255"),
         (lambda x, y: (x // 16, y), r"no pixel is above 15, .* multiply by 17"),
         (lambda x, y: (255 - x, y), r"1,000 of 1,000 images are mostly bright, .* invert them with `255 - x`"),
@@ -40,7 +42,9 @@ Drawings = tuple[NDArray[np.uint8], NDArray[np.uint8]]
         (lambda x, y: (x, y[:-1]), "has 1,000 images but 999 labels"),
         (lambda x, y: (x, np.eye(10)[y]), r"expected \(N,\) digits: use `y.argmax\(axis=1\)`"),
         (lambda x, y: (x, y + 17), "labels from 17 to 26, expected the digits 0 to 9. Letters can't be learned"),
-        (lambda x, y: (x, y.astype(int) - 1), "labels from -1 to 8"),
+        (lambda x, y: (x, y + 1), "labels from 1 to 10, .* If 10 stands for the digit 0, use `y % 10`"),
+        (lambda x, y: (x, y.astype(int) - 1), "labels from -1 to 8, .* use `y \\+ 1`"),
+        (lambda x, y: (np.roll(x, 8, axis=(1, 2)), y), "training images do not look like framed digits: .* centre of mass"),
         (lambda x, y: (x, y.astype(float)), r"labels is float64 \(1000,\), expected integers"),
         (lambda x, y: (x[:0], y[:0]), "has 0 entries, expected 1 to 1,000,000"),
         (lambda x, y: (x, np.array([str(label) for label in y], object)), "labels is object"),
@@ -163,3 +167,16 @@ def test_pictures_cannot_be_transposed(drawings: Drawings, tmp_path: Path) -> No
     write_pictures(tmp_path, drawings[0][:20], drawings[1][:20])
     with pytest.raises(DatasetError, match=r"--transposed is for .npz and IDX files"):
         load_dataset(str(tmp_path), transposed=True)
+
+
+def test_a_test_part_that_is_turned_alone_is_refused(drawings: Drawings, tmp_path: Path) -> None:
+    images, labels = drawings
+    turned = images[1::2].transpose(0, 2, 1)
+    np.savez(tmp_path / "own.npz", x_train=images[::2], y_train=labels[::2], x_test=turned, y_test=labels[1::2])
+    with pytest.raises(DatasetError, match=r"test images seem to be transposed: .* the training images are not: turn them"):
+        load_dataset(str(tmp_path / "own.npz"))
+
+
+def test_data_without_a_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "convnet", "--data", ""]) == 1
+    assert "--data is empty; expected an .npz file" in capsys.readouterr().err

@@ -100,6 +100,15 @@ def test_without_writers_a_fifth_of_the_images_is_split_off(drawings: Drawings, 
     assert own.train.writers is None
 
 
+def test_a_single_writer_counts_as_unknown_and_is_named_as_the_reason(
+    drawings: Drawings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = drawings
+    np.savez(tmp_path / "own.npz", images=images, labels=labels, writers=np.zeros(1000, int))
+    assert load_dataset(str(tmp_path / "own.npz")).train.writers is None
+    assert "data       one writer wrote all images, so that the writer counts as unknown" in capsys.readouterr().out
+
+
 def test_idx_files_are_found_under_the_names_of_emnist(drawn: Dataset, tmp_path: Path) -> None:
     for name in ("letters", "digits"):
         write_idx(tmp_path, drawn.train.images.transpose(0, 2, 1), drawn.train.labels, f"emnist-{name}-train")

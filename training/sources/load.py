@@ -66,6 +66,8 @@ def names_a_database(data: str) -> bool:
 
 
 def _read(data: str) -> Dataset:
+    if not data:
+        raise DatasetError(f"--data is empty; expected {FORMS}")
     if names_a_database(data):
         captured = load_captured(data)
         return captured.as_dataset()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.dataset import Dataset, DatasetError
+from training.dataset import Dataset, DatasetError, Examples
 
 # Mean image of each digit of MNIST's training images, in 7x7 cells of 4x4 pixels: 10 x 49 grey levels in hexadecimal. By the
 # most similar mean image, 79 % of MNIST's test images are read correctly, and 48 % of scikit-learn's digits. Turned or
@@ -23,6 +23,7 @@ _MEANS = bytes.fromhex(
 )
 _SAMPLE = 10_000  # images; more would not change the result
 _SIGMAS = 4  # of the difference of two shares
+_LEAST = 0.3  # share read correctly that makes an orientation plausible, far below the shares above
 
 _TRANSPOSED = "transposed"
 _UPRIGHT: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # by what happened to the images, how to undo it
@@ -37,26 +38,38 @@ _UPRIGHT: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # by what happened 
 
 
 def require_upright(dataset: Dataset) -> None:
-    """Checks that the images look more like digits as they are than turned or mirrored.
+    """Checks that the images of both parts look more like digits as they are than turned or mirrored.
 
     Each image is read as the digit whose mean image is most similar. The images are refused if significantly more of them
     are read correctly in another orientation.
 
     Raises:
-        DatasetError: they are; the message names the orientation and the remedy.
+        DatasetError: they are; the message names the orientation and the remedy. Where hardly any image is read correctly in
+            that orientation either, the images are framed otherwise, and the message says so.
     """
-    step = max(1, len(dataset.train) // _SAMPLE)
-    images, labels = dataset.train.images[::step], dataset.train.labels[::step]
+    for part, examples in (("training", dataset.train), ("test", dataset.test)):
+        _require_upright(f"{dataset.name}: the {part} images", examples, alone=part == "test")
+
+
+def _require_upright(name: str, examples: Examples, alone: bool) -> None:
+    """Checks one part. `alone` is True if the other part is upright."""
+    step = max(1, len(examples) // _SAMPLE)
+    images, labels = examples.images[::step], examples.labels[::step]
     upright = _read_correctly(images, labels)
     correct = {turn: _read_correctly(apply(images), labels) for turn, apply in _UPRIGHT.items()}
     turn = max(correct, key=lambda name: int(correct[name].sum()))
     difference = correct[turn].astype(int) - upright
     if difference.sum() > _SIGMAS * np.sqrt(np.abs(difference).sum()):
+        shares = f"{correct[turn].mean():.0%} of them {{}}, and {upright.mean():.0%} as they are"
+        compared = "a simple comparison with MNIST's digits reads"
+        if correct[turn].mean() < _LEAST:
+            raise DatasetError(
+                f"{name} do not look like framed digits: {compared} {shares.format(turn)}. Expected digits in 20x20 pixels, "
+                "with the centre of mass in the middle; a folder of pictures is framed when it is read"
+            )
         remedy = "EMNIST's files are: add --transposed" if turn == _TRANSPOSED else "turn them back"
-        raise DatasetError(
-            f"{dataset.name}: the images seem to be {turn}: a simple comparison with MNIST's digits reads "
-            f"{correct[turn].mean():.0%} of them so, and {upright.mean():.0%} as they are; {remedy}"
-        )
+        remedy = "the training images are not: turn them alike" if alone else remedy
+        raise DatasetError(f"{name} seem to be {turn}: {compared} {shares.format('so')}; {remedy}")
 
 
 def _read_correctly(images: np.ndarray, labels: np.ndarray) -> np.ndarray:

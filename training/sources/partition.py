@@ -41,5 +41,7 @@ def split_off_test(
     known = examples if by_writer else replace(examples, writers=None)
     train, test = known[~tested], known[tested]
     rule = f"{len(test):,} of {len(examples):,} images, set aside {'by writer' if by_writer else 'by checksum'}"
+    if writers is not None and not by_writer:
+        notes = (*notes, "one writer wrote all images, so that the writer counts as unknown")
     rest = np.zeros((0, 28, 28), np.uint8) if no_digits is None else no_digits
     return Dataset(train, test, combined_digest(train, test), name, kind, rest, rule, notes)

@@ -11,6 +11,15 @@ BRIGHTEST = 64  # an image set without a brighter pixel is not in grey levels 0 
 MOST_INVERTED = 0.01  # share of images that are mostly ink; a thick 8 may be
 
 _CHUNK = 10_000
+_FROM_INTEGERS = "convert values from 0 to 255 with `x.astype('uint8')`"
+_CONVERSIONS = {  # by the kind of a type; grey levels of 0 to 255 must not be multiplied, which would wrap them
+    "b": "convert with `x.astype('uint8') * 255`",
+    "f": "convert values from 0 to 255 with `np.round(x).astype('uint8')`, and values from 0 to 1 with "
+    "`np.round(255 * x).astype('uint8')`",
+    "i": _FROM_INTEGERS,
+    "u": _FROM_INTEGERS,
+}
+_FROM_ANYTHING = "convert numbers with `x.astype(float)`, and leave out what is no number"
 
 
 def require_shape(name: str, shape: Sequence[int], dtype: np.dtype | str) -> None:
@@ -33,7 +42,7 @@ def require_shape(name: str, shape: Sequence[int], dtype: np.dtype | str) -> Non
             "as a folder of pictures, which are framed when they are read"
         )
     if np.dtype(dtype) != np.uint8:
-        remedy = "multiply values from 0 to 1 by 255, then convert with `.astype('uint8')`"
+        remedy = _CONVERSIONS.get(np.dtype(dtype).kind, _FROM_ANYTHING)
         raise DatasetError(f"{stated}, expected uint8 grey levels, 0 paper to 255 ink: {remedy}")
     require_count(name, shape[0])
 
@@ -69,10 +78,7 @@ def require_digits(name: str, images: np.ndarray, labels: np.ndarray) -> Example
         raise DatasetError(f"{name} has {len(images):,} images but {len(labels):,} labels")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > 9:
-        raise DatasetError(
-            f"{name} has labels from {low} to {high}, expected the digits 0 to 9. Letters can't be learned: of EMNIST, take "
-            "the set `digits` or `mnist`"
-        )
+        raise DatasetError(f"{name} has labels from {low} to {high}, expected the digits 0 to 9. {_label_remedy(low, high)}")
     brightest = int(images.max())
     if 0 < brightest < BRIGHTEST:
         raise DatasetError(
@@ -91,3 +97,11 @@ def require_digits(name: str, images: np.ndarray, labels: np.ndarray) -> Example
             f"{name}: {len(blank):,} images are blank, the first is number {blank[0]}; remove them and their labels"
         )
     return Examples(np.ascontiguousarray(images), labels.astype(np.uint8))
+
+
+def _label_remedy(low: int, high: int) -> str:
+    if (low, high) == (1, 10):
+        return "If 10 stands for the digit 0, use `y % 10`; if the labels count the digits from 1, `y - 1`"
+    if low < 0:
+        return "Leave out images whose label is negative; if the labels count the digits from -1, use `y + 1`"
+    return "Letters can't be learned: of EMNIST, take the set `digits` or `mnist`"
