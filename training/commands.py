@@ -16,7 +16,9 @@ from training.export import ExportError
 from training.exported import Exported, VerificationError
 from training.files import require_writable
 from training.hyperparameters import HyperparameterError, changed
+from training.make_version import require_its_data
 from training.own_mail import LexiconFile, captured_mail, mail_of, recertify, require_unseen, trained_at
+from training.progress import DivergedError
 from training.recipe_file import RecipeError, load_recipe, load_recipes, split_argument
 from training.recipes import RECIPES, Recipe
 from training.report import ReportError, report
@@ -63,7 +65,16 @@ def run_command(options: argparse.Namespace) -> int:
     except (UsageError, StudyError, RecipeError, HyperparameterError) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 2
-    except (DatasetError, DetectionError, ExportError, ReportError, VerificationError, VersionError, OSError) as error:
+    except (
+        DatasetError,
+        DetectionError,
+        DivergedError,
+        ExportError,
+        OSError,
+        ReportError,
+        VerificationError,
+        VersionError,
+    ) as error:
         print(f"digits-train: {error}", file=sys.stderr)
         return 1
 
@@ -148,7 +159,9 @@ def _holding_out(images: int | None, recipes: Iterable[Recipe]) -> list[Recipe]:
 
 def check_version(options: argparse.Namespace) -> int:
     """Verifies a version's ONNX file against its own metadata and its Keras network, and prints the results."""
-    evaluation, verification = verify_version(options.version, _dataset(options).test)
+    dataset = _dataset(options)
+    require_its_data(options.version, read_record(options.version), dataset)
+    evaluation, verification = verify_version(options.version, dataset.test)
     print(f"test {evaluation}\n{verification}")
     return 0
 

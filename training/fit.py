@@ -68,6 +68,7 @@ def fit(
         teacher: model whose answers a mixture takes into its targets; None for a recipe without a teacher.
 
     Raises:
+        DivergedError: the loss is no number any more, or beyond all bounds.
         OSError: the checkpoint can't be written.
         ValueError: the recipe's mixture has a teacher, but none is given.
     """

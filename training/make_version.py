@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from training.assess import assess
-from training.dataset import Dataset, DatasetError, Examples, hold_out
+from training.dataset import MNIST_SHA256, Dataset, DatasetError, Examples, hold_out
 from training.export import metadata
 from training.exported import Exported
 from training.verify import Reference, verify
@@ -64,6 +64,15 @@ def make_version(
     return {**record, "verification": asdict(verification)}
 
 
+def require_its_data(version: Path, record: dict[str, Any], dataset: Dataset) -> None:
+    """Raises DatasetError if a version, with this run record, was trained on other data than `dataset`."""
+    digest = record.get("dataset_sha256")
+    if digest != dataset.sha256:
+        name = "MNIST" if digest == MNIST_SHA256 else record.get("dataset", {}).get("name", "other data")
+        given = f"{dataset.name} as it is now" if name == dataset.name else dataset.name
+        raise DatasetError(f"{version} was trained on {name}, not on {given}; use the --data of its `run`")
+
+
 def split_again(version: Path, record: dict[str, Any], dataset: Dataset) -> tuple[Examples, Examples]:
     """Returns the images that a version was trained on, without captured ones, and the images that it held out.
 
@@ -71,16 +80,15 @@ def split_again(version: Path, record: dict[str, Any], dataset: Dataset) -> tupl
         DatasetError: the version was trained on another dataset, or with another split.
         VersionError: `version` is not a version that `run` published.
     """
+    require_its_data(version, record, dataset)
     try:
         train, validation = hold_out(dataset, record["validation_images"], record["seed"])
-        same = (record["dataset_sha256"], record["validation_sha256"]) == (dataset.sha256, validation.digest())
+        same = record["validation_sha256"] == validation.digest()
         train = train[: record["training_images"]]
     except (KeyError, TypeError, ValueError) as error:
         raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
     if not same:
-        raise DatasetError(
-            f"{version} was trained on other data or held out other images; use the --data and --writers of its `run`"
-        )
+        raise DatasetError(f"{version} held out other images of {dataset.name}; use the --writers of its `run`")
     return train, validation
 
 

@@ -70,6 +70,7 @@ def run(
         The new version's directory.
 
     Raises:
+        DivergedError: the training diverged.
         ExportError: this Keras backend can't export. The checkpoint stays: with TensorFlow, the same run continues with the
             export.
         OSError: `model_directory` or `logs` can't be written to; raised before any training.
@@ -172,9 +173,9 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
     record = read_record(version)
     if record.get("precision") != "fp32":
         raise VersionError(f"{version} has precision {record.get('precision')}; use the fp32 version that it was made from")
+    train, validation = split_again(version, record, dataset)
     verify_version(version, dataset.test)  # a replaced model.keras must not be published under this version's record
     network = load_network(version)
-    train, validation = split_again(version, record, dataset)
     provenance = {"made_from": version.name, "training_commit": record.get("training_commit", record["commit"])}
     sample = train.images[:: max(1, len(train) // QUANTISATION_IMAGES)]  # evenly spaced, to include many writers
 

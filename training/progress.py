@@ -15,6 +15,12 @@ import numpy as np
 
 from training.files import write_whole
 
+DIVERGED = 1e6  # nats of loss; guessing costs 2.3
+
+
+class DivergedError(Exception):
+    """The loss of a training is not finite, or beyond `DIVERGED`; the message gives the remedy."""
+
 
 class Epochs(Protocol):
     """Batches that change from epoch to epoch."""
@@ -58,7 +64,12 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self.batches.begin(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Saves the state and stops training when it is finished."""
+        """Saves the state and stops training when it is finished. Raises DivergedError."""
+        loss = float((logs or {})["loss"])
+        if not loss <= DIVERGED:  # also for NaN
+            raise DivergedError(
+                f"the training diverged: its loss is {loss:.3g} after epoch {epoch + 1}; lower the learning rate"
+            )
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         self.seconds += time.monotonic() - self._began
@@ -72,13 +83,13 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             with self.checkpoint.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 about = json.loads(str(saved["about"]))
+                if about["fingerprint"] != self.fingerprint:
+                    reason = "belongs to a run with other data or settings"
+                    print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
+                    return
                 values = [saved[str(index)] for index in range(len(self._state()))]
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             print(f"checkpoint {self.checkpoint} can't be read ({error}); starting from the beginning", file=sys.stderr)
-            return
-        if about["fingerprint"] != self.fingerprint:
-            reason = "belongs to a run with other data or settings"
-            print(f"checkpoint {self.checkpoint} {reason}; starting from the beginning", file=sys.stderr)
             return
         if about["backend"] != self.backend and not finished(about["history"], self.epochs, self.patience):
             reason = f"was written by an unfinished run on {about['backend']}, and this is {self.backend}"

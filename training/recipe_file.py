@@ -89,7 +89,7 @@ def _recipes(path: Path) -> dict[str, Recipe]:
     sys.modules[module.__name__] = module  # dataclasses in the file look their module up
     try:
         exec(compile(content, path, "exec"), module.__dict__)  # noqa: S102, the operator's own file
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _line_in(path, error)
         raise RecipeError(f"the recipe file {path} fails{place}: {type(error).__name__}: {error}") from error
     found = [module.RECIPE] if hasattr(module, "RECIPE") else getattr(module, "RECIPES", None)
@@ -106,10 +106,10 @@ def _recipes(path: Path) -> dict[str, Recipe]:
     return {recipe.name: replace(recipe, file=file) for recipe in found}
 
 
-def _line_in(path: Path, error: Exception) -> str:
+def _line_in(path: Path, error: BaseException) -> str:
     """Returns " in line N" for the innermost line of the file that an error passed through; "" if there is none."""
     if isinstance(error, SyntaxError):
-        return f" in line {error.lineno}"
+        return f" in line {error.lineno}" if error.lineno else ""
     line, step = None, error.__traceback__
     while step:
         if step.tb_frame.f_code.co_filename == str(path):

@@ -183,5 +183,5 @@ def test_versions_that_do_not_belong_together_are_not_joined(
     assert "has no output `whole`" in refusal(whole=None)
     assert "no seed in run.json" in refusal(seed=None)
     assert main(["cascade", str(first), str(second), "--data", str(mnist_path)]) == 1
-    assert "was trained on other data" in capsys.readouterr().err
+    assert "not on MNIST as it is now; use the --data" in capsys.readouterr().err
     assert not (repository / "both" / "2").exists()

@@ -113,11 +113,15 @@ def test_a_version_is_quantised_only_with_its_own_data(
     from training import pipeline
 
     before = set(trained.parent.iterdir())
-    with pytest.raises(DatasetError, match="was trained on other data"):
+    with pytest.raises(DatasetError, match=r"was trained on .*, not on .* as it is now"):
         pipeline.remake(trained, replace(drawn, sha256="other"), "int8")
-    with pytest.raises(DatasetError, match="or held out other images; use the --data and --writers"):
+    with pytest.raises(DatasetError, match=r"held out other images of .*; use the --writers"):
         pipeline.remake(trained, replace(drawn, train=replace(drawn.train, writers=np.arange(800))), "int8")
     assert set(trained.parent.iterdir()) == before
+    assert main(["verify", str(trained), "--data", str(mnist_path)]) == 1
+    assert f"{trained} was trained on MNIST, not on MNIST as it is now; use the --data" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"was trained on MNIST, not on own.npz; use the --data"):
+        pipeline.remake(trained, replace(drawn, sha256="other", name="own.npz"), "int8")
     assert main(["quantize", str(tmp_path), "--data", str(mnist_path)]) == 1
     assert "is not a version that `digits-train run` made" in capsys.readouterr().err
 

@@ -26,6 +26,8 @@ def recipe(name):
         (None, "", "cannot read the recipe file {file}: No such file or directory"),
         ("RECIPE = 1 +", "", "the recipe file {file} fails in line 1: SyntaxError"),
         ("import os\n\nos.nothing", "", "the recipe file {file} fails in line 3: AttributeError"),
+        ("import sys\nsys.exit(5)", "", "the recipe file {file} fails in line 2: SystemExit: 5"),
+        ("RECIPE = 1\0", "", "the recipe file {file} fails: SyntaxError: source code string cannot contain null bytes"),
         ("x = 1", "", "must define RECIPE, a training.recipes.Recipe, or RECIPES, a list or dictionary of them"),
         ("RECIPE = 'convnet'", "", "must define RECIPE"),
         (RECIPE + "RECIPES = []", "", "must define RECIPE"),

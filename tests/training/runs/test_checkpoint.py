@@ -100,6 +100,13 @@ def test_a_checkpoint_of_other_data_is_ignored(some: Examples, checkpoint: Path,
     assert "belongs to a run with other data or settings; starting from the beginning" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_network_is_ignored(
+    some: Examples, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(small(), some, some[:0], 1, 1, checkpoint)  # it has more weights than the checkpoint
+    assert "belongs to a run with other data or settings; starting from the beginning" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_backend_is_used_only_if_finished(
     some: Examples,
     finished: "tuple[Fit, Path]",

@@ -116,3 +116,16 @@ def test_each_epoch_has_its_own_shuffle_and_the_requested_steps(some: Examples) 
 def test_tensorboard_logs_are_written_on_request(some: Examples, tmp_path: Path) -> None:
     fit(tiny(), some, some[:50], 1, 1, logs=tmp_path)
     assert {file.parent.name for file in tmp_path.rglob("events.out.tfevents.*")} == {"train", "validation"}
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38], ids=["huge", "no number"])
+def test_a_training_that_diverges_ends_as_such(some: Examples, tmp_path: Path, rate: float) -> None:
+    import keras
+
+    from training.progress import DivergedError
+
+    checkpoint = tmp_path / "checkpoint.npz"
+    steep = tiny(optimiser=lambda updates: keras.optimizers.SGD(rate))
+    with pytest.raises(DivergedError, match=r"the training diverged: its loss is .* after epoch 1; lower the learning rate"):
+        fit(steep, some, some[:0], 1, 2, checkpoint)
+    assert not checkpoint.exists()
