@@ -10,8 +10,9 @@ SPECK = 0.13  # a piece below this share of the digit's area is a speck
 SHORTEST = 0.2  # of the crop's height; no digit in its crop is smaller
 ZONE = 0.2  # of the crop; a side of a box, or of a comb, lies within it
 FLATTEST = 2.5  # width over height of the largest piece of a digit
-MOST_PIECES = 25  # in a crop; noise has more
+MOST_PIECES = 25  # larger than specks, in a crop; noise has more, and dashed lines are specks
 MOST_PARTS = 5  # of one digit
+LARGEST_PART = 0.45  # of the longer side of a digit, at least; dots that a cleared line leaves are further apart
 
 Mask = NDArray[np.uint8]
 
@@ -97,7 +98,8 @@ def choose(pieces: list[Piece], crop: tuple[int, ...]) -> Choice:
     others = [piece for piece in large if not any(_surrounds(piece, other, crop) for other in large)]
     inner = [piece for piece in others if not piece.touches(crop) and piece.height >= SHORTEST * crop[0]]
     main = next(iter(inner or others or pieces))
-    chosen, alone = [main], main.width < FLATTEST * main.height and len(pieces) < MOST_PIECES
+    no_noise = len(pieces) < MOST_PIECES or sum(piece.area >= SPECK * main.area for piece in pieces) < MOST_PIECES
+    chosen, alone = [main], main.width < FLATTEST * main.height and no_noise
     for piece in pieces:
         if piece is main or piece.area < SPECK * main.area:
             continue
@@ -114,7 +116,8 @@ def choose(pieces: list[Piece], crop: tuple[int, ...]) -> Choice:
     left, top = min(piece.left for piece in chosen), min(piece.top for piece in chosen)
     right, bottom = max(piece.right for piece in chosen), max(piece.bottom for piece in chosen)
     box = Box(left, top, right - left, bottom - top)
-    return Choice([piece.label for piece in chosen], box, alone and len(chosen) <= MOST_PARTS)
+    near = max(main.width, main.height) > LARGEST_PART * max(box.width, box.height)
+    return Choice([piece.label for piece in chosen], box, alone and near and len(chosen) <= MOST_PARTS)
 
 
 def _is_side(piece: Piece, crop: tuple[int, ...]) -> bool:

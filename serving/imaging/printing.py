@@ -13,6 +13,8 @@ ZONE = 0.33  # of the crop; a side of a box is not further from its edge
 STEEPEST = 0.1  # rows a column; a line turned by more is not recognized
 THICKEST_LINE = 0.12  # of the crop's height
 PARTED = 1.35  # ink this much darker than the ruling lines is told from them by its depth alone
+MOST_LAYERS = 3  # strips, sides of the next boxes, and sides of the box around the digit may lie within one another
+SHORTEST_SIDE = 0.55  # of the crop
 LONG = 0.75  # of the crop; a side of a box is at least as long, except in boxes with gaps
 
 _NEXT = np.ones((3, 3), np.uint8)
@@ -49,9 +51,12 @@ def clear_printing(core: Mask, depth: Mask, faint: int) -> Mask:
         The mask without printing; all 0 if there is nothing else.
     """
     core, level, upright = _clear_rulings(core, depth, faint)
-    core, strips = _clear_sides(core, level=level, upright=upright)
-    if strips:  # a box may lie within them
-        core, _ = _clear_sides(core, level=level, upright=upright)
+    for _ in range(MOST_LAYERS):
+        core, sides = _clear_sides(core, level=level, upright=upright)
+        if not sides:
+            break
+        boxed = any(not side.flush for side in sides.values())
+        level, upright = level or boxed, upright or boxed
     return core
 
 
@@ -133,13 +138,19 @@ def _clear_ruling(core: Mask, cleared: Mask, band: NDArray[np.bool_], line: Line
     band[top:bottom] |= inside
 
 
-def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]:
+def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, dict[str, Line]]:
     """Clears the sides of a box and all beyond them, where an upright and a level side occur together; and pairs of strips.
 
-    `level` and `upright` tell that such lines were cleared before. Returns the mask, and whether strips along the
-    crop's edges were cleared.
+    `level` and `upright` tell that such lines were cleared before. Returns the mask, and the sides and strips that were
+    cleared.
     """
-    found = {name: side for name, view in _views(core).items() if (side := _find_side(view)) is not None}
+    _, _, wide, high = cv2.boundingRect(core)
+    long = {"top": wide, "bottom": wide, "left": high, "right": high}  # at most as long as the ink
+    found = {
+        name: side
+        for name, view in _views(core).items()
+        if long[name] >= SHORTEST_SIDE * view.shape[1] and (side := _find_side(view)) is not None
+    }
     if level or upright or len(found) < 3:  # of a box with gaps, three sides are found
         found = {name: side for name, side in found.items() if side.share > LONG}
     levels, uprights = ([name for name in names if name in found] for names in (("top", "bottom"), ("left", "right")))
@@ -148,7 +159,7 @@ def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]
     ]
     chosen = list(found) if (levels or level) and (uprights or upright) else pairs
     if not chosen:
-        return core, False
+        return core, {}
     thickest = sorted(found[name].thickness for name in chosen)[len(chosen) // 2] + 1  # where a stroke lies along one side
     cleared = core.copy()
     for name in chosen:
@@ -157,7 +168,7 @@ def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, bool]
         end = side.start + thickness + 0.7
         zone = view[: int(end.max()) + 1]
         zone[np.arange(len(zone))[:, None] < end] = 0
-    return cleared, any(found[name].flush for name in chosen)
+    return cleared, {name: found[name] for name in chosen}
 
 
 def _views(pixels: Mask) -> dict[str, Mask]:
@@ -179,7 +190,7 @@ def _find_side(ink: Mask) -> Line | None:
         return None
     straight = columns[np.abs(first[columns] - start[columns]) <= 1.5]
     count = len(straight)
-    if count < 0.55 * width:
+    if count < SHORTEST_SIDE * width:
         return None
     first = first[straight]
     inner = ink[:, straight] > 0

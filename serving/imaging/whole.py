@@ -19,9 +19,22 @@ SHORTEST_BAR, LONGEST_BAR = 0.27, 0.8  # of the crop's height
 SIDE_BAR = 0.6  # of the crop's height, for a bar beside the crop's middle
 BAR_PLACE = 0.25  # of the crop's width: a bar whose middle is nearer to an edge stands aside
 
+THINNEST_BAR = 12.0  # length over breadth of a printed line; none of MNIST's 1s in 4,000 digits is thinner than 10
+SOLID = 0.85  # share of its hull that a hole punched at the crop's edge fills; of MNIST's digits, only 1s are as solid
+BOX_HOLE, BOX_SQUARE = 0.5, 0.82  # shares: a box's hole of its outline, and that of the rectangle around; a 0 is rounder
+CLOSE = 0.85  # of the crop's height and width; a digit in a crop cut close has more
+NARROW = 0.5  # width over height; a crop cut close around a 1 is narrower
+FULL_INK, MOST_LIGHT = 0.8, 0.4  # of full ink; and of the pixels within the outline of a digit that is cut close
+LEAST_BOX_HOLE = 0.28  # of the rectangle around a box, even a turned one
+THICKEST_ANGLE = 0.09  # of the longer side; two sides of a box are thinner lines than the strokes of a 7
+
 SHARP = 0.45  # change of depth over two pixels across the outline, as a share of full ink; MNIST's enlarged digits have 0.7
 SHARPEST, FULLEST = 0.65, 0.75  # where the ink is less full than that on average, it must be as sharp
 
+DARK = 0.3  # of the step from the ink to the paper nearby; what is not lighter is as dark as the ink
+MOST_DARK = 0.15  # of the surroundings of a digit
+
+_NEAR = np.ones((7, 7), np.uint8)
 _NEXT = np.ones((3, 3), np.uint8)
 
 Mask = NDArray[np.uint8]
@@ -41,17 +54,37 @@ def is_whole(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...
     if box.height < SHORTEST * crop[0] or box.width > WIDEST * box.height or not _has_sharp_edges(digit, depth, full):
         return False
     x, y, width, height = cv2.boundingRect(digit)
-    digit = digit[y : y + height, x : x + width]
+    digit, depth = digit[y : y + height, x : x + width], depth[y : y + height, x : x + width]
     framed = cv2.copyMakeBorder(digit, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     stroke = 2 * cv2.minMaxLoc(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1]
     if longer > 12 and not THINNEST_STROKE * longer < stroke < THICKEST_STROKE * longer:
         return False
-    if not _meets_edges_as_a_digit(digit, box, crop):
+    if not _meets_edges_as_a_digit(digit, depth, full, box, crop):
         return False
-    one_stroke = np.count_nonzero(framed) < 1.3 * stroke * math.hypot(width, height)
-    if one_stroke and _is_mark(framed, box, crop):
+    area = cv2.countNonZero(framed)
+    if area < 1.3 * stroke * math.hypot(width, height) and _is_mark(framed, box, crop):
         return False
-    return not _is_plus(digit) and _has_holes_of_a_digit(framed)
+    thin = area < THICKEST_ANGLE * max(width, height) * (width + height) and not is_cut_close(box, crop)
+    return not _are_two_bars(digit, area, printed=thin) and _has_holes_of_a_digit(framed)
+
+
+def is_cut_close(box: Box, crop: tuple[int, ...]) -> bool:
+    """Tells whether a crop, (height, width), shows hardly more than the digit."""
+    return crop[1] < NARROW * crop[0] or (box.width >= CLOSE * crop[1] and box.height >= CLOSE * crop[0])
+
+
+def is_surrounded_by_paper(digit: Mask, photo: Mask) -> bool:
+    """Tells a digit from the rim of a dark area that is too wide for ink: behind the rim, the photo is as dark as the rim.
+
+    Args:
+        digit: (h, w) uint8, 255 the digit's pixels, 0 others.
+        photo: (h, w) uint8, 0 ink to 255 paper, of the same part of the crop.
+    """
+    ink = cv2.erode(cv2.bitwise_or(photo, cv2.bitwise_not(digit)), _NEAR)  # of the darkest pixel of the digit nearby
+    paper = cv2.dilate(photo, _NEAR)
+    around = cv2.subtract(cv2.dilate(digit, _NEAR), cv2.dilate(digit, _NEXT))
+    dark = cv2.compare(cv2.subtract(photo, ink), cv2.convertScaleAbs(cv2.subtract(paper, ink), alpha=DARK), cv2.CMP_LE)
+    return cv2.countNonZero(cv2.bitwise_and(dark, around)) < MOST_DARK * cv2.countNonZero(around)
 
 
 def _has_sharp_edges(digit: Mask, depth: Mask, full: int) -> bool:
@@ -62,18 +95,35 @@ def _has_sharp_edges(digit: Mask, depth: Mask, full: int) -> bool:
     return sharpness > (SHARPEST if fullness < FULLEST else SHARP)
 
 
-def _meets_edges_as_a_digit(digit: Mask, box: Box, crop: tuple[int, ...]) -> bool:
+def _meets_edges_as_a_digit(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...]) -> bool:
     """Tells whether a digit is not cut off.
 
     A crop cut close touches a digit on opposite sides. A digit cut off, or a strip, touches one side or a corner at length.
     """
-    top, bottom = box.top <= 0, box.bottom >= crop[0]
-    left, right = box.left <= 0, box.right >= crop[1]
-    if (top and bottom) or (left and right):
+    edges = top, bottom, left, right = box.top <= 0, box.bottom >= crop[0], box.left <= 0, box.right >= crop[1]
+    if not any(edges):
         return True
+    if sum(edges) >= 2 and not is_cut_close(box, crop) and _is_solid(digit):
+        return False
+    if (top and bottom) or (left and right):
+        return _is_of_one_ink(digit, depth, full)
     level = max(top and np.count_nonzero(digit[0]), bottom and np.count_nonzero(digit[-1]))
     upright = max(left and np.count_nonzero(digit[:, 0]), right and np.count_nonzero(digit[:, -1]))
+    if max(level / box.width, upright / box.height) > 0.5 and _is_solid(digit):
+        return False
     return bool(level < 0.4 * crop[1] and upright < 0.4 * crop[0])
+
+
+def _is_of_one_ink(digit: Mask, depth: Mask, full: int) -> bool:
+    """Tells a digit from a digit on a band of shadow: within its outline, ink is nearly as dark as full ink."""
+    inner = cv2.erode(digit, _NEXT)
+    light = cv2.compare(depth, FULL_INK * full, cv2.CMP_LT)
+    return cv2.countNonZero(cv2.bitwise_and(inner, light)) <= MOST_LIGHT * cv2.countNonZero(inner)
+
+
+def _is_solid(digit: Mask) -> bool:
+    """Tells whether ink fills its convex hull: a part of a disc does, and a straight bar."""
+    return cv2.countNonZero(digit) > SOLID * cv2.contourArea(cv2.convexHull(cv2.findNonZero(digit)))
 
 
 def _is_mark(framed: Mask, box: Box, crop: tuple[int, ...]) -> bool:
@@ -87,18 +137,21 @@ def _is_mark(framed: Mask, box: Box, crop: tuple[int, ...]) -> bool:
         return False
     upright = box.width < 1.3 * breadth + 1
     aside = not BAR_PLACE * width < box.left + x < (1 - BAR_PLACE) * width
-    long = length > LONGEST_BAR * height and (upright or aside)
+    long = (length > LONGEST_BAR * height and (upright or aside)) or length > THINNEST_BAR * breadth
     return length < SHORTEST_BAR * height or long or (aside and length > SIDE_BAR * height)
 
 
 def _has_holes_of_a_digit(framed: Mask) -> bool:
-    """Tells whether there are at most two holes, and these are not side by side."""
+    """Tells whether there are at most two holes, not side by side, and the ink is no box, upright, turned or rounded."""
     contours, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if len(contours) == 1:
         return True
     least = 0.01 * framed.size
     holes = [contour for contour, row in zip(contours, hierarchy[0].tolist(), strict=True) if row[3] >= 0]
-    boxes = [cv2.boundingRect(hole) for hole in holes if cv2.contourArea(hole) > least]
+    areas = [cv2.contourArea(hole) for hole in holes]
+    if max(areas, default=0) > LEAST_BOX_HOLE * framed.size and _is_box(max(contours, key=cv2.contourArea), max(areas)):
+        return False
+    boxes = [cv2.boundingRect(hole) for hole, area in zip(holes, areas, strict=True) if area > least]
     if len(boxes) == 2:
         (x, y, w, h), (other, below, wide, high) = boxes
         beside = max(x, other) >= min(x + w, other + wide)
@@ -106,10 +159,18 @@ def _has_holes_of_a_digit(framed: Mask) -> bool:
     return len(boxes) <= MOST_HOLES
 
 
-def _is_plus(digit: Mask) -> bool:
-    """Tells whether one level and one upright bar, crossing in their middles, are nearly all of the ink."""
+def _is_box(outline: NDArray[np.int32], hole: float) -> bool:
+    """Tells whether an outline, with a hole of an area within, is that of a thin box."""
+    area = cv2.contourArea(outline)
+    _, (one, other), _ = cv2.minAreaRect(outline)
+    return bool(hole > BOX_HOLE * area and area > BOX_SQUARE * one * other)
+
+
+def _are_two_bars(digit: Mask, area: int, *, printed: bool) -> bool:
+    """Tells whether a level and an upright bar are nearly all of the ink: a plus, or two sides of a printed box."""
     height, width = digit.shape
-    if not 0.6 < width / height < 1.67:
+    square = 0.6 < width / height < 1.67
+    if not (square or (printed and 0.35 < width / height < 2.9)):
         return False
     level = np.flatnonzero(cv2.reduce(digit, 1, cv2.REDUCE_AVG)[:, 0] > 0.85 * 255)
     if not 0 < level.size < 0.35 * height:
@@ -118,7 +179,9 @@ def _is_plus(digit: Mask) -> bool:
     if not 0 < upright.size < 0.35 * width:
         return False
     central = abs(level.mean() / height - 0.5) < 0.15 and abs(upright.mean() / width - 0.5) < 0.15
+    if not (printed or (square and central)):
+        return False
     rest = digit.copy()
     rest[max(level[0] - 2, 0) : level[-1] + 3] = 0
     rest[:, max(upright[0] - 2, 0) : upright[-1] + 3] = 0
-    return bool(central and np.count_nonzero(rest) < 0.08 * np.count_nonzero(digit))
+    return cv2.countNonZero(rest) < 0.08 * area
