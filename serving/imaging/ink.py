@@ -7,16 +7,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.imaging.paper import even_out, quantile
-from serving.imaging.pieces import Box, choose, find_pieces
+from serving.imaging.bands import clear_band
+from serving.imaging.paper import even_out, is_uneven, quantile
+from serving.imaging.pieces import Box, choose, find_pieces, label_type
 from serving.imaging.printing import clear_printing
-from serving.imaging.whole import is_whole
+from serving.imaging.whole import is_cut_close, is_surrounded_by_paper, is_whole
 
 LEAST_SIDE = 4  # pixels; no digit is seen on a smaller photo
-_SUSPICIOUS = (
-    0.7  # of the crop's height or width; no printing is looked for where the ink is smaller, and far from the edges
-)
+_SUSPICIOUS = 0.7  # of the crop's height or width; no printing is looked for in less ink that is far from the edges
 _FULL = 0.9  # quantile of the depth of the digit's pixels that counts as full ink
+TRACE = 0.2  # of full ink; lighter traces of ink are paper or noise
+FADED = 0.02  # of the digit's pixels; with more traces that hang on to the digit, glare has faded a part of the digit
+PRINTED = 0.8  # of the crop's height or width; traces over more of the crop are of a light print, such as a box
+_SPECK = np.ones((2, 2), np.uint8)
 
 Pixels = NDArray[np.uint8]
 
@@ -47,8 +50,13 @@ def find_ink(photo: Pixels) -> Ink:
     """
     if min(photo.shape) < LEAST_SIDE:
         return _NOTHING
-    depth, core, faint = even_out(photo)
-    if _may_hold_printing(core):
+    evened = even_out(photo)
+    around = Box(*cv2.boundingRect(evened.core))
+    near_edge = _is_near_edge(around, photo.shape)
+    if near_edge:
+        evened = clear_band(evened)
+    depth, core, faint, photo, paper = evened
+    if near_edge or around.width > _SUSPICIOUS * core.shape[1] or around.height > _SUSPICIOUS * core.shape[0]:
         core = clear_printing(core, depth, faint)
     labels, pieces = find_pieces(core)
     if not pieces:
@@ -62,17 +70,40 @@ def find_ink(photo: Pixels) -> Ink:
         digit |= cv2.compare(labels[part], label, cv2.CMP_EQ)
     full = max(quantile(grey, _FULL, digit), 2)
     whole = choice.alone and is_whole(digit, grey, full, box, core.shape)
-    paper = min(faint, full // 2)
-    cover = cv2.convertScaleAbs(cv2.subtract(grey, paper), alpha=255 / (full - paper))  # ends at 255
-    cover = cv2.bitwise_and(cover, cv2.dilate(digit, _diamond(reach)))
+    if whole and is_uneven(paper[part]) and not is_cut_close(box, core.shape):
+        whole = is_surrounded_by_paper(digit, photo[part])
+    near = cv2.dilate(digit, _diamond(reach))
+    if whole and core is evened.core:  # what is left of printing that was cleared is no trace of the pen
+        _, traces = cv2.threshold(depth, max(faint, TRACE * full), 255, cv2.THRESH_BINARY)
+        most = FADED * cv2.countNonZero(digit)
+        if cv2.countNonZero(traces) - cv2.countNonZero(cv2.bitwise_and(traces[part], near)) > most:
+            whole = _count_faded(traces, core, labels == choice.labels[0], reach) <= most
+    bare = min(faint, full // 2)
+    cover = cv2.convertScaleAbs(cv2.subtract(grey, bare), alpha=255 / (full - bare))  # ends at 255
+    cover = cv2.bitwise_and(cover, near)
     return Ink(cover / 255, whole)
 
 
-def _may_hold_printing(core: Pixels) -> bool:
-    height, width = core.shape
-    box = Box(*cv2.boundingRect(core))
-    near_edge = box.left <= 2 or box.top <= 2 or box.right >= width - 2 or box.bottom >= height - 2
-    return near_edge or box.width > _SUSPICIOUS * width or box.height > _SUSPICIOUS * height
+def _count_faded(traces: Pixels, core: Pixels, digit: NDArray[np.bool_], reach: int) -> int:
+    """Counts pixels of the traces that hang on to the digit, beyond its soft edge: parts of strokes that glare has faded.
+
+    Traces that reach the crop's edge, or nearly, are of printing or shadow, and don't count.
+    """
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(traces, ltype=label_type(traces))
+    height, width = traces.shape
+    rest = cv2.subtract(traces, cv2.dilate(core, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)))
+    rest = cv2.morphologyEx(rest, cv2.MORPH_OPEN, _SPECK)
+    faded = 0
+    for label in np.unique(labels[digit]).tolist():
+        left, top, wide, high, _ = stats[label].tolist()
+        inside = min(left, top) > 0 and left + wide < width and top + high < height
+        if label and inside and wide < PRINTED * width and high < PRINTED * height:
+            faded += cv2.countNonZero(rest[labels == label])
+    return faded
+
+
+def _is_near_edge(box: Box, crop: tuple[int, ...]) -> bool:
+    return box.left <= 2 or box.top <= 2 or box.right >= crop[1] - 2 or box.bottom >= crop[0] - 2
 
 
 @lru_cache(64)

@@ -12,6 +12,8 @@ THICKEST = 0.3  # of the crop's longer side; a thicker dark area is paper in the
 LEAST_CONTRAST = 24  # of 255; nothing fainter is ink
 _SMALL = 32  # longer side of the picture that narrow details are compared on, about
 _PAPER_BORDER = 0.65  # share of the border; with more of it on one side of the threshold, that is paper
+_EVEN = 0.65  # of the brightest paper's level; where the darkest is below, light or something dark lies across the crop
+_DIM = 0.8  # of the brightest paper's level; darker paper is in a shadow
 _EXTENDED = 0.7  # share of the nearby paper's level that a photo goes on with beyond its edge, at least
 
 Pixels = NDArray[np.uint8]
@@ -24,11 +26,24 @@ class Depth(NamedTuple):
         pixels: (height, width) uint8, 0 as bright as the paper, 255 black; light ink on dark paper is inverted.
         core: (height, width) uint8, 255 certainly ink or printing, 0 paper.
         faint: the deepest that noise alone reaches.
+        photo: (height, width) uint8, the photo, inverted for light ink.
+        paper: (height, width) uint8, the bare paper under the ink.
     """
 
     pixels: Pixels
     core: Pixels
     faint: int
+    photo: Pixels
+    paper: Pixels
+
+    @property
+    def dark(self) -> Pixels:
+        """Ink and dim paper: (height, width) uint8, 255 dark, 0 others."""
+        if not is_uneven(self.paper):
+            return self.core
+        dim: Pixels = cv2.compare(self.paper, _DIM * cv2.minMaxLoc(self.paper)[1], cv2.CMP_LT)
+        np.bitwise_or(self.core, dim, out=dim)
+        return dim
 
 
 def even_out(photo: Pixels) -> Depth:
@@ -53,6 +68,12 @@ def even_out(photo: Pixels) -> Depth:
     return dark if balance > -0.1 else light
 
 
+def is_uneven(paper: Pixels) -> bool:
+    """Tells whether paper is more than a third darker in one place than in another."""
+    darkest, brightest, _, _ = cv2.minMaxLoc(paper)
+    return darkest < _EVEN * brightest
+
+
 def quantile(pixels: Pixels, share: float, mask: Pixels | None = None) -> int:
     """Returns the grey level that `share` of the pixels, or of those in the mask, don't exceed; 0 if there are none."""
     below = cv2.calcHist([pixels], [0], mask, [256], [0, 256]).cumsum()
@@ -70,7 +91,7 @@ def _sample_quantile(pixels: Pixels, share: float) -> int:
 
 
 def _divide(photo: Pixels, *, paper_border: bool) -> Depth:
-    """Measures depth as the share of the paper's light that is missing.
+    """Divides a photo by its paper.
 
     The paper under the ink is the grey closing: the brightest level that surrounds every place within a square as wide as
     the thickest stroke. Slow light, the edges of shadows and wide dark areas are kept by a closing, so they are paper.
@@ -80,6 +101,16 @@ def _divide(photo: Pixels, *, paper_border: bool) -> Depth:
     padded = _extend(photo, reach, paper_border=paper_border)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _square(2 * reach + 1))
     paper = closed[reach : reach + height, reach : reach + width]
+    return measure_depth(photo, paper)
+
+
+def measure_depth(photo: Pixels, paper: Pixels) -> Depth:
+    """Measures depth as the share of the paper's light that is missing, and parts ink from paper by that.
+
+    Args:
+        photo: (height, width) uint8, 0 black to 255 white, ink darker than paper.
+        paper: (height, width) uint8, the bare paper under the ink, nowhere darker than the photo.
+    """
     darkest = cv2.minMaxLoc(paper)[0]
     light = paper if darkest >= 64 else cv2.max(paper, 64)
     pixels = cv2.divide(cv2.subtract(paper, photo), light, scale=255)
@@ -88,11 +119,11 @@ def _divide(photo: Pixels, *, paper_border: bool) -> Depth:
     bias = _sample_quantile(pixels, 0.25) + 0.7 * noise  # of the paper; a closing follows the brightest noise
     least, faint = max(bias + 6 * noise, LEAST_CONTRAST), bias + 3 * noise
     if cv2.minMaxLoc(pixels)[1] < least:
-        return Depth(pixels, np.zeros_like(pixels), round(faint))
+        return Depth(pixels, np.zeros_like(pixels), round(faint), photo, paper)
     threshold, core = cv2.threshold(pixels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     if threshold < max(faint, least / 2):
         _, core = cv2.threshold(pixels, max(faint, least / 2), 255, cv2.THRESH_BINARY)
-    return Depth(pixels, core, round(faint))
+    return Depth(pixels, core, round(faint), photo, paper)
 
 
 def _extend(photo: Pixels, reach: int, *, paper_border: bool) -> Pixels:

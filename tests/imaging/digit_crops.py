@@ -73,6 +73,45 @@ def soft_shadow(image: Picture, random: Random) -> bytes:
     return scene.content(random)
 
 
+def shade_band(scene: Scene, random: Random) -> None:
+    """Dims the light along a band of a twelfth to two fifths of the crop, with a hard edge on both of its sides."""
+    edge = half_plane(scene, random)
+    wide = random.uniform(0.12, 0.4) * scene.short
+    band = np.clip(np.minimum(edge, np.float32(wide) - edge) + 0.5, 0, 1)
+    scene.light *= 1 - np.float32(random.uniform(0.35, 0.7)) * band
+
+
+def shadow_band(image: Picture, random: Random) -> bytes:
+    """The shadow of a finger, a cable or a ruler."""
+    scene = Scene.draw(random)
+    scene.put_centred(image, random)
+    shade_band(scene, random)
+    return scene.content(random)
+
+
+def glare(image: Picture, random: Random) -> bytes:
+    """A reflection washes out a part of the ink."""
+    scene = Scene.draw(random)
+    scene.put_centred(image, random)
+    x, y = scene.grid()
+    across, down = random.uniform(-0.8, 0.8, 2)
+    spot = np.exp(-((x - across) ** 2 + (y - down) ** 2) / (2 * random.uniform(0.16, 0.5) ** 2)).astype(np.float32)
+    pixels = scene.grey(random).astype(np.float32)
+    pixels += spot * (255 - pixels) if random.random() < 0.5 else 150 * spot
+    return encode(np.clip(pixels, 0, 255).astype(np.uint8), random)
+
+
+def cut_close(image: Picture, random: Random) -> bytes:
+    """Every edge of the crop cuts a little off the digit."""
+    w, h = extent(image)
+    height = random.uniform(60, 120)
+    lost = random.uniform(0.01, 0.03) * height
+    size = (max(8, round(height - 2 * lost)), max(6, round(height * w / h - 2 * lost)))
+    scene = Scene(*size, random.uniform(0.7, 0.98), random.uniform(0.08, 0.35), 0)
+    scene.put(image, -lost, -lost, height)
+    return scene.content(random)
+
+
 def lamp(image: Picture, random: Random) -> bytes:
     """A bright spot in dim light."""
     scene = Scene.draw(random)
@@ -166,11 +205,14 @@ DIGIT_KINDS: dict[str, Draw] = {
     "plain": plain,
     "24 to 400 pixels, any shape": any_size,
     "tight, no margin": tight,
+    "cut a little too close": cut_close,
     "small in its crop": small,
     **PRINTED_KINDS,
     "hard shadow": hard_shadow,
     "soft shadow": soft_shadow,
+    "band of shadow": shadow_band,
     "lamp": lamp,
+    "glare": glare,
     "faint ink": faint,
     "light ink on dark paper": light_ink,
     "coloured ink and paper": coloured,

@@ -5,8 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.imaging.digit_crops import half_plane
-from tests.imaging.printed_crops import line_width, rule, sides
+from tests.imaging.digit_crops import half_plane, shade_band
+from tests.imaging.printed_crops import line_width, off_centre_box, rule, sides
 from tests.imaging.scene import Draw, Picture, Random, Scene, encode, extent, lit
 
 
@@ -50,6 +50,53 @@ def empty_box(image: Picture, random: Random) -> bytes:
     lit(scene, random)
     thickness, inset = line_width(scene, random), min(random.uniform(0, 10), 0.08 * scene.short)
     sides(scene, random, inset, thickness, str(random.choice(["tblr", "tblr", "blr", "tb", "lr", "bl", "tlr"])))
+    return scene.content(random)
+
+
+def empty_box_off_centre(image: Picture, random: Random) -> bytes:
+    """Lines of up to four boxes."""
+    scene = Scene.draw(random)
+    off_centre_box(scene, random, tuple(random.uniform(-0.45, 0.45, 2)))
+    return scene.content(random)
+
+
+def empty_box_turned(image: Picture, random: Random) -> bytes:
+    """A box turned by up to 12 degrees, or with round corners."""
+    scene = Scene.draw(random)
+    size = np.array([scene.width, scene.height]) * random.uniform(0.7, 0.9)
+    angle, radius = (0.0, random.uniform(0.15, 0.4)) if random.random() < 0.5 else (random.uniform(-12, 12), 0.0)
+    radius *= min(size)
+    corners = cv2.boxPoints(((scene.width / 2, scene.height / 2), tuple(size - 2 * radius), angle))
+    thickness = line_width(scene, random)
+    if radius:
+        outer, inner = np.zeros_like(scene.printed), np.zeros_like(scene.printed)
+        for layer, wide in ((outer, radius + thickness / 2), (inner, radius - thickness / 2)):
+            cv2.fillPoly(layer, [np.round(corners * 16).astype(np.int32)], 1.0, cv2.LINE_AA, 4)
+            layer[:] = cv2.dilate(layer, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(wide) + 1,) * 2))
+        scene.printed = outer - inner
+    else:
+        for start, end in zip(corners.tolist(), np.roll(corners, 1, 0).tolist(), strict=True):
+            scene.line(tuple(start), tuple(end), thickness)
+    return scene.content(random)
+
+
+def half_hole(image: Picture, random: Random) -> bytes:
+    """A punched hole at the edge of the crop, dark beneath."""
+    scene = Scene.draw(random)
+    along, side = random.uniform(0.2, 0.8), int(random.integers(4))
+    radius = random.uniform(0.15, 0.35) * scene.short
+    inward = random.uniform(-0.4, 0.4) * radius
+    x, y = [(inward, along * scene.height), (scene.width - inward, along * scene.height)][side % 2]
+    if side > 1:
+        x, y = along * scene.width, (inward, scene.height - inward)[side % 2]
+    cv2.circle(scene.printed, (round(x * 16), round(y * 16)), round(radius * 16), 1.0, -1, cv2.LINE_AA, 4)
+    scene.print_level = random.uniform(0, 0.4)
+    return scene.content(random)
+
+
+def shadow_band_alone(image: Picture, random: Random) -> bytes:
+    scene = Scene.draw(random)
+    shade_band(scene, random)
     return scene.content(random)
 
 
@@ -221,8 +268,12 @@ def plus(image: Picture, random: Random) -> bytes:
 OTHER_KINDS: dict[str, Draw] = {
     "blank paper": blank,
     "light and shadow alone": light_alone,
+    "band of shadow alone": shadow_band_alone,
     "dark strips alone": strips_alone,
     "empty box or comb": empty_box,
+    "empty boxes off centre": empty_box_off_centre,
+    "empty box, turned or round": empty_box_turned,
+    "half a hole at the edge": half_hole,
     "ruled or squared paper alone": ruled_alone,
     "barcode": barcode,
     "postmark": postmark,

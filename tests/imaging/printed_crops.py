@@ -62,6 +62,51 @@ def touching_box(image: Picture, random: Random) -> bytes:
     return scene.content(random)
 
 
+def box_off_centre(image: Picture, random: Random) -> bytes:
+    """The crop is cut beside the box, so that lines lie within it and those of the next cell show."""
+    scene = Scene.draw(random)
+    shift = tuple(random.uniform(-0.14, 0.14, 2))
+    off_centre_box(scene, random, shift)
+    scene.put_centred(image, random, (0.5, 0.62))
+    return scene.content(random)
+
+
+def off_centre_box(scene: Scene, random: Random, shift: tuple[float, ...]) -> None:
+    """Draws a box about as large as the crop, `shift` from its middle as shares of height and width; and the next boxes."""
+    thickness, inset = line_width(scene, random), random.uniform(0.05, 0.1)
+    pitch = 1 - 2 * inset + random.choice([0.0, random.uniform(0.06, 0.2)])
+    x0, y0 = (inset + shift[1]) * scene.width, (inset + shift[0]) * scene.height
+    wide, high = (1 - 2 * inset) * scene.width, (1 - 2 * inset) * scene.height
+    for down in (-1, 0, 1):
+        for across in (-1, 0, 1):
+            x, y = x0 + across * pitch * scene.width, y0 + down * pitch * scene.height
+            corners = [(x, y), (x + wide, y), (x + wide, y + high), (x, y + high)]
+            for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
+                scene.line(start, end, thickness)
+
+
+def dashed_box(image: Picture, random: Random) -> bytes:
+    """A box of dashes, or of dots."""
+    scene = Scene.draw(random)
+    thickness, inset = max(1.5, line_width(scene, random)), min(random.uniform(2, 10), 0.08 * scene.short)
+    sides(scene, random, inset, thickness)
+    dash = max(2.0, random.uniform(0.02, 0.07) * scene.short)
+    y, x = np.indices(scene.printed.shape)
+    scene.printed[(x + y) % (2 * dash) < dash] = 0
+    place_inside(scene, image, random, inset + thickness)
+    return scene.content(random)
+
+
+def dotted_ruling(image: Picture, random: Random) -> bytes:
+    """Level lines of dots, or of short dashes, cross the digit."""
+    scene = Scene.draw(random)
+    rule(scene, random, min(line_width(scene, random), 0.02 * scene.short + 0.6), upright=False)
+    dash = max(2.0, random.uniform(0.02, 0.05) * scene.short)
+    scene.printed[:, np.arange(scene.width) % (2 * dash) < dash] = 0
+    scene.put_centred(image, random)
+    return scene.content(random)
+
+
 def comb(image: Picture, random: Random) -> bytes:
     """A line below, and short bars at its ends."""
     scene = Scene.draw(random)
@@ -162,9 +207,12 @@ PRINTED_KINDS: dict[str, Draw] = {
     "box": boxed,
     "box with gaps": box_with_gaps,
     "box that the digit touches": touching_box,
+    "box off centre": box_off_centre,
+    "dashed box": dashed_box,
     "comb": comb,
     "underlined": underlined,
     "ruled paper": ruled,
+    "dotted rulings": dotted_ruling,
     "squared paper": squared,
     "dark strips": dark_strips,
     "neighbours at the sides": neighbours,

@@ -22,10 +22,18 @@ TARGET_ERROR_RATE = 0.005  # the service's default
 
 # Their shape is not a digit's, which the framer does not see: the model must tell.
 SHAPES = {"postmark", "crossed-out digit", "scribble", "letter"}
-LEAST_REFUSED = {"light and shadow alone": 0.8, "dark strips alone": 0.75, "two or three digits": 0.9}
+LEAST_REFUSED = {"band of shadow alone": 0.7, "dark strips alone": 0.9, "two or three digits": 0.9}
 
 # The lowest share that is read right, and the highest that is accepted wrongly, where these are not 0.95 and 0.02.
-HARD = {"squared paper": 0.9, "ruled paper": 0.92, "neighbours at the sides": 0.92}
+WRONG = {"cut a little too close": 0.04, "glare": 0.1}
+HARD = {
+    "squared paper": 0.9,
+    "ruled paper": 0.92,
+    "neighbours at the sides": 0.92,
+    "cut a little too close": 0.85,
+    "band of shadow": 0.75,
+    "glare": 0.65,
+}
 
 
 class Outcome(NamedTuple):
@@ -67,7 +75,7 @@ def test_a_digit_in_a_crop_as_cameras_cut_it_is_read(kind: str, recognize: Recog
     crops, labels = draw_kind(DIGIT_KINDS[kind])
     accepted = recognize(crops).accepted
     assert np.mean(accepted == labels) >= HARD.get(kind, 0.95)
-    assert np.mean((accepted != labels) & (accepted >= 0)) <= 0.02
+    assert np.mean((accepted != labels) & (accepted >= 0)) <= WRONG.get(kind, 0.02)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OTHER_KINDS if kind not in SHAPES])
