@@ -64,7 +64,7 @@ def test_a_mixture_trains_both_heads_and_resumes_to_the_same_network(some: Examp
     from training.evaluate import predict_heads
     from training.synthesis.mixture import Mixture
 
-    recipe = small("folded", mixture=Mixture(images=600, passes=2, teacher=0, bank=100), augmentation=None)
+    recipe = small("folded", mixture=Mixture(images=600, passes=2, rubbish=0.3, teacher=0, bank=100), augmentation=None)
     whole = fit(recipe, some, some[:50], 1, 3, tmp_path / "whole.npz")
     logits, is_whole = predict_heads(whole.network, some.images)
     assert (logits.argmax(axis=1) == some.labels).mean() > 0.9
