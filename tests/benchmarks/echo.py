@@ -22,7 +22,7 @@ _ID = "x" * 56  # as long as an answer's
 
 async def _serve(port: int) -> None:
     answer = pb.RecognizeResponse(
-        digit=7, confidence=1.0, probabilities=_PROBABILITIES, model_version="20261130054335", recognition_id=_ID
+        digit=7, confidence=1.0, probabilities=_PROBABILITIES, model_version="20261130101529", recognition_id=_ID
     ).SerializeToString()
 
     async def echo(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:

@@ -25,7 +25,7 @@ SHAPES = {"postmark", "crossed-out digit", "scribble", "letter"}
 LEAST_REFUSED = {"band of shadow alone": 0.7, "dark strips alone": 0.9, "two or three digits": 0.9}
 
 # The lowest share that is read right, and the highest that is accepted wrongly, where these are not 0.95 and 0.02.
-WRONG = {"cut a little too close": 0.04, "glare": 0.1}
+WRONG = {"cut a little too close": 0.04, "tight, no margin": 0.04, "glare": 0.1}
 HARD = {
     "squared paper": 0.9,
     "ruled paper": 0.92,

@@ -24,7 +24,7 @@ def test_text_of_another_form_is_refused_as_thresholds(text: str) -> None:
 
 def test_the_bundled_model_states_its_certified_thresholds(model: Classifier) -> None:
     metadata = model.metadata
-    assert [threshold.target_error_rate for threshold in metadata.thresholds] == [0.01, 0.005, 0.002, 0.001]
+    assert [threshold.target_error_rate for threshold in metadata.thresholds] == [0.01, 0.005, 0.002]
     confidences = [threshold.confidence for threshold in metadata.thresholds]
     assert confidences == sorted(confidences)
     assert list(metadata.field_thresholds) == list(range(2, 11))
