@@ -75,7 +75,7 @@ TRAINING_ORDER = [
         "report",
         "studies",
     ],
-    *["compare", "commands", "argument_types", "__main__"],
+    *["compare", "commands", "argument_types", "parser", "__main__"],
 ]
 
 

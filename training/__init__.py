@@ -25,8 +25,8 @@ card (`model_card`).
 - `catalogue` runs every recipe with several seeds. `compare` tests two versions for a difference in accuracy.
 - `robustness` measures the accuracy under `damage` and lists digits of other sources. `non_digits` draws what is no digit
   and counts what a version accepts of it. `drift_reference` describes the images that a version was certified on.
-- `commands` implements the commands of `digits-train`, `argument_types` checks their values, and `files` writes files
-  atomically.
+- `parser` defines the commands of `digits-train`, `argument_types` checks their values, and `commands` carries them out.
+  `files` writes files atomically.
 - `report` shows a finished version on one HTML page, drawn by `figures`.
 - `studies` answers the plots, questions and claims of the seed notebooks.
 

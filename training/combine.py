@@ -12,6 +12,7 @@ from training.certify import RISK
 from training.dataset import Dataset, DatasetError
 from training.evaluate import score
 from training.exported import Exported
+from training.files import require_writable
 from training.make_version import certified_on, make_version, split_again, stamp
 from training.version_directory import VersionError, publish, read_record
 
@@ -61,6 +62,8 @@ def combine(
     _, validation = split_again(versions[0], fast, dataset)
     if not len(validation):
         raise DatasetError(f"{first} held no images out, on which a cascade is certified; train with --hold-out 10000")
+    directory = repository / name
+    require_writable(directory)
     stages = Exported(versions[0] / "model.onnx"), Exported(versions[1] / "model.onnx")
     confidence, _ = score(stages[0].answers(validation.images)[1], validation.labels)
     threshold = float(np.quantile(confidence, sent_on))
@@ -96,8 +99,6 @@ def combine(
     def convert(temperature: float, properties: dict[str, str]) -> onnx.ModelProto:
         return join(*models, threshold, temperature, properties)
 
-    directory = repository / name
-    directory.mkdir(exist_ok=True)
     return publish(directory, lambda draft: make_version(record, convert, joined, validation, dataset.test, draft), replace)
 
 

@@ -7,7 +7,7 @@ from onnx import compose, helper, numpy_helper, parser
 LEAST = 0.5  # weight of the first stage where it is least sure: the mean of both beats the second stage alone
 RAMP = 0.9  # the weight falls to LEAST as the confidence falls towards this share of the threshold
 
-# The first stage reads all images. `log_digits` are its calibrated log-probabilities.
+# The first stage reads all images. `first_answers` are its calibrated log-probabilities, the last of them that of `whole`.
 _BEFORE = """
 scaled = Div(first_logits, first_temperature)
 first_digits = LogSoftmax<axis = 1>(scaled)
