@@ -182,6 +182,9 @@ async def test_at_three_times_the_capacity_every_call_ends_and_runs_are_in_time(
     registry = server.metrics.registry
     assert ended.total() == 1200
     assert set(ended) <= {CODE.OK, CODE.RESOURCE_EXHAUSTED, CODE.DEADLINE_EXCEEDED}
-    assert ended[CODE.RESOURCE_EXHAUSTED] == value(registry, "digits_rejected_requests_total", reason="queue_full") > 300
+    refused = value(registry, "digits_rejected_requests_total", reason="queue_full")
+    late = refused - ended[CODE.RESOURCE_EXHAUSTED]  # refusals that reached their caller after its deadline
+    assert refused > 300
+    assert 0 <= late <= ended[CODE.DEADLINE_EXCEEDED]
     assert ended[CODE.OK] > 200, "it can answer 200 a second, and is asked for two"
     assert ended[CODE.OK] >= 0.9 * value(registry, "digits_batch_size_images_sum"), "the model worked for those who had gone"
