@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.imaging.components import SHORTEST, BoundingBox, label_type
 from serving.imaging.paper import Depth, measure_depth
-from serving.imaging.pieces import SHORTEST, label_type
 
 NARROWEST = 0.06  # of the crop's longer side; a narrower band is as wide as a stroke
 THIRD = 0.25  # of the second longest run along the edges; a digit in a crop cut close has a third run
@@ -99,10 +99,9 @@ def _turned_rectangle(across: float, down: float, wide: float) -> Mask:
 
 
 def _holds_a_digit(core: Mask) -> bool:
-    """Tells whether the largest piece of ink is as tall as a digit, and reaches no edge of the crop."""
-    height, width = core.shape
+    """Tells whether the largest component of the ink is as tall as a digit, and reaches no edge of the crop."""
     _, _, stats, _ = cv2.connectedComponentsWithStats(core, ltype=label_type(core))
     if len(stats) < 2:
         return False
-    left, top, wide, high, _ = stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax()].tolist()
-    return bool(min(left, top) > 0 and left + wide < width and top + high < height and high >= SHORTEST * height)
+    box = BoundingBox(*stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax(), :4].tolist())
+    return box.height >= SHORTEST * len(core) and not box.touches(core.shape)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.imaging.bands import clear_band
+from serving.imaging.components import BoundingBox, choose, find_components, label_type
 from serving.imaging.paper import even_out, is_uneven, quantile
-from serving.imaging.pieces import Box, choose, find_pieces, label_type
 from serving.imaging.printing import clear_printing
 from serving.imaging.whole import is_cut_close, is_surrounded_by_paper, is_whole
 
@@ -43,7 +43,7 @@ _NOTHING = Ink(np.zeros((1, 1)), whole=False)
 def find_ink(photo: Pixels) -> Ink:
     """Estimates the share of each pixel that the digit's ink covers.
 
-    Light is evened out, printing is cleared, the pieces that belong to the digit are chosen, and their grey edges are kept.
+    Light is evened out, printing is cleared, the components that are the digit are chosen, and their grey edges are kept.
 
     Args:
         photo: (height, width) uint8, 0 black to 255 white. A side of a hundred pixels shows every detail of a digit.
@@ -51,17 +51,17 @@ def find_ink(photo: Pixels) -> Ink:
     if min(photo.shape) < LEAST_SIDE:
         return _NOTHING
     evened = even_out(photo)
-    around = Box(*cv2.boundingRect(evened.core))
+    around = BoundingBox(*cv2.boundingRect(evened.core))
     near_edge = _is_near_edge(around, photo.shape)
     if near_edge:
         evened = clear_band(evened)
     depth, core, faint, photo, paper = evened
     if near_edge or around.width > _SUSPICIOUS * core.shape[1] or around.height > _SUSPICIOUS * core.shape[0]:
         core = clear_printing(core, depth, faint)
-    labels, pieces = find_pieces(core)
-    if not pieces:
+    labels, components = find_components(core)
+    if not components:
         return _NOTHING
-    choice = choose(pieces, core.shape)
+    choice = choose(components, core.shape)
     reach = max(1, round(max(core.shape) / 28))
     box = choice.box
     part = np.s_[max(box.top - reach, 0) : box.bottom + reach, max(box.left - reach, 0) : box.right + reach]
@@ -95,14 +95,13 @@ def _count_faded(traces: Pixels, core: Pixels, digit: NDArray[np.bool_], reach: 
     rest = cv2.morphologyEx(rest, cv2.MORPH_OPEN, _SPECK)
     faded = 0
     for label in np.unique(labels[digit]).tolist():
-        left, top, wide, high, _ = stats[label].tolist()
-        inside = min(left, top) > 0 and left + wide < width and top + high < height
-        if label and inside and wide < PRINTED * width and high < PRINTED * height:
+        box = BoundingBox(*stats[label, :4].tolist())
+        if label and not box.touches(traces.shape) and box.width < PRINTED * width and box.height < PRINTED * height:
             faded += cv2.countNonZero(rest[labels == label])
     return faded
 
 
-def _is_near_edge(box: Box, crop: tuple[int, ...]) -> bool:
+def _is_near_edge(box: BoundingBox, crop: tuple[int, ...]) -> bool:
     return box.left <= 2 or box.top <= 2 or box.right >= crop[1] - 2 or box.bottom >= crop[0] - 2
 
 

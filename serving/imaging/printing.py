@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.imaging.components import label_type
 from serving.imaging.paper import quantile
-from serving.imaging.pieces import label_type
 
-ZONE = 0.33  # of the crop; a side of a box is not further from its edge
+DEEPEST_SIDE = 0.33  # of the crop; no side of a box lies further from the crop's edge
 STEEPEST = 0.1  # rows a column; a line turned by more is not recognized
 THICKEST_LINE = 0.12  # of the crop's height
 PARTED = 1.35  # ink this much darker than the ruling lines is told from them by its depth alone
@@ -166,8 +166,8 @@ def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, dict[
         view, side = _views(cleared)[name], found[name]
         thickness = side.thickness if side.flush else min(side.thickness, thickest)
         end = side.start + thickness + 0.7
-        zone = view[: int(end.max()) + 1]
-        zone[np.arange(len(zone))[:, None] < end] = 0
+        beyond = view[: int(end.max()) + 1]
+        beyond[np.arange(len(beyond))[:, None] < end] = 0
     return cleared, {name: found[name] for name in chosen}
 
 
@@ -180,7 +180,7 @@ def _views(pixels: Mask) -> dict[str, Mask]:
 def _find_side(ink: Mask) -> Line | None:
     """Finds a straight line that is the first ink below the first row in most columns."""
     height, width = ink.shape
-    near = ink[: max(3, round(ZONE * height))]
+    near = ink[: max(3, round(DEEPEST_SIDE * height))]
     first = near.argmax(axis=0)
     columns = np.flatnonzero(near.any(axis=0))
     if len(columns) < 0.5 * width:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.imaging.pieces import SHORTEST, Box
+from serving.imaging.components import SHORTEST, BoundingBox
 
 WIDEST = 2.0  # width over height; hardly one of MNIST's digits in a thousand is wider
 THICKEST_STROKE = 0.55  # of the digit's longer side; one of MNIST's digits in a thousand has a thicker stroke
@@ -40,7 +40,7 @@ _NEXT = np.ones((3, 3), np.uint8)
 Mask = NDArray[np.uint8]
 
 
-def is_whole(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...]) -> bool:
+def is_whole(digit: Mask, depth: Mask, full: int, box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether ink may be one whole digit.
 
     Args:
@@ -68,7 +68,7 @@ def is_whole(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...
     return not _are_two_bars(digit, area, printed=thin) and _has_holes_of_a_digit(framed)
 
 
-def is_cut_close(box: Box, crop: tuple[int, ...]) -> bool:
+def is_cut_close(box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether a crop, (height, width), shows hardly more than the digit."""
     return crop[1] < NARROW * crop[0] or (box.width >= CLOSE * crop[1] and box.height >= CLOSE * crop[0])
 
@@ -95,7 +95,7 @@ def _has_sharp_edges(digit: Mask, depth: Mask, full: int) -> bool:
     return sharpness > (SHARPEST if fullness < FULLEST else SHARP)
 
 
-def _meets_edges_as_a_digit(digit: Mask, depth: Mask, full: int, box: Box, crop: tuple[int, ...]) -> bool:
+def _meets_edges_as_a_digit(digit: Mask, depth: Mask, full: int, box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether a digit is not cut off.
 
     A crop cut close touches a digit on opposite sides. A digit cut off, or a strip, touches one side or a corner at length.
@@ -126,7 +126,7 @@ def _is_solid(digit: Mask) -> bool:
     return cv2.countNonZero(digit) > SOLID * cv2.contourArea(cv2.convexHull(cv2.findNonZero(digit)))
 
 
-def _is_mark(framed: Mask, box: Box, crop: tuple[int, ...]) -> bool:
+def _is_mark(framed: Mask, box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether a straight bar has a size or a place in the crop that no 1 has."""
     height, width = crop
     if box.width > 0.35 * width:

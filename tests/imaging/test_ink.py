@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from serving.imaging.components import BoundingBox, find_components
 from serving.imaging.decode import frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
-from serving.imaging.pieces import find_pieces
 from serving.samples.photograph import encode
 
 
@@ -46,11 +46,11 @@ def test_photos_of_any_size_and_content_give_ink_between_0_and_1() -> None:
                 assert frame(ink.cover).shape == (28, 28)
 
 
-def test_a_piece_is_found_behind_more_specks_than_16_bits_number() -> None:
+def test_a_component_is_found_behind_more_specks_than_16_bits_number() -> None:
     mask = np.zeros((600, 600), np.uint8)
     mask[:570:2, ::2] = 255  # 85,500 specks
     mask[580:590, 100:120] = 255
-    labels, pieces = find_pieces(mask)
-    assert [(piece.area, piece.left, piece.top) for piece in pieces] == [(200, 100, 580)]
-    assert (labels[580:590, 100:120] == pieces[0].label).all()
-    assert np.count_nonzero(labels == pieces[0].label) == 200
+    labels, (component,) = find_components(mask)
+    assert (component.area, component.box) == (200, BoundingBox(100, 580, 20, 10))
+    assert (labels[580:590, 100:120] == component.label).all()
+    assert np.count_nonzero(labels == component.label) == 200
