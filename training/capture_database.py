@@ -10,7 +10,7 @@ IMAGE_COLUMNS = ("number", "captured_at", "answer", "place", "field_length", "de
 NO_DIGIT_BY_FRAMER = "no_digit_by_framer"  # the `decision` about an image that the framer of crops refused
 TRUTH_COLUMNS = ("number", "answer", "place", "value")
 PIXELS = 28 * 28
-UNREADABLE = "x"  # in a truth, stands for an image that shows no digit
+NO_DIGIT_IN_TRUTH = "x"  # in a truth, stands for an image that shows no digit
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def _fault_of_image(row: Any) -> str:
 
 def _fault_of_truth(row: Any) -> str:
     """Describes the fault of a row that the service does not write; "" without a fault."""
-    if isinstance(row.value, str) and row.value and set(row.value) <= set(f"0123456789{UNREADABLE}"):
+    if isinstance(row.value, str) and row.value and set(row.value) <= set(f"0123456789{NO_DIGIT_IN_TRUTH}"):
         return ""
-    return f"value is {row.value!r}, expected a digit or the digits of a field, with {UNREADABLE} for what is no digit"
+    return (
+        f"value is {row.value!r}, expected a digit or the digits of a field, with {NO_DIGIT_IN_TRUTH} for what is no digit"
+    )

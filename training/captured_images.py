@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from training.capture_database import UNREADABLE, read_rows
+from training.capture_database import NO_DIGIT_IN_TRUTH, read_rows
 from training.dataset import NO_DIGIT, Dataset, DatasetError, Examples, combined_digest
 
 HELD_OUT = 5  # one answer in five is never trained on
@@ -112,4 +112,4 @@ def labelled_image(row: Any, value: str) -> tuple[np.ndarray, int]:
         value: the truth about the image, or about its field.
     """
     character = value[row.place if row.field_length else 0]
-    return np.frombuffer(row.image, np.uint8).reshape(28, 28), NO_DIGIT if character == UNREADABLE else int(character)
+    return np.frombuffer(row.image, np.uint8).reshape(28, 28), NO_DIGIT if character == NO_DIGIT_IN_TRUTH else int(character)

@@ -9,7 +9,7 @@ from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
 from serving.feedback.truth import Truth, TruthCounter
-from serving.inference.classifier import NO_DIGIT
+from serving.inference.classifier import NOT_ONE_DIGIT
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadOptions, Verdict
 from serving.recognition.recognizer import Recognizer
@@ -162,7 +162,7 @@ def encode_field(answer: FieldAnswer) -> bytes:
         value=answer.value,
         confidence=answer.confidence,
         digits=[
-            pb.DigitCandidates(digits=digits, probabilities=probabilities, whole=whole, no_digit=shows == NO_DIGIT)
+            pb.DigitCandidates(digits=digits, probabilities=probabilities, whole=whole, no_digit=shows == NOT_ONE_DIGIT)
             for digits, probabilities, whole, shows in zip(
                 answer.candidates.tolist(),
                 answer.probabilities.tolist(),

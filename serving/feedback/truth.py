@@ -8,13 +8,11 @@ import numpy as np
 
 from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
+from serving.client.truths import NO_DIGIT
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
 from serving.feedback.capture_records import CapturedTruth, captured_indexes
 from serving.telemetry.metrics import Metrics
-
-NO_DIGIT = "x"
-"""Stands in a truth for an image that does not show one whole digit."""
 
 # Truths that a worker remembers at most, to count each once. It forgets the older half at a time.
 _MAX_REMEMBERED = 200_000

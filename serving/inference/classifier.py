@@ -17,7 +17,7 @@ DIGIT, CONFIDENCE, SHOWS = 21, 22, 23
 _OUTPUT_COLUMNS, _COLUMNS = 21, 24
 
 # The values of the column SHOWS: no ink; ink that is not one whole digit; one whole digit.
-BLANK, NO_DIGIT, ONE_DIGIT = range(3)
+BLANK, NOT_ONE_DIGIT, ONE_DIGIT = range(3)
 
 
 class Network(Protocol):
@@ -69,7 +69,7 @@ class Classifier:
 
         Returns:
             (N, 24) float32: the columns of `infer`, the most probable digit, its probability, and what the image shows:
-            BLANK, NO_DIGIT where `whole` is below the threshold of the version, or ONE_DIGIT.
+            BLANK, NOT_ONE_DIGIT where `whole` is below the threshold of the version, or ONE_DIGIT.
         """
         rows = np.empty((len(images), _COLUMNS), np.float32)
         rows[:, :_OUTPUT_COLUMNS] = self.infer(images)
@@ -77,7 +77,7 @@ class Classifier:
         rows[:, DIGIT] = probabilities.argmax(axis=1)
         rows[:, CONFIDENCE] = probabilities.max(axis=1)
         inked, judged = images.reshape(-1, IMAGE_BYTES).max(axis=1) > 0, rows[:, WHOLE] >= self._whole_threshold
-        rows[:, SHOWS] = inked * (NO_DIGIT + judged)
+        rows[:, SHOWS] = inked * (NOT_ONE_DIGIT + judged)
         return rows
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

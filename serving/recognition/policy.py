@@ -19,9 +19,15 @@ CANDIDATES = 3
 # Tables of decisions, which cost a single image half of what numpy.where does. Index of the first: what the image shows.
 # Index of the second: twice that, plus 1 if the confidence reaches the threshold. What is no digit is none at any error
 # rate, so "no digit" goes before "not certified".
-_INVALID, _NO_DIGIT = Decision.REJECT_INVALID_IMAGE, Decision.REJECT_NO_DIGIT
-_NOT_CERTIFIED = np.array([_INVALID, _NO_DIGIT, Decision.REJECT_NOT_CERTIFIED], np.uint8)
-_CERTIFIED = np.array([_INVALID, _INVALID, _NO_DIGIT, _NO_DIGIT, Decision.REJECT_LOW_CONFIDENCE, Decision.ACCEPT], np.uint8)
+_NOT_CERTIFIED = np.array([Decision.REJECT_INVALID_IMAGE, Decision.REJECT_NO_DIGIT, Decision.REJECT_NOT_CERTIFIED], np.uint8)
+_CERTIFIED = np.array(
+    [
+        *[Decision.REJECT_INVALID_IMAGE, Decision.REJECT_INVALID_IMAGE],
+        *[Decision.REJECT_NO_DIGIT, Decision.REJECT_NO_DIGIT],
+        *[Decision.REJECT_LOW_CONFIDENCE, Decision.ACCEPT],
+    ],
+    np.uint8,
+)
 
 
 class Policy:
@@ -162,7 +168,7 @@ def decide(confidences: NDArray[np.floating], shows: NDArray[np.uint8], threshol
 
     Args:
         confidences: (n,) float.
-        shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT.
+        shows: (n,) uint8, what each image shows: BLANK, NOT_ONE_DIGIT or ONE_DIGIT.
         threshold: the least confidence to accept; None accepts nothing.
 
     Returns:

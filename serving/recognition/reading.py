@@ -56,7 +56,7 @@ class Reading(NamedTuple):
         confidences: (n,) float32, the probability of that digit.
         whole: (n,) float32, the probability that the image shows one whole digit. 1 where the model has contract 1; 0 where
             the framer of crops is not sure.
-        shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT of classifier.py.
+        shows: (n,) uint8, what each image shows: BLANK, NOT_ONE_DIGIT or ONE_DIGIT of classifier.py.
         pixels: the images as the network saw them, 784 bytes each.
         errors: reasons that crops can't be decoded, by their index. The images of these crops are blank.
         loaded: the model version that answered.

@@ -10,12 +10,22 @@ import numpy as np
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
-from serving.inference.classifier import BLANK, CONFIDENCE, DIGIT, LOGITS, NO_DIGIT, ONE_DIGIT, PROBABILITIES, SHOWS, WHOLE
+from serving.inference.classifier import (
+    BLANK,
+    CONFIDENCE,
+    DIGIT,
+    LOGITS,
+    NOT_ONE_DIGIT,
+    ONE_DIGIT,
+    PROBABILITIES,
+    SHOWS,
+    WHOLE,
+)
 from serving.recognition.crop_queue import CropQueue, FramedCrops
 from serving.recognition.policy import Policy
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
 from serving.repository.catalog import Catalog
-from serving.repository.shadow import REFUSED, Shadow
+from serving.repository.shadow import Shadow
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -114,9 +124,9 @@ class Recognizer:
             call.span.answered(*times, model=loaded.name, version=loaded.version, images=call.images)
         rows = answer.rows
         whole, shows = rows[:, WHOLE], rows[:, SHOWS].astype(np.uint8)
-        if framed:  # what the framer doubts is no digit, whatever the model says
+        if framed:  # what the framer doubts is not one digit, whatever the model says
             whole = whole * np.array(framed.whole, np.float32)
-            shows = np.minimum(shows, np.where(framed.whole, ONE_DIGIT, NO_DIGIT)).astype(np.uint8)
+            shows = np.minimum(shows, np.where(framed.whole, ONE_DIGIT, NOT_ONE_DIGIT)).astype(np.uint8)
         reading = Reading(
             logits=rows[:, LOGITS],
             probabilities=rows[:, PROBABILITIES],
@@ -151,8 +161,7 @@ def _copy_to_shadow(shadow: Shadow, reading: Reading, framed: FramedCrops | None
         compared &= framed.whole
     if compared.any():
         images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[compared]
-        digits = np.where(reading.shows == ONE_DIGIT, reading.digits, REFUSED).astype(np.intp)
-        shadow.compare(images.tobytes(), digits[compared])
+        shadow.compare(images.tobytes(), np.stack([reading.digits, reading.shows], axis=1)[compared])
 
 
 async def _limit(work: Awaitable[T], timeout_seconds: float, call: Call) -> T:

@@ -22,10 +22,6 @@ log = logging.getLogger(__name__)
 _MAX_RUNS_WAITING = 8
 
 
-REFUSED = 10
-"""Stands for the answer "no digit" where digits are compared, so that two versions agree if both refuse an image."""
-
-
 class Shadow:
     """Compares a version with stable, on a thread of the lowest priority, while no image waits for an answer.
 
@@ -54,25 +50,25 @@ class Shadow:
         self._agreed, self._disagreed, self._failed, self._skipped = (
             metrics.shadow_images.labels(name, version, outcome) for outcome in ("agreed", "disagreed", "failed", "skipped")
         )
-        self._waiting: deque[tuple[memoryview, NDArray[np.intp]]] = deque()
+        self._waiting: deque[tuple[memoryview, NDArray[np.uint8]]] = deque()
         self._images_waiting = 0
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow", initializer=_lower_priority)
         # An empty context: its log lines must not carry the ids of a traced call that loads the model.
         self._runner = asyncio.create_task(self._compare_all(), context=Context())
 
-    def compare(self, pixels: bytes, digits: NDArray[np.intp]) -> None:
+    def compare(self, pixels: bytes, answers: NDArray[np.uint8]) -> None:
         """Queues images for comparison, or skips them if the shadow is too far behind.
 
         Args:
             pixels: n images, 784 bytes each.
-            digits: (n,) digits that stable read, or REFUSED.
+            answers: (n, 2) stable's columns DIGIT and SHOWS of the classifier.
         """
-        if self._images_waiting and self._images_waiting + len(digits) > _MAX_RUNS_WAITING * self._max_batch_size:
-            self._skipped.inc(len(digits))
+        if self._images_waiting and self._images_waiting + len(answers) > _MAX_RUNS_WAITING * self._max_batch_size:
+            self._skipped.inc(len(answers))
             return
-        self._waiting.append((memoryview(pixels), digits))
-        self._images_waiting += len(digits)
+        self._waiting.append((memoryview(pixels), answers))
+        self._images_waiting += len(answers)
         self._work.set()
 
     def stop(self) -> None:
@@ -84,7 +80,7 @@ class Shadow:
         while True:
             await self._work.wait()
             await self._idle.wait()
-            pixels, digits = self._next_batch()
+            pixels, answers = self._next_batch()
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
             try:
                 event_loop = asyncio.get_running_loop()
@@ -95,29 +91,30 @@ class Shadow:
                 self._failed.inc(len(images))
                 continue
             finite = np.isfinite(rows).all(axis=1)
-            read = np.where(rows[:, SHOWS] == ONE_DIGIT, rows[:, DIGIT], REFUSED)
-            agreed = int((finite & (read == digits)).sum())
+            same_digit, same_kind = (rows[:, [DIGIT, SHOWS]] == answers).T
+            same = same_kind & (same_digit | (rows[:, SHOWS] != ONE_DIGIT))  # the digit of what is not one means nothing
+            agreed = int((finite & same).sum())
             self._agreed.inc(agreed)
             self._disagreed.inc(int(finite.sum()) - agreed)
             self._failed.inc(len(rows) - int(finite.sum()))
 
-    def _next_batch(self) -> tuple[bytes, NDArray[np.intp]]:
-        """Takes up to one batch off the queue: pixels of n images, and the (n,) digits that stable read."""
+    def _next_batch(self) -> tuple[bytes, NDArray[np.uint8]]:
+        """Takes up to one batch off the queue: pixels of n images, and stable's answers, (n, 2)."""
         pixels: list[memoryview] = []
-        digits: list[NDArray[np.intp]] = []
+        answers: list[NDArray[np.uint8]] = []
         room = self._max_batch_size
         while self._waiting and room:
-            images, stable_digits = self._waiting.popleft()
-            size = min(room, len(stable_digits))
+            images, stable = self._waiting.popleft()
+            size = min(room, len(stable))
             pixels.append(images[: size * IMAGE_BYTES])
-            digits.append(stable_digits[:size])
-            if size < len(stable_digits):
-                self._waiting.appendleft((images[size * IMAGE_BYTES :], stable_digits[size:]))
+            answers.append(stable[:size])
+            if size < len(stable):
+                self._waiting.appendleft((images[size * IMAGE_BYTES :], stable[size:]))
             room -= size
         self._images_waiting -= self._max_batch_size - room
         if not self._waiting:
             self._work.clear()
-        return b"".join(pixels), np.concatenate(digits)
+        return b"".join(pixels), np.concatenate(answers)
 
 
 def _lower_priority() -> None:

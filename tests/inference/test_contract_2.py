@@ -5,7 +5,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.classifier import BLANK, NO_DIGIT, ONE_DIGIT, SHOWS, WHOLE
+from serving.inference.classifier import BLANK, NOT_ONE_DIGIT, ONE_DIGIT, SHOWS, WHOLE
 from serving.inference.metadata import ModelError, ModelMetadata
 from serving.inference.model import open_model
 from tests.support.model_files import SPECK, publish_contract_1, publish_whole, set_properties
@@ -24,7 +24,7 @@ def test_a_model_of_contract_2_says_which_images_are_one_whole_digit(tmp_path: P
     assert (model.metadata.contract, model.metadata.whole_threshold) == ("2", 0.5)
     rows = model.classify(three)
     np.testing.assert_array_equal(rows[:, WHOLE], np.array([0.9, 0.1, 0.1], np.float32))
-    assert rows[:, SHOWS].tolist() == [ONE_DIGIT, NO_DIGIT, BLANK]
+    assert rows[:, SHOWS].tolist() == [ONE_DIGIT, NOT_ONE_DIGIT, BLANK]
     np.testing.assert_array_equal(model.infer(three), rows[:, : WHOLE + 1])
 
 
@@ -42,7 +42,7 @@ def test_both_contracts_give_the_same_digits(tmp_path: Path, images: Images) -> 
 
 
 @pytest.mark.parametrize(
-    ("threshold", "shows"), [("0.9", NO_DIGIT), ("0.8999999", ONE_DIGIT), ("0.1", ONE_DIGIT), ("1", NO_DIGIT)]
+    ("threshold", "shows"), [("0.9", NOT_ONE_DIGIT), ("0.8999999", ONE_DIGIT), ("0.1", ONE_DIGIT), ("1", NOT_ONE_DIGIT)]
 )
 def test_whole_is_compared_without_rounding_the_threshold(tmp_path: Path, three: Images, threshold: str, shows: int) -> None:
     # In float32, 0.9 is 0.899999976: below 0.9.

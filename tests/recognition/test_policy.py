@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from serving.answers.decision import Decision, Threshold
-from serving.inference.classifier import BLANK, CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Classifier
-from serving.inference.classifier import NO_DIGIT as SHOWS_NO_DIGIT
+from serving.inference.classifier import BLANK, CONFIDENCE, DIGIT, NOT_ONE_DIGIT, ONE_DIGIT, SHOWS, Classifier
 from serving.recognition.policy import choose, decide
 
 CERTIFIED = (Threshold(0.01, 0.4), Threshold(0.005, 0.7), Threshold(0.002, 0.98))
 LOW, ACCEPT, INVALID = Decision.REJECT_LOW_CONFIDENCE, Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE
 NO_DIGIT = Decision.REJECT_NO_DIGIT
-EACH = np.array([BLANK, SHOWS_NO_DIGIT, ONE_DIGIT], np.uint8)
+EACH = np.array([BLANK, NOT_ONE_DIGIT, ONE_DIGIT], np.uint8)
 
 
 @pytest.mark.parametrize(

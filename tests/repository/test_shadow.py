@@ -111,9 +111,14 @@ async def test_a_shadow_agrees_where_both_find_no_digit(start_server: StartServe
     publish_contract_1(tmp_path, 1)
     for version in (2, 3):
         publish_whole(tmp_path, version)
+    publish_whole(tmp_path, 4, shifted=True)
     shown = np.stack([SPECK, *images[:3]])
-    for stable, outcomes in ((2, {"agreed": 4, "disagreed": 0}), (1, {"agreed": 3, "disagreed": 1})):
-        write_routing(tmp_path, f"stable = {stable}\n[shadow]\nversion = 3")
+    for stable, shadow, outcomes in (
+        (2, 3, {"agreed": 4, "disagreed": 0}),
+        (1, 3, {"agreed": 3, "disagreed": 1}),
+        (2, 4, {"agreed": 1, "disagreed": 3}),
+    ):
+        write_routing(tmp_path, f"stable = {stable}\n[shadow]\nversion = {shadow}")
         server = await start_server(None, models=tmp_path)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             await DigitServiceStub(channel).RecognizeBatch(pb.RecognizeBatchRequest(images=shown.tobytes()), timeout=TIMEOUT)

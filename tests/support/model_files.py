@@ -35,13 +35,18 @@ def publish(models: Path, version: int, name: str = "digits") -> Path:
 def publish_shifted(models: Path, version: int) -> Path:
     """Publishes a valid version that takes every digit for the next one."""
     model = onnx.load(bundled())
+    _shift(model)
+    file = place(models, version)
+    onnx.save(model, file)
+    return file
+
+
+def _shift(model: onnx.ModelProto) -> None:
+    """Gives each digit the answer of the digit before."""
     model.graph.initializer.append(helper.make_tensor("before", TensorProto.INT64, [10], [(n - 1) % 10 for n in range(10)]))
     for output in ("logits", "probabilities"):
         rename_output(model, output, f"true_{output}")
         model.graph.node.append(helper.make_node("Gather", [f"true_{output}", "before"], [output], axis=1))
-    file = place(models, version)
-    onnx.save(model, file)
-    return file
 
 
 def publish_contract_1(models: Path, version: int, name: str = "digits") -> Path:
@@ -51,7 +56,9 @@ def publish_contract_1(models: Path, version: int, name: str = "digits") -> Path
     return file
 
 
-def publish_whole(models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits") -> Path:
+def publish_whole(
+    models: Path, version: int, *, threshold: str = "0.5", broken: str = "", name: str = "digits", shifted: bool = False
+) -> Path:
     """Publishes the bundled model with contract 2 and a rule in place of a trained `whole`.
 
     The rule looks at the mean level of an image: `whole` is 0.9 from 5 to 128, as of every drawn digit, and 0.1 outside. An
@@ -63,9 +70,12 @@ def publish_whole(models: Path, version: int, *, threshold: str = "0.5", broken:
         threshold: property whole_threshold.
         broken: "range" makes `whole` ten times as large; "batch" adds up the levels of all images of a batch.
         name: name of the model.
+        shifted: the version takes every digit for the next one.
     """
     model = _contract_1()
     graph = model.graph
+    if shifted:
+        _shift(model)
     factor, high = 10.0 if broken == "range" else 1.0, 400.0 if broken == "batch" else 128.0
     graph.initializer.extend(
         [

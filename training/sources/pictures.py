@@ -17,8 +17,8 @@ from training.dataset import Dataset, DatasetError, Examples, combined_digest
 from training.sources.partition import split_off_test
 from training.sources.plausible import MOST_IMAGES
 
-NO_DIGIT = "none"  # name of the folder of pictures that show no digit
-CLASSES = (*"0123456789", NO_DIGIT)
+NO_DIGIT_FOLDER = "none"  # name of the folder of pictures that show no digit
+CLASSES = (*"0123456789", NO_DIGIT_FOLDER)
 ENDINGS = (".png", ".jpg", ".jpeg")
 MOST_BYTES = 8 << 20  # of one file
 MOST_LEFT_OUT = 0.25  # share of the pictures of digits
@@ -66,7 +66,9 @@ def read(folder: Path) -> Dataset:
         notes.append(f"{len(read):,} pictures were left out: {'; '.join(read[:NAMED])}{more}")
     refused = sum(part.refused for part in parts.values())
     if refused:
-        notes.append(f"in {refused:,} pictures of `{NO_DIGIT}` the framer finds no digit, so that the service refuses them")
+        notes.append(
+            f"in {refused:,} pictures of `{NO_DIGIT_FOLDER}` the framer finds no digit, so that the service refuses them"
+        )
     no_digits = np.array([image for part in parts.values() for image in part.no_digits], np.uint8).reshape(-1, 28, 28)
     names = sorted({writer for part in parts.values() for writer in part.writers if writer})
     examples = [part.examples(names) for part in parts.values()]
@@ -82,8 +84,8 @@ def _read_classes(folder: Path) -> _Part:
     unknown = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.name not in CLASSES]
     if unknown:
         raise DatasetError(
-            f"{folder} has {unknown[0]!r}; expected folders named by their digit, 0 to 9, and `{NO_DIGIT}` for pictures "
-            "without a digit, or train and test with such folders, or IDX files"
+            f"{folder} has {unknown[0]!r}; expected folders named by their digit, 0 to 9, and `{NO_DIGIT_FOLDER}` for "
+            "pictures without a digit, or train and test with such folders, or IDX files"
         )
     part = _Part()
     for name in CLASSES:
@@ -108,7 +110,7 @@ def _pictures(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _add(part: _Part, name: str, picture: Path, writer: str) -> None:
     image, reason = _framed(picture)
-    if name == NO_DIGIT:
+    if name == NO_DIGIT_FOLDER:
         if image is None:
             part.refused += 1
         else:
