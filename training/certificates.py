@@ -77,7 +77,7 @@ def default_target(record: dict[str, Any]) -> str | None:
     Args:
         record: a run record, or what `certify_mail` returns.
     """
-    certified = [target for target, found in record.get("thresholds", {}).items() if found]
+    certified = [target for target, found in record["thresholds"].items() if found]
     return max((target for target in certified if float(target) <= DEFAULT_ERROR), key=float, default=None)
 
 

@@ -106,14 +106,11 @@ def _stage_record(version: Path) -> dict[str, Any]:
     """Reads the run record of a version that can be a stage.
 
     Raises:
-        VersionError: it is a cascade, has no second head, or is from an older release.
+        VersionError: it is a cascade, has no second head, or is from another release.
     """
     record = read_record(version)
     if "cascade" in record:
         raise VersionError(f"{version} is a cascade itself")
     if "whole" not in record:
         raise VersionError(f"{version} has no output `whole`; train both stages with recipes that have one, such as folded")
-    missing = [entry for entry in (*_SHARED, *_COPIED, "parameters", "recipe") if entry not in record]
-    if missing:
-        raise VersionError(f"{version} is not a version of this release of `digits-train run`: no {missing[0]} in run.json")
     return record

@@ -16,7 +16,6 @@ from training.dataset import MNIST_SHA256, Dataset, DatasetError, Examples, hold
 from training.export import metadata
 from training.exported import Exported
 from training.verify import Reference, verify
-from training.version_directory import VersionError
 
 Convert = Callable[[float, dict[str, str]], onnx.ModelProto]  # temperature, metadata
 LIBRARIES = ("keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy")
@@ -66,9 +65,9 @@ def make_version(
 
 def require_its_data(version: Path, record: dict[str, Any], dataset: Dataset) -> None:
     """Raises DatasetError if a version, with this run record, was trained on other data than `dataset`."""
-    digest = record.get("dataset_sha256")
+    digest = record["dataset_sha256"]
     if digest != dataset.sha256:
-        name = "MNIST" if digest == MNIST_SHA256 else record.get("dataset", {}).get("name", "other data")
+        name = "MNIST" if digest == MNIST_SHA256 else record["dataset"]["name"]
         given = f"{dataset.name} as it is now" if name == dataset.name else dataset.name
         raise DatasetError(f"{version} was trained on {name}, not on {given}; use the --data of its `run`")
 
@@ -78,18 +77,12 @@ def split_again(version: Path, record: dict[str, Any], dataset: Dataset) -> tupl
 
     Raises:
         DatasetError: the version was trained on another dataset, or with another split.
-        VersionError: `version` is not a version that `run` published.
     """
     require_its_data(version, record, dataset)
-    try:
-        train, validation = hold_out(dataset, record["validation_images"], record["seed"])
-        same = record["validation_sha256"] == validation.digest()
-        train = train[: record["training_images"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
-    if not same:
+    train, validation = hold_out(dataset, record["validation_images"], record["seed"])
+    if record["validation_sha256"] != validation.digest():
         raise DatasetError(f"{version} held out other images of {dataset.name}; use the --writers of its `run`")
-    return train, validation
+    return train[: record["training_images"]], validation
 
 
 def certified_on(validation: Examples, name: str) -> str | None:

@@ -171,8 +171,8 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
     require_exportable()
     version = version.resolve()
     record = read_record(version)
-    if record.get("precision") != "fp32":
-        raise VersionError(f"{version} has precision {record.get('precision')}; use the fp32 version that it was made from")
+    if record["precision"] != "fp32":
+        raise VersionError(f"{version} has precision {record['precision']}; use the fp32 version that it was made from")
     train, validation = split_again(version, record, dataset)
     verify_version(version, dataset.test)  # a replaced model.keras must not be published under this version's record
     network = load_network(version)
@@ -184,7 +184,7 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
 
     kept = {name: value for name, value in record.items() if name not in OF_FILE}
     described = {"certified_on": certified_on(validation, dataset.name), "precision": precision}
-    record = {"risk": RISK, **kept, **described, **provenance, **stamp()}
+    record = {**kept, **described, **provenance, **stamp()}
     convert = in_8_bits if precision == "int8" else export
     return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft), replace)
 

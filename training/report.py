@@ -47,8 +47,8 @@ def report(version: Path, dataset: Dataset) -> Path:
         The path of the page, report.html in `version`.
 
     Raises:
-        VersionError: `version` is not a version directory.
-        ReportError: an older digits-train made the version, its model and record disagree, or it can't be written to.
+        VersionError: `version` is not a version directory, or another release made it.
+        ReportError: its record is malformed, its model and record disagree, or it can't be written to.
         VerificationError: its model can't be loaded.
     """
     record, test = read_record(version), dataset.test
@@ -70,10 +70,8 @@ def report(version: Path, dataset: Dataset) -> Path:
     print(f"robustness measuring accuracy on {len(test):,} damaged test images", flush=True)
     record["robustness"] = rows = robustness(predict, test, SEED)
     record["damage_mean"] = {"all": mean_accuracy(rows), "severe": mean_accuracy(rows, SEVERE)}
-    with _record_is_whole(version):
-        record["sources"] = [_on_source(name, source, exported, record) for name, source in sources(test)]
-    with _record_is_whole(version):
-        record["no_digit"] = _non_digits(exported, record["thresholds"], test)
+    record["sources"] = [_on_source(name, source, exported, record) for name, source in sources(test)]
+    record["no_digit"] = _non_digits(exported, record["thresholds"], test)
     with _record_is_whole(version):
         html = page(record, test, logits)
     _write(
@@ -168,12 +166,12 @@ def _non_digits(exported: Exported, thresholds: dict[str, dict[str, Any] | None]
 
 @contextmanager
 def _record_is_whole(version: Path) -> Iterator[None]:
-    """Turns the errors that a missing or malformed entry of a run record causes into a ReportError."""
+    """Turns the errors that a malformed entry of a run record causes into a ReportError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, UndefinedError) as error:
         raise ReportError(
-            f"{version / 'run.json'} is not a run record of this version of digits-train ({error}); run the recipe again"
+            f"{version / 'run.json'} is not a run record that digits-train wrote ({error}); run the recipe again"
         ) from error
 
 

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 OF_THRESHOLDS = ("sources", "no_digit", "mail")
 OF_FILE = (*OF_THRESHOLDS, "robustness", "damage_mean", "verification")
 
+# Entries that every version has, however it was made.
+_ALWAYS = (
+    *("recipe", "source", "parameters", "precision", "seed", "commit", "created", "libraries"),
+    *("dataset_sha256", "training_images", "validation_images", "validation_sha256", "validation_writers"),
+    *("temperature", "validation", "test", "uncalibrated", "drift_reference", "verification"),
+    *("certified_on", "certified", "risk", "thresholds", "fields", "accepts_by_default"),
+)
+
 
 class VersionError(Exception):
     """A version is missing or unusable; the message gives the reason."""
@@ -88,7 +96,7 @@ def read_record(version: Path) -> dict[str, Any]:
     """Reads the run record of a version.
 
     Raises:
-        VersionError: `version` is not a directory that `publish` made.
+        VersionError: `version` is not a directory that `publish` made, or another release made it.
     """
     try:
         record = json.loads((version / "run.json").read_text())
@@ -97,6 +105,12 @@ def read_record(version: Path) -> dict[str, Any]:
         raise VersionError(f"{version} is not a version that `digits-train run` made: run.json: {reason}") from error
     if not isinstance(record, dict):
         raise VersionError(f"{version} is not a version that `digits-train run` made: run.json is not a JSON object")
+    missing = [entry for entry in _ALWAYS if entry not in record]
+    if missing:
+        raise VersionError(
+            f"{version} is not a version of this release of `digits-train run`: no {missing[0]} in run.json; run the recipe "
+            "again"
+        )
     return record
 
 
@@ -127,7 +141,7 @@ def find(directory: Path, fingerprint: str) -> Path | None:
             record = read_record(file.parent)
         except VersionError:
             continue
-        if (record.get("fingerprint"), record.get("precision")) == (fingerprint, "fp32"):
+        if (record.get("fingerprint"), record["precision"]) == (fingerprint, "fp32"):  # a cascade has no fingerprint
             found.append(file.parent)
     return max(found, key=_number, default=None)
 

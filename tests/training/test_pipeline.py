@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.run_records import write_record
 from training.__main__ import main
 from training.dataset import Dataset
 from training.exported import VerificationError
@@ -76,10 +77,7 @@ def test_a_network_of_two_heads_without_held_out_images_can_be_served(drawn: Dat
 
 def accepting_version(model_directory: Path) -> Path:
     """Writes what the guard of the newest version reads: the run record of a version that accepts digits."""
-    directory = model_directory / "20200101000000"
-    directory.mkdir(parents=True)
-    (directory / "run.json").write_text(json.dumps({"thresholds": {"0.005": {"threshold": 0.9}}}))
-    return directory
+    return write_record(model_directory / "20200101000000", thresholds={"0.005": {"threshold": 0.9}})
 
 
 def test_a_version_that_accepts_nothing_replaces_none_that_accepts(

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from serving.settings import BUNDLED
+from tests.support.run_records import write_record
 from training.version_directory import VersionError, _next, find, read_record, require_replaceable
 
 
 def write_version(directory: Path, **record: object) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "run.json").write_text(json.dumps({"fingerprint": "this", "precision": "fp32"} | record))
-    return directory
+    return write_record(directory, **{"fingerprint": "this", "precision": "fp32"} | record)
 
 
 def test_the_next_version_number_exceeds_every_existing_one(tmp_path: Path) -> None:
@@ -60,5 +60,22 @@ def test_the_newest_version_decides_if_it_may_be_replaced(tmp_path: Path) -> Non
     advice = "--hold-out 10000.* more mail .*--replace, a service .* rejects every digit"
     with pytest.raises(VersionError, match=rf"replace .*/10, which accepts digits\. .*{advice}"):
         require_replaceable(tmp_path)
-    write_version(tmp_path / "11")
+    write_version(tmp_path / "11", thresholds={})
     require_replaceable(tmp_path)
+
+
+def test_a_version_of_another_release_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    version = write_version(tmp_path / "9")
+    record = json.loads((version / "run.json").read_text())
+    del record["risk"]
+    (version / "run.json").write_text(json.dumps(record))
+    with pytest.raises(
+        VersionError, match=r"/9 is not a version of this release .*: no risk in run.json; run the recipe again"
+    ):
+        read_record(version)
+    assert find(tmp_path, "this") is None
+
+
+@pytest.mark.parametrize("file", sorted(BUNDLED.glob("*/*/run.json")), ids=lambda file: "/".join(file.parts[-3:-1]))
+def test_every_bundled_version_is_of_this_release(file: Path) -> None:
+    assert read_record(file.parent)["accepts_by_default"]

@@ -15,6 +15,7 @@ def trained_at(record: dict[str, Any]) -> float | None:
     Args:
         record: the version's run record.
     """
+    # The bundled digits-flagship has no entry `dataset`: it learned from MNIST.
     learned = "captured" in record or record.get("dataset", {}).get("kind") == "captured"
     return datetime.fromisoformat(record["created"]).timestamp() if learned else None
 
@@ -27,8 +28,8 @@ def require_unseen(own: OwnMail, version: Path, record: dict[str, Any]) -> None:
         version: the version's directory, for the message.
         record: its run record.
     """
-    known = found_in(own.mail.images, record.get("training_sketch", []))
-    if known or own.origin["sha256"] == record.get("dataset_sha256"):
+    known = found_in(own.mail.images, record.get("training_sketch", []))  # the bundled versions have none
+    if known or own.origin["sha256"] == record["dataset_sha256"]:
         raise DatasetError(
             f"{version} was trained on images of {own.origin['name']}, so its confidence there is no measure. "
             "Certify on other images; `export` certifies a version again on the images that its training held out"

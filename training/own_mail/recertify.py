@@ -27,7 +27,7 @@ from training.make_version import stamp
 from training.own_mail.lexicon import LexiconFile, count_unlisted, fields_of_codes, lookup
 from training.own_mail.mail import OwnMail
 from training.own_mail.shortfall import explain
-from training.version_directory import OF_THRESHOLDS, VersionError, publish, read_record
+from training.version_directory import OF_THRESHOLDS, publish, read_record
 
 
 class _Certified(NamedTuple):
@@ -85,20 +85,17 @@ def recertify(
     print(f"mail       {statement}")
     if not accepts_by_default(certificates):
         print(f"warning    {ACCEPTS_NOTHING}")
-    try:
-        record = {
-            **{name: value for name, value in record.items() if name not in OF_THRESHOLDS},
-            **certificates,
-            "certified_on": statement,
-            "mail": own.origin,
-            "drift_reference": drift_reference(own.mail.images, answers.probabilities),
-            "made_from": version.name,
-            "training_commit": record.get("training_commit", record["commit"]),
-            **stamp(),
-        }
-        properties = metadata({**record, "validation_images": len(own.mail.labels)})
-    except (KeyError, TypeError) as error:
-        raise VersionError(f"{version} is not a version of this release of `digits-train run`: {error}") from error
+    record = {
+        **{name: value for name, value in record.items() if name not in OF_THRESHOLDS},
+        **certificates,
+        "certified_on": statement,
+        "mail": own.origin,
+        "drift_reference": drift_reference(own.mail.images, answers.probabilities),
+        "made_from": version.name,
+        "training_commit": record.get("training_commit", record["commit"]),
+        **stamp(),
+    }
+    properties = metadata({**record, "validation_images": len(own.mail.labels)})
 
     def make(draft: Path) -> dict[str, Any]:
         model = onnx.load(version / "model.onnx")

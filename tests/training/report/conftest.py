@@ -57,6 +57,7 @@ def reported(made: Path, drawn: Dataset, logits: NDArray[np.float64]) -> dict[st
             {"damage": "none", "amount": "", "accuracy": tested["accuracy"], "images": 200},
             {"damage": "shift", "amount": "2 px", "accuracy": 0.6543, "images": 200},
         ],
+        "damage_mean": {"all": 0.6543, "severe": 0.6543},
         "sources": [
             {
                 "name": "another hand",
@@ -68,7 +69,16 @@ def reported(made: Path, drawn: Dataset, logits: NDArray[np.float64]) -> dict[st
                 "accepted": 617,
                 "wrong": 123,
             },
-            {"name": "thick pens", "images": 100, "accuracy": 0.98, "rate": "0.005", "accepted": 0, "wrong": 0},
+            {
+                "name": "thick pens",
+                "images": 100,
+                "accuracy": 0.98,
+                "interval": [0.93, 0.99],
+                "accuracy_by_digit": [0.98] * 10,
+                "rate": "0.005",
+                "accepted": 0,
+                "wrong": 0,
+            },
         ],
     }
 

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.support.run_records import write_record
 from tests.support.studies import rows, study, workbench
 from tests.training import names
 from training.dataset import Dataset, Examples
@@ -103,11 +103,10 @@ def test_only_a_version_of_the_same_training_is_reused(drawn: Dataset, tmp_path:
 
     network = RECIPES["mlp128"].network()
     identity = fingerprint(RECIPES["mlp128"], *RECIPES["mlp128"].split(drawn, 7), 7, 1)
-    record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5}
-    (version := tmp_path / "models" / "digits" / "1").mkdir(parents=True)
+    record = {"fingerprint": identity, "precision": "fp32", "fit_seconds": 1234.5, "history": {"loss": [1.0]}}
+    version = write_record(tmp_path / "models" / "digits" / "1", **record)
     network.save(version / "model.keras")
     (tmp_path / "run.json").write_text("another program's")
-    (version / "run.json").write_text(json.dumps(record | {"history": {"loss": [1.0]}}))
     reused = workbench(drawn, tmp_path, seed=7, epochs=1, models=tmp_path).trained("mlp128")
     assert (reused.seconds, reused.epochs) == (1234.5, 1)
     np.testing.assert_allclose(reused.answers, predict_logits(network, drawn.test.images), rtol=1e-5)
@@ -123,11 +122,10 @@ def test_a_study_uses_a_version_that_was_trained_with_a_teacher(
     from training.teacher import find_teacher
 
     monkeypatch.setitem(RECIPES, "folded", replace(RECIPES["folded"], validation_images=100))
-    recipe, version = RECIPES["folded"], tmp_path / "models" / "digits" / "1"
-    version.mkdir(parents=True)
+    recipe = RECIPES["folded"]
     identity = fingerprint(recipe, *recipe.split(drawn, 0), 0, 2, find_teacher(recipe))
     record = {"fingerprint": identity, "precision": "fp32", "history": {"loss": [1, 0.5]}, "fit_seconds": 3}
-    (version / "run.json").write_text(json.dumps(record))
+    version = write_record(tmp_path / "models" / "digits" / "1", **record)
     recipe.network().save(version / "model.keras")
     bench = workbench(drawn, tmp_path, epochs=2, models=tmp_path / "models")
     assert bench.trained("folded").epochs == 2
