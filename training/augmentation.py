@@ -42,8 +42,16 @@ class RandomWarp(keras.layers.Layer):  # type: ignore[misc]  # keras ships no ty
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for Keras."""
-        names = ("rotation", "shear", "zoom", "shift", "bend", "seed", "knots")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        return {
+            **super().get_config(),
+            "rotation": self.rotation,
+            "shear": self.shear,
+            "zoom": self.zoom,
+            "shift": self.shift,
+            "bend": self.bend,
+            "seed": self.seed,
+            "knots": self.knots,
+        }
 
     def call(self, images: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """Distorts `images` during training."""

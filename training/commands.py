@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from training import pipeline
 from training.captured_images import load_captured
@@ -100,7 +101,7 @@ def run_recipe(options: argparse.Namespace) -> int:
     recipe = _holding_out(options.hold_out, [recipe])[0]
     recipe = changed(recipe, options.batch_size, options.learning_rate, options.optimiser)
     captured = None if options.captured is None else load_captured(options.captured)
-    dataset = _dataset(options)
+    dataset = _dataset(options, options.writers)
     directory, epochs = options.models / options.name, options.epochs or recipe.epochs
     published = pipeline.run(
         recipe,
@@ -121,16 +122,16 @@ def run_recipe(options: argparse.Namespace) -> int:
 def run_catalogue(options: argparse.Namespace) -> int:
     """Runs all or the selected recipes and prints their table."""
     selected = {recipe.name: recipe for recipe in _recipes(options.recipes or list(RECIPES))}
-    dataset = _dataset(options)
+    dataset = _dataset(options, options.writers)
     require_writable(options.models)
     recipes = _holding_out(options.hold_out, (RECIPES | selected).values())
     print(catalogue(recipes, selected, dataset, options.seeds, options.models), end="")
     return 0
 
 
-def _dataset(options: argparse.Namespace) -> Dataset:
-    """Loads the data to train on, and their writers where the command takes any."""
-    dataset = load_dataset(options.data, getattr(options, "writers", None), options.transposed)
+def _dataset(options: argparse.Namespace, writers: Path | None = None) -> Dataset:
+    """Loads the data to train on, with the writers in a file of theirs, for commands that hold images out."""
+    dataset = load_dataset(options.data, writers, options.transposed)
     require_every_digit(dataset)
     return dataset
 
@@ -191,14 +192,14 @@ def compare_versions(options: argparse.Namespace) -> int:
 def remake_version(options: argparse.Namespace) -> int:
     """Publishes a version's network as a new version, exported again or quantised to 8-bit integers."""
     precision = "int8" if options.action == "quantize" else "fp32"
-    print(f"published  {pipeline.remake(options.version, _dataset(options), precision, options.replace)}")
+    print(f"published  {pipeline.remake(options.version, _dataset(options, options.writers), precision, options.replace)}")
     return 0
 
 
 def combine_versions(options: argparse.Namespace) -> int:
     """Publishes a cascade of two versions."""
     stages, settings = (options.first, options.second), (options.name, options.sent_on, options.risk, options.replace)
-    print(f"published  {combine(*stages, _dataset(options), *settings)}")
+    print(f"published  {combine(*stages, _dataset(options, options.writers), *settings)}")
     return 0
 
 
@@ -246,7 +247,7 @@ def run_study(options: argparse.Namespace) -> int:
     if options.photo and options.weights and options.names:
         detector = DetectorFiles(options.photo, options.weights, options.names, options.cfg)
     bench = Workbench(
-        lambda: _dataset(options),
+        lambda: _dataset(options, options.writers),
         options.out,
         options.seed,
         options.epochs,

@@ -103,11 +103,16 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        names = ("fingerprint", "history", "seconds", "backend", "machine")
-        about = json.dumps({name: getattr(self, name) for name in names})
+        about = {
+            "fingerprint": self.fingerprint,
+            "history": self.history,
+            "seconds": self.seconds,
+            "backend": self.backend,
+            "machine": self.machine,
+        }
         arrays = {str(index): keras.ops.convert_to_numpy(value) for index, value in enumerate(self._state())}
         content = io.BytesIO()
-        np.savez(content, about=np.array(about), **arrays)
+        np.savez(content, about=np.array(json.dumps(about)), **arrays)
         write_whole(self.checkpoint, content.getvalue())
 
     def _state(self) -> list[keras.Variable]:

@@ -99,14 +99,16 @@ def mix(
         Images, (n, 28, 28) uint8, in random order, and targets, (n, 11) float32: the weight of each digit, which is its
         probability where there is one, and 1 for a whole digit, else 0.
     """
-    sizes = {name: round(getattr(mixture, name) * mixture.images) for name in ("glyphs", "other_pens", "rubbish")}
-    digits = mixture.images - sum(sizes.values())
+    glyph_count, pen_count, rubbish_count = (
+        round(share * mixture.images) for share in (mixture.glyphs, mixture.other_pens, mixture.rubbish)
+    )
+    digits = mixture.images - glyph_count - pen_count - rubbish_count
     chosen = np.concatenate([random.permutation(len(bank.digits)) for _ in range(-(-digits // len(bank.digits)))])[:digits]
     drawn = [
         examples[random.integers(len(examples), size=size)]
-        for examples, size in ((bank.glyphs, sizes["glyphs"]), (bank.other_pens, sizes["other_pens"]))
+        for examples, size in ((bank.glyphs, glyph_count), (bank.other_pens, pen_count))
     ]
-    other = bank.rubbish[random.integers(len(bank.rubbish), size=sizes["rubbish"])]
+    other = bank.rubbish[random.integers(len(bank.rubbish), size=rubbish_count)]
     images = np.concatenate([bank.digits.images[chosen], *(part.images for part in drawn), other])
     labels = np.concatenate([bank.digits.labels[chosen], *(part.labels for part in drawn)])
     targets = np.concatenate([whole_targets(labels), no_digit_targets(len(other), mixture.doubt)])
