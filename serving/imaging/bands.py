@@ -12,8 +12,11 @@ from serving.imaging.paper import Depth, measure_depth
 NARROWEST = 0.06  # of the crop's longer side; a narrower band is as wide as a stroke
 THIRD = 0.25  # of the second longest run along the edges; a digit in a crop cut close has a third run
 FILLED = 0.95  # of the middle of a band; the rest is noise
+_TAPER = 1.5  # width of the wider end over that of the other; the sides of a band are nearly parallel
+_MIDDLE = 0.8  # of the width of the band; the rest are its edges, which pixels round
 _FITTED = 0.85  # of the width of the band: the width of a rectangle that fits into it
 _LENGTH = 2.5  # of that rectangle over its width; no stroke is as straight and as thick for as long
+_SHIFT = 4  # binary digits after the point of the coordinates that OpenCV draws
 
 Mask = NDArray[np.uint8]
 
@@ -42,7 +45,7 @@ def _find_band(core: Mask) -> tuple[float, float, float] | None:
         return None
     edge = np.concatenate([core[0], core[:, -1], core[-1, ::-1], core[::-1, 0]]) > 0  # clockwise from the top left corner
     changes = np.flatnonzero(edge != np.concatenate([edge[-1:], edge[:-1]]))
-    if len(changes) < 4:
+    if len(changes) < 4:  # the ends of two runs
         return None
     if not edge[changes[0]]:  # the first is the end of a run across the corner
         changes = np.concatenate([changes[1:], changes[:1]])
@@ -61,13 +64,12 @@ def _find_band(core: Mask) -> tuple[float, float, float] | None:
         abs(down * (x[ends[run]] - x[starts[run]]) - across * (y[ends[run]] - y[starts[run]])) + 1.0
         for run in (first, second)
     )
-    if not NARROWEST * max(height, width) <= wide < long or other > 1.5 * wide:
+    if not NARROWEST * max(height, width) <= wide < long or other > _TAPER * wide:
         return None
-    aside = 0.4 * wide * np.array([-down, across])
+    aside = _MIDDLE / 2 * wide * np.array([-down, across])
     ends = np.array([[x0, y0], [x1, y1]])
-    band = cv2.fillConvexPoly(
-        np.zeros_like(core), _fixed_point(np.concatenate([ends + aside, ends[::-1] - aside])), 255, 8, 4
-    )
+    corners = _fixed_point(np.concatenate([ends + aside, ends[::-1] - aside]))
+    band = cv2.fillConvexPoly(np.zeros_like(core), corners, 255, cv2.LINE_8, _SHIFT)
     if cv2.countNonZero(cv2.bitwise_and(band, core)) < FILLED * cv2.countNonZero(band):
         return None
     return across, down, float(wide)
@@ -83,8 +85,8 @@ def _walk_edge(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.in
 
 
 def _fixed_point(corners: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Returns coordinates with four binary digits after the point, as OpenCV draws them."""
-    return np.round(corners * 16).astype(np.int32)
+    """Returns coordinates with binary digits after the point, as OpenCV draws them."""
+    return np.round(corners * (1 << _SHIFT)).astype(np.int32)
 
 
 def _turned_rectangle(across: float, down: float, wide: float) -> Mask:
@@ -94,7 +96,7 @@ def _turned_rectangle(across: float, down: float, wide: float) -> Mask:
     reach = int(np.abs(along).max() + np.abs(aside).max()) + 1
     corners = np.array([along + aside, along - aside, -along - aside, -along + aside]) + reach
     rectangle = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
-    cv2.fillConvexPoly(rectangle, _fixed_point(corners), 1, cv2.LINE_8, 4)
+    cv2.fillConvexPoly(rectangle, _fixed_point(corners), 1, cv2.LINE_8, _SHIFT)
     return rectangle
 
 

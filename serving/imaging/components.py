@@ -6,13 +6,30 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_AREA = 3  # pixels; noise makes smaller components
 SPECK = 0.13  # a component below this share of the digit's area is a speck
 SHORTEST = 0.2  # of the crop's height; no digit in its crop is smaller
 FLATTEST = 2.5  # width over height of the largest component of a digit
 MOST_COMPONENTS = 25  # larger than specks, in a crop; noise has more, and dashed lines are specks
 MOST_PARTS = 5  # of one digit
 LARGEST_PART = 0.45  # of the longer side of a digit, at least; dots that a cleared line leaves are further apart
-SIDE_MARGIN = 0.2  # of the crop, from an edge inwards; the side of a box or comb that was not cleared lies within it
+OVERLAP = 0.1  # of the width of the largest component; a part of a digit, such as the bar of a 5, overlaps with it more
+LARGE_BESIDE = 0.5  # of the height of the largest component; what is taller and stands beside it is another digit
+STRIP = 0.6  # of the crop's height or width; at an edge of the crop, a longer component is printing, not a neighbour
+
+# The side of a box or comb that was not cleared is a line along an edge of the crop.
+SIDE_MARGIN = 0.2  # of the crop, from an edge inwards; the line lies within it
+SIDE_SLIMNESS = 3  # length over thickness
+SHORTEST_SIDE = 0.4  # of the crop's width, or height
+
+# A box, a comb or an underline is wider than the digit. A bar of a comb stands beside the digit.
+THICKEST_UNDERLINE = 0.15  # of the crop's height
+UNDERLINE_OVERLAP = 2  # rows; the soft edges of an underline and of a digit may share as many
+FULLEST_BOX = 0.5  # of the rectangle around the lines of a box; a patch of ink fills more
+NARROWEST_BOX = 0.6  # of the crop's width
+SHORTEST_IN_BOX = 0.35  # of the box's height; what is shorter is no digit written into the box
+BAR_MARGIN = 0.25  # of the crop's width, from an edge inwards; a bar lies within it
+WIDEST_BAR = 0.12  # of the crop's width
 
 Mask = NDArray[np.uint8]
 
@@ -69,10 +86,12 @@ class Choice(NamedTuple):
 
 
 def find_components(core: Mask) -> tuple[NDArray[np.uint16 | np.int32], list[Component]]:
-    """Returns the label of every pixel, (height, width), and the components of three pixels or more, largest first."""
+    """Returns the label of every pixel, (height, width), and the components of LEAST_AREA or more, largest first."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(core, ltype=label_type(core))
     components = [
-        Component(label, area, BoundingBox(*box)) for label, (*box, area) in enumerate(stats[1:].tolist(), 1) if area > 2
+        Component(label, area, BoundingBox(*box))
+        for label, (*box, area) in enumerate(stats[1:].tolist(), 1)
+        if area >= LEAST_AREA
     ]
     return labels, sorted(components, key=lambda component: -component.area)
 
@@ -100,11 +119,11 @@ def choose(components: list[Component], crop: tuple[int, ...]) -> Choice:
             continue
         side = _is_side(one.box, crop)
         if inner and (side or one.box.touches(crop)):
-            strip = side or one.box.height > 0.6 * crop[0] or one.box.width > 0.6 * crop[1]
+            strip = side or one.box.height > STRIP * crop[0] or one.box.width > STRIP * crop[1]
             alone = alone and (strip or one.area < main.area)
             continue
         aside = max(one.box.left - main.box.right, main.box.left - one.box.right)
-        if aside > -0.1 * main.box.width and one.box.height > 0.5 * main.box.height:
+        if aside > -OVERLAP * main.box.width and one.box.height > LARGE_BESIDE * main.box.height:
             alone = False
         chosen.append(one)
     box = _enclose([one.box for one in chosen])
@@ -122,8 +141,8 @@ def _enclose(boxes: list[BoundingBox]) -> BoundingBox:
 def _is_side(box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether a component is long and thin, and lies along an edge of the crop."""
     height, width = crop
-    level = box.width > 3 * box.height and box.width > 0.4 * width
-    upright = box.height > 3 * box.width and box.height > 0.4 * height
+    level = box.width > SIDE_SLIMNESS * box.height and box.width > SHORTEST_SIDE * width
+    upright = box.height > SIDE_SLIMNESS * box.width and box.height > SHORTEST_SIDE * height
     return (level and (box.bottom < SIDE_MARGIN * height or box.top > (1 - SIDE_MARGIN) * height)) or (
         upright and (box.right < SIDE_MARGIN * width or box.left > (1 - SIDE_MARGIN) * width)
     )
@@ -135,11 +154,13 @@ def _surrounds(component: Component, other: BoundingBox, crop: tuple[int, ...]) 
         return False
     box = component.box
     wider = box.left < other.left and box.right > other.right
-    flat = box.height < 0.15 * crop[0] and (box.top >= other.bottom - 2 or box.bottom <= other.top + 2)
-    hollow = component.area < 0.5 * box.width * box.height
+    apart = box.top >= other.bottom - UNDERLINE_OVERLAP or box.bottom <= other.top + UNDERLINE_OVERLAP
+    if wider and apart and box.height < THICKEST_UNDERLINE * crop[0]:
+        return True
+    hollow = component.area < FULLEST_BOX * box.width * box.height
     beyond = box.bottom > other.bottom or box.top < other.top
-    if wider and (flat or (hollow and beyond and box.width > 0.6 * crop[1] and other.height > 0.35 * box.height)):
+    if wider and hollow and beyond and box.width > NARROWEST_BOX * crop[1] and other.height > SHORTEST_IN_BOX * box.height:
         return True
     beside = box.left >= other.right or box.right <= other.left
-    outer = box.right < 0.25 * crop[1] or box.left > 0.75 * crop[1]
-    return beside and outer and box.width < 0.12 * crop[1]
+    outer = box.right < BAR_MARGIN * crop[1] or box.left > (1 - BAR_MARGIN) * crop[1]
+    return beside and outer and box.width < WIDEST_BAR * crop[1]

@@ -33,6 +33,9 @@ _SHRUNK = {  # JPEG: decoding at a fraction of the size, in grey or in colour
     8: (cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
 }
 _BETTER = 1.5  # a channel must part ink from paper this much better than the brightness does
+_COLOURLESS = 8  # of 255; the channels of a grey picture differ by less, also after JPEG has rounded its colours
+_SURROUNDINGS = (15, 15)  # pixels; wider than a stroke in a picture of LONGEST pixels
+_DARKEST = 32  # of 255; in less light, noise would part as well as ink
 
 Pixels = NDArray[np.uint8]
 
@@ -143,7 +146,7 @@ def _to_grey(pixels: NDArray[np.uint8]) -> Pixels:
         pixels = _put_on_paper(pixels)
     channels: Sequence[Pixels] = cv2.split(pixels)
     blue, green, red = channels
-    if cv2.norm(blue, green, cv2.NORM_INF) < 8 and cv2.norm(red, green, cv2.NORM_INF) < 8:
+    if cv2.norm(blue, green, cv2.NORM_INF) < _COLOURLESS and cv2.norm(red, green, cv2.NORM_INF) < _COLOURLESS:
         return green
     grey: Pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
     partings = [_parting(channel) for channel in channels]
@@ -153,8 +156,8 @@ def _to_grey(pixels: NDArray[np.uint8]) -> Pixels:
 
 def _parting(channel: Pixels) -> float:
     """Measures how far details stand out from their surroundings, relative to the light: strokes do, slow light does not."""
-    level = cv2.blur(channel, (15, 15))
-    return float(cv2.norm(channel, level, cv2.NORM_L2)) / max(float(cv2.mean(level)[0]), 32)
+    level = cv2.blur(channel, _SURROUNDINGS)
+    return float(cv2.norm(channel, level, cv2.NORM_L2)) / max(float(cv2.mean(level)[0]), _DARKEST)
 
 
 def _put_on_paper(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -163,7 +166,7 @@ def _put_on_paper(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if alpha.min() == 255:
         return np.ascontiguousarray(colours)
     share = alpha / np.float32(255)
-    visible = float((colours * share).sum() / max(3 * float(share.sum()), 1e-9))
-    paper = 0 if visible > 127 else 255
+    visible = float((colours * share).sum() / max(3 * float(share.sum()), 1e-9))  # mean of three channels; 0 if none is
+    paper = 0 if visible > 127 else 255  # the further of the two
     on_paper: NDArray[np.uint8] = np.round(paper + (colours - np.float32(paper)) * share).astype(np.uint8)
     return on_paper

@@ -14,8 +14,10 @@ from serving.imaging.printing import clear_printing
 from serving.imaging.whole import is_cut_close, is_surrounded_by_paper, is_whole
 
 LEAST_SIDE = 4  # pixels; no digit is seen on a smaller photo
+_NEAR_EDGE = 2  # pixels; the soft edge of printing that begins at the crop's edge
 _SUSPICIOUS = 0.7  # of the crop's height or width; no printing is looked for in less ink that is far from the edges
 _FULL = 0.9  # quantile of the depth of the digit's pixels that counts as full ink
+_SOFT_EDGES = 28  # in the crop's longer side: such an edge of a stroke becomes one pixel of the framed image
 TRACE = 0.2  # of full ink; lighter traces of ink are paper or noise
 FADED = 0.02  # of the digit's pixels; with more traces that hang on to the digit, glare has faded a part of the digit
 PRINTED = 0.8  # of the crop's height or width; traces over more of the crop are of a light print, such as a box
@@ -62,13 +64,13 @@ def find_ink(photo: Pixels) -> Ink:
     if not components:
         return _NOTHING
     choice = choose(components, core.shape)
-    reach = max(1, round(max(core.shape) / 28))
+    reach = max(1, round(max(core.shape) / _SOFT_EDGES))
     box = choice.box
     part = np.s_[max(box.top - reach, 0) : box.bottom + reach, max(box.left - reach, 0) : box.right + reach]
     grey, digit = depth[part], cv2.compare(labels[part], choice.labels[0], cv2.CMP_EQ)
     for label in choice.labels[1:]:
         digit |= cv2.compare(labels[part], label, cv2.CMP_EQ)
-    full = max(quantile(grey, _FULL, digit), 2)
+    full = max(quantile(grey, _FULL, digit), 2)  # so that its half is ink
     whole = choice.alone and is_whole(digit, grey, full, box, core.shape)
     if whole and is_uneven(paper[part]) and not is_cut_close(box, core.shape):
         whole = is_surrounded_by_paper(digit, photo[part])
@@ -102,7 +104,9 @@ def _count_faded(traces: Pixels, core: Pixels, digit: NDArray[np.bool_], reach: 
 
 
 def _is_near_edge(box: BoundingBox, crop: tuple[int, ...]) -> bool:
-    return box.left <= 2 or box.top <= 2 or box.right >= crop[1] - 2 or box.bottom >= crop[0] - 2
+    height, width = crop
+    near = _NEAR_EDGE
+    return box.left <= near or box.top <= near or box.right >= width - near or box.bottom >= height - near
 
 
 @lru_cache(64)

@@ -14,6 +14,20 @@ _SMALL = 32  # longer side of the picture that narrow details are compared on, a
 _PAPER_BORDER = 0.65  # share of the border; with more of it on one side of the threshold, that is paper
 _EVEN = 0.65  # of the brightest paper's level; where the darkest is below, light or something dark lies across the crop
 _DIM = 0.8  # of the brightest paper's level; darker paper is in a shadow
+_DIMMEST = 64  # of 255; depth is a share of no less light, since in the dark a grey level of noise is a large share
+
+# Noise is Gaussian, and its standard deviation is that of one pixel. Half of the differences of two neighbours are below
+# 0.95 of it: 0.6745, the quartile of the normal distribution, times the root of 2.
+_OF_MEDIAN_STEP = 1.05  # 1 / 0.95
+_BARE_PAPER = 0.25  # quantile of the depth, that of bare paper: most of a crop is paper
+_OF_QUARTILE = 0.7  # about 0.6745: from the quartile of bare paper to its mean
+_NOISE_ALONE, _CERTAIN = 3, 6  # standard deviations of noise that noise may reach; that ink exceeds somewhere
+
+# Strokes are thinner than paper: signs of dark ink on light paper, or of light ink on dark paper.
+_THICKNESS_WEIGHT = 0.8  # of the logarithm of the ratio of both thicknesses, against two signs from -1 to 1
+_LIGHT_PAPER = 0.1  # of the sum of the signs: where they are equal, paper is light, as most paper is
+_STROKE = 5  # pixels of the small picture; strokes are narrower
+_STANDS_OUT = 12  # of 255; less is the noise of the small picture
 _EXTENDED = 0.7  # share of the nearby paper's level that a photo goes on with beyond its edge, at least
 
 Pixels = NDArray[np.uint8]
@@ -64,8 +78,9 @@ def even_out(photo: Pixels) -> Depth:
     light = _divide(cv2.bitwise_not(photo), paper_border=share < 1 - _PAPER_BORDER)
     if not dark.core.any() or not light.core.any():
         return dark if dark.core.any() else light
-    balance = _compare_details(photo) + 0.8 * math.log(_measure_thickness(light.core) / _measure_thickness(dark.core))
-    return dark if balance > -0.1 else light
+    thicker = math.log(_measure_thickness(light.core) / _measure_thickness(dark.core))
+    balance = _compare_details(photo) + _THICKNESS_WEIGHT * thicker
+    return dark if balance > -_LIGHT_PAPER else light
 
 
 def is_uneven(paper: Pixels) -> bool:
@@ -112,12 +127,14 @@ def measure_depth(photo: Pixels, paper: Pixels) -> Depth:
         paper: (height, width) uint8, the bare paper under the ink, nowhere darker than the photo.
     """
     darkest = cv2.minMaxLoc(paper)[0]
-    light = paper if darkest >= 64 else cv2.max(paper, 64)
+    light = paper if darkest >= _DIMMEST else cv2.max(paper, _DIMMEST)
     pixels = cv2.divide(cv2.subtract(paper, photo), light, scale=255)
     steps = cv2.absdiff(photo[::2, 1:], photo[::2, :-1])
-    noise = 1.05 * _sample_quantile(steps, 0.5) * 255 / max(darkest, 64)  # where it is darkest
-    bias = _sample_quantile(pixels, 0.25) + 0.7 * noise  # of the paper; a closing follows the brightest noise
-    least, faint = max(bias + 6 * noise, LEAST_CONTRAST), bias + 3 * noise
+    noise = _OF_MEDIAN_STEP * _sample_quantile(steps, 0.5) * 255 / max(darkest, _DIMMEST)  # where it is darkest
+    bias = (
+        _sample_quantile(pixels, _BARE_PAPER) + _OF_QUARTILE * noise
+    )  # of the paper; a closing follows the brightest noise
+    least, faint = max(bias + _CERTAIN * noise, LEAST_CONTRAST), bias + _NOISE_ALONE * noise
     if cv2.minMaxLoc(pixels)[1] < least:
         return Depth(pixels, np.zeros_like(pixels), round(faint), photo, paper)
     threshold, core = cv2.threshold(pixels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
@@ -147,7 +164,7 @@ def _extend(photo: Pixels, reach: int, *, paper_border: bool) -> Pixels:
 
 
 def _measure_thickness(core: Pixels) -> float:
-    """Returns the mean distance of the pixels of a mask from its outline, at least 0.1."""
+    """Returns the mean distance of the pixels of a mask from its outline, plus 0.1, since a ratio of two is taken."""
     return cv2.mean(cv2.distanceTransform(core, cv2.DIST_L2, 3), core)[0] + 0.1
 
 
@@ -160,11 +177,11 @@ def _compare_details(photo: Pixels) -> float:
     height, width = (max(1, side // factor) for side in photo.shape)
     even = cv2.blur(photo, (3, 3), borderType=cv2.BORDER_REPLICATE)[: height * factor, : width * factor]
     small = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
-    dark = cv2.norm(cv2.morphologyEx(small, cv2.MORPH_CLOSE, _square(5)), small, cv2.NORM_L2SQR)
-    light = cv2.norm(cv2.morphologyEx(small, cv2.MORPH_OPEN, _square(5)), small, cv2.NORM_L2SQR)
+    dark = cv2.norm(cv2.morphologyEx(small, cv2.MORPH_CLOSE, _square(_STROKE)), small, cv2.NORM_L2SQR)
+    light = cv2.norm(cv2.morphologyEx(small, cv2.MORPH_OPEN, _square(_STROKE)), small, cv2.NORM_L2SQR)
     around = cv2.medianBlur(small, max(3, max(small.shape) // 4 | 1))
-    darker = cv2.sumElems(cv2.subtract(cv2.subtract(around, small), 12))[0]
-    lighter = cv2.sumElems(cv2.subtract(cv2.subtract(small, around), 12))[0]
+    darker = cv2.sumElems(cv2.subtract(cv2.subtract(around, small), _STANDS_OUT))[0]
+    lighter = cv2.sumElems(cv2.subtract(cv2.subtract(small, around), _STANDS_OUT))[0]
     return (dark - light) / (dark + light + 1) + (darker - lighter) / (darker + lighter + 1)
 
 

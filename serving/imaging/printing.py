@@ -19,6 +19,23 @@ LONG = 0.75  # of the crop; a side of a box is at least as long, except in boxes
 
 _NEXT = np.ones((3, 3), np.uint8)
 _BARE = 0.3  # quantile of a line's thickness; along the rest of the line a stroke may touch it
+_STRAIGHT = 1.5  # pixels that a straight line strays, by noise and by the rounding of its edge
+_ACROSS = 0.95  # of the crop, at least; a line from edge to edge may lose its ends to the light
+
+# A ruling line.
+_AT_EDGE = 3  # pixels; a line from edge to edge has ink within as many columns of both edges
+_SHORTEST_RUN = 9  # pixels; a third of a small crop's width is no longer than a stroke is wide
+_LEAST_BARE = 0.4  # of the crop's width, without a stroke on the line
+_MOSTLY = 0.7  # of a bare line; as much of a printed one is straight
+_SPARE = 1  # rows on either side of a line that its soft edge covers
+_PRINT, _PEN = 0.9, 0.8  # quantiles of the depth that stand for lines and for other ink; darker pixels are crossings
+_FILLS = 0.03  # of the crop's longer side; a digit in a crop cut close comes as near to its edges
+
+# A side of a box, or a strip.
+THICKEST_SIDE = 0.25  # of the crop; a strip may be as thick
+_SEEN = 0.5  # of the columns, at least, have ink near the edge where there is a side
+_SOFT_EDGE = 0.7  # rows beyond a side that are cleared, too
+_FLUSH = 0.9  # of the columns of a strip; it begins in their first or second row
 
 Mask = NDArray[np.uint8]
 
@@ -79,7 +96,7 @@ def _clear_rulings(core: Mask, depth: Mask, faint: int) -> tuple[Mask, bool, boo
     fills = (len(level) == 1 and _fills(cleared, level[0])) or (len(upright) == 1 and _fills(cleared.T, upright[0]))
     if fills or (len(level) + len(upright) == 1 and not cv2.countNonZero(cleared)):
         return core, False, False
-    print_level, pen_level = quantile(depth, 0.9, cv2.subtract(core, cleared)), quantile(depth, 0.8, cleared)
+    print_level, pen_level = quantile(depth, _PRINT, cv2.subtract(core, cleared)), quantile(depth, _PEN, cleared)
     if pen_level > PARTED * print_level:
         cv2.subtract(depth, print_level, dst=depth)
         _, parted = cv2.threshold(depth, (pen_level - print_level) / 2, 255, cv2.THRESH_BINARY)
@@ -91,7 +108,7 @@ def _clear_rulings(core: Mask, depth: Mask, faint: int) -> tuple[Mask, bool, boo
 def _fills(rest: Mask, line: Line) -> bool:
     """Tells whether a level line and the rest of the ink reach from top to bottom, as a 7 does in a crop cut close."""
     height = len(rest)
-    near = 1 + round(0.03 * max(rest.shape))
+    near = 1 + round(_FILLS * max(rest.shape))
     top, bottom = rest[:near].any(), rest[-near:].any()
     line_top, line_bottom = line.start.min() < near, line.start.max() + line.thickness > height - near
     return bool((top or bottom) and (top or line_top) and (bottom or line_bottom))
@@ -101,39 +118,40 @@ def _find_rulings(core: Mask) -> list[Line]:
     """Finds level lines from edge to edge."""
     height, width = core.shape
     ink = np.ascontiguousarray(core)
-    if not (cv2.countNonZero(ink[:, :3]) and cv2.countNonZero(ink[:, -3:])):
+    if not (cv2.countNonZero(ink[:, :_AT_EDGE]) and cv2.countNonZero(ink[:, -_AT_EDGE:])):
         return []
     spread = cv2.dilate(ink, _NEXT)
-    runs = cv2.morphologyEx(spread, cv2.MORPH_OPEN, np.ones((1, max(9, width // 3)), np.uint8))
+    runs = cv2.morphologyEx(spread, cv2.MORPH_OPEN, np.ones((1, max(_SHORTEST_RUN, width // 3)), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(runs, ltype=label_type(runs))
     lines = []
     for label, (_, top, extent, rows, _) in enumerate(stats[1:].tolist(), 1):
-        if extent < 0.95 * width:
+        if extent < _ACROSS * width:
             continue
         line = (labels[top : top + rows] == label) & (ink[top : top + rows] > 0)
         sums = line.sum(axis=0)
         columns = sums.nonzero()[0]
         thickness = int(_rank(sums[columns], _BARE))
         thin = columns[sums[columns] <= thickness + 1]
-        if thickness > THICKEST_LINE * height or len(thin) < 0.4 * width:
+        if thickness > THICKEST_LINE * height or len(thin) < _LEAST_BARE * width:
             continue
         middles = (np.arange(top, top + rows) @ line)[thin] / sums[thin]
         fitted = _fit(thin, middles, width)
-        if fitted is not None and np.count_nonzero(np.abs(middles - fitted[thin]) < 1.5) > 0.7 * len(thin):
+        if fitted is not None and np.count_nonzero(np.abs(middles - fitted[thin]) < _STRAIGHT) > _MOSTLY * len(thin):
             lines.append(Line(fitted - (thickness - 1) / 2, thickness, 1.0, flush=False))
     return lines
 
 
 def _clear_ruling(core: Mask, cleared: Mask, band: NDArray[np.bool_], line: Line) -> None:
     """Clears a line in `cleared`, but not where ink lies above or below it. Adds the line's place to `band`."""
-    start, end = line.start, line.start + line.thickness
-    top, bottom = max(int(start.min()) - 3, 0), int(end.max()) + 3  # of all rows that matter, a few of the crop
+    start, end = line.start - _SPARE, line.start + line.thickness + _SPARE
+    top, bottom = max(int(start.min()) - 2, 0), int(end.max()) + 2  # of all rows that matter, a few of the crop
     ink = core[top:bottom] > 0
     rows = np.arange(top, top + len(ink))[:, None]
-    beside = (rows == np.rint(start - 2)) | (rows == np.rint(end + 1))
-    around = (rows > start - 2.5) & (rows < end + 1.5)
-    crossed = (beside & ink).any(axis=0) | ((around & ink).sum(axis=0) >= line.thickness + 2)  # or a stroke lies along it
-    inside = (rows > start - 1.5) & (rows < end + 0.5)
+    beside = (rows == np.rint(start - 1)) | (rows == np.rint(end))
+    around = (rows > start - 1.5) & (rows < end + 0.5)
+    thick = line.thickness + 2 * _SPARE
+    crossed = (beside & ink).any(axis=0) | ((around & ink).sum(axis=0) >= thick)  # or a stroke lies along it
+    inside = (rows > start - 0.5) & (rows < end - 0.5)
     cleared[top:bottom][inside & ~crossed] = 0
     band[top:bottom] |= inside
 
@@ -165,7 +183,7 @@ def _clear_sides(core: Mask, *, level: bool, upright: bool) -> tuple[Mask, dict[
     for name in chosen:
         view, side = _views(cleared)[name], found[name]
         thickness = side.thickness if side.flush else min(side.thickness, thickest)
-        end = side.start + thickness + 0.7
+        end = side.start + thickness + _SOFT_EDGE
         beyond = view[: int(end.max()) + 1]
         beyond[np.arange(len(beyond))[:, None] < end] = 0
     return cleared, {name: found[name] for name in chosen}
@@ -183,12 +201,12 @@ def _find_side(ink: Mask) -> Line | None:
     near = ink[: max(3, round(DEEPEST_SIDE * height))]
     first = near.argmax(axis=0)
     columns = np.flatnonzero(near.any(axis=0))
-    if len(columns) < 0.5 * width:
+    if len(columns) < _SEEN * width:
         return None
     start = _fit(columns, first[columns], width)
     if start is None:
         return None
-    straight = columns[np.abs(first[columns] - start[columns]) <= 1.5]
+    straight = columns[np.abs(first[columns] - start[columns]) <= _STRAIGHT]
     count = len(straight)
     if count < SHORTEST_SIDE * width:
         return None
@@ -197,9 +215,9 @@ def _find_side(ink: Mask) -> Line | None:
     inner |= np.arange(height)[:, None] < first
     ends = np.where(inner.all(axis=0), height, inner.argmin(axis=0))
     thickness = int(_rank(ends - first, _BARE))
-    if thickness > 0.25 * height:
+    if thickness > THICKEST_SIDE * height:
         return None
-    flush = count > 0.95 * width and np.count_nonzero(first <= 1) > 0.9 * count
+    flush = count > _ACROSS * width and np.count_nonzero(first <= 1) > _FLUSH * count
     return Line(start, thickness, count / width, flush=bool(flush))
 
 

@@ -11,22 +11,41 @@ from serving.imaging.components import SHORTEST, BoundingBox
 WIDEST = 2.0  # width over height; hardly one of MNIST's digits in a thousand is wider
 THICKEST_STROKE = 0.55  # of the digit's longer side; one of MNIST's digits in a thousand has a thicker stroke
 THINNEST_STROKE = 0.03
+LEAST_MEASURED = 12  # pixels of a digit's longer side; in a smaller one, half a pixel decides about the stroke's width
 MOST_HOLES = 2  # an 8 has two
 
 # A straight bar is a 1, or a mark: a comma is shorter; a separator or a side of a box is taller, or stands aside.
 BAR = 1.9  # length over breadth
 SHORTEST_BAR, LONGEST_BAR = 0.27, 0.8  # of the crop's height
 SIDE_BAR = 0.6  # of the crop's height, for a bar beside the crop's middle
+BAR_AREA = 1.3  # of the area of a bar as long as the diagonal and as wide as the stroke; the ink of other shapes is more
+BAR_FILL = 0.7  # of the turned rectangle around a bar
+THIN_BAR, THIN_BAR_FILL = 4, 0.45  # pixels, and the share of a bar that is no broader: a slanted one leaves steps
+WIDEST_BAR = 0.35  # of the crop's width; where an upright bar is wider, the crop is cut close
+UPRIGHT = 1.3  # width of the upright rectangle over the breadth of the bar; a slanted bar is wider
 BAR_PLACE = 0.25  # of the crop's width: a bar whose middle is nearer to an edge stands aside
 
 THINNEST_BAR = 12.0  # length over breadth of a printed line; none of MNIST's 1s in 4,000 digits is thinner than 10
 SOLID = 0.85  # share of its hull that a hole punched at the crop's edge fills; of MNIST's digits, only 1s are as solid
 BOX_HOLE, BOX_SQUARE = 0.5, 0.82  # shares: a box's hole of its outline, and that of the rectangle around; a 0 is rounder
+LEAST_HOLE = 0.01  # of the rectangle around the digit; smaller holes are gaps in the ink
+SIDE_BY_SIDE = 0.6  # of the smaller hole's height that both share; in an 8 they lie one above the other
 CLOSE = 0.85  # of the crop's height and width; a digit in a crop cut close has more
 NARROW = 0.5  # width over height; a crop cut close around a 1 is narrower
+LONGEST_CUT = 0.5  # of a solid digit's width or height; a part of a disc, or a strip, touches the crop's edge for longer
+LONGEST_TOUCH = 0.4  # of the crop's edge; a digit cut off touches it for longer
 FULL_INK, MOST_LIGHT = 0.8, 0.4  # of full ink; and of the pixels within the outline of a digit that is cut close
 LEAST_BOX_HOLE = 0.28  # of the rectangle around a box, even a turned one
 THICKEST_ANGLE = 0.09  # of the longer side; two sides of a box are thinner lines than the strokes of a 7
+
+# A plus, or two sides of a box: a level and an upright bar, and hardly anything else.
+PLUS = 0.6, 1.67  # width over height, from and to
+ANGLE = 0.35, 2.9  # width over height, of two sides of a box, of which one may be cut off
+BAR_ROW = 0.85  # of the width or height that the ink of a bar fills
+THICKEST_BAR = 0.35  # of the height or width
+OFF_CENTRE = 0.15  # of the height or width, at most, for the bars of a plus
+BAR_REST = 0.08  # of the ink, outside of the bars and of the two pixels next to them
+BAR_EDGE = 2  # pixels
 
 SHARP = 0.45  # change of depth over two pixels across the outline, as a share of full ink; MNIST's enlarged digits have 0.7
 SHARPEST, FULLEST = 0.65, 0.75  # where the ink is less full than that on average, it must be as sharp
@@ -57,12 +76,12 @@ def is_whole(digit: Mask, depth: Mask, full: int, box: BoundingBox, crop: tuple[
     digit, depth = digit[y : y + height, x : x + width], depth[y : y + height, x : x + width]
     framed = cv2.copyMakeBorder(digit, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     stroke = 2 * cv2.minMaxLoc(cv2.distanceTransform(framed, cv2.DIST_L2, 3))[1]
-    if longer > 12 and not THINNEST_STROKE * longer < stroke < THICKEST_STROKE * longer:
+    if longer > LEAST_MEASURED and not THINNEST_STROKE * longer < stroke < THICKEST_STROKE * longer:
         return False
     if not _meets_edges_as_a_digit(digit, depth, full, box, crop):
         return False
     area = cv2.countNonZero(framed)
-    if area < 1.3 * stroke * math.hypot(width, height) and _is_mark(framed, box, crop):
+    if area < BAR_AREA * stroke * math.hypot(width, height) and _is_mark(framed, box, crop):
         return False
     thin = area < THICKEST_ANGLE * max(width, height) * (width + height) and not is_cut_close(box, crop)
     return not _are_two_bars(digit, area, printed=thin) and _has_holes_of_a_digit(framed)
@@ -109,9 +128,9 @@ def _meets_edges_as_a_digit(digit: Mask, depth: Mask, full: int, box: BoundingBo
         return _is_of_one_ink(digit, depth, full)
     level = max(top and np.count_nonzero(digit[0]), bottom and np.count_nonzero(digit[-1]))
     upright = max(left and np.count_nonzero(digit[:, 0]), right and np.count_nonzero(digit[:, -1]))
-    if max(level / box.width, upright / box.height) > 0.5 and _is_solid(digit):
+    if max(level / box.width, upright / box.height) > LONGEST_CUT and _is_solid(digit):
         return False
-    return bool(level < 0.4 * crop[1] and upright < 0.4 * crop[0])
+    return bool(level < LONGEST_TOUCH * crop[1] and upright < LONGEST_TOUCH * crop[0])
 
 
 def _is_of_one_ink(digit: Mask, depth: Mask, full: int) -> bool:
@@ -129,13 +148,14 @@ def _is_solid(digit: Mask) -> bool:
 def _is_mark(framed: Mask, box: BoundingBox, crop: tuple[int, ...]) -> bool:
     """Tells whether a straight bar has a size or a place in the crop that no 1 has."""
     height, width = crop
-    if box.width > 0.35 * width:
-        return False  # the crop is cut close
+    if box.width > WIDEST_BAR * width:
+        return False
     (x, _), (one, other), _ = cv2.minAreaRect(cv2.findNonZero(framed))
     length, breadth = max(one, other) + 1, min(one, other) + 1
-    if length < BAR * breadth or np.count_nonzero(framed) < (0.7 if breadth > 4 else 0.45) * length * breadth:
+    fill = BAR_FILL if breadth > THIN_BAR else THIN_BAR_FILL
+    if length < BAR * breadth or np.count_nonzero(framed) < fill * length * breadth:
         return False
-    upright = box.width < 1.3 * breadth + 1
+    upright = box.width < UPRIGHT * breadth + 1
     aside = not BAR_PLACE * width < box.left + x < (1 - BAR_PLACE) * width
     long = (length > LONGEST_BAR * height and (upright or aside)) or length > THINNEST_BAR * breadth
     return length < SHORTEST_BAR * height or long or (aside and length > SIDE_BAR * height)
@@ -146,7 +166,7 @@ def _has_holes_of_a_digit(framed: Mask) -> bool:
     contours, hierarchy = cv2.findContours(framed, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if len(contours) == 1:
         return True
-    least = 0.01 * framed.size
+    least = LEAST_HOLE * framed.size
     holes = [contour for contour, row in zip(contours, hierarchy[0].tolist(), strict=True) if row[3] >= 0]
     areas = [cv2.contourArea(hole) for hole in holes]
     if max(areas, default=0) > LEAST_BOX_HOLE * framed.size and _is_box(max(contours, key=cv2.contourArea), max(areas)):
@@ -155,7 +175,7 @@ def _has_holes_of_a_digit(framed: Mask) -> bool:
     if len(boxes) == 2:
         (x, y, w, h), (other, below, wide, high) = boxes
         beside = max(x, other) >= min(x + w, other + wide)
-        return not beside or min(y + h, below + high) - max(y, below) < 0.6 * min(h, high)
+        return not beside or min(y + h, below + high) - max(y, below) < SIDE_BY_SIDE * min(h, high)
     return len(boxes) <= MOST_HOLES
 
 
@@ -169,19 +189,19 @@ def _is_box(outline: NDArray[np.int32], hole: float) -> bool:
 def _are_two_bars(digit: Mask, area: int, *, printed: bool) -> bool:
     """Tells whether a level and an upright bar are nearly all of the ink: a plus, or two sides of a printed box."""
     height, width = digit.shape
-    square = 0.6 < width / height < 1.67
-    if not (square or (printed and 0.35 < width / height < 2.9)):
+    square = PLUS[0] < width / height < PLUS[1]
+    if not (square or (printed and ANGLE[0] < width / height < ANGLE[1])):
         return False
-    level = np.flatnonzero(cv2.reduce(digit, 1, cv2.REDUCE_AVG)[:, 0] > 0.85 * 255)
-    if not 0 < level.size < 0.35 * height:
+    level = np.flatnonzero(cv2.reduce(digit, 1, cv2.REDUCE_AVG)[:, 0] > BAR_ROW * 255)
+    if not 0 < level.size < THICKEST_BAR * height:
         return False
-    upright = np.flatnonzero(cv2.reduce(digit, 0, cv2.REDUCE_AVG)[0] > 0.85 * 255)
-    if not 0 < upright.size < 0.35 * width:
+    upright = np.flatnonzero(cv2.reduce(digit, 0, cv2.REDUCE_AVG)[0] > BAR_ROW * 255)
+    if not 0 < upright.size < THICKEST_BAR * width:
         return False
-    central = abs(level.mean() / height - 0.5) < 0.15 and abs(upright.mean() / width - 0.5) < 0.15
+    central = abs(level.mean() / height - 0.5) < OFF_CENTRE and abs(upright.mean() / width - 0.5) < OFF_CENTRE
     if not (printed or (square and central)):
         return False
     rest = digit.copy()
-    rest[max(level[0] - 2, 0) : level[-1] + 3] = 0
-    rest[:, max(upright[0] - 2, 0) : upright[-1] + 3] = 0
-    return cv2.countNonZero(rest) < 0.08 * area
+    rest[max(level[0] - BAR_EDGE, 0) : level[-1] + 1 + BAR_EDGE] = 0
+    rest[:, max(upright[0] - BAR_EDGE, 0) : upright[-1] + 1 + BAR_EDGE] = 0
+    return cv2.countNonZero(rest) < BAR_REST * area
