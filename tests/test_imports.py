@@ -99,7 +99,7 @@ def test_the_client_imports_nothing_of_the_service_but_stubs() -> None:
 
 
 # What training must apply exactly as the service does: the framing of a digit, the framing of a crop, the lookup of a field.
-SHARED = ("serving.imaging.framing", "serving.imaging.decode", "serving.answers.lexicon")
+SHARED = ("serving.imaging.framing", "serving.imaging.crop", "serving.imaging.headers", "serving.answers.lexicon")
 
 
 @pytest.mark.parametrize(("half", "other", "shared"), [("serving", "training", ()), ("training", "serving", SHARED)])

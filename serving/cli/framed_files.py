@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from serving.client.image_files import ImageError, light_ink, parse_raw, read_file
 from serving.client.requests import SIDE
-from serving.imaging.decode import CropError, Framed, decode, frame_crop
-from serving.imaging.headers import parse_header
+from serving.imaging.crop import Framed, frame_crop
+from serving.imaging.decode import decode
+from serving.imaging.headers import CropError, parse_header
 
 
 def parse_framed(content: bytes) -> NDArray[np.uint8] | None:

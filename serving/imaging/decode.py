@@ -1,19 +1,12 @@
-"""Decoder of crops: PNG or JPEG files of one digit on paper, to grey levels and to the image that the models read."""
+"""Decoder of crops: PNG or JPEG files of one digit on paper, to grey levels."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.imaging.framing import frame
-from serving.imaging.headers import MAX_PIXELS, CropError, Header, parse_header
-from serving.imaging.ink import find_ink
-
-__all__ = ["MAX_PIXELS", "CropError", "Framed", "decode", "frame_crop", "frame_grey"]
-
-LONGEST = 80  # pixels of the longer side aimed at when scaling down; more pixels add no detail of a digit, and take longer
+from serving.imaging.headers import CropError, Header, parse_header
 
 cv2.setNumThreads(1)  # crops are small, and several threads frame them
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error of a broken file goes to its caller
@@ -34,44 +27,10 @@ _SHRUNK = {  # JPEG: decoding at a fraction of the size, in grey or in colour
 }
 _BETTER = 1.5  # a channel must part ink from paper this much better than the brightness does
 _COLOURLESS = 8  # of 255; the channels of a grey picture differ by less, also after JPEG has rounded its colours
-_SURROUNDINGS = (15, 15)  # pixels; wider than a stroke in a picture of LONGEST pixels
+_SURROUNDINGS = (15, 15)  # pixels; wider than a stroke in a picture of 80 pixels
 _DARKEST = 32  # of 255; in less light, noise would part as well as ink
 
 Pixels = NDArray[np.uint8]
-
-
-class Framed(NamedTuple):
-    """A crop as the models read it.
-
-    Attributes:
-        image: (28, 28) uint8, 0 paper to 255 ink, framed as MNIST; all 0 if no ink is found.
-        whole: False where the crop does not certainly show one whole digit.
-    """
-
-    image: Pixels
-    whole: bool
-
-
-def frame_crop(content: bytes) -> Framed:
-    """Converts a crop to the image that the models read.
-
-    Args:
-        content: content of a PNG or JPEG file.
-
-    Raises:
-        CropError: the file can't be decoded.
-    """
-    return frame_grey(decode(content, LONGEST))
-
-
-def frame_grey(photo: Pixels) -> Framed:
-    """Finds and frames the digit in a photo.
-
-    Args:
-        photo: (height, width) uint8, 0 black to 255 white.
-    """
-    ink, whole = find_ink(photo)
-    return Framed(frame(ink), whole)
 
 
 def decode(content: bytes, longest: int | None = None) -> Pixels:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
+from serving.imaging.headers import CropError
 from serving.telemetry.metrics import Metrics
 
 _TURN = 5  # crops of one call framed in a row, as in a field; then other calls have their turn, and the caller may have gone
@@ -120,7 +121,7 @@ def _frame_all(crops: Sequence[bytes]) -> list[tuple[bytes, bool, str, float]]:
     Returns:
         For each crop: the image, whether it shows one whole digit, why it can't be decoded or "", and the seconds.
     """
-    from serving.imaging.decode import CropError, frame_crop  # OpenCV: a service without crops starts sooner
+    from serving.imaging.crop import frame_crop  # OpenCV: a service without crops starts sooner
 
     framed = []
     for crop in crops:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from serving.client import Decision, DigitClient, Recognition
 from serving.feedback import capture
 from serving.feedback.capture_records import NO_DIGIT_BY_FRAMER
-from serving.imaging import decode
+from serving.imaging import crop
 from serving.inference.classifier import Classifier
 from serving.inference.model import open_model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -114,13 +114,13 @@ async def test_one_image_that_is_no_digit_rejects_its_field_and_is_named(
 @pytest.fixture
 def second_doubted(crops: list[bytes], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Three crops, of which the framer doubts the second."""
-    frame_crop = decode.frame_crop
+    frame_crop = crop.frame_crop
 
-    def doubt_the_second(content: bytes) -> decode.Framed:
+    def doubt_the_second(content: bytes) -> crop.Framed:
         framed = frame_crop(content)
         return framed if content != crops[1] else framed._replace(whole=False)
 
-    monkeypatch.setattr(decode, "frame_crop", doubt_the_second)
+    monkeypatch.setattr(crop, "frame_crop", doubt_the_second)
     return crops[:3]
 
 

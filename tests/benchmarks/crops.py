@@ -4,7 +4,6 @@ Prints the mean over crops of each crop's best round, on one core; and the rate 
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from tests.benchmarks.framing import load_framer
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 15
@@ -34,9 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.crops", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--source", type=Path, default=ROOT, help="checkout whose serving/ is measured")
     options = parser.parse_args()
-    sys.path.insert(0, str(options.source.resolve()))
+    frame_crop = load_framer(options.source)
 
-    from serving.imaging.decode import decode, frame_crop
+    from serving.imaging.decode import decode
     from tests.imaging.digit_crops import DIGIT_KINDS
     from tests.imaging.source_digits import load_digits
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ class Outcome:
     digit: int | None
     whole: bool
     image: NDArray[np.uint8]
+
+
+def load_framer(source: Path) -> Callable[[bytes], Any]:
+    """Returns `frame_crop` of a checkout, whose packages are imported from then on."""
+    sys.path.insert(0, str(source.resolve()))
+    with_crop = (source / "serving" / "imaging" / "crop.py").exists()  # `frame_crop` was in decode.py before
+    framer: Callable[[bytes], Any] = import_module(f"serving.imaging.{'crop' if with_crop else 'decode'}").frame_crop
+    return framer
 
 
 def frame_all(frame_crop: Callable[[bytes], Any], contents: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -98,9 +107,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Outcome]]:
     parser.add_argument("--count", type=int, default=200, help="crops of each kind")
     parser.add_argument("--kinds", default="", help="only kinds whose name holds this text")
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(options.source.resolve()))
+    frame_crop = load_framer(options.source)
 
-    from serving.imaging.decode import frame_crop
     from serving.inference.model import open_model
     from serving.repository import versions
     from tests.imaging.digit_crops import DIGIT_KINDS

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from serving.inference.model import open_model
 from tests.benchmarks.framing import recognize_kind, row
 from tests.imaging.digit_crops import DIGIT_KINDS

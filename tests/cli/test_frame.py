@@ -9,7 +9,7 @@ from PIL import Image
 from serving.cli.framed_files import read_framed
 from serving.cli.main import main
 from serving.client.image_files import ImageError
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from serving.samples.draw import SAMPLES, draw
 from serving.samples.photograph import photograph
 

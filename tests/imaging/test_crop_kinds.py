@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.answers.decision import Decision
-from serving.imaging.decode import CropError, Framed, frame_crop
+from serving.imaging.crop import Framed, frame_crop
+from serving.imaging.headers import CropError
 from serving.inference.classifier import CONFIDENCE, DIGIT, SHOWS, Classifier
 from serving.recognition.policy import choose, decide
 from tests.imaging.cases import CASES, read_case

@@ -9,8 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.imaging.decode import MAX_PIXELS, CropError, decode, frame_crop
+from serving.imaging.crop import frame_crop
+from serving.imaging.decode import decode
 from serving.imaging.framing import frame
+from serving.imaging.headers import MAX_PIXELS, CropError
 from serving.imaging.ink import find_ink
 from serving.inference.classifier import Classifier
 from serving.samples.photograph import encode, photograph

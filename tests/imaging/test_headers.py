@@ -4,7 +4,8 @@ import zlib
 import numpy as np
 import pytest
 
-from serving.imaging.decode import decode, frame_crop
+from serving.imaging.crop import frame_crop
+from serving.imaging.decode import decode
 from serving.imaging.headers import MAX_CHUNKS, MAX_SCANS, MAX_SIDE, CropError, parse_header
 from serving.samples.photograph import encode
 from tests.imaging.cases import read_case

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from serving.imaging.components import BoundingBox, find_components
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from serving.imaging.framing import frame
 from serving.imaging.ink import find_ink
 from serving.samples.photograph import encode

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from serving.recognition import crop_queue
 from serving.recognition.crop_queue import CropQueue
 from serving.samples.photograph import photograph

@@ -11,7 +11,7 @@ from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds
 from serving.call import Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited, UnknownModel
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from serving.inference.batcher import Batcher
 from serving.inference.classifier import BLANK, ONE_DIGIT, PROBABILITIES, Classifier
 from serving.recognition.policy import Policy

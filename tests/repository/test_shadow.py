@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.errors import UnknownModel
-from serving.imaging import decode
+from serving.imaging import crop
 from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -96,9 +96,9 @@ async def test_a_shadow_is_not_compared_on_crops_that_the_framer_doubts(
         publish_whole(tmp_path, version)
     write_routing(tmp_path, "stable = 1\n[shadow]\nversion = 2")
     crops = [photograph(image, np.random.default_rng(1)) for image in images[:4]]
-    frame_crop = decode.frame_crop
+    frame_crop = crop.frame_crop
     monkeypatch.setattr(
-        decode, "frame_crop", lambda content: frame_crop(content)._replace(whole=content not in (crops[0], crops[2]))
+        crop, "frame_crop", lambda content: frame_crop(content)._replace(whole=content not in (crops[0], crops[2]))
     )
     server = await start_server(None, models=tmp_path)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.imaging.decode import frame_crop
+from serving.imaging.crop import frame_crop
 from tests.support.captured_store import Store, answers
 from tests.support.own_data import idx, write_idx, write_pictures
 from training.dataset import MNIST_SHA256, Dataset, DatasetError, Examples, combined_digest

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.imaging.decode import CropError, frame_crop
+from serving.imaging.crop import frame_crop
+from serving.imaging.headers import CropError
 from training.dataset import Dataset, DatasetError, Examples, combined_digest
 from training.sources.partition import split_off_test
 from training.sources.plausible import MOST_IMAGES
