@@ -34,8 +34,8 @@ def combine(
     The second stage reads the images of which the first is less sure than it is of `sent_on` of the held-out digits.
 
     Args:
-        first: the fast version.
-        second: the version for unsure images, of the same precision and trained on the same images.
+        first: the fast version, of contract 2.
+        second: the version for unsure images, of contract 1 or 2, of the same precision and trained on the same images.
         dataset: the dataset that both were trained on.
         name: of the model; its directory lies beside those of the stages' models.
         sent_on: share of the held-out digits that the second stage reads.
@@ -53,6 +53,8 @@ def combine(
     """
     versions = first.resolve(), second.resolve()
     fast, slow = records = [_stage_record(version) for version in versions]
+    if "whole" not in fast:
+        raise VersionError(f"{first} has no output `whole`; take a first stage of a recipe that has one, such as folded")
     repository = versions[0].parent.parent
     if versions[1].parent.parent != repository:
         raise VersionError(f"{first} and {second} lie in different model repositories; copy one of them beside the other")
@@ -86,7 +88,13 @@ def combine(
             "threshold": threshold,
             "sent_on": sent,
             "stages": [
-                {"model": version.parent.name, "version": version.name, "sha256": stage.sha256, "recipe": record["recipe"]}
+                {
+                    "model": version.parent.name,
+                    "version": version.name,
+                    "sha256": stage.sha256,
+                    "recipe": record["recipe"],
+                    "whole": "whole" in record,
+                }
                 for version, stage, record in zip(versions, stages, records, strict=True)
             ],
         },
@@ -106,11 +114,9 @@ def _stage_record(version: Path) -> dict[str, Any]:
     """Reads the run record of a version that can be a stage.
 
     Raises:
-        VersionError: it is a cascade, has no second head, or is from another release.
+        VersionError: it is a cascade itself, or from another release.
     """
     record = read_record(version)
     if "cascade" in record:
         raise VersionError(f"{version} is a cascade itself")
-    if "whole" not in record:
-        raise VersionError(f"{version} has no output `whole`; train both stages with recipes that have one, such as folded")
     return record

@@ -213,8 +213,9 @@ def new_parser() -> argparse.ArgumentParser:
         parents=[data, writers, risk, replacement],
         help="join two versions in one model: the second reads the images of which the first is not sure",
         description="Joins versions FIRST and SECOND of one model repository, with the same precision and held-out "
-        "images and an output `whole`. SECOND reads the images of which FIRST is not sure. The result is certified and "
-        "published as a version of a model of its own.",
+        "images. SECOND reads the images of which FIRST is not sure. FIRST must have an output `whole`; without one in "
+        "SECOND, FIRST alone judges what shows no digit. The result is certified and published as a version of a model of "
+        "its own.",
     )
     cascade.add_argument("first", type=Path, metavar="FIRST", help="version directory of the fast network")
     cascade.add_argument("second", type=Path, metavar="SECOND", help="version directory of the network for unsure images")

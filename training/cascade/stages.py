@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 
 from training.cascade.graph import LEAST, RAMP
 from training.exported import Exported
@@ -13,11 +12,11 @@ from training.whole import Heads
 
 
 class Stages:
-    """Two exported models of contract 2.
+    """Two exported models.
 
     Args:
-        first: the fast model.
-        second: the model for unsure images.
+        first: the fast model, of contract 2.
+        second: the model for unsure images; of contract 1, it leaves the joined `whole` to the first.
         threshold: calibrated confidence of the first stage below which an image goes on.
     """
 
@@ -28,27 +27,24 @@ class Stages:
 
     def unsure(self, images: np.ndarray) -> np.ndarray:
         """Tests which images, (N, 28, 28) uint8, go on to the second stage: (N,) bool."""
-        unsure: np.ndarray = np.exp(self._log_answers(self._first, images)[:, :10].max(axis=1)) < self._threshold
+        unsure: np.ndarray = self._first.answers(images)[1].max(axis=1) < self._threshold
         return unsure
 
     def __call__(self, images: np.ndarray) -> Heads:
         """Returns the joined logits, (N, 10), and the probability of one whole digit, (N,), of (N, 28, 28) uint8 images."""
-        answers = self._log_answers(self._first, images)
-        confidence = np.exp(answers[:, :10].max(axis=1, keepdims=True))
+        logits, probabilities, whole = self._first.outputs(images)
+        if whole is None:
+            raise VersionError(f"{self._first.path.parent} has no output `whole`, which the first stage of a cascade needs")
+        second_logits, _, second_whole = self._second.outputs(images)
+        confidence = probabilities.max(axis=1)
         low = RAMP * self._threshold
         weight = np.clip((confidence - low) / (self._threshold - low), LEAST, 1)
-        mean = weight * answers + (1 - weight) * self._log_answers(self._second, images)
-        answers = np.where(confidence < self._threshold, mean, answers)
-        return Heads(answers[:, :10], np.exp(answers[:, 10]))
-
-    @staticmethod
-    def _log_answers(model: Exported, images: np.ndarray) -> np.ndarray:
-        """Returns the calibrated log-probabilities of the digits, and that of one whole digit, (N, 11)."""
-        logits, whole = model.uncalibrated_answers(images)
-        if whole is None:
-            raise VersionError(f"{model.path.parent} has no output `whole`; a cascade joins two models of contract 2")
-        digits = log_softmax(logits / float(model.metadata["temperature"]), axis=1)
-        return np.column_stack([digits, np.log(np.maximum(whole, 1e-30))])
+        weight = np.where(confidence < self._threshold, weight, 1)
+        if second_whole is not None:
+            whole = whole**weight * second_whole ** (1 - weight)
+        column = weight[:, np.newaxis]
+        scaled, second_scaled = logits / _temperature(self._first), second_logits / _temperature(self._second)
+        return Heads(column * scaled + (1 - column) * second_scaled, whole)
 
 
 def stages_of(version: Path, record: dict[str, Any]) -> Stages:
@@ -67,3 +63,7 @@ def stages_of(version: Path, record: dict[str, Any]) -> Stages:
         stages.append(exported)
     first, second = stages
     return Stages(first, second, record["cascade"]["threshold"])
+
+
+def _temperature(model: Exported) -> float:
+    return float(model.metadata["temperature"])
