@@ -78,6 +78,7 @@ def combine(
         f"cascade    the second stage reads images below a confidence of {threshold:.4f}: "
         f"{sent['held_out']:.2%} of the held-out digits, {sent['test']:.2%} of the test images"
     )
+    teacher_saw = any(stage.get("teacher_saw_held_out", False) for stage in records)
     record = {
         **{entry: fast[entry] for entry in (*_SHARED, *_COPIED)},
         "recipe": f"{fast['recipe']}-{slow['recipe']}",
@@ -98,7 +99,8 @@ def combine(
                 for version, stage, record in zip(versions, stages, records, strict=True)
             ],
         },
-        "certified_on": certified_on(validation, dataset.name),
+        "certified_on": certified_on(validation, dataset.name, teacher_saw=teacher_saw),
+        "teacher_saw_held_out": teacher_saw,
         "risk": risk,
         **stamp(),
     }

@@ -85,10 +85,18 @@ def split_again(version: Path, record: dict[str, Any], dataset: Dataset) -> tupl
     return train[: record["training_images"]], validation
 
 
-def certified_on(validation: Examples, name: str) -> str | None:
-    """Describes the held-out images in words, for model file and card; None without any."""
+def certified_on(validation: Examples, name: str, *, teacher_saw: bool) -> str | None:
+    """Describes the held-out images in words, for model file and card; None without any.
+
+    Args:
+        validation: the held-out images.
+        name: of their dataset.
+        teacher_saw: the version has a teacher that was trained on some of them.
+    """
     if not len(validation):
         return None
+    if teacher_saw:
+        return f"{len(validation):,} training images of {name}, on some of which a teacher of this version was trained"
     if validation.writers is None:
         writers = "their writers may also have written training images"
         return f"{len(validation):,} training images of {name}, drawn at random; {writers}"

@@ -21,7 +21,7 @@ from training.make_version import certified_on, make_version, split_again, stamp
 from training.quantize import quantize
 from training.recipes import Recipe
 from training.sketch import sketch
-from training.synthesis.mixture import Teacher
+from training.teacher import ExportedTeachers
 from training.verify import verify_version
 from training.version_directory import OF_FILE, VersionError, load_network, publish, read_record, require_replaceable
 
@@ -38,7 +38,7 @@ def run(
     captured: Captured | None = None,
     risk: float = RISK,
     replace: bool = False,
-    teacher: Teacher | None = None,
+    teacher: ExportedTeachers | None = None,
 ) -> Path:
     """Trains, calibrates, certifies, evaluates, exports and verifies `recipe`, then publishes it as a new version.
 
@@ -99,6 +99,9 @@ def run(
         f"fit        {recipe.name}, {len(examples):,} images, {epochs} epoch{'s' if epochs > 1 else ''}, seed {seed}",
         flush=True,
     )
+    teacher_saw = teacher is not None and len(validation) > 0 and teacher.may_have_seen(validation, dataset)
+    if teacher_saw:
+        print("warning    a teacher was trained on images that this run holds out; the certificate says so")
     fitted = fit(recipe, examples, validation, seed, epochs, checkpoint, logs, teacher)
     try:
         require_exportable()
@@ -128,7 +131,8 @@ def run(
         "validation_images": len(validation),
         "validation_sha256": validation.digest(),
         "validation_writers": ("unknown" if dataset.train.writers is None else "other") if len(validation) else None,
-        "certified_on": certified_on(validation, dataset.name),
+        "certified_on": certified_on(validation, dataset.name, teacher_saw=teacher_saw),
+        "teacher_saw_held_out": teacher_saw,
         "risk": risk,
         "history": fitted.history,
         "fit_seconds": round(fitted.seconds, 1),
@@ -183,7 +187,8 @@ def remake(version: Path, dataset: Dataset, precision: str, replace: bool = Fals
         return quantize(export(network, temperature, properties, channels_last=True), sample)
 
     kept = {name: value for name, value in record.items() if name not in OF_FILE}
-    described = {"certified_on": certified_on(validation, dataset.name), "precision": precision}
+    teacher_saw = record.get("teacher_saw_held_out", False)  # none of the bundled versions' teachers did
+    described = {"certified_on": certified_on(validation, dataset.name, teacher_saw=teacher_saw), "precision": precision}
     record = {**kept, **described, **provenance, **stamp()}
     convert = in_8_bits if precision == "int8" else export
     return publish(version.parent, lambda draft: _make(record, network, convert, validation, dataset.test, draft), replace)

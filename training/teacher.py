@@ -1,5 +1,6 @@
 """Teachers: published versions whose answers become a part of the targets of another network."""
 
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
+from training.dataset import Dataset, Examples
 from training.exported import Exported
 from training.recipes import Recipe
 from training.version_directory import VersionError, newest
@@ -24,6 +26,21 @@ class ExportedTeachers:
     def __init__(self, exported: Sequence[Exported]):
         self._exported = exported
         self.sha256 = ", ".join(each.sha256 for each in exported)
+
+    def may_have_seen(self, held_out: Examples, dataset: Dataset) -> bool:
+        """Tells whether a teacher may have been trained on images that another run on `dataset` holds out.
+
+        False only if each teacher held out the same images, or was trained on another dataset.
+        """
+        return any(self._saw(each.path.parent / "run.json", held_out, dataset) for each in self._exported)
+
+    @staticmethod
+    def _saw(file: Path, held_out: Examples, dataset: Dataset) -> bool:
+        try:
+            record = json.loads(file.read_text())
+            return bool(record["dataset_sha256"] == dataset.sha256 and record["validation_sha256"] != held_out.digest())
+        except (OSError, ValueError, KeyError, TypeError):
+            return True  # a bare file: nobody knows what it was trained on
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the probabilities of the digits, (N, 10) float32, for images, (N, 28, 28) uint8.
