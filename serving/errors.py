@@ -4,10 +4,12 @@ CannotStart           for the operator; each module that raises it has a subclas
 
 RequestError          for the caller: no path, no traceback.
   InvalidRequest      the request breaks the protocol; the same request will fail again.
+  TooLarge            the request's message is over the size limit.
   Unsupported         the protocol has this feature, this server does not.
   Unauthenticated     the call carries no known token.
   PermissionDenied    the client may not do this.
   UnknownModel        no such model, or no such version.
+  UnknownService      health of a service that this server does not have.
   ModelNotReady       the model exists, but no version of it is loaded.
   LoadFailed          a model could not be loaded on request.
   Refused             too much load; retry after `retry_after_seconds`.
@@ -71,6 +73,13 @@ class InvalidRequest(RequestError):
     reason = "invalid"
 
 
+class TooLarge(RequestError):
+    """The message of the request is over the size limit. The code is the one that gRPC itself uses."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "too_large"
+
+
 class Unsupported(RequestError):
     """The protocol has this feature, this server does not."""
 
@@ -97,6 +106,13 @@ class UnknownModel(RequestError):
 
     code = Code.NOT_FOUND
     reason = "unknown_model"
+
+
+class UnknownService(RequestError):
+    """A health check names a service that this server does not have."""
+
+    code = Code.NOT_FOUND
+    reason = "unknown_service"
 
 
 class ModelNotReady(RequestError):

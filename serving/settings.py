@@ -1,5 +1,6 @@
 """The settings of the server: type, range, default, and a description that states the consequence of each."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,12 +17,14 @@ BUNDLED = Path(__file__).parent / "models"
 # One instance per core, in each of one worker per core, would start cores squared threads.
 _INSTANCES = 2
 
+_ORIGIN = re.compile(r"https?://[^/?#\s,*]+")
+
 GROUPS = {
     "config": "Configuration and log",
     "host": "Ports",
     "models": "Models",
     "tls_certificate": "Security",
-    "keepalive_seconds": "Connections",
+    "front": "Connections",
     "target_error_rate": "Decisions and feedback",
     "provider": "Inference",
     "max_images_per_request": "Limits",
@@ -92,6 +95,10 @@ class Settings(BaseSettings):
         None,
         description="TOML file of clients and their tokens; reloaded when it changes. Without it, any caller is accepted.",
     )
+    front: Literal["http2", "grpcio"] = Field(
+        "grpcio",
+        description="Server of the gRPC port: http2, on libnghttp2, bounds what each client may hold; grpcio is gRPC's own.",
+    )
     keepalive_seconds: float = Field(
         30.0,
         ge=0.001,
@@ -111,6 +118,78 @@ class Settings(BaseSettings):
         ge=0,
         le=2_000_000,
         description="Time for calls and streams on a connection past its age, seconds. After it they are cut off.",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="Origins of web pages whose scripts may call with the front http2, separated by commas, such as "
+        "https://desk.example. Without it, browsers refuse answers to pages of other origins.",
+    )
+    idle_seconds: float = Field(
+        600.0, ge=0.001, le=2_000_000, description="Time without a call after which a connection is closed, seconds."
+    )
+    preface_seconds: float = Field(
+        10.0,
+        ge=0.001,
+        le=86_400,
+        description="Time for a new connection to send its first frame, TLS handshake included, seconds.",
+    )
+    message_seconds: float = Field(
+        30.0,
+        ge=0.001,
+        le=86_400,
+        description="Time for the message of a call to arrive, seconds. A slower call ends with DEADLINE_EXCEEDED. Applies "
+        "with the front http2, as do the answer time and the limits on connections, bytes and resets.",
+    )
+    answer_seconds: float = Field(
+        30.0,
+        ge=0.001,
+        le=86_400,
+        description="Time in which a client that has answers waiting takes none, seconds. Its connection is closed then.",
+    )
+    max_connections: int = Field(
+        1000, ge=1, le=1_000_000, description="Open connections of a worker, at most. More are closed at once."
+    )
+    max_connections_per_peer: int = Field(
+        250,
+        ge=1,
+        le=1_000_000,
+        description="Open connections of a worker to one client address, or one IPv6 network of 64 bits. More are closed at "
+        "once. A proxy is one client.",
+    )
+    max_calls_per_connection: int = Field(
+        1000, ge=1, le=1_000_000, description="Open calls and streams on one connection. Clients hold back the others."
+    )
+    max_open_calls: int = Field(
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="Open calls and streams of a worker. Beyond it, a call fails whose message has not arrived, of the "
+        "client with the most calls; else new calls are refused.",
+    )
+    max_header_bytes: int = Field(
+        16_384,
+        ge=1024,
+        le=1 << 20,
+        description="Headers of one call, decompressed. Larger ones are refused. At four times the size the connection "
+        "closes.",
+    )
+    max_request_buffer_bytes: int = Field(
+        128 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="Bytes of requests of a worker that arrive. Beyond it, the largest fails of the client with the most.",
+    )
+    max_answer_buffer_bytes: int = Field(
+        128 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="Bytes of answers of a worker that wait for clients. Beyond it, the client with the most is cut off.",
+    )
+    max_resets_per_second: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Calls that one connection may cancel each second. Beyond it, the connection is closed.",
     )
     target_error_rate: float = Field(
         0.005,
@@ -233,6 +312,11 @@ class Settings(BaseSettings):
         description="Time for calls in flight after the drain, seconds. After it they are cut off.",
     )
 
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins in `cors_origins`."""
+        return tuple(origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip())
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -252,6 +336,13 @@ class Settings(BaseSettings):
                 f"max_queue_size ({self.max_queue_size}) is below max_images_per_request ({self.max_images_per_request}): "
                 "the largest requests would always be refused"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> Self:
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins has {origin!r}, expected scheme and host, such as https://desk.example")
         return self
 
     @model_validator(mode="after")

@@ -18,10 +18,10 @@ from serving.cores import usable_cores
 from serving.inference.classifier import Classifier
 from serving.inference.model import open_model
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.process import server as server_module
 from serving.process.server import Server
 from serving.repository import versions
 from serving.settings import BUNDLED, Settings
+from serving.transport import grpc_front
 from tests.support.calls import TIMEOUT
 from tests.support.drawings import draw_many
 from tests.support.environment import unset_machine_variables
@@ -134,8 +134,14 @@ def one_model(bundled: versions.ModelVersion, tmp_path_factory: pytest.TempPathF
     return directory
 
 
+@pytest.fixture(params=["http2", "grpcio"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Both fronts, so that every test of a server runs on each."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def start_server(model: Classifier, one_model: Path) -> AsyncIterator[StartServer]:
+async def start_server(model: Classifier, one_model: Path, front: str) -> AsyncIterator[StartServer]:
     """Starts real servers on free ports, on one model, with the settings given by name."""
     servers: list[Server] = []
     warm = WarmModel(model)
@@ -143,7 +149,9 @@ async def start_server(model: Classifier, one_model: Path) -> AsyncIterator[Star
     async def start(served: Classifier | None = warm, **settings: Any) -> Server:
         """Serves `served`, which is loaded already; None loads the versions of the repository in `models`."""
         opener = open_model if served is None else lambda *_: served
-        server = Server(Settings(**{"grpc_port": 0, "metrics_port": 0, "models": one_model, **settings}), opener)
+        server = Server(
+            Settings(**{"grpc_port": 0, "metrics_port": 0, "front": front, "models": one_model, **settings}), opener
+        )
         await server.start()
         servers.append(server)
         return server
@@ -151,8 +159,8 @@ async def start_server(model: Classifier, one_model: Path) -> AsyncIterator[Star
     yield start
     with pytest.MonkeyPatch.context() as patch:
         # These pauses inform the callers of a service that stops; here every caller has gone.
-        patch.setattr(server_module, "_REFUSING_SECONDS", 0)
-        patch.setattr(server_module, "_CLOSING_SECONDS", 0)
+        patch.setattr(grpc_front, "_REFUSING_SECONDS", 0)
+        patch.setattr(grpc_front, "_CLOSING_SECONDS", 0)
         for server in servers:
             await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
 

@@ -39,7 +39,6 @@ class Dispatcher:
 
     Attributes:
         methods: every method, by its path.
-        authenticator: authenticates clients; None admits everyone.
     """
 
     def __init__(self, metrics: Metrics, authenticator: TokenAuthenticator | None, tracing: "Tracing | None"):
@@ -52,7 +51,7 @@ class Dispatcher:
         """
         self.methods: dict[str, Method[Any, Any]] = {}
         self._metrics = metrics
-        self.authenticator = authenticator
+        self._authenticator = authenticator
         self._tracing = tracing
         # labels() takes longer than the counting itself.
         self._request_seconds = functools.cache(metrics.request_seconds.labels)
@@ -66,28 +65,21 @@ class Dispatcher:
         """Lets callers call these methods."""
         self.methods |= {method.path: method for method in methods}
 
-    def admit(self, method: str, role: Role | None, metadata: Metadata | None) -> Client | None:
+    def admit(self, role: Role | None, metadata: Callable[[], Metadata | None]) -> Client | None:
         """Authenticates the caller before the first message of its call is read.
 
         Args:
-            method: name of the method that is called; "unknown" for a path without one.
-            role: role that the method needs; None when any client may call it.
-            metadata: of the call.
+            role: role that the call needs; None when any client may make it.
+            metadata: returns the metadata of the call.
 
         Returns:
             The client; None where the server asks for no tokens.
 
         Raises:
-            Unauthenticated: there is no token, or not a known one. The refusal is counted.
-            PermissionDenied: the client lacks the role. The refusal is counted.
+            Unauthenticated: there is no token, or not a known one.
+            PermissionDenied: the client lacks the role.
         """
-        if self.authenticator is None:
-            return None
-        try:
-            return self.authenticator.authenticate(metadata, role)
-        except RequestError as error:
-            self.count_refusal(method, error)
-            raise
+        return self._authenticator.authenticate(metadata(), role) if self._authenticator else None
 
     async def traced(self, method: Method[Any, Any], call: Call, work: Awaitable[Result]) -> Result:
         """Awaits the work of a call or stream within a span, which ends with the status of the outcome.
@@ -156,12 +148,19 @@ class Dispatcher:
                 _log_call(method.name, code, call, seconds)
 
     def count_refusal(self, method: str, error: RequestError) -> None:
-        """Counts a call that ends with an error before any of its requests reaches `answer`."""
+        """Counts a call or stream that ends with an error beside those of its requests."""
         self._metrics.rejected_requests.labels(error.reason).inc()
         self._requests(method, error.code.name).inc()
 
-    def log_refusal(self, method: str, error: RequestError, peer: Callable[[], str]) -> None:
-        """Logs a call that was refused before any of its requests; `peer` returns the caller's address."""
+    def refuse(self, method: str, error: RequestError, peer: Callable[[], str]) -> None:
+        """Counts and logs a call that ends before its request reaches a handler.
+
+        Args:
+            method: name of the method that is called; "unknown" for a path without one.
+            error: the reason.
+            peer: returns the caller's address.
+        """
+        self.count_refusal(method, error)
         if log.isEnabledFor(logging.DEBUG):
             _log_call(method, error.code, Call(peer=peer), 0.0)
 

@@ -4,9 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 
 from serving.answers.lexicon import read_lexicons
 from serving.answers.recognition_id import RecognitionIds
@@ -17,7 +15,6 @@ from serving.api.open_inference import OpenInference
 from serving.feedback.capture import Capture, open_store
 from serving.feedback.truth import TruthCounter
 from serving.inference.model import open_model
-from serving.ports import PortTaken, address
 from serving.process.heartbeat import Heartbeat
 from serving.process.startup_log import ModelDescription
 from serving.process.supervisor_link import SupervisorLink
@@ -32,23 +29,16 @@ from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.metrics import Metrics
+from serving.transport import health, reflection
 from serving.transport.grpc_front import GrpcFront
-from serving.transport.grpc_options import reflection_handler, server_options
 from serving.transport.health import Health
+from serving.transport.http2_front.front import Http2Front
+from serving.transport.routes import Routes
 from serving.transport.stream import Streams
 from serving.web.operations import HttpServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-# New calls are refused for this long before the port closes, so that clients that keep calling learn of the shutdown.
-_REFUSING_SECONDS = 0.2
-
-# Time for gRPC to send GOAWAY on its connections.
-_CLOSING_SECONDS = 0.05
-
-# Time for the last answers to be written. Health watches never end and are cut off afterwards.
-_WRITING_SECONDS = 0.5
 
 # Least time for the last captured images to be stored, even when the calls in flight have used up the grace.
 _STORING_SECONDS = 1.0
@@ -126,14 +116,17 @@ class Server:
             max_streams=settings.max_streams,
             max_in_flight=settings.max_in_flight_per_stream,
         )
-        self._front = GrpcFront(dispatcher, self._streams)
-        if settings.reflection:
-            names = (digits.NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            self._front.add_handler(f"/{reflection.SERVICE_NAME}/ServerReflectionInfo", reflection_handler(names))
         self._health = Health()
-        self._grpc = grpc.aio.server(options=server_options(settings, shares_port=control is not None))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)  # first: load balancers have no tokens
-        self._grpc.add_generic_rpc_handlers((self._front,))
+        routes = Routes(dispatcher, self._streams)
+        routes.add(self._health.handlers(), public=True)  # load balancers have no tokens
+        if settings.reflection:
+            routes.add(reflection.handlers((digits.NAME, open_inference.NAME, health.NAME)))
+        shares_port = control is not None
+        self._front = (
+            Http2Front(settings, routes, self._tls, self.metrics, shares_port=shares_port)
+            if settings.front == "http2"
+            else GrpcFront(settings, routes, self._tls, shares_port=shares_port)
+        )
 
     async def start(self) -> None:
         """Loads the models, listens on both ports and answers.
@@ -145,20 +138,14 @@ class Server:
         """
         await self.repository.start(self._control.unloaded if self._control else ())
         host, grpc_port, metrics_port = self._settings.host, self._settings.grpc_port, self._settings.metrics_port
-        try:
-            if self._tls:
-                self.grpc_port = self._grpc.add_secure_port(address(host, grpc_port), self._tls.server_credentials())
-            else:
-                self.grpc_port = self._grpc.add_insecure_port(address(host, grpc_port))
-        except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {address(host, grpc_port)} for gRPC; is it taken?") from error
+        self.grpc_port = self._front.listen(host, grpc_port)
         self._http = None
         if not self._control:
             self._http = HttpServer(host, metrics_port, self.metrics.registry, lost=Heartbeat().lost, unready=self.unready)
         self.metrics_port = self._http.port if self._http else 0
         if self._capture:
             await self._capture.start()
-        await self._grpc.start()
+        await self._front.start()
         self._health.set("", SERVING)
         self._report_readiness()
         self._in_background(self.repository.watch())
@@ -183,15 +170,14 @@ class Server:
         for task in self._background:
             task.cancel()
         self._streams.stop()
-        await self._recognizer.close(grace_seconds / 2)  # crops framed by then have the other half to be read
-        stuck = await self.repository.close(max(0.0, end - time.monotonic()))
-        # From here gRPC would end a call that is just coming in as CANCELLED, which callers don't retry elsewhere.
-        self._front.hold_refusals()
-        await asyncio.sleep(min(_REFUSING_SECONDS, grace_seconds))
-        closing = asyncio.create_task(self._grpc.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic()))))
-        await asyncio.sleep(_CLOSING_SECONDS)
-        self._front.release_refusals()
-        await closing
+        stuck = 0
+
+        async def finish() -> None:
+            nonlocal stuck
+            await self._recognizer.close(grace_seconds / 2)  # crops framed by then have the other half to be read
+            stuck = await self.repository.close(max(0.0, end - time.monotonic()))
+
+        await self._front.stop(grace_seconds, finish)
         if self._capture:
             await self._capture.close(max(_STORING_SECONDS, end - time.monotonic()))
         if self._authenticator:

@@ -1,6 +1,7 @@
 """TLS and mutual TLS, from PEM files that may be replaced while the server runs."""
 
 import os
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,10 @@ class TLS:
         mutual = len(self._paths) == 3
         return grpc.dynamic_ssl_server_credentials(current, fetch_if_changed, mutual)  # type: ignore[arg-type] # None is allowed
 
+    def context(self) -> ssl.SSLContext:
+        """Returns the context for the next handshake of a server on asyncio, for HTTP/2 only."""
+        return self._context
+
     def poll(self) -> bool:
         """Reloads the files if they have changed; returns False while they still change."""
         return self._files.poll()
@@ -62,10 +67,16 @@ class TLS:
         try:
             with _in_memory(certificate) as certificate_file, _in_memory(key) as key_file:
                 expiry = pem.check_pair(self._paths, contents, [certificate_file, key_file])
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(certificate_file, key_file)
             if authorities:
                 pem.check_authorities(self._paths[2], authorities[0])
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(cadata=authorities[0].decode())
         except pem.CredentialsError as error:
             raise CredentialsError(str(error)) from error
+        context.set_alpn_protocols(["h2"])
+        self._context = context
         self._configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], *authorities)
         self._metrics.tls_certificate_expiry.set(expiry)
 

@@ -89,10 +89,19 @@ class Metrics:
         self.open_streams = self._gauge("digits_open_streams", "Streams open now.")
         self.rejected_requests = self._counter(
             "digits_rejected_requests",
-            "Requests that ended without an answer, by reason: invalid, unsupported, unauthenticated, permission_denied, "
-            "unknown_model, model_not_ready, load_failed, queue_full, too_busy, rate_limited, truth_not_stored, deadline, "
-            "cancelled, stopping, model_error, internal.",
+            "Requests that ended without an answer, by reason: invalid, too_large, unsupported, unauthenticated, "
+            "permission_denied, unknown_model, unknown_service, model_not_ready, load_failed, queue_full, too_busy, "
+            "rate_limited, truth_not_stored, deadline, cancelled, stopping, model_error, internal.",
             ["reason"],
+        )
+
+        self.open_connections = self._gauge("digits_open_connections", "Connections open now, with the front http2.")
+        self.limits_reached = self._counter(
+            "digits_limits_reached",
+            "Limits that clients have reached, with the front http2, by limit: connections, connections_per_peer, calls, "
+            "header_bytes, request_bytes, answer_bytes, untaken_answers, resets, preface_time, message_time, answer_time, "
+            "idle_time, keepalive, handshake, and http2 for a breach of the protocol or a flood.",
+            ["limit"],
         )
 
     def _define_queue_and_runs(self) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC transport: deadlines and metadata come in, status codes go out.
+"""The front on grpcio: grpc.aio receives the calls, and the handlers of `routes` answer them.
 
 gRPC refuses some calls by itself before this code sees them, such as a message over the size limit. No metric counts them.
 """
@@ -7,26 +7,38 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from serving.api.dispatch import Dispatcher, release_frames
-from serving.api.rpc import Method
+from serving.api.dispatch import release_frames
 from serving.call import Call
 from serving.errors import RequestError, Stopping, retry_after_milliseconds
+from serving.ports import PortTaken, address
+from serving.security.tls import TLS
 from serving.security.tokens import Client
-from serving.transport.stream import Streams
+from serving.settings import Settings
+from serving.transport.grpc_options import server_options
+from serving.transport.routes import Routes, Streaming, Unary
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+GrpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Result = TypeVar("Result")
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 # The message travels in a header, and gRPC replaces the status of a call whose headers are too large.
 _DETAILS_CHARACTERS = 1000
+
+# New calls are refused for this long before the port closes, so that clients that keep calling learn of the shutdown.
+_REFUSING_SECONDS = 0.2
+
+# Time for gRPC to send GOAWAY on its connections.
+_CLOSING_SECONDS = 0.05
+
+# Time for the last answers to be written. Health watches never end and are cut off afterwards.
+_WRITING_SECONDS = 0.5
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
@@ -39,66 +51,95 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_logging)
 
 
-class GrpcFront(grpc.GenericRpcHandler):
-    """Lets gRPC call the methods of a dispatcher.
+class GrpcFront:
+    """A gRPC server of grpcio, with the methods of a server's routes."""
 
-    gRPC would answer bytes that are not a message with UNKNOWN and the name of a Python class, so the dispatcher parses
-    them. Where the server asks for tokens, no message is read before the caller is authenticated, and unknown methods are
-    refused like all others. A service that stays open to everyone must be added to the gRPC server before this handler.
+    def __init__(self, settings: Settings, routes: Routes, tls: TLS | None, *, shares_port: bool):
+        """Listens nowhere yet.
+
+        Args:
+            settings: limits, keepalive and connection age.
+            routes: find the handler of each call.
+            tls: certificates; None accepts connections that are not encrypted.
+            shares_port: other workers listen on the same port.
+        """
+        self._tls = tls
+        self._handlers = _Handlers(routes)
+        self._server = grpc.aio.server(options=server_options(settings, shares_port=shares_port))
+        self._server.add_generic_rpc_handlers((self._handlers,))
+
+    def listen(self, host: str, port: int) -> int:
+        """Binds the port and returns its number, also when the system chose it.
+
+        Raises:
+            PortTaken: the port is taken. The front must not be used afterwards.
+        """
+        where = address(host, port)
+        try:
+            if self._tls:
+                return self._server.add_secure_port(where, self._tls.server_credentials())
+            return self._server.add_insecure_port(where)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {where} for gRPC; is it taken?") from error
+
+    async def start(self) -> None:
+        """Answers calls."""
+        await self._server.start()
+
+    async def stop(self, seconds: float, finish: Callable[[], Awaitable[None]]) -> None:
+        """Lets `finish` answer the calls in flight, closes the port once callers know, and cuts off the rest at `seconds`.
+
+        From the close on, gRPC ends a call that is just coming in as CANCELLED, which callers don't retry elsewhere. So each
+        refusal is delayed until the port is closed: a caller who retries at once would have its next call under way then.
+        """
+        end = time.monotonic() + seconds
+        await finish()
+        self._handlers.hold_refusals()
+        await asyncio.sleep(min(_REFUSING_SECONDS, seconds))
+        closing = asyncio.create_task(self._server.stop(min(_WRITING_SECONDS, max(0.0, end - time.monotonic()))))
+        await asyncio.sleep(_CLOSING_SECONDS)
+        self._handlers.release_refusals()
+        await closing
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Lets gRPC call the handlers of `routes`.
+
+    Where the server asks for tokens, no message is read before the caller is authenticated.
     """
 
-    def __init__(self, dispatcher: Dispatcher, streams: Streams):
-        """Answers unary calls by `dispatcher` and bidirectional streams by `streams`."""
-        self._dispatcher = dispatcher
-        self._streams = streams
-        self._handlers: dict[str, Handler] = {}
+    def __init__(self, routes: Routes):
+        self._routes = routes
         self._holding = False
         self._closed = asyncio.Event()
 
-    def add_handler(self, path: str, handler: Handler) -> None:
-        """Adds a method that brings its own gRPC handler; any client may call it."""
-        self._handlers[path] = handler
-
-    def service(self, call: grpc.HandlerCallDetails) -> "Handler | None":
-        """Finds the handler of a call. gRPC asks when it has the call's metadata, and reads messages only afterwards."""
-        method, handler = self._dispatcher.methods.get(call.method), self._handlers.get(call.method)
-        client = None
-        if self._dispatcher.authenticator:
-            name, role = (method.name, method.role) if method else (call.method.rpartition("/")[2], None)
-            name = name if method or handler else "unknown"  # a label of metrics must not take any value
-            try:
-                client = self._dispatcher.admit(name, role, call.invocation_metadata)
-            except RequestError as error:
-                return self._refusal(name, error)
-        if method is None:
-            return handler
-        return self._stream(method, client) if method.refuse else self._unary(method, client)
-
     def hold_refusals(self) -> None:
-        """Delays each UNAVAILABLE of a stopping server until `release_refusals`.
-
-        A caller who retries at once would otherwise have its next call under way when the port closes, and gRPC ends such
-        a call as CANCELLED, which callers don't retry elsewhere.
-        """
+        """Delays each UNAVAILABLE of a stopping server until `release_refusals`."""
         self._holding = True
 
     def release_refusals(self) -> None:
         """Sends the delayed refusals."""
         self._closed.set()
 
-    def _unary(self, method: Method[Any, Any], client: Client | None) -> Handler:
+    def service(self, call: grpc.HandlerCallDetails) -> GrpcHandler:
+        """Finds the handler of a call. gRPC asks when it has the call's metadata, and reads messages only afterwards."""
+        try:
+            handler, client = self._routes.find(call.method, lambda: call.invocation_metadata)
+        except RequestError as error:
+            return self._refusal(call.method, error)
+        return self._unary(handler, client) if isinstance(handler, Unary) else self._streaming(handler, client)
+
+    def _unary(self, handler: Unary, client: Client | None) -> GrpcHandler:
         async def answer(encoded: bytes, context: Context) -> bytes:
-            call = _call(client, context)
-            work = self._dispatcher.traced(method, call, self._dispatcher.answer(method, encoded, call))
+            work = handler.answer(encoded, _call(client, context))
             del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
             return await self._finish(work, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _stream(self, method: Method[Any, Any], client: Client | None) -> Handler:
+    def _streaming(self, handler: Streaming, client: Client | None) -> GrpcHandler:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-            call = _call(client, context)
-            await self._finish(self._streams.run(method, requests, context.write, call), context)
+            await self._finish(handler.run(requests, context.write, _call(client, context)), context)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
@@ -113,11 +154,11 @@ class GrpcFront(grpc.GenericRpcHandler):
             await _abort(context, error)
             raise
 
-    def _refusal(self, method: str, error: RequestError) -> Handler:
+    def _refusal(self, path: str, error: RequestError) -> GrpcHandler:
         """Builds a handler that ends a call, unary or stream, before any message of the call is read."""
 
         async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-            self._dispatcher.log_refusal(method, error, context.peer)
+            self._routes.refuse(path, error, context.peer)
             await _abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)

@@ -1,13 +1,7 @@
-"""Options of the gRPC server: message and queue limits, keepalive, connection age, reflection."""
-
-from collections.abc import Sequence
-
-import grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+"""Options of the gRPC server of grpcio: message and queue limits, keepalive, connection age."""
 
 from serving.contract import IMAGE_BYTES
 from serving.settings import Settings
-from serving.transport.grpc_front import Handler
 
 _LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
 
@@ -38,12 +32,3 @@ def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, 
         options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)))
         options.append(("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)))
     return options
-
-
-def reflection_handler(services: Sequence[str]) -> Handler:
-    """Builds the handler of server reflection, which lists `services` to any client: all of it is public."""
-    return grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(services).ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )

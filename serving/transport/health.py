@@ -1,20 +1,25 @@
 """grpc.health.v1, which any caller may use, also where the server asks for tokens: load balancers have none.
 
-It replaces the servicer of grpc_health, which has no limit of watches and waits for every watcher before it reports the
-next change: one stalled watcher would keep the server from stopping.
+The servicer of grpc_health has no limit of watches and waits for every watcher before it reports the next change: one
+stalled watcher would keep the server from stopping. So this module has its own.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
-Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+from serving.call import Call
+from serving.errors import InvalidRequest, TooBusy, UnknownService
+from serving.transport.routes import Handler, Streaming, Unary, Write
+
+NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _MAX_WATCHES = 100  # open at once: each takes memory for as long as its caller likes
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health:
     """Health by service name. Check is always answered; Watch up to a limit of open watches."""
 
     def __init__(self) -> None:
@@ -22,37 +27,49 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()  # replaced at each change
         self._watches = 0
 
+    def handlers(self) -> dict[str, Handler]:
+        """Returns the handlers of the service, by path."""
+        return {f"/{NAME}/Check": Unary(self._check), f"/{NAME}/Watch": Streaming(self._watch, endless=True)}
+
     def set(self, service: str, status: int) -> None:
         """Sets the status of a service, a HealthCheckResponse.ServingStatus, and notifies the watchers."""
         self._statuses[service] = status
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(  # noqa: N802 - gRPC's name
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
+    async def _check(self, encoded: bytes, call: Call) -> bytes:
         """Returns the status of a service."""
-        status = self._statuses.get(request.service)
+        status = self._statuses.get(_parse(encoded))
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
-        return health_pb2.HealthCheckResponse(status=status)
+            raise UnknownService("there is no such service here")
+        return _encode(status)
 
-    async def Watch(  # noqa: N802 - gRPC's name
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> None:
+    async def _watch(self, requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         """Sends the status of a service now and after each change, until the caller cancels."""
+        service = _parse(await anext(requests, b""))
         if self._watches >= _MAX_WATCHES:
-            message = f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            raise TooBusy(f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead")
         self._watches += 1
         sent = None
         try:
             while True:
                 changed = self._changed
-                status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+                status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
                 if status != sent:
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    await write(_encode(status))
                     sent = status
                 await changed.wait()
         finally:
             self._watches -= 1
+
+
+def _parse(encoded: bytes) -> str:
+    """Returns the name of the service that a HealthCheckRequest asks for."""
+    try:
+        return health_pb2.HealthCheckRequest.FromString(encoded).service
+    except DecodeError:
+        raise InvalidRequest("the request is not a grpc.health.v1.HealthCheckRequest message") from None
+
+
+def _encode(status: int) -> bytes:
+    return health_pb2.HealthCheckResponse(status=status).SerializeToString()

@@ -141,26 +141,28 @@ async def test_a_cancelled_request_is_counted_as_late_only_at_its_deadline(
 
 
 def test_an_unknown_client_is_refused_and_counted_before_any_message(guarded: Dispatcher, metrics: Metrics) -> None:
-    with pytest.raises(Unauthenticated):
-        guarded.admit("Shout", "recognize", bearer("wrong"))
+    with pytest.raises(Unauthenticated) as refused:
+        guarded.admit("recognize", lambda: bearer("wrong"))
+    guarded.refuse("Shout", refused.value, str)
     assert_counted(metrics, "UNAUTHENTICATED", "unauthenticated", "Shout")
 
 
 def test_a_client_without_the_role_is_refused_and_counted(guarded: Dispatcher, metrics: Metrics) -> None:
-    with pytest.raises(PermissionDenied):
-        guarded.admit("Forget", "admin", bearer(TOKEN))
+    with pytest.raises(PermissionDenied) as refused:
+        guarded.admit("admin", lambda: bearer(TOKEN))
+    guarded.refuse("Forget", refused.value, str)
     assert_counted(metrics, "PERMISSION_DENIED", "permission_denied", "Forget")
 
 
 def test_a_known_client_is_admitted_and_counted_only_when_answered(guarded: Dispatcher, metrics: Metrics) -> None:
-    client = guarded.admit("Shout", "recognize", bearer(TOKEN))
+    client = guarded.admit("recognize", lambda: bearer(TOKEN))
     assert client
     assert client.name == "sorter-7"
     assert value(metrics.registry, "digits_requests_total") == 0
 
 
 def test_a_server_without_tokens_admits_everyone(dispatcher: Dispatcher) -> None:
-    assert dispatcher.admit("Shout", "recognize", None) is None
+    assert dispatcher.admit("recognize", lambda: None) is None
 
 
 async def test_a_call_is_logged_at_level_debug_with_its_outcome(

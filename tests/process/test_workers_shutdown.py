@@ -38,7 +38,7 @@ async def test_sigterm_drains_all_workers_without_losing_a_call(two: Service, re
     status, log = await asyncio.to_thread(two.end)
     assert status == 0
     assert log.count("SIGTERM") == 1
-    assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
+    assert f"calls ended, by status code: {{'OK': {answered}" in log
 
 
 async def test_workers_whose_supervisor_is_killed_drain_and_exit(two: Service, request_one: pb.RecognizeRequest) -> None:

@@ -12,6 +12,7 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
 from tests.support.calls import TIMEOUT
 from tests.support.credentials import TOKEN, bearer, entry
+from tests.support.http2_client import http2_client
 from tests.support.metrics import until, value
 from tests.support.models import GatedModel
 from tests.support.servers import StartServer
@@ -154,18 +155,9 @@ async def test_a_token_that_is_not_text_is_refused_and_not_logged(
     channel: tuple[grpc.aio.Channel, Server], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, server = channel
-    fields = {":method": b"POST", ":scheme": b"http", ":path": RECOGNIZE.encode(), ":authority": b"digits"}
-    fields |= {"te": b"trailers", "content-type": b"application/grpc", "authorization": b"Bearer \xff\xfe" + TOKEN.encode()}
-    # Literal header fields, RFC 7541, 6.2.2: names and values by their lengths, neither indexed nor compressed.
-    block = b"".join(bytes([0, len(k)]) + k.encode() + bytes([len(v)]) + v for k, v in fields.items())
-    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    headers = bytes([0, 0, len(block), 1, 4, 0, 0, 0, 1]) + block
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers)
-    async with asyncio.timeout(TIMEOUT):
-        await reader.readuntil(b"no valid token")
-    writer.close()
-    await writer.wait_closed()
+    async with http2_client(server.grpc_port) as client:
+        response = await client.call(RECOGNIZE, authorization=f"Bearer \xff\xfe{TOKEN}")
+    assert response.headers["grpc-message"].startswith("no valid token")
     assert TOKEN not in caplog.text
     assert not caplog.records
 

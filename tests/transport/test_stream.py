@@ -208,8 +208,9 @@ async def test_stopping_answers_a_streams_requests_and_ends_it_as_unavailable(
         await until(server.metrics.registry, "digits_in_flight_requests", 20)
         stopping = asyncio.create_task(server.stop(drain_seconds=0, grace_seconds=TIMEOUT))
         async with connect(server) as stub:
-            error = await refused(recognize(stub, images[0].tobytes()))
-        assert error.code() is CODE.UNAVAILABLE, "the server has begun to stop"
+            async with asyncio.timeout(TIMEOUT):
+                while (await refused(recognize(stub, images[0].tobytes(), 0.2))).code() is not CODE.UNAVAILABLE:
+                    pass  # until the server has begun to stop
         gated.open()
         answered = set()
         for _ in range(20):
@@ -217,7 +218,9 @@ async def test_stopping_answers_a_streams_requests_and_ends_it_as_unavailable(
         assert answered == set(range(20))
         assert await end_code(stream) is CODE.UNAVAILABLE
         await stopping
-    assert counts(server) == ({"OK": 20, "UNAVAILABLE": 2}, {"stopping": 2})
+    codes, reasons = counts(server)
+    assert codes["OK"] == 20
+    assert reasons["stopping"] >= 1, "of the stream; a closed port refuses calls uncounted"
 
 
 async def test_the_client_returns_the_answers_and_the_refusals_of_a_stream(

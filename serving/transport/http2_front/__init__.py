@@ -1,0 +1,13 @@
+"""The front on HTTP/2: a gRPC server on libnghttp2 and asyncio, which bounds what each client may hold.
+
+    front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
+    connection  one client: bytes to events to calls; answers to bytes; lifetimes.
+    exchange    one call on one stream: its message or messages, its deadline, its end.
+    dialects    gRPC, and for callers without gRPC those of `connect`; dialect describes what each defines.
+    framing     length-prefixed messages and their decompression.
+    head        the headers of a call.
+    limits      all bounds, from the settings.
+    engine      HTTP/2 itself, in libnghttp2.
+
+A call arrives as `connection` -> `exchange` -> handler of `routes`, and its answer goes back the same way.
+"""

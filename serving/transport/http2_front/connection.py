@@ -1,0 +1,373 @@
+"""One client's HTTP/2 connection: its bytes become calls, and the answers become bytes."""
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from serving.call import Call
+from serving.errors import RequestError, TooLarge, Unsupported
+from serving.transport.http2_front import engine as http2
+from serving.transport.http2_front.dialect import Dialect, StreamDialect
+from serving.transport.http2_front.exchange import Exchange, StreamingExchange, UnaryExchange
+from serving.transport.http2_front.head import Head, parse_head
+from serving.transport.http2_front.limits import CONNECTION_ANSWER_BYTES, TokenBucket
+from serving.transport.routes import Unary
+
+if TYPE_CHECKING:
+    from serving.transport.http2_front.front import Http2Front
+
+_CHUNK = 1 << 18  # bytes handed to the socket at once
+
+# The answer to a client that speaks HTTP/1: curl does without TLS, unless it is told otherwise.
+_HTTP_1 = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
+    b"This port speaks HTTP/2. With curl, add --http2-prior-knowledge.\n"
+)
+_FIRST_LINE_BYTES = 4096  # searched for a sign of HTTP/1
+
+_AGE_JITTER = 0.1  # share of the age, so that connections that began together don't end together
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client.
+
+    Attributes:
+        front: what the connections of this process share.
+        network: the client's network, for limits by peer.
+        engine: reads and writes HTTP/2.
+        exchanges: the open calls, by stream.
+        blocked: streams whose handlers wait until the client takes their answers.
+        heard: when the client last sent anything, on the clock of the event loop.
+        held: bytes of requests that no handler has taken.
+        untaken: bytes of answers that wait for the client.
+    """
+
+    def __init__(self, front: "Http2Front", network: str, peer: str, began: float):
+        """Waits for a transport.
+
+        Args:
+            front: what the connections of this process share.
+            network: the client's network.
+            peer: the client's address, as gRPC writes it.
+            began: when the connection was accepted, on the clock of the event loop.
+        """
+        self.front = front
+        self.network = network
+        self.engine = http2.Engine(front.limits)
+        self.exchanges: dict[int, Exchange] = {}
+        self.blocked: set[StreamingExchange] = set()
+        self.heard = began
+        self.held = 0
+        self.untaken = 0
+        self._peer = peer
+        self._transport: asyncio.Transport
+        self._began = began
+        self._age = front.limits.age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
+        self._settled = False  # True once the client's first frame has arrived
+        self._paused = False  # True while the socket's buffer is full
+        self._lost = False
+        self._announced = self._leaving = False  # no new call is wanted; none is answered
+        self._finished = False  # True once the connection ends as soon as its last bytes are sent
+        self._flushing = False  # True while a flush is due
+        self._unneeded: list[int] = []  # streams that are answered while their callers still send
+        self._last_stream = 0
+        self._resets = TokenBucket(front.limits.resets_per_second, began)
+        self._pinged = -math.inf  # times on the clock of the event loop:
+        self._progressed = began  # when the client last took a part of an answer
+        self._active = began  # when a call was last open
+        self._delivered = 0
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Waits for the client to speak: the server's first frames would spoil an answer to a client of HTTP/1."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(_CHUNK)
+        self.front.remember(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Ends the work for a client that has gone."""
+        self._lost = True
+        for exchange in self.exchanges.values():
+            exchange.cancel()
+        self.front.forget(self)
+        self.exchanges.clear()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Returns the buffer of all connections: the engine copies what it keeps before the next connection reads."""
+        return self.front.buffer
+
+    def buffer_updated(self, size: int) -> None:
+        """Takes `size` bytes from the buffer."""
+        data = self.front.buffer[:size]
+        self.heard = self.front.loop.time()
+        try:
+            events = self.engine.receive(data)
+        except http2.Http2Error:
+            if not self._settled and b" HTTP/1." in bytes(data[:_FIRST_LINE_BYTES]):
+                self._transport.write(_HTTP_1)
+            self.front.count_limit("http2")
+            self._transport.close()
+            return
+        self._handle(events)
+        self.flush_soon()
+
+    def pause_writing(self) -> None:
+        """Stops reading: a client that takes no answers is asked no more questions."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Goes on once the client has taken its answers."""
+        self._paused = False
+        self._progressed = self.front.loop.time()
+        self._transport.resume_reading()
+        self.flush()
+
+    # What exchanges call.
+
+    def acknowledge(self, stream_id: int, size: int) -> None:
+        """Lets the client send `size` more bytes on a stream."""
+        if size and not self._lost:
+            with contextlib.suppress(http2.Http2Error):  # the stream has ended meanwhile
+                self.engine.acknowledge(stream_id, size)
+            self.flush_soon()
+
+    def hold(self, exchange: Exchange, size: int) -> None:
+        """Counts `size` more bytes of requests; negative once a handler has taken them."""
+        if size:
+            exchange.held += size
+            self.held += size
+            self.front.hold_request(size)
+
+    def answered(self, exchange: Exchange) -> None:
+        """Sends what the exchange has queued, and stops a caller that still sends its request."""
+        if not exchange.request_ended:
+            self._unneeded.append(exchange.stream_id)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Sends what is queued, together with all that is queued in this turn of the event loop."""
+        if not self._flushing:
+            self._flushing = True
+            self.front.loop.call_soon(self.flush)
+
+    def peer(self) -> str:
+        """Returns the client's address, as gRPC writes it."""
+        return self._peer
+
+    # What the front calls.
+
+    def flush(self) -> None:
+        """Sends what is queued, as far as the client takes it."""
+        self._flushing = False
+        if self._lost:
+            return
+        try:
+            self._send()
+            if self._unneeded:
+                self._reset_unneeded()
+            self._handle(self.engine.events())
+            self._finished |= self.engine.finished
+        except http2.Http2Error:
+            self._transport.close()
+            return
+        if self.blocked:
+            self.blocked = {exchange for exchange in self.blocked if not exchange.go_on()}
+        untaken = self.engine.queued() + self._transport.get_write_buffer_size()
+        if untaken != self.untaken:
+            self.front.hold_answers(untaken - self.untaken)
+            self.untaken = untaken
+        if self._finished or (self._leaving and not self.exchanges):
+            self._transport.close()
+
+    def leave(self, *, final: bool) -> None:
+        """Asks the client to make new calls elsewhere; `final` answers no call that comes from now on."""
+        if self._lost:
+            return
+        with contextlib.suppress(http2.Http2Error):
+            if final:
+                self._leaving = True
+                self.engine.shut_down(self._last_stream)
+            elif not self._announced:
+                self._announced = True
+                self.engine.announce_shutdown()
+        self.flush()
+
+    @property
+    def busy(self) -> bool:
+        """True while a call is open that will end by itself."""
+        return any(not exchange.endless for exchange in self.exchanges.values())
+
+    def cut_off(self) -> None:
+        """Ends the calls that are still open, and the connection."""
+        for exchange in self.exchanges.values():
+            exchange.cut_off()
+        self._finished = True
+        self.flush()
+
+    def close(self) -> None:
+        """Closes at once, whatever is unsent."""
+        if not self._lost:
+            self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Ends what has taken too long; the front calls this about once a second."""
+        limits, count = self.front.limits, self.front.count_limit
+        for exchange in [*self.exchanges.values()]:
+            exchange.sweep(now)
+        if self.exchanges:
+            self._active = now
+        if self.engine.delivered != self._delivered or not (self._paused or self.engine.queued()):
+            self._delivered, self._progressed = self.engine.delivered, now
+        silence = now - self.heard
+        if not self._settled and now - self._began > limits.preface_seconds:
+            count("preface_time")
+            self.close()
+        elif now - self._progressed > limits.answer_seconds:
+            count("answer_time")
+            self.close()
+        elif silence > limits.keepalive_seconds and self._pinged <= self.heard:
+            self._pinged = now
+            with contextlib.suppress(http2.Http2Error):
+                self.engine.ping()
+            self.flush()
+        elif self._pinged > self.heard and now - self._pinged > limits.keepalive_seconds:
+            count("keepalive")
+            self.close()
+        elif now - self._active > limits.idle_seconds and not self._leaving:
+            count("idle_time")
+            self.leave(final=True)
+        elif self._age:
+            self._retire(now - self._began)
+
+    def _retire(self, age: float) -> None:
+        """Ends a connection of too great an age, without losing a call."""
+        if age > self._age + self.front.limits.age_grace_seconds:
+            self.close()
+        elif age > self._age and not self._leaving:
+            self.leave(final=self._announced)  # the notice first, and the rest at the next sweep
+
+    def _send(self) -> None:
+        while not self._paused and (out := self.engine.to_send(_CHUNK)):
+            self._transport.write(out)
+
+    def _reset_unneeded(self) -> None:
+        """Stops the callers that still send requests which are answered, once they have their answers."""
+        waiting = []
+        for stream_id in self._unneeded:
+            if self._paused or self.engine.queued(stream_id):
+                waiting.append(stream_id)
+                continue
+            with contextlib.suppress(http2.Http2Error):  # the stream has ended meanwhile
+                self.engine.reset(stream_id, http2.NO_ERROR)
+        self._unneeded = waiting
+        self._send()
+
+    def _handle(self, events: list[Any]) -> None:
+        for event in events:
+            handle = _HANDLERS.get(type(event))
+            if handle:
+                handle(self, event)
+
+    def _on_request(self, event: http2.RequestReceived) -> None:
+        self._last_stream = stream_id = event.stream_id
+        head = parse_head(event.headers)
+        if self.untaken > CONNECTION_ANSWER_BYTES:
+            self.front.count_limit("untaken_answers")
+            self.engine.reset(stream_id, http2.ENHANCE_YOUR_CALM)
+            return
+        dialect = self.front.dialects.get(head.content_type)
+        if dialect is None or head.method != b"POST":
+            self.engine.respond(stream_id, self._other_answer(head), ends=True)
+            self._stop_sending(stream_id, ended=event.end_stream)
+            return
+        try:
+            exchange = self._open(stream_id, head, dialect)
+        except RequestError as error:
+            self.front.routes.refuse(head.path, error, self.peer)
+            dialect.fail(self.engine, stream_id, head, error)
+            self._stop_sending(stream_id, ended=event.end_stream)
+            return
+        self.exchanges[stream_id] = exchange
+        self.front.open_calls += 1
+        if event.end_stream:
+            exchange.receive(b"", ended=True)
+
+    def _open(self, stream_id: int, head: Head, dialect: Dialect) -> Exchange:
+        """Begins a call. Raises RequestError for a call that is refused before its message is read."""
+        front = self.front
+        if head.size() > front.limits.header_bytes:
+            front.count_limit("header_bytes")
+            raise TooLarge(f"the headers are {head.size()} bytes, this server takes {front.limits.header_bytes}")
+        front.make_room_for_call(self)
+        timeout = dialect.timeout(head)
+        handler, client = front.routes.find(head.path, head.metadata)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        call = Call(deadline, client, None, self.peer, head.metadata)
+        if isinstance(handler, Unary):
+            exchange: Exchange = UnaryExchange(self, stream_id, head, dialect, call, dialect.adapt(head.path, handler))
+        elif isinstance(dialect, StreamDialect):
+            exchange = StreamingExchange(self, stream_id, head, dialect, call, handler)
+        else:
+            raise Unsupported("this protocol calls only methods with one request and one answer; use gRPC")
+        if timeout is not None:
+            exchange.end_after(timeout)
+        return exchange
+
+    def _on_data(self, event: http2.DataReceived) -> None:
+        exchange = self.exchanges.get(event.stream_id)
+        if exchange is None or exchange.done:
+            self.acknowledge(event.stream_id, len(event.data))
+        else:
+            exchange.receive(event.data, ended=event.end_stream)
+
+    def _on_request_end(self, event: http2.RequestEnded) -> None:
+        exchange = self.exchanges.get(event.stream_id)
+        if exchange is not None and not exchange.done:
+            exchange.receive(b"", ended=True)
+
+    def _on_reset(self, event: http2.StreamReset) -> None:
+        exchange = self.exchanges.get(event.stream_id)
+        if exchange is not None:
+            exchange.cancel()
+        if not self._resets.take(self.heard) and not self._finished:
+            self.front.count_limit("resets")
+            self.engine.shut_down(self._last_stream, http2.ENHANCE_YOUR_CALM)
+            self._leaving = True
+            self._finished = True
+
+    def _on_close(self, event: http2.StreamClosed) -> None:
+        exchange = self.exchanges.pop(event.stream_id, None)
+        if exchange is not None:
+            self.front.open_calls -= 1
+            exchange.cancel()
+
+    def _on_settings(self, event: http2.SettingsReceived) -> None:
+        self._settled = True
+
+    def _other_answer(self, head: Head) -> http2.Headers:
+        """Answers a request that is no call."""
+        if head.method == b"OPTIONS" and (preflight := self.front.cors.preflight(head)):
+            return preflight
+        if head.method != b"POST":
+            return [(b":status", b"405"), (b"allow", b"POST")]
+        return [(b":status", b"415"), (b"accept-post", b", ".join(self.front.dialects))]
+
+    def _stop_sending(self, stream_id: int, *, ended: bool) -> None:
+        if not ended:
+            self._unneeded.append(stream_id)
+
+
+_HANDLERS: dict[type, Callable[[Connection, Any], None]] = {
+    http2.RequestReceived: Connection._on_request,
+    http2.DataReceived: Connection._on_data,
+    http2.RequestEnded: Connection._on_request_end,
+    http2.StreamReset: Connection._on_reset,
+    http2.StreamClosed: Connection._on_close,
+    http2.SettingsReceived: Connection._on_settings,
+}

@@ -1,0 +1,335 @@
+"""One call on one HTTP/2 stream: its request as it arrives, the work that answers it, and its answer."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from serving.api.dispatch import release_frames
+from serving.call import Call
+from serving.errors import DeadlineExceeded, Internal, InvalidRequest, RequestError, Stopping, TooLarge
+from serving.telemetry.logs import log_event
+from serving.transport.http2_front.dialect import Dialect, StreamDialect
+from serving.transport.http2_front.engine import STREAM_WINDOW, Http2Error
+from serving.transport.http2_front.framing import PREFIX_BYTES, read_only_message, read_prefix
+from serving.transport.http2_front.head import Head
+from serving.transport.http2_front.limits import STREAM_ANSWER_BYTES
+from serving.transport.routes import Streaming, Unary
+
+if TYPE_CHECKING:
+    from serving.transport.http2_front.connection import Connection
+
+log = logging.getLogger(__name__)
+
+
+class Exchange:
+    """What unary calls and streams share: a deadline, a task, and an end, which comes once.
+
+    Attributes:
+        began: when the headers arrived, on the clock of the event loop.
+        waits_since: when the request message that is arriving began, on the same clock; None while none is.
+        held: bytes of the request that no handler has taken.
+        request_ended: True once the caller has sent all of its request.
+        done: True once the call has an answer or an error, or its caller has gone.
+        endless: True for a call that lasts until its caller cancels it.
+    """
+
+    __slots__ = (
+        "_dialect",
+        "_task",
+        "_timer",
+        "began",
+        "call",
+        "connection",
+        "done",
+        "endless",
+        "head",
+        "held",
+        "request_ended",
+        "stream_id",
+        "waits_since",
+    )
+
+    def __init__(self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call):
+        self.connection = connection
+        self.stream_id = stream_id
+        self.head = head
+        self.call = call
+        self.began = connection.heard
+        self.waits_since: float | None = self.began
+        self.held = 0
+        self.request_ended = False
+        self.done = False
+        self.endless = False
+        self._dialect = dialect
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end_after(self, seconds: float) -> None:
+        """Sets the deadline of the call."""
+        self._timer = self.connection.front.loop.call_later(seconds, self._expire)
+
+    def receive(self, data: bytes, *, ended: bool) -> None:
+        """Takes a part of the request's body; `ended` if it is the last."""
+        raise NotImplementedError
+
+    def refuse(self, error: RequestError) -> None:
+        """Ends a call whose request has reached no handler, and counts it."""
+        if not self.done:
+            self.connection.front.routes.refuse(self.head.path, error, self.call.peer)
+            self.fail(error)
+
+    def sweep(self, now: float) -> None:
+        """Ends a call whose request takes too long to arrive."""
+        limit = self.connection.front.limits.message_seconds
+        if self.waits_since is not None and now - self.waits_since > limit:
+            self.connection.front.count_limit("message_time")
+            self.refuse(DeadlineExceeded(f"the message took longer than {limit:g} s to arrive"))
+
+    def fail(self, error: RequestError) -> None:
+        """Ends the call with an error."""
+        if self._close():
+            with contextlib.suppress(Http2Error):  # the caller has gone meanwhile
+                self._send_error(error)
+            self.connection.answered(self)
+
+    def cancel(self) -> None:
+        """Ends the work for a caller who has gone."""
+        if self._close() and self._task:
+            self._task.cancel()
+
+    def cut_off(self) -> None:
+        """Ends a call that a stopping server can't wait for."""
+        self._end_early(Stopping("the server is stopping"))
+
+    def _expire(self) -> None:
+        self._end_early(DeadlineExceeded("the deadline passed before the answer was ready"))
+
+    def _end_early(self, error: RequestError) -> None:
+        """Ends a call before its handler has."""
+        if self._task:
+            self._task.cancel()  # the dispatcher counts the call
+            self.fail(error)
+        else:
+            self.refuse(error)
+
+    def _send_error(self, error: RequestError) -> None:
+        self._dialect.fail(self.connection.engine, self.stream_id, self.head, error)
+
+    def _close(self) -> bool:
+        """Marks the call as ended; returns False if it had ended already."""
+        if self.done:
+            return False
+        self.done, self.waits_since = True, None
+        if self._timer:
+            self._timer.cancel()
+        self.connection.hold(self, -self.held)
+        return True
+
+    def _report_bug(self) -> None:
+        """Ends a call whose handler raised something else than RequestError."""
+        message = f"the handler of {self.connection.front.routes.name(self.head.path)} failed"
+        log_event(log, logging.ERROR, "call_failed", message, exc_info=True)
+        self.fail(Internal("internal error"))
+
+
+class UnaryExchange(Exchange):
+    """A call with one request and one answer."""
+
+    __slots__ = ("_body", "_handler")
+
+    def __init__(self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, handler: Unary):
+        super().__init__(connection, stream_id, head, dialect, call)
+        self._handler = handler
+        self._body: bytes | bytearray = b""
+
+    def receive(self, data: bytes, *, ended: bool) -> None:
+        """Takes a part of the request; the last has it answered."""
+        self.connection.acknowledge(self.stream_id, len(data))
+        if not self._body:
+            self._body = data  # mostly the whole message
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+        if ended:
+            self._begin()
+            return
+        self.connection.hold(self, len(data))
+        limit = self.connection.front.limits.message_bytes
+        if len(self._body) > limit + PREFIX_BYTES:
+            self.refuse(TooLarge(f"the message is over {limit} bytes, which is the limit"))
+
+    def _begin(self) -> None:
+        """Has the complete request answered."""
+        body, self._body = self._body, b""
+        self.waits_since, self.request_ended = None, True
+        self.connection.hold(self, -self.held)
+        try:
+            message = self._dialect.read(body, self.head, self.connection.front.limits.message_bytes)
+        except RequestError as error:
+            self.refuse(error)
+            return
+        self._task = self.connection.front.loop.create_task(self._run(message))
+
+    async def _run(self, message: bytes) -> None:
+        try:
+            work = self._handler.answer(message, self.call)
+            del message
+            self.succeed(await work)
+        except RequestError as error:
+            release_frames(error)
+            self.fail(error)
+        except Exception:
+            self._report_bug()
+        finally:
+            self._task = None
+
+    def succeed(self, message: bytes) -> None:
+        """Ends the call with its answer."""
+        if self._close():
+            with contextlib.suppress(Http2Error):  # the caller has gone meanwhile
+                self._dialect.answer(self.connection.engine, self.stream_id, self.head, message)
+            self.connection.answered(self)
+
+
+class StreamingExchange(Exchange):
+    """A call with many requests, many answers, or both."""
+
+    __slots__ = ("_arrival", "_begun", "_handler", "_part", "_requests", "_room", "_unacknowledged", "_waiting_bytes")
+
+    _dialect: StreamDialect
+
+    def __init__(
+        self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, handler: Streaming
+    ):
+        """Starts the handler, which waits for requests."""
+        super().__init__(connection, stream_id, head, dialect, call)
+        self.waits_since = None
+        self.endless = handler.endless
+        self._begun = False  # True once the headers of the answers are sent
+        self._handler = handler
+        self._part = bytearray()  # of the message that is arriving
+        self._requests: deque[bytes] = deque()
+        self._waiting_bytes = 0  # of the requests that wait for the handler
+        self._unacknowledged = 0
+        self._arrival = asyncio.Event()  # set once there is a request, or will be none any more
+        self._room = asyncio.Event()  # set while the caller takes its answers
+        self._room.set()
+        self._task = connection.front.loop.create_task(self._run())
+
+    def receive(self, data: bytes, *, ended: bool) -> None:
+        """Takes a part of the requests, and hands over those that are complete."""
+        self.request_ended = ended
+        self._part += data
+        self._unacknowledged += len(data)
+        self.connection.hold(self, len(data))
+        try:
+            self._cut_messages()
+        except RequestError as error:
+            self._stop(error)
+            return
+        if ended and self._part:
+            self._stop(InvalidRequest("the stream ended in the middle of a message"))
+            return
+        self._acknowledge()
+        if self._requests or ended:
+            self._arrival.set()
+
+    async def write(self, message: bytes) -> None:
+        """Sends one answer; returns when there is room for the next."""
+        if self.done:
+            raise asyncio.CancelledError
+        if not self._begun:
+            self._begun = True
+            self._dialect.begin(self.connection.engine, self.stream_id, self.head)
+        self._dialect.write(self.connection.engine, self.stream_id, message)
+        self.connection.flush_soon()
+        if not self._has_room():
+            self._room.clear()
+            self.connection.blocked.add(self)
+            await self._room.wait()
+
+    def go_on(self) -> bool:
+        """Lets a blocked handler go on if the caller has taken enough of its answers, or has gone."""
+        if self.done or self._has_room():
+            self._room.set()
+        return self._room.is_set()
+
+    def _send_error(self, error: RequestError) -> None:
+        if self._begun:
+            self._dialect.break_off(self.connection.engine, self.stream_id, error)
+        else:
+            super()._send_error(error)
+
+    def _has_room(self) -> bool:
+        return self.connection.engine.queued(self.stream_id) <= STREAM_ANSWER_BYTES
+
+    def cancel(self) -> None:
+        """Ends the work for a caller who has gone."""
+        super().cancel()
+        self._room.set()
+
+    async def _run(self) -> None:
+        try:
+            await self._handler.run(self._take_requests(), self.write, self.call)
+            self._end()
+        except RequestError as error:
+            release_frames(error)
+            self.fail(error)
+        except Exception:
+            self._report_bug()
+
+    async def _take_requests(self) -> AsyncIterator[bytes]:
+        """Yields the requests as they arrive."""
+        while True:
+            await self._arrival.wait()
+            while self._requests:
+                message = self._requests.popleft()
+                self._waiting_bytes -= len(message)
+                self.connection.hold(self, -len(message))
+                self._acknowledge()
+                yield message
+            if self.request_ended:
+                return
+            self._arrival.clear()
+
+    def _cut_messages(self) -> None:
+        """Moves complete messages from the part to the requests. Raises RequestError."""
+        limit = self.connection.front.limits.message_bytes
+        while len(self._part) >= PREFIX_BYTES:
+            _, size = read_prefix(self._part, limit)
+            end = PREFIX_BYTES + size
+            if len(self._part) < end:
+                break
+            message = read_only_message(self._part[:end], self.head.fields.get(b"grpc-encoding", b""), limit)
+            del self._part[:end]
+            self._requests.append(message)
+            self._waiting_bytes += len(message)
+            self.connection.hold(self, len(message) - end)
+            self.waits_since = None
+        if self._part and self.waits_since is None:
+            self.waits_since = self.connection.heard
+
+    def _acknowledge(self) -> None:
+        """Lets the caller send on, unless many of its requests wait for the handler (backpressure)."""
+        if self._unacknowledged and self._waiting_bytes < STREAM_WINDOW:
+            self.connection.acknowledge(self.stream_id, self._unacknowledged)
+            self._unacknowledged = 0
+
+    def _stop(self, error: RequestError) -> None:
+        """Ends a stream whose request can't be read."""
+        if self._task:
+            self._task.cancel()
+        self.refuse(error)
+
+    def _end(self) -> None:
+        """Ends the call; its answers have all been queued."""
+        if self._close():
+            with contextlib.suppress(Http2Error):  # the caller has gone meanwhile
+                if not self._begun:
+                    self._dialect.begin(self.connection.engine, self.stream_id, self.head)
+                self._dialect.end(self.connection.engine, self.stream_id)
+            self.connection.answered(self)

@@ -1,0 +1,273 @@
+"""The front on HTTP/2: listens, bounds what all clients together may hold, and takes leave of them."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from serving.errors import TooBusy
+from serving.ports import PortTaken, address
+from serving.security.tls import TLS
+from serving.settings import Settings
+from serving.telemetry.logs import log_event
+from serving.telemetry.metrics import Metrics
+from serving.transport.connect.cors import Cors
+from serving.transport.http2_front.connection import Connection
+from serving.transport.http2_front.dialects import dialects
+from serving.transport.http2_front.limits import Limits
+from serving.transport.routes import Routes
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+_ACCEPTED_AT_ONCE = 64  # connections in one turn of the event loop
+_BUFFER_BYTES = 1 << 16  # read at once from one client, so that no client holds the event loop for long
+_SWEEP_SECONDS = 1.0
+_POLL_SECONDS = 0.01  # while waiting for the last calls
+_OUT_OF_FILES_SECONDS = 1.0  # pause after the process has run out of file descriptors
+
+# Time between the notice of a shutdown and the last stream that is answered: calls that are on their way arrive meanwhile.
+_NOTICE_SECONDS = 0.1
+
+# Time for the last answers to be written.
+_WRITING_SECONDS = 0.5
+
+
+class Http2Front:
+    """A gRPC server on libnghttp2 and asyncio.
+
+    Attributes:
+        routes: find the handler of each call.
+        limits: bounds on what callers may hold.
+        cors: which web pages may call.
+        dialects: the protocols over HTTP/2, by media type of the request.
+        loop: the event loop.
+        buffer: what clients send is read into it.
+        open_calls: calls on all connections.
+    """
+
+    def __init__(self, settings: Settings, routes: Routes, tls: TLS | None, metrics: Metrics, *, shares_port: bool):
+        """Listens nowhere yet.
+
+        Args:
+            settings: limits, keepalive and connection age.
+            routes: find the handler of each call.
+            tls: certificates; None accepts connections that are not encrypted.
+            metrics: count connections and the limits that were reached.
+            shares_port: other workers listen on the same port.
+        """
+        self.routes = routes
+        self.limits = Limits.of(settings)
+        self.cors = Cors(settings.allowed_origins)
+        self.dialects = dialects(routes, self.cors)
+        self.loop = asyncio.get_running_loop()
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self.open_calls = 0
+        self._tls = tls
+        self._metrics = metrics
+        self._shares_port = shares_port
+        self._listening: list[socket.socket] = []
+        self._stopping = False
+        self._connections: set[Connection] = set()
+        self._peers: Counter[str] = Counter()  # connections, and handshakes, by network
+        self._request_bytes = self._answer_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def listen(self, host: str, port: int) -> int:
+        """Binds the port on every address of the host, and returns its number, also when the system chose it.
+
+        Raises:
+            PortTaken: the port is taken or not allowed. The front must not be used afterwards.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, _, _, endpoint in dict.fromkeys(found):
+                listening = socket.socket(family, kind)
+                self._listening.append(listening)
+                listening.setblocking(False)
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if self._shares_port:
+                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:  # alone, "::" also takes connections over IPv4
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(found) > 1)
+                listening.bind((endpoint[0], port, *endpoint[2:]))
+                port = listening.getsockname()[1]
+        except OSError as error:
+            self._stop_listening()
+            raise PortTaken(f"cannot listen on {address(host, port)} for gRPC: {error.strerror}") from error
+        return port
+
+    async def start(self) -> None:
+        """Answers calls."""
+        for listening in self._listening:
+            listening.listen(_BACKLOG)
+            self.loop.add_reader(listening, self._accept, listening)
+        self._in_background(self._sweep())
+
+    async def stop(self, seconds: float, finish: Callable[[], Awaitable[None]]) -> None:
+        """Sends clients away, lets `finish` answer the calls in flight, and cuts off the rest after `seconds`."""
+        end = time.monotonic() + seconds
+        self._stopping = True
+        self._stop_listening()
+        self._leave(final=False)
+        await asyncio.sleep(min(_NOTICE_SECONDS, seconds))
+        self._leave(final=True)
+        await self._calls_end(end - seconds / 2)
+        await finish()
+        await self._calls_end(min(end, time.monotonic() + _WRITING_SECONDS))
+        for connection in [*self._connections]:
+            connection.cut_off()
+        await asyncio.sleep(0)  # lets connections whose last bytes are written close
+        for connection in [*self._connections]:
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+
+    # What connections call.
+
+    def count_limit(self, limit: str) -> None:
+        """Counts that a client has reached a limit."""
+        self._metrics.limits_reached.labels(limit).inc()
+
+    def make_room_for_call(self, connection: Connection) -> None:
+        """Makes room for one more call of `connection`, at the cost of the client with the most calls.
+
+        Raises:
+            TooBusy: there is no room.
+        """
+        if self.open_calls < self.limits.calls:
+            return
+        self.count_limit("calls")
+        error = TooBusy(f"{self.open_calls} calls are open, which is the limit")
+        largest = max(self._connections, key=lambda one: len(one.exchanges))
+        unfinished = next((one for one in largest.exchanges.values() if one.waits_since is not None), None)
+        if unfinished is None or largest is connection:
+            raise error
+        unfinished.refuse(error)
+
+    def hold_request(self, size: int) -> None:
+        """Counts `size` more bytes of requests. Above the limit, the largest request of the client with the most fails."""
+        self._request_bytes += size
+        if size > 0 and self._request_bytes > self.limits.request_bytes:
+            self.count_limit("request_bytes")
+            largest = max(self._connections, key=lambda one: one.held)
+            exchange = max(largest.exchanges.values(), key=lambda one: one.held)
+            exchange.refuse(TooBusy(f"requests of over {self.limits.request_bytes} bytes are arriving, which is the limit"))
+
+    def hold_answers(self, size: int) -> None:
+        """Counts `size` more bytes of answers. Above the limit, the connection of the client with the most closes."""
+        self._answer_bytes += size
+        if size > 0 and self._answer_bytes > self.limits.answer_bytes:
+            self.count_limit("answer_bytes")
+            max(self._connections, key=lambda one: one.untaken).close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accepts connections, and refuses those beyond the limits before any TLS handshake."""
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, endpoint = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log_event(log, logging.ERROR, "accept_failed", f"can't accept connections: {error.strerror}")
+                self.loop.remove_reader(listening)
+                self.loop.call_later(_OUT_OF_FILES_SECONDS, self._accept_again, listening)
+                return
+            accepted.setblocking(False)
+            network = _network(endpoint[0])
+            if sum(self._peers.values()) >= self.limits.connections:
+                self.count_limit("connections")
+                accepted.close()
+            elif self._peers[network] >= self.limits.connections_per_peer:
+                self.count_limit("connections_per_peer")
+                accepted.close()
+            else:
+                connection = Connection(self, network, _peer(endpoint), self.loop.time())
+                self._peers[network] += 1
+                self._metrics.open_connections.inc()
+                self._in_background(self._connect(connection, accepted))
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            self.loop.add_reader(listening, self._accept, listening)
+
+    async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
+        """Hands a socket to its connection, after the TLS handshake where there is one."""
+        encrypted: dict[str, Any] = {}
+        if self._tls:
+            seconds = self.limits.preface_seconds
+            encrypted = {"ssl": self._tls.context(), "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, accepted, **encrypted)
+        except (OSError, asyncio.CancelledError):  # ssl.SSLError and TimeoutError are OSErrors
+            self.count_limit("handshake")
+            accepted.close()
+            self._release(connection)
+
+    def remember(self, connection: Connection) -> None:
+        """Takes in a connection that is ready for its client."""
+        self._connections.add(connection)
+        if self._stopping:  # accepted at the last moment
+            connection.leave(final=True)
+
+    def forget(self, connection: Connection) -> None:
+        """Takes a connection that has ended out of the counts."""
+        self.open_calls -= len(connection.exchanges)
+        self._answer_bytes -= connection.untaken
+        self._connections.discard(connection)
+        self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        self._peers[connection.network] -= 1
+        if not self._peers[connection.network]:
+            del self._peers[connection.network]
+        self._metrics.open_connections.dec()
+
+    async def _sweep(self) -> None:
+        """Ends what takes too long, on all connections."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            for connection in [*self._connections]:
+                connection.sweep(self.loop.time())
+
+    def _stop_listening(self) -> None:
+        for listening in self._listening:
+            self.loop.remove_reader(listening)
+            listening.close()
+        self._listening.clear()
+
+    def _leave(self, *, final: bool) -> None:
+        for connection in [*self._connections]:
+            connection.leave(final=final)
+
+    async def _calls_end(self, end: float) -> None:
+        """Waits until no call is open but those that last until their callers cancel them."""
+        # Polled: an event would cost every call of a server's life, for its last moment.
+        while time.monotonic() < end and any(connection.busy for connection in self._connections):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _peer(endpoint: Any) -> str:
+    """Returns a client's address as gRPC writes it."""
+    host, port, *_ = endpoint
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def _network(host: str) -> str:
+    """Returns what limits by peer count as one: an IPv4 address, or an IPv6 network of 64 bits, which one client owns."""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))

@@ -1,0 +1,100 @@
+"""The bounds on what callers may hold, which apply before a caller is authenticated."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from serving.contract import IMAGE_BYTES
+from serving.settings import Settings
+
+_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
+
+# Bytes of a stream's answers that may wait for its caller before its handler has to wait.
+STREAM_ANSWER_BYTES = 1 << 18
+
+# Bytes of answers that a connection may leave untaken. Beyond it, its new calls are refused.
+CONNECTION_ANSWER_BYTES = 8 << 20
+
+
+def max_message_bytes(settings: Settings) -> int:
+    """Returns the size of the largest request message that a server takes."""
+    # A pixel is one byte, and up to two bytes in a typed tensor of the Open Inference Protocol.
+    return max(settings.max_images_per_request * IMAGE_BYTES * 2 + 1024, _LEAST_MESSAGE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one worker. The settings of the same names describe the consequences.
+
+    Attributes:
+        message_bytes: size of a request message, also once it is decompressed.
+        header_bytes: size of a call's headers, decompressed, by the count of RFC 9113.
+        connections: open connections.
+        connections_per_peer: open connections from one address, or from one IPv6 network of 64 bits.
+        calls: open calls.
+        calls_per_connection: open calls on one connection.
+        request_bytes: bytes of messages that have not arrived completely, or that no handler has taken.
+        answer_bytes: bytes of answers that wait for their callers.
+        resets_per_second: streams that a client cancels, on one connection.
+        preface_seconds: time from a connection to the client's first frame, TLS handshake included.
+        message_seconds: time from a call's headers to the end of its message.
+        answer_seconds: time in which a client that has answers waiting takes none.
+        idle_seconds: time of a connection without a call.
+        keepalive_seconds: silence before the server pings, and then before it gives up.
+        age_seconds: age at which a connection closes; 0 for none.
+        age_grace_seconds: time for the calls of a connection past its age.
+    """
+
+    message_bytes: int
+    header_bytes: int
+    connections: int
+    connections_per_peer: int
+    calls: int
+    calls_per_connection: int
+    request_bytes: int
+    answer_bytes: int
+    resets_per_second: int
+    preface_seconds: float
+    message_seconds: float
+    answer_seconds: float
+    idle_seconds: float
+    keepalive_seconds: float
+    age_seconds: float
+    age_grace_seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Takes the limits from the operator's settings."""
+        return cls(
+            message_bytes=max_message_bytes(settings),
+            header_bytes=settings.max_header_bytes,
+            connections=settings.max_connections,
+            connections_per_peer=settings.max_connections_per_peer,
+            calls=settings.max_open_calls,
+            calls_per_connection=settings.max_calls_per_connection,
+            request_bytes=settings.max_request_buffer_bytes,
+            answer_bytes=settings.max_answer_buffer_bytes,
+            resets_per_second=settings.max_resets_per_second,
+            preface_seconds=settings.preface_seconds,
+            message_seconds=settings.message_seconds,
+            answer_seconds=settings.answer_seconds,
+            idle_seconds=settings.idle_seconds,
+            keepalive_seconds=settings.keepalive_seconds,
+            age_seconds=settings.max_connection_age_seconds,
+            age_grace_seconds=settings.max_connection_age_grace_seconds,
+        )
+
+
+class TokenBucket:
+    """Counts events of one second: `rate` of them may come at once, and `rate` more each second."""
+
+    def __init__(self, rate: float, now: float):
+        """Starts full. Times are on any clock, in seconds."""
+        self._rate = rate
+        self._left = rate
+        self._filled = now
+
+    def take(self, now: float) -> bool:
+        """Counts one event; returns False for one too many."""
+        self._left = min(self._rate, self._left + (now - self._filled) * self._rate) - 1
+        self._filled = now
+        return self._left >= 0
