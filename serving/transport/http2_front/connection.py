@@ -275,8 +275,12 @@ class Connection(asyncio.BufferedProtocol):
                 handle(self, event)
 
     def _on_request(self, event: http2.RequestReceived) -> None:
-        self._last_stream = stream_id = event.stream_id
-        head = parse_head(event.headers)
+        self._last_stream = event.stream_id
+        with contextlib.suppress(http2.Http2Error):  # the client has reset the stream with its next bytes
+            self._begin(event)
+
+    def _begin(self, event: http2.RequestReceived) -> None:
+        stream_id, head = event.stream_id, parse_head(event.headers)
         if self.untaken > CONNECTION_ANSWER_BYTES:
             self.front.count_limit("untaken_answers")
             self.engine.reset(stream_id, http2.ENHANCE_YOUR_CALM)
