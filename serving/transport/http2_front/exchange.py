@@ -242,10 +242,13 @@ class StreamingExchange(Exchange):
         """Sends one answer; returns when there is room for the next."""
         if self.done:
             raise asyncio.CancelledError
-        if not self._begun:
-            self._begun = True
-            self._dialect.begin(self.connection.engine, self.stream_id, self.head)
-        self._dialect.write(self.connection.engine, self.stream_id, message)
+        try:
+            if not self._begun:
+                self._begun = True
+                self._dialect.begin(self.connection.engine, self.stream_id, self.head)
+            self._dialect.write(self.connection.engine, self.stream_id, message)
+        except Http2Error:  # the connection is closing
+            raise asyncio.CancelledError from None
         self.connection.flush_soon()
         if not self._has_room():
             self._room.clear()
