@@ -76,8 +76,10 @@ class Exchange:
         raise NotImplementedError
 
     def refuse(self, error: RequestError) -> None:
-        """Ends a call whose request has reached no handler, and counts it."""
+        """Ends a call whose request has not reached its handler completely, and counts it."""
         if not self.done:
+            if self._task:
+                self._task.cancel()
             self.connection.front.routes.refuse(self.head.path, error, self.call.peer)
             self.fail(error)
 
@@ -229,10 +231,12 @@ class StreamingExchange(Exchange):
         try:
             self._cut_messages()
         except RequestError as error:
-            self._stop(error)
+            self.refuse(error)
+            return
+        if self.done:
             return
         if ended and self._part:
-            self._stop(InvalidRequest("the stream ended in the middle of a message"))
+            self.refuse(InvalidRequest("the stream ended in the middle of a message"))
             return
         self._acknowledge()
         if self._requests or ended:
@@ -302,7 +306,7 @@ class StreamingExchange(Exchange):
     def _cut_messages(self) -> None:
         """Moves complete messages from the part to the requests. Raises RequestError."""
         limit = self.connection.front.limits.message_bytes
-        while len(self._part) >= PREFIX_BYTES:
+        while len(self._part) >= PREFIX_BYTES:  # `hold` may refuse the call, which clears the part
             _, size = read_prefix(self._part, limit)
             end = PREFIX_BYTES + size
             if len(self._part) < end:
@@ -322,11 +326,15 @@ class StreamingExchange(Exchange):
             self.connection.acknowledge(self.stream_id, self._unacknowledged)
             self._unacknowledged = 0
 
-    def _stop(self, error: RequestError) -> None:
-        """Ends a stream whose request can't be read."""
-        if self._task:
-            self._task.cancel()
-        self.refuse(error)
+    def _close(self) -> bool:
+        """Also gives back what the requests take that nobody will read."""
+        if not super()._close():
+            return False
+        self._requests.clear()
+        self._part.clear()
+        self.connection.acknowledge(self.stream_id, self._unacknowledged)
+        self._unacknowledged = 0
+        return True
 
     def _end(self) -> None:
         """Ends the call; its answers have all been queued."""
