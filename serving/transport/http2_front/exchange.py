@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MESSAGE_OVERHEAD = 64  # bytes that a waiting request takes beside its content: many small ones are no less a flood
+
 
 class Exchange:
     """What unary calls and streams share: a deadline, a task, and an end, which comes once.
@@ -295,8 +297,8 @@ class StreamingExchange(Exchange):
             await self._arrival.wait()
             while self._requests:
                 message = self._requests.popleft()
-                self._waiting_bytes -= len(message)
-                self.connection.hold(self, -len(message))
+                self._waiting_bytes -= len(message) + _MESSAGE_OVERHEAD
+                self.connection.hold(self, -len(message) - _MESSAGE_OVERHEAD)
                 self._acknowledge()
                 yield message
             if self.request_ended:
@@ -314,8 +316,8 @@ class StreamingExchange(Exchange):
             message = read_only_message(self._part[:end], self.head.fields.get(b"grpc-encoding", b""), limit)
             del self._part[:end]
             self._requests.append(message)
-            self._waiting_bytes += len(message)
-            self.connection.hold(self, len(message) - end)
+            self._waiting_bytes += len(message) + _MESSAGE_OVERHEAD
+            self.connection.hold(self, len(message) + _MESSAGE_OVERHEAD - end)
             self.waits_since = None
         if self._part and self.waits_since is None:
             self.waits_since = self.connection.heard
