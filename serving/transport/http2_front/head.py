@@ -44,8 +44,8 @@ class Head(NamedTuple):
 
     @property
     def content_type(self) -> bytes:
-        """The media type of the request, without parameters."""
-        return self.fields.get(b"content-type", b"").partition(b";")[0].strip()
+        """The media type of the request, in lower case and without parameters."""
+        return self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
     def size(self) -> int:
         """Returns the size of the headers as HTTP/2 counts it, in bytes."""
