@@ -14,8 +14,11 @@ NAMES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
 
 def handlers(services: Sequence[str]) -> dict[str, Handler]:
-    """Returns the handlers of both versions, by path. They list `services` and themselves: all of it is public."""
-    servicer = reflection.aio.ReflectionServicer([*services, *NAMES])
+    """Returns the handlers of both versions, by path. They list `services` and v1alpha: all of it is public.
+
+    They don't list v1, because there is no descriptor of it: tools that describe every listed service would fail.
+    """
+    servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME])
 
     async def run(requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         answers: Any = servicer.ServerReflectionInfo(
