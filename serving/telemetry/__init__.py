@@ -5,7 +5,7 @@ page, log lines on stderr, and spans in an OpenTelemetry collector.
 
     metrics                every metric of a serving process: name, help text, labels.
     version_metrics        the metrics of one model version, with their labels already looked up.
-    histograms             a histogram that takes an array at once; bucket edges for ink and centre of mass.
+    histograms             a histogram and a summary that take an array at once; bucket edges for ink and centre of mass.
     model_statistics       totals of each model version, read back from the metrics.
     multiprocess_metrics   the metrics of several worker processes as one page.
     logs                   the log format, `log_event`, and the trace id in the lines of a traced call.

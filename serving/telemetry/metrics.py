@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, Summary, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving import build_info
-from serving.telemetry.histograms import CENTRE, INK, BulkHistogram
+from serving.telemetry.histograms import CENTRE, INK, BulkHistogram, BulkSummary
 from serving.telemetry.model_statistics import Statistics, collect_statistics
 
 # Bucket edges. prometheus_client's default edges begin at 5 ms, which most answers of this service stay below.
@@ -120,7 +120,7 @@ class Metrics:
         self.inference_seconds = self._histogram(
             "digits_inference_seconds", "Time of one run of the model.", _VERSION, buckets=_SECONDS
         )
-        self.model_request_seconds = Summary(
+        self.model_request_seconds = BulkSummary(
             "digits_model_request_seconds",
             "Time that a model version held a request, by outcome: answered, failed.",
             [*_VERSION, "outcome"],

@@ -1,10 +1,13 @@
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
 
 from serving import build_info
-from serving.telemetry.histograms import BulkHistogram
+from serving.telemetry.histograms import BulkHistogram, BulkSummary
 from serving.telemetry.metrics import Metrics
 from tests.support.metrics import value
 
@@ -14,10 +17,13 @@ def test_the_build_shows_with_version_commit_and_onnx_runtime() -> None:
     assert value(Metrics().registry, "digits_build_info", version=build_info.version(), **labels) == 1
 
 
-def test_an_array_counts_as_its_values_do_one_by_one() -> None:
+@pytest.mark.parametrize("count", [1, 7, 14])
+@pytest.mark.parametrize("kind", [partial(BulkHistogram, buckets=(0.25, 0.5, 1)), BulkSummary])
+def test_an_array_counts_as_its_values_do_one_by_one(kind: Callable[..., BulkHistogram | BulkSummary], count: int) -> None:
     registry = CollectorRegistry()
-    bulk, single = (BulkHistogram(name, name, buckets=(0.25, 0.5, 1), registry=registry) for name in ("bulk", "single"))
-    values = np.array([0, 0.25, 0.3, 0.5, 0.75, 1, 7], np.float32)  # on edges, between edges, and beyond the last
+    bulk, single = (kind(name, name, registry=registry) for name in ("bulk", "single"))
+    edges_and_between = [0, 0.25, 0.3, 0.5, 0.75, 1, 7]
+    values = np.array(edges_and_between * 2, np.float32)[:count]
     bulk.observe_all(values)
     for one in values.tolist():
         single.observe(one)
