@@ -14,10 +14,11 @@ from serving.answers.decision import Decision
 from serving.answers.lexicon import LONGEST
 from serving.errors import InvalidRequest
 
+HEADER = struct.Struct("<BBBB8sI")  # format, is a field, bytes of model name, bytes of version, nonce, number of digits
+NONCE_BYTES = 8
+TAG_BYTES = 16
+AUDITED = 0x80  # flag in the byte of a decision
 _FORMAT = 1
-_HEADER = struct.Struct("<BBBB8sI")  # format, is a field, bytes of model name, bytes of version, nonce, number of digits
-_TAG_BYTES = 16
-_AUDITED = 0x80  # flag in the byte of a decision
 _DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
@@ -43,7 +44,7 @@ class Recognized:
     decisions: bytes
     audited: Sequence[bool]
     confidences: Sequence[float]
-    nonce: bytes = field(default_factory=functools.partial(os.urandom, 8))
+    nonce: bytes = field(default_factory=functools.partial(os.urandom, NONCE_BYTES))
 
 
 class RecognitionIds:
@@ -62,21 +63,24 @@ class RecognitionIds:
         """True if an id proves that this service has issued it."""
         return bool(self._keys)
 
+    @property
+    def signing_key(self) -> bytes | None:
+        """The key that signs; None where ids are unsigned."""
+        return self._keys[0] if self._keys else None
+
     def issue(self, answer: Recognized) -> str:
         """Packs an answer into its id: URL-safe base64 without padding."""
-        name, number = answer.model.encode(), answer.version.encode()
         levels = [min(round(share * 65535), 65535) for share in answer.confidences]
         marked = zip(answer.decisions, answer.audited, strict=True)
         payload = b"".join(
             (
-                _HEADER.pack(_FORMAT, answer.of_field, len(name), len(number), answer.nonce, len(answer.digits)),
-                name + number,
+                pack_head(answer.model, answer.version, len(answer.digits), of_field=answer.of_field, nonce=answer.nonce),
                 answer.digits,
-                bytes([decision | _AUDITED if audited else decision for decision, audited in marked]),
+                bytes([decision | AUDITED if audited else decision for decision, audited in marked]),
                 struct.pack(f"<{len(levels)}H", *levels),
             )
         )
-        tag = _sign(self._keys[0], payload) if self._keys else b""
+        tag = sign(self._keys[0], payload) if self._keys else b""
         return base64.urlsafe_b64encode(payload + tag).decode().rstrip("=")
 
     def parse(self, text: str) -> Recognized:
@@ -87,16 +91,16 @@ class RecognitionIds:
         """
         try:
             content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            form, of_field, name_length, number_length, nonce, count = _HEADER.unpack_from(content)
+            form, of_field, name_length, number_length, nonce, count = HEADER.unpack_from(content)
             decided = 1 if of_field else count
             lengths = (name_length, number_length, count, decided, 2 * decided)
-            size = _HEADER.size + sum(lengths)
+            size = HEADER.size + sum(lengths)
             payload, tag = content[:size], content[size:]
-            if form != _FORMAT or of_field > 1 or not count or len(payload) != size or len(tag) not in (0, _TAG_BYTES):
+            if form != _FORMAT or of_field > 1 or not count or len(payload) != size or len(tag) not in (0, TAG_BYTES):
                 raise ValueError
-            name, number, digits, marked, levels = _split(payload[_HEADER.size :], *lengths)
-            decisions = bytes([mark & ~_AUDITED for mark in marked])
-            audited = [mark & _AUDITED > 0 for mark in marked]
+            name, number, digits, marked, levels = _split(payload[HEADER.size :], *lengths)
+            decisions = bytes([mark & ~AUDITED for mark in marked])
+            audited = [mark & AUDITED > 0 for mark in marked]
             for decision, is_audited in zip(decisions, audited, strict=True):
                 if decision not in _DECISIONS or (is_audited and decision != Decision.ACCEPT):
                     raise ValueError
@@ -107,13 +111,20 @@ class RecognitionIds:
             answer = Recognized(*named, digits, decisions, audited, confidences, nonce)
         except (binascii.Error, struct.error, ValueError):
             raise InvalidRequest(f"{text[:40]!r} is not a recognition id, expected the id of an answer") from None
-        if self._keys and not any(hmac.compare_digest(_sign(key, payload), tag) for key in self._keys):
+        if self._keys and not any(hmac.compare_digest(sign(key, payload), tag) for key in self._keys):
             raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
         return answer
 
 
-def _sign(key: bytes, payload: bytes) -> bytes:
-    return hmac.digest(key, payload, hashlib.sha256)[:_TAG_BYTES]
+def pack_head(model: str, version: str, count: int, *, of_field: bool = False, nonce: bytes = bytes(NONCE_BYTES)) -> bytes:
+    """Packs what precedes the `count` digits in an id."""
+    name, number = model.encode(), version.encode()
+    return HEADER.pack(_FORMAT, of_field, len(name), len(number), nonce, count) + name + number
+
+
+def sign(key: bytes, payload: bytes) -> bytes:
+    """Returns the tag that follows the payload of an id."""
+    return hmac.digest(key, payload, hashlib.sha256)[:TAG_BYTES]
 
 
 def _split(content: bytes, *lengths: int) -> list[bytes]:
