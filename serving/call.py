@@ -1,10 +1,11 @@
-"""The context of one call: its deadline, its client, its trace."""
+"""The context of one call: its deadline, its client, its trace; and the way back of a call that has no task."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from serving.errors import RequestError
 from serving.security.tokens import Client, Metadata
 
 if TYPE_CHECKING:
@@ -34,3 +35,20 @@ class Call:
     model: str = ""
     version: str = ""
     images: int = 0
+
+
+class Reply(Protocol):
+    """Takes the outcome of one call: exactly one of the two methods is called, once; neither after `Pending.abandon`."""
+
+    def succeed(self, encoded: bytes, /) -> None:
+        """Takes the encoded answer."""
+
+    def fail(self, error: RequestError, /) -> None:
+        """Takes the error that the call ends with."""
+
+
+class Pending(Protocol):
+    """A call that waits for its answer, or has just had it."""
+
+    def abandon(self) -> None:
+        """Ends the call without an answer: its caller has gone, or its deadline has passed. Harmless after an answer."""

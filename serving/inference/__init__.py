@@ -4,7 +4,8 @@
         |                                                              ^
     batcher      a bounded queue, and runners that empty it            |
         |  pace      estimates the wait: would a request be late?      |
-        |  batch     the entries of the queue, and the slices of a run |
+        |  entry     what waits in the queue, and whom to tell        |
+        |  batch     the slices of a run, and their way back          |
         v                                                              |
     classifier   one ONNX Runtime run: logits, probabilities, whole, digit, confidence, flags
 

@@ -1,60 +1,19 @@
-"""Queue entries, the slices of a run, and the answer to a request."""
+"""The slices of a run, and their way back: each entry gets its rows, and the calls of a group are answered together."""
 
-import asyncio
 import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import RequestError
+from serving.errors import DeadlineExceeded, InferenceFailed, RequestError
+from serving.inference.entry import Entry, Group, Request, SingleImage
 from serving.telemetry.logs import log_event
+from serving.telemetry.version_metrics import VersionMetrics
 
 log = logging.getLogger(__name__)
-
-
-class Answer(NamedTuple):
-    """The model's output for the images of one request. Times are on the clock of time.monotonic.
-
-    Attributes:
-        rows: (n, columns) float32, one row an image; classifier.py names the columns.
-        arrived: when the request entered the queue.
-        started: when the first run with an image of the request began.
-        ended: when the last run with an image of the request ended.
-    """
-
-    rows: NDArray[np.float32]
-    arrived: float
-    started: float
-    ended: float
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """One caller's images in the queue, with the future that resolves to their answer.
-
-    Attributes:
-        pixels: the images, `count` times 784 bytes.
-        count: images in the request.
-        deadline: on the clock of time.monotonic; infinite without a deadline.
-        arrived: when the request entered the queue, on the same clock.
-        answer: resolves when all rows are there, or when the request fails.
-        rows: (count, columns) float32, filled run by run; None before the first run.
-        started: when the first run with an image of the request began.
-        taken: images already taken into a run.
-        answered: images whose rows are back.
-    """
-
-    pixels: memoryview
-    count: int
-    deadline: float
-    arrived: float
-    answer: asyncio.Future[Answer]
-    rows: NDArray[np.float32] | None = None
-    started: float = 0.0
-    taken: int = 0
-    answered: int = 0
 
 
 @dataclass(slots=True)
@@ -65,20 +24,59 @@ class Slice:
     start: int
     end: int
 
-    def store(self, rows: NDArray[np.float32]) -> None:
-        """Stores the rows of this slice in an entry that takes several runs."""
-        if self.entry.rows is None:
-            self.entry.rows = np.empty((self.entry.count, rows.shape[1]), np.float32)
-        self.entry.rows[self.start : self.end] = rows
+
+def distribute(batch: Sequence[Slice], rows: NDArray[np.float32], now: float, metrics: VersionMetrics) -> None:
+    """Gives each entry of a run its rows, in order; ends and counts the entries that are complete.
+
+    An entry fails if its rows have NaN or infinity, or if its deadline is past `now`, the end of the run.
+
+    Args:
+        batch: the slices of the run.
+        rows: (n, columns) float32, one row an image of the run.
+        now: the end of the run, on the clock of time.monotonic.
+        metrics: counts the entries.
+    """
+    finite = bool(np.isfinite(rows).all())
+    if not finite:
+        _report_broken(rows)
+    groups: dict[Group, tuple[list[SingleImage], list[int]]] = {}
+    answered: list[Entry] = []
+    end = 0
+    for part in batch:
+        entry = part.entry
+        start, end = end, end + part.end - part.start
+        if entry.done:
+            continue
+        if not finite and not np.isfinite(rows[start:end]).all():
+            fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"), metrics)
+            continue
+        if isinstance(entry, Request) and not entry.store(part.start, part.end, rows[start:end]):
+            continue
+        if entry.deadline <= now:
+            fail(entry, DeadlineExceeded("the deadline passed while the model ran"), metrics)
+            continue
+        answered.append(entry)
+        if isinstance(entry, Request):
+            entry.resolve(now)
+        elif isinstance(entry, SingleImage):
+            if entry.group not in groups:
+                groups[entry.group] = ([], [])
+            images, places = groups[entry.group]
+            images.append(entry)
+            places.append(start)
+    for group, (images, places) in groups.items():
+        group.answer(images, rows if len(places) == len(rows) else rows[places], now)
+    metrics.count_answered(answered, now)
 
 
-def fail(entry: Entry, error: RequestError) -> None:
-    """Ends an entry with an error, unless it has ended already."""
-    if not entry.answer.done():
-        entry.answer.set_exception(error)
+def fail(entry: Entry, error: RequestError, metrics: VersionMetrics) -> None:
+    """Ends an entry with an error and counts it, unless the entry has ended already."""
+    if not entry.done:
+        entry.fail(error)
+        metrics.failed_seconds.observe(time.monotonic() - entry.arrived)
 
 
-def report_broken(rows: NDArray[np.float32]) -> None:
+def _report_broken(rows: NDArray[np.float32]) -> None:
     """Logs the number of images for which the model returned NaN or infinity."""
     broken = int((~np.isfinite(rows)).any(axis=1).sum())
     message = f"the model returned NaN or infinity for {broken} of {len(rows)} images"

@@ -1,8 +1,8 @@
 """Gathers the images of many requests into runs of the model.
 
 No timer is involved by default. A free runner takes all waiting requests as soon as no more are just coming in, so a lone
-request runs at once, and batches grow with the load. An entry of the queue holds its caller's future: the entry of a
-caller who gives up is dropped, and a failed run fails only the entries in it.
+request runs at once, and batches grow with the load. An entry of the queue knows its caller: the entry of a caller who
+gives up is dropped, and a failed run fails only the entries in it.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
-from serving.inference.batch import Answer, Entry, Slice, fail, report_broken
+from serving.errors import DeadlineExceeded, InferenceFailed, RequestError, Stopping
+from serving.inference.batch import Slice, distribute, fail
 from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Network
+from serving.inference.entry import Answer, Entry, Request
 from serving.inference.pace import Pace
 from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
@@ -108,29 +109,44 @@ class Batcher:
         count, rest = divmod(len(pixels), IMAGE_BYTES)
         if rest or not count:
             raise ValueError(f"{len(pixels)} bytes are not a whole number of images")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        request = Request(memoryview(pixels), count, deadline, time.monotonic(), future)
+        self.enter(request)
+        try:
+            return await future
+        except RequestError:
+            self._drop(request)  # the rest of its images need not run
+            raise
+        except asyncio.CancelledError:
+            self.leave(request, counted=not future.cancelled())
+            raise
+
+    def enter(self, entry: Entry) -> None:
+        """Queues an entry, whose caller is told once the model has read all its images.
+
+        Raises:
+            QueueFull: the queue has no room for all images, or the answer would be late.
+            Stopping: the batcher was closed.
+        """
         if self._stopping:
             raise Stopping("the server is stopping")
-        now = time.monotonic()
-        if self._waiting or count > self._max_queue_size:
+        if self._waiting or entry.count > self._max_queue_size:
             self._pace.refuse_excess(
-                self._waiting, count, deadline - now, max_queue_size=self._max_queue_size, turn=self._turn
+                self._waiting,
+                entry.count,
+                entry.deadline - entry.arrived,
+                max_queue_size=self._max_queue_size,
+                turn=self._turn,
             )
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        entry = Entry(memoryview(pixels), count, deadline, arrived=now, answer=future)
         self._queue[entry] = None
-        self._waiting += count
+        self._waiting += entry.count
         self._queue_changed()
-        spent = self._metrics.failed_seconds
-        try:
-            answer = await entry.answer
-            spent = self._metrics.answered_seconds
-            self._metrics.queue_seconds.observe(answer.started - answer.arrived)
-            return answer
-        finally:
-            spent.observe(time.monotonic() - entry.arrived)
-            if entry in self._queue:  # the caller has gone: the rest of its images need not run
-                self._remove(entry)
-                self._queue_changed()
+
+    def leave(self, entry: Entry, *, counted: bool = False) -> None:
+        """Drops an entry whose caller has gone, and counts it as failed, unless it is `counted` already."""
+        if not counted:
+            self._metrics.failed_seconds.observe(time.monotonic() - entry.arrived)
+        self._drop(entry)
 
     async def close(self, grace_seconds: float) -> int:
         """Refuses new requests, answers the queued ones, and stops. After the grace, unanswered requests end as Stopping.
@@ -146,7 +162,7 @@ class Batcher:
             runner.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         for entry in [*self._queue]:
-            fail(entry, Stopping(_STOPPED))
+            fail(entry, Stopping(_STOPPED), self._metrics)
         self._threads.shutdown(wait=not stuck)
         return stuck
 
@@ -189,8 +205,8 @@ class Batcher:
         while self._queue:
             entry = next(iter(self._queue))
             if entry.deadline <= now:
-                fail(entry, DeadlineExceeded("the deadline passed while the request waited"))
-            if entry.answer.done():  # late, failed in another run, or its caller has gone
+                fail(entry, DeadlineExceeded("the deadline passed while the request waited"), self._metrics)
+            if entry.done:  # late, failed in another run, or its caller has gone
                 self._remove(entry)
                 continue
             left = entry.count - entry.taken
@@ -233,16 +249,17 @@ class Batcher:
             runners = 1 if brief else len(self._runners)
             self._pace.learn(start, end, len(images), run_seconds=seconds, runners=runners, waiting=self._waiting)
             self._soon = end + min(seconds, self._brief)
-            distribute(batch, rows, end)
+            distribute(batch, rows, end, self._metrics)
         except Exception:
             self._pace.forget_run_time()
             message = f"a run with images of {len(batch)} requests failed"
             log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
             for part in batch:
-                fail(part.entry, InferenceFailed("the model failed on a run with images of this request"))
+                error = InferenceFailed("the model failed on a run with images of this request")
+                fail(part.entry, error, self._metrics)
         except asyncio.CancelledError:
             for part in batch:
-                fail(part.entry, Stopping(_STOPPED))
+                fail(part.entry, Stopping(_STOPPED), self._metrics)
             raise
         finally:
             self._running -= 1
@@ -257,6 +274,11 @@ class Batcher:
         self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
         return rows, time.monotonic() - start
 
+    def _drop(self, entry: Entry) -> None:
+        if entry in self._queue:
+            self._remove(entry)
+            self._queue_changed()
+
     def _remove(self, entry: Entry) -> None:
         del self._queue[entry]
         self._waiting -= entry.count - entry.taken
@@ -266,34 +288,6 @@ class Batcher:
         _set(self.idle, not self._waiting and not self._running)
         _set(self._work, bool(self._queue) or self._stopping)
         _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
-
-
-def distribute(batch: list[Slice], rows: NDArray[np.float32], now: float) -> None:
-    """Gives each entry of a run its rows, in order, and resolves the entries that are complete.
-
-    An entry fails if its rows have NaN or infinity, or if its deadline is past `now`, the end of the run.
-    """
-    finite = np.isfinite(rows).all()
-    if not finite:
-        report_broken(rows)
-    offset = 0
-    for part in batch:
-        entry, size = part.entry, part.end - part.start
-        own = rows[offset : offset + size]
-        offset += size
-        entry.answered += size
-        if size == entry.count:
-            entry.rows = own
-        else:
-            part.store(own)
-        if not finite and not np.isfinite(own).all():
-            fail(entry, InferenceFailed("the model returned NaN or infinity for an image in this request"))
-        if entry.rows is None or entry.answered < entry.count or entry.answer.done():
-            continue
-        if entry.deadline <= now:
-            fail(entry, DeadlineExceeded("the deadline passed while the model ran"))
-        else:
-            entry.answer.set_result(Answer(entry.rows, entry.arrived, entry.started, now))
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,18 @@ from serving.imaging.framing import measure
 from serving.telemetry.metrics import Metrics
 
 _MEASURED_TOGETHER = 64  # images
+
+
+class Held(Protocol):
+    """A request that a model version has held. Times are on the clock of time.monotonic.
+
+    Attributes:
+        arrived: when the request entered the queue.
+        started: when the run with its first image began.
+    """
+
+    arrived: float
+    started: float
 
 
 class VersionMetrics:
@@ -58,6 +72,13 @@ class VersionMetrics:
             ("digit", "field"), (("audit", "accepted"), ("keying", "digit_refused"))
         ):
             metrics.no_digit_truth.labels(model, version, unit, source, outcome)  # created at 0, for the same reason
+
+    def count_answered(self, requests: Sequence[Held], ended: float) -> None:
+        """Counts requests whose last run ended at `ended`, with the time that each waited and took."""
+        if requests:
+            arrived, started = np.array([(request.arrived, request.started) for request in requests]).T
+            self.queue_seconds.observe_all(started - arrived)
+            self.answered_seconds.observe_all(ended - arrived)
 
     def count_predictions(
         self, images: NDArray[np.uint8], digits: NDArray[np.float32], confidences: NDArray[np.float32]
