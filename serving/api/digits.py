@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple, cast
 
 from serving.answers.lexicon import LONGEST
-from serving.api.rpc import Method
+from serving.api.digits_by_run import parse_single_image
+from serving.api.rpc import ByRun, Method
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
@@ -51,7 +52,14 @@ class DigitService:
     def methods(self) -> list[Method[Any, Any]]:
         """Lists the methods that callers may call."""
         return [
-            _method("Recognize", parse_image, self.recognize, encode_digit, "recognize"),
+            _method(
+                "Recognize",
+                parse_image,
+                self.recognize,
+                encode_digit,
+                "recognize",
+                by_run=ByRun(parse_single_image, self._recognizer.enter),
+            ),
             _method("RecognizeBatch", parse_batch, self.recognize, encode_digits, "recognize"),
             _method("ReadField", parse_field, self.read_field, encode_field, "recognize"),
             _method("ReportTruth", self.parse_truths, self.report_truths, encode_counted, "truth"),

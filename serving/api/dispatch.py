@@ -1,7 +1,6 @@
 """Answers requests for every transport: the one place that admits, counts, traces and logs them and maps errors to codes."""
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from serving import errors
+from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
-from serving.call import Call
+from serving.api.run_calls import RunCalls
+from serving.call import Call, Pending, Reply
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.token_file import Role
 from serving.security.tokens import Client, Metadata, TokenAuthenticator
@@ -21,12 +22,6 @@ from serving.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from serving.telemetry.spans import Tracing
 
-# A label of digits_rejected_requests_total beside the reasons of the error classes.
-_CANCELLED = "cancelled"
-
-# A caller whose deadline passes cancels its call, and the cancellation arrives a little before the deadline does here.
-_DEADLINE_SLACK_SECONDS = 0.01
-
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
@@ -35,7 +30,7 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """The methods that callers may call, and the way to each of them. Knows no transport.
 
-    A front looks up the method in `methods`, admits the caller, and lets `answer` do the work.
+    A front looks up the method in `methods`, admits the caller, and lets `enter` or `answer` do the work.
 
     Attributes:
         methods: every method, by its path.
@@ -50,20 +45,17 @@ class Dispatcher:
             tracing: traces calls; None traces nothing.
         """
         self.methods: dict[str, Method[Any, Any]] = {}
-        self._metrics = metrics
         self._authenticator = authenticator
+        self._counter = RequestCounter(metrics)
         self._tracing = tracing
-        # labels() takes longer than the counting itself.
-        self._request_seconds = functools.cache(metrics.request_seconds.labels)
-        self._requests = functools.cache(metrics.requests.labels)
-        for reason in {error.reason for error in errors.request_errors()} | {_CANCELLED}:
-            metrics.rejected_requests.labels(
-                reason
-            )  # exported from 0: Prometheus sees no increase in a series that starts at 1
+        self._run_calls: dict[str, RunCalls] = {}
 
     def add(self, methods: Iterable[Method[Any, Any]]) -> None:
         """Lets callers call these methods."""
-        self.methods |= {method.path: method for method in methods}
+        for method in methods:
+            self.methods[method.path] = method
+            if method.by_run:
+                self._run_calls[method.path] = RunCalls(method, method.by_run, self._counter, self._tracing)
 
     def admit(self, role: Role | None, metadata: Callable[[], Metadata | None]) -> Client | None:
         """Authenticates the caller before the first message of its call is read.
@@ -99,7 +91,7 @@ class Dispatcher:
             code = error.code
             raise
         except asyncio.CancelledError:
-            code = _code_of_cancelled(call)
+            code = code_of_cancelled(call)
             raise
         finally:
             trace_ids.reset(logged)
@@ -113,7 +105,7 @@ class Dispatcher:
         """
         start = time.monotonic()
         code = Code.INTERNAL
-        self._metrics.in_flight_requests.inc()
+        self._counter.begin()
         try:
             try:
                 request = method.parse(encoded)
@@ -124,33 +116,37 @@ class Dispatcher:
             return answer
         except RequestError as error:
             code = error.code
-            self._metrics.rejected_requests.labels(error.reason).inc()
+            self._counter.reject(error.reason)
             if method.refuse is None or isinstance(error, _ENDS_STREAM):
                 raise
             release_frames(error)
             return method.refuse(encoded, error)
         except asyncio.CancelledError:
-            code = _code_of_cancelled(call)
-            late = code is Code.DEADLINE_EXCEEDED
-            self._metrics.rejected_requests.labels(errors.DeadlineExceeded.reason if late else _CANCELLED).inc()
+            code = self._counter.reject_cancelled(call)
             raise
         except Exception:
             log_event(log, logging.ERROR, "call_failed", f"{method.name} failed", exc_info=True, method=method.name)
-            self._metrics.rejected_requests.labels(errors.Internal.reason).inc()
+            self._counter.reject(errors.Internal.reason)
             raise errors.Internal("internal error") from None
         finally:
-            self._metrics.in_flight_requests.dec()
-            seconds = time.monotonic() - start
-            exemplar = None if call.span is None else call.span.exemplar
-            self._request_seconds(method.name).observe(seconds, exemplar)
-            self._requests(method.name, code.name).inc()
-            if log.isEnabledFor(logging.DEBUG):
-                _log_call(method.name, code, call, seconds)
+            self._counter.end(method.name, code, call, time.monotonic() - start)
+
+    def enter(self, method: Method[Any, Any], encoded: bytes, call: Call, reply: Reply) -> Pending | None:
+        """Has a request answered together with others of its run of the model, and counts it once.
+
+        No task and no future waits for the answer: `reply` takes the answer or the error, possibly before this returns.
+
+        Returns:
+            The call, which its front abandons when the caller cancels or the deadline passes. None, with nothing counted
+            and nothing charged, for a request that only `answer` answers: of another method, with a crop, with a timeout
+            of its own, or unreadable.
+        """
+        calls = self._run_calls.get(method.path)
+        return calls.enter(encoded, call, reply) if calls else None
 
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call or stream that ends with an error beside those of its requests."""
-        self._metrics.rejected_requests.labels(error.reason).inc()
-        self._requests(method, error.code.name).inc()
+        self._counter.refuse(method, error)
 
     def refuse(self, method: str, error: RequestError, peer: Callable[[], str]) -> None:
         """Counts and logs a call that ends before its request reaches a handler.
@@ -160,9 +156,8 @@ class Dispatcher:
             error: the reason.
             peer: returns the caller's address.
         """
-        self.count_refusal(method, error)
-        if log.isEnabledFor(logging.DEBUG):
-            _log_call(method, error.code, Call(peer=peer), 0.0)
+        self._counter.refuse(method, error)
+        self._counter.log_refusal(method, error, peer)
 
 
 class _Unreadable(InvalidRequest):
@@ -173,27 +168,6 @@ class _Unreadable(InvalidRequest):
 _ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable)
 
 
-def _code_of_cancelled(call: Call) -> Code:
-    """Returns the code of a call that its caller has cancelled: gRPC cancels a call whose deadline passes, too."""
-    late = call.deadline <= time.monotonic() + _DEADLINE_SLACK_SECONDS
-    return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
-
-
 def release_frames(error: RequestError) -> None:
     """Drops the traceback, whose frames hold the images: gRPC keeps an error until the garbage collector runs."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
-
-
-def _log_call(method: str, code: Code, call: Call, seconds: float) -> None:
-    fields: dict[str, Any] = {
-        "method": method,
-        "code": code.name,
-        "images": call.images,
-        "duration_ms": round(seconds * 1000, 3),
-        "model": call.model,
-        "version": call.version,
-        "client": call.client.name if call.client else "",
-        "peer": call.peer(),
-    }
-    line = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
-    log_event(log, logging.DEBUG, "call", f"call {line}", **fields)

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from serving import build_info
 from serving.api import tensors
+from serving.api.infer_by_run import InferParser
 from serving.api.infer_messages import (
     InferAnswer,
     InferRequest,
@@ -17,7 +18,7 @@ from serving.api.infer_messages import (
     parse_infer,
     refuse_in_stream,
 )
-from serving.api.rpc import Method, Work
+from serving.api.rpc import ByRun, Method, Work
 from serving.call import Call
 from serving.errors import InvalidRequest, ModelNotReady, PermissionDenied, UnknownModel, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
@@ -79,7 +80,16 @@ class OpenInference:
             _method("ModelReady", pb.ModelReadyRequest, self.model_ready, None),
             _method("ServerMetadata", pb.ServerMetadataRequest, self.server_metadata, None),
             _method("ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, None),
-            Method(NAME, "ModelInfer", _INFER_REQUEST, parse_infer, self.infer, encode_infer, "recognize"),
+            Method(
+                NAME,
+                "ModelInfer",
+                _INFER_REQUEST,
+                parse_infer,
+                self.infer,
+                encode_infer,
+                "recognize",
+                by_run=ByRun(InferParser().parse, self._recognizer.enter),
+            ),
             Method(
                 NAME,
                 "ModelStreamInfer",

@@ -2,15 +2,29 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from serving.call import Call
 from serving.errors import RequestError
+from serving.inference.entry import SingleImage
+from serving.recognition.call_group import SingleRequest
 from serving.security.token_file import Role
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 Work: TypeAlias = Callable[[Request, Call], Awaitable[Answer]]
+
+
+class ByRun(NamedTuple):
+    """The way of requests for one image that are answered together with others of their run.
+
+    Attributes:
+        parse: bytes to a request; None for a request that only `Method.work` answers, also for a malformed one.
+        enter: has the image read, or raises RequestError.
+    """
+
+    parse: Callable[[bytes], SingleRequest | None]
+    enter: Callable[[SingleRequest, SingleImage], None]
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Method(Generic[Request, Answer]):
         role: role that a client needs, where the server asks for tokens; None when any client may call.
         refuse: only of a stream: encodes the error of one encoded request as an answer, so that the stream goes on.
         ordered: only of a stream: answers keep the order of the requests, instead of going out as they become ready.
+        by_run: the way of the requests that are answered by the run of the model; None where no request is.
     """
 
     service: str
@@ -39,6 +54,7 @@ class Method(Generic[Request, Answer]):
     role: Role | None
     refuse: Callable[[bytes, RequestError], bytes] | None = None
     ordered: bool = False
+    by_run: ByRun | None = None
 
     @property
     def path(self) -> str:

@@ -12,6 +12,8 @@ from serving.errors import CannotStart
 
 NO_DIGIT_BY_FRAMER = "no_digit_by_framer"  # in the column `decision`
 
+_REJECTED_WITH_INK = np.array([decision not in (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE) for decision in Decision])
+
 
 class CaptureError(CannotStart):
     """Capture can't start with these settings. The message gives the reason."""
@@ -116,13 +118,21 @@ def captured_indexes(answer: Recognized, indexes: Iterable[int]) -> list[int]:
     return [index for index in indexes if selected[index]]
 
 
-def _selected(answer: Recognized) -> list[bool]:
+def is_captured(decisions: NDArray[np.uint8], audited: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Selects the decisions worth learning from: a person will look at the image, and there is ink to see.
 
+    Args:
+        decisions: (n,) uint8, a Decision each.
+        audited: (n,) bool, True for answers that were marked for audit.
+
     Returns:
-        n flags, or 1 for a field: True if the image was marked for audit, or rejected although it has ink.
+        (n,) bool: True if the image was marked for audit, or rejected although it has ink.
     """
-    return [
-        audited or decision not in (Decision.ACCEPT, Decision.REJECT_INVALID_IMAGE)
-        for decision, audited in zip(answer.decisions, answer.audited, strict=True)
-    ]
+    selected: NDArray[np.bool_] = audited | _REJECTED_WITH_INK.take(decisions)
+    return selected
+
+
+def _selected(answer: Recognized) -> list[bool]:
+    """Selects the decisions of an answer: n flags, or 1 for a field."""
+    selected: list[bool] = is_captured(np.frombuffer(answer.decisions, np.uint8), np.array(answer.audited)).tolist()
+    return selected

@@ -150,6 +150,9 @@ class Outcomes(Protocol):
     def fail(self, image: SingleImage, error: RequestError, /) -> None:
         """Ends a call with an error."""
 
+    def fail_internally(self, images: Sequence[SingleImage], /) -> None:
+        """Ends the calls that are not done, and logs the exception that is being handled: a fault of the server."""
+
     def abandon(self, image: SingleImage, /) -> None:
         """Ends a call whose caller takes no answer."""
 

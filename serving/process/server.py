@@ -57,6 +57,7 @@ class Server:
     Attributes:
         metrics: the metrics of this worker.
         repository: the models.
+        dispatcher: answers the requests of every front.
         grpc_port: the port of gRPC once the server has started, also when the system chose it.
         metrics_port: the port of HTTP once the server has started; 0 in one of several workers.
     """
@@ -107,7 +108,7 @@ class Server:
         digit_service = DigitService(self._recognizer, truths, settings.max_images_per_request)
         models: ModelControl = control or self.repository  # loads and unloads: in all workers, or in this process alone
         inference = OpenInference(settings, self.repository.catalog, models, self._recognizer, self.metrics, self.unready)
-        dispatcher = Dispatcher(self.metrics, self._authenticator, self._tracing)
+        self.dispatcher = dispatcher = Dispatcher(self.metrics, self._authenticator, self._tracing)
         dispatcher.add([*digit_service.methods(), *inference.methods()])
 
         self._streams = Streams(

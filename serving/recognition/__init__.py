@@ -4,6 +4,7 @@
     crop_queue    frames crops on a thread of its own.
     policy        threshold, decision, audit, recognition id, capture.
     reading       the requests and answers of the recognizer.
+    call_group    calls of one image that are answered by the run: decided, captured and encoded together.
 
 The recognizer asks the catalog of the repository for a version, and submits the images to the version's batcher.
 """

@@ -1,6 +1,7 @@
 """Decides on readings: accept or reject by a certified threshold, mark for audit, issue the recognition id, capture."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
 from serving.inference.classifier import ONE_DIGIT
 from serving.recognition.reading import FieldAnswer, Reading, Verdict
+from serving.repository.catalog import Loaded
 
 CANDIDATES = 3
 
@@ -31,7 +33,12 @@ _CERTIFIED = np.array(
 
 
 class Policy:
-    """Decides on readings, as the operator has set it up."""
+    """Decides on readings, as the operator has set it up.
+
+    Attributes:
+        ids: issues recognition ids.
+        capture: stores images that were rejected or marked for audit; None stores nothing.
+    """
 
     def __init__(
         self,
@@ -55,9 +62,9 @@ class Policy:
         self._target_error_rate = target_error_rate
         self._field_target_error_rate = field_target_error_rate
         self._lexicons = lexicons
-        self._ids = ids
+        self.ids = ids
         self._audit_rate = audit_rate
-        self._capture = capture
+        self.capture = capture
         self._random = np.random.default_rng()
 
     def lexicon(self, name: str) -> Lexicon | None:
@@ -69,10 +76,43 @@ class Policy:
             raise InvalidRequest(f"there is no lexicon {name[:64]!r}, this server has: {known}")
         return self._lexicons[name]
 
+    def threshold(self, loaded: Loaded, target_error_rate: float) -> Threshold | None:
+        """Picks the threshold for digits; a target of 0 stands for the operator's own."""
+        return choose(loaded.model.metadata.thresholds, target_error_rate or self._target_error_rate)
+
+    def decide_each(
+        self,
+        loaded: Loaded,
+        threshold: Threshold | None,
+        confidences: NDArray[np.float32],
+        shows: NDArray[np.uint8],
+        *,
+        audit: bool,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Decides on each of n digits, marks some of them for audit, and counts both.
+
+        Args:
+            loaded: the version that answers.
+            threshold: the least confidence to accept; None accepts nothing.
+            confidences: (n,) float32.
+            shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT.
+            audit: False marks no answer for audit.
+
+        Returns:
+            (n,) uint8, a Decision each, and (n,) bool, the marks.
+        """
+        decisions = decide(confidences, shows, threshold)
+        audited = self._sample_audits(decisions) if audit else np.zeros(len(decisions), bool)
+        encoded = decisions.tobytes()
+        for decision in set(encoded):
+            loaded.metrics.decisions[decision].inc(encoded.count(decision))
+        _count_audits(loaded, "digit", audited)
+        return decisions, audited
+
     async def decide_digits(
         self, reading: Reading, target_error_rate: float, deadline: float, *, audit: bool = True
     ) -> Verdict:
-        """Decides on each of n digits.
+        """Decides on n digits of one request.
 
         Args:
             reading: the output of the model.
@@ -80,17 +120,12 @@ class Policy:
             deadline: of the answer, on the clock of time.monotonic.
             audit: False marks no answer for audit.
         """
-        loaded = reading.loaded
-        threshold = choose(loaded.model.metadata.thresholds, target_error_rate or self._target_error_rate)
-        confidences = reading.confidences
-        decisions = decide(confidences, reading.shows, threshold)
-        audited = self._sample_audits(decisions) if audit else np.zeros(len(decisions), bool)
-        encoded, marks = decisions.tobytes(), audited.tolist()
-        answer = Recognized(
-            loaded.name, loaded.version, False, reading.digits.tobytes(), encoded, marks, confidences.tolist()
-        )
-        for decision in set(encoded):
-            loaded.metrics.decisions[decision].inc(encoded.count(decision))
+        loaded, confidences = reading.loaded, reading.confidences
+        threshold = self.threshold(loaded, target_error_rate)
+        decisions, audited = self.decide_each(loaded, threshold, confidences, reading.shows, audit=audit)
+        named = (loaded.name, loaded.version, False)
+        digits = reading.digits.tobytes()
+        answer = Recognized(*named, digits, decisions.tobytes(), audited.tolist(), confidences.tolist())
         return await self._verdict(answer, reading, decisions, audited, threshold, deadline)
 
     async def decide_field(
@@ -121,6 +156,7 @@ class Policy:
         audited = self._sample_audits(decisions)
         answer = Recognized(loaded.name, loaded.version, True, digits, decisions.tobytes(), audited.tolist(), [confidence])
         loaded.metrics.fields[int(decisions[0])].inc()
+        _count_audits(loaded, "field", audited)
         verdict = await self._verdict(answer, reading, decisions, audited, threshold, deadline)
         candidates = np.argsort(-probabilities, axis=1, kind="stable")[:, :CANDIDATES]
         likely = np.take_along_axis(probabilities, candidates, axis=1)
@@ -135,15 +171,12 @@ class Policy:
         threshold: Threshold | None,
         deadline: float,
     ) -> Verdict:
-        """Counts audits, has the images captured where the operator wants that, and issues the recognition id."""
-        marked = answer.audited.count(True)
-        if marked:
-            reading.loaded.metrics.audits["field" if answer.of_field else "digit"].inc(marked)
+        """Has the images captured where the operator wants that, and issues the recognition id."""
         captured = False
-        if self._capture is not None:
+        if self.capture is not None:
             images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)
-            captured = await self._capture.keep(answer, images, reading.whole, deadline)
-        return Verdict(decisions, audited, threshold, self._ids.issue(answer), captured)
+            captured = await self.capture.keep(answer, images, reading.whole, deadline)
+        return Verdict(decisions, audited, threshold, self.ids.issue(answer), captured)
 
     def _sample_audits(self, decisions: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Marks a random share of the accepted answers, (n,) bool: an unbiased sample of all accepted answers."""
@@ -151,6 +184,12 @@ class Policy:
             return np.zeros(len(decisions), bool)
         marked: NDArray[np.bool_] = (decisions == Decision.ACCEPT) & (self._random.random(len(decisions)) < self._audit_rate)
         return marked
+
+
+def _count_audits(loaded: Loaded, unit: Literal["digit", "field"], audited: NDArray[np.bool_]) -> None:
+    marked = int(np.count_nonzero(audited))
+    if marked:
+        loaded.metrics.audits[unit].inc(marked)
 
 
 def choose(certified: Sequence[Threshold], target_error_rate: float) -> Threshold | None:

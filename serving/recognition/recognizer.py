@@ -21,11 +21,12 @@ from serving.inference.classifier import (
     SHOWS,
     WHOLE,
 )
+from serving.inference.entry import SingleImage
+from serving.recognition.call_group import CallGroup, SingleRequest
 from serving.recognition.crop_queue import CropQueue, FramedCrops
 from serving.recognition.policy import Policy
 from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, Reading, ReadOptions
 from serving.repository.catalog import Catalog
-from serving.repository.shadow import Shadow
 from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
@@ -69,6 +70,31 @@ class Recognizer:
         reading = await self.infer(images, options, call)
         return await self._policy.decide_field(reading, options.target_error_rate, call.deadline, lexicon)
 
+    def enter(self, request: SingleRequest, image: SingleImage) -> None:
+        """Has the image of a call read, and the call answered together with others of its run.
+
+        Raises:
+            RequestError: there is no answer; errors.py lists the reasons. The call has not ended then.
+        """
+        options, call = request.options, image.call
+        call.images = 1
+        _require_target(options)
+        loaded = self._catalog.route(options.model, options.version, options.key)
+        call.model, call.version = loaded.name, loaded.version
+        threshold = self._policy.threshold(loaded, options.target_error_rate)
+        shared = request.form, threshold
+        if shared not in loaded.groups:
+            loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
+        image.group = loaded.groups[shared]
+        if call.client:
+            call.client.spend(1)
+        try:
+            loaded.batcher.enter(image)
+        except (QueueFull, Stopping):
+            if call.client:
+                call.client.give_back(1)
+            raise
+
     def infer(self, images: Images, options: ReadOptions, call: Call) -> Awaitable[Reading]:
         """Reads n images without a decision.
 
@@ -98,8 +124,7 @@ class Recognizer:
         if count > self._max_images_per_request:
             kind = "crops" if crops else "images"
             raise InvalidRequest(f"{kind} holds {count} images, this server takes {self._max_images_per_request} a call")
-        if not 0 <= options.target_error_rate < 1:  # NaN too
-            raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
+        _require_target(options)
         return count
 
     async def _read(self, images: Images, options: ReadOptions, call: Call) -> Reading:
@@ -139,7 +164,9 @@ class Recognizer:
             loaded=loaded,
         )
         if loaded.shadow:
-            _copy_to_shadow(loaded.shadow, reading, framed)
+            # What the framer doubts is no model's decision, and is left out like a blank image.
+            compared = np.where(framed.whole, shows, BLANK).astype(np.uint8) if framed else shows
+            loaded.shadow.compare_answers(pixels, reading.digits, compared)
         return reading
 
     async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> FramedCrops:
@@ -154,14 +181,9 @@ class Recognizer:
         return framed
 
 
-def _copy_to_shadow(shadow: Shadow, reading: Reading, framed: FramedCrops | None) -> None:
-    """Has the shadow read the same images, except those that no model decides on: blank ones, and what the framer doubts."""
-    compared = reading.shows != BLANK
-    if framed:
-        compared &= framed.whole
-    if compared.any():
-        images = np.frombuffer(reading.pixels, np.uint8).reshape(-1, IMAGE_BYTES)[compared]
-        shadow.compare(images.tobytes(), np.stack([reading.digits, reading.shows], axis=1)[compared])
+def _require_target(options: ReadOptions) -> None:
+    if not 0 <= options.target_error_rate < 1:  # NaN too
+        raise InvalidRequest(f"target_error_rate is {options.target_error_rate}, expected a share below 1, or 0")
 
 
 async def _limit(work: Awaitable[T], timeout_seconds: float, call: Call) -> T:

@@ -3,12 +3,14 @@
 Repository writes the catalog, and requests read it. Both run on the event loop, so the catalog needs no lock.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from serving.errors import ModelNotReady, UnknownModel
 from serving.inference.batcher import Batcher
 from serving.inference.classifier import Classifier
+from serving.inference.entry import Group
 from serving.repository.routing import Routing
 from serving.repository.shadow import Shadow
 from serving.repository.versions import ModelVersion
@@ -30,6 +32,7 @@ class Loaded:
         batcher: queue and runners.
         metrics: metrics with this version's labels.
         shadow: copies the answers of this version to the shadow version; None unless this version is stable and has one.
+        groups: calls that this version answers by the run, by what all calls of the group ask for.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Loaded:
     batcher: Batcher
     metrics: VersionMetrics
     shadow: Shadow | None = None
+    groups: dict[Hashable, Group] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""Recognize, answered by the run: requests with one framed image, and their answers encoded together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from serving.answers.decision import Threshold
+from serving.api.message_template import MessageTemplate
+from serving.contract import IMAGE_BYTES
+from serving.inference.classifier import CONFIDENCE, DIGIT, PROBABILITIES, WHOLE
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.recognition.call_group import Encode, Rows, SingleRequest, Verdicts
+from serving.recognition.reading import ReadOptions
+from serving.repository.catalog import Loaded
+
+
+@dataclass(frozen=True)
+class RecognizeForm:
+    """The one kind of answer that Recognize gives."""
+
+    decides: bool = True
+    audits: bool = True
+
+    def encoder(self, loaded: Loaded, threshold: Threshold | None, id_length: int) -> Encode:
+        """Prepares the RecognizeResponse of a version."""
+        response = pb.RecognizeResponse
+        shared = response(model_version=loaded.version)
+        if threshold:
+            shared.threshold, shared.target_error_rate = threshold.confidence, threshold.target_error_rate
+        template = MessageTemplate(
+            shared,
+            {
+                "digit": (response(digit=1), np.uint8(1)),
+                "confidence": (response(confidence=1.0), np.float32(1)),
+                "probabilities": (response(probabilities=[1.0] * 10), np.ones(10, np.float32)),
+                "decision": (response(decision=pb.DECISION_ACCEPT), np.uint8(1)),
+                "recognition_id": (response(recognition_id="x" * id_length), np.full(id_length, ord("x"), np.uint8)),
+                "audit": (response(audit=True), np.uint8(1)),
+                "captured": (response(captured=True), np.uint8(1)),
+                "whole": (response(whole=1.0), np.float32(1)),
+            },
+        )
+
+        def encode(rows: Rows, verdicts: Verdicts) -> list[bytes]:
+            values = {
+                "digit": rows[:, DIGIT],
+                "confidence": rows[:, CONFIDENCE],
+                "probabilities": rows[:, PROBABILITIES],
+                "decision": verdicts.decisions,
+                "recognition_id": verdicts.recognition_ids,
+                "audit": verdicts.audited,
+                "captured": verdicts.captured,
+                "whole": rows[:, WHOLE],
+            }
+            return template.fill(len(rows), values)
+
+        return encode
+
+
+RECOGNIZE = RecognizeForm()
+
+
+def parse_single_image(encoded: bytes) -> SingleRequest | None:
+    """Parses a RecognizeRequest; returns None for one with a crop or without a whole image, and for other bytes."""
+    try:
+        request = pb.RecognizeRequest.FromString(encoded)
+    except DecodeError:
+        return None
+    image = request.image
+    if len(image) != IMAGE_BYTES or request.crop:
+        return None
+    options = ReadOptions(request.model, "", request.key, request.target_error_rate)
+    return SingleRequest(image, options, RECOGNIZE)
