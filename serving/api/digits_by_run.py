@@ -15,7 +15,7 @@ from serving.recognition.reading import ReadOptions
 from serving.repository.catalog import Loaded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # there is one, and comparing it by identity is quick
 class RecognizeForm:
     """The one kind of answer that Recognize gives."""
 

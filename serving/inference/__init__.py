@@ -1,11 +1,12 @@
 """Runs a model on batches of images.
 
-    submit(pixels, deadline)                                    Answer(rows, arrived, started, ended)
+    submit(pixels, deadline), or enter(entry)                   Answer(rows, arrived, started, ended), or Group.answer
         |                                                              ^
     batcher      a bounded queue, and runners that empty it            |
-        |  pace      estimates the wait: would a request be late?      |
-        |  entry     what waits in the queue, and whom to tell        |
-        |  batch     the slices of a run, and their way back          |
+        |  entry        what waits in the queue, and whom to tell      |
+        |  entry_queue  entries take turns                             |
+        |  pace         estimates the wait: would a request be late?   |
+        |  batch        the slices of a run, and their way back        |
         v                                                              |
     classifier   one ONNX Runtime run: logits, probabilities, whole, digit, confidence, flags
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, RequestError
 from serving.inference.entry import Entry, Group, Request, SingleImage
 from serving.telemetry.logs import log_event
@@ -23,6 +24,19 @@ class Slice:
     entry: Entry
     start: int
     end: int
+
+
+def join(batch: Sequence[Slice]) -> NDArray[np.uint8]:
+    """Joins the images of a run: (n, 28, 28) uint8."""
+    pixels = b"".join(
+        [
+            part.entry.pixels
+            if part.end - part.start == part.entry.count
+            else part.entry.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES]
+            for part in batch
+        ]
+    )
+    return np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
 
 
 def distribute(batch: Sequence[Slice], rows: NDArray[np.float32], now: float, metrics: VersionMetrics) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import time
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 
@@ -18,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.errors import DeadlineExceeded, InferenceFailed, RequestError, Stopping
-from serving.inference.batch import Slice, distribute, fail
+from serving.errors import InferenceFailed, RequestError, Stopping
+from serving.inference.batch import Slice, distribute, fail, join
 from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Network
 from serving.inference.entry import Answer, Entry, Request
+from serving.inference.entry_queue import EntryQueue
 from serving.inference.pace import Pace
 from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
@@ -71,10 +71,7 @@ class Batcher:
         self._max_queue_size = max_queue_size
         self._delay = max_queue_delay_seconds
         self._brief = brief_seconds
-        # A large request gets this many images into a batch before the next request has its turn.
-        self._turn = max(1, max_batch_size // 8)
-        self._queue: OrderedDict[Entry, None] = OrderedDict()  # in order of turn; a dict, so that any entry can leave
-        self._waiting = 0  # images in the queue
+        self._queue = EntryQueue(metrics, max_batch_size)
         self._pace = Pace()
         self._crowded = False  # True if the last run served several callers
         self._soon = 0.0  # a caller of the last run can't come back over a network before this time
@@ -84,6 +81,7 @@ class Batcher:
         self._work = asyncio.Event()  # set while there is anything to do
         self._full = asyncio.Event()  # set while waiting for more requests is pointless
         self._gathering = asyncio.Lock()  # one runner at a time lets requests arrive; a second would wait for the same ones
+        self._state = (False, False, False)  # of the three events
         self._threads = ThreadPoolExecutor(instances, thread_name_prefix="inference")
         self._queue_changed()
         # An empty context: the log lines of a batcher that a traced call loads must not carry that call's ids.
@@ -122,7 +120,7 @@ class Batcher:
             raise
 
     def enter(self, entry: Entry) -> None:
-        """Queues an entry, whose caller is told once the model has read all its images.
+        """Queues an entry, whose caller is told once the model has read all its images; runs a lone entry at once.
 
         Raises:
             QueueFull: the queue has no room for all images, or the answer would be late.
@@ -130,16 +128,20 @@ class Batcher:
         """
         if self._stopping:
             raise Stopping("the server is stopping")
-        if self._waiting or entry.count > self._max_queue_size:
+        if self._queue.waiting or entry.count > self._max_queue_size:
             self._pace.refuse_excess(
-                self._waiting,
+                self._queue.waiting,
                 entry.count,
                 entry.deadline - entry.arrived,
                 max_queue_size=self._max_queue_size,
-                turn=self._turn,
+                turn=self._queue.turn,
             )
-        self._queue[entry] = None
-        self._waiting += entry.count
+        if self._is_lone(entry):
+            entry.started, entry.taken = entry.arrived, entry.count
+            batch = [Slice(entry, 0, entry.count)]
+            self._run_here(batch, join(batch))
+            return
+        self._queue.add(entry)
         self._queue_changed()
 
     def leave(self, entry: Entry, *, counted: bool = False) -> None:
@@ -161,7 +163,7 @@ class Batcher:
         for runner in late:
             runner.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        for entry in [*self._queue]:
+        for entry in self._queue:
             fail(entry, Stopping(_STOPPED), self._metrics)
         self._threads.shutdown(wait=not stuck)
         return stuck
@@ -172,12 +174,13 @@ class Batcher:
             async with self._gathering:
                 await self._work.wait()
                 await self._let_arrive()
-                batch = self._next_batch()
+                batch = self._queue.take_batch()
             if batch:
                 await self._run(batch)
-                if self._waiting:
+                if self._queue.waiting:
                     await asyncio.sleep(0)  # lets other tasks proceed, also after a run on the event loop
                 continue
+            self._pace.break_backlog()  # only late requests waited
             self._queue_changed()
             if self._stopping:
                 return
@@ -186,77 +189,31 @@ class Batcher:
         """Waits until the requests that are just coming in have reached the queue, or fill a batch."""
         quiet = 0 if self._crowded or len(self._queue) > 1 else _QUIET_TURNS
         while quiet < _QUIET_TURNS and not self._full.is_set():
-            before = self._waiting
+            before = self._queue.waiting
             await asyncio.sleep(0)
-            quiet = quiet + 1 if self._waiting == before else 0
+            quiet = quiet + 1 if self._queue.waiting == before else 0
         while self._delay and self._queue and not self._full.is_set():
-            oldest = next(iter(self._queue))
-            remaining = oldest.arrived + self._delay - time.monotonic()
+            remaining = self._queue.next.arrived + self._delay - time.monotonic()
             if remaining <= 0:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), remaining)
 
-    def _next_batch(self) -> list[Slice]:
-        """Takes up to a batch of images off the queue, request by request in turns, and drops late requests."""
-        now = time.monotonic()
-        room = self._max_batch_size
-        batch = []
-        while self._queue:
-            entry = next(iter(self._queue))
-            if entry.deadline <= now:
-                fail(entry, DeadlineExceeded("the deadline passed while the request waited"), self._metrics)
-            if entry.done:  # late, failed in another run, or its caller has gone
-                self._remove(entry)
-                continue
-            left = entry.count - entry.taken
-            share = room if len(self._queue) == 1 else min(room, self._turn)
-            size = left if left <= self._turn else min(left, share)  # a request within one turn is never split
-            if not 0 < size <= room:
-                break
-            if entry.taken == 0:
-                entry.started = now
-            batch.append(Slice(entry, entry.taken, entry.taken + size))
-            entry.taken += size
-            self._waiting -= size
-            room -= size
-            if size == left:
-                self._remove(entry)
-            else:
-                self._queue.move_to_end(entry)
-        if not batch:
-            self._pace.break_backlog()  # only late requests waited
-        return batch
-
     async def _run(self, batch: list[Slice]) -> None:
-        """Runs one batch, in a thread unless the run is brief, and distributes the rows. An error fails only its callers."""
-        start = time.monotonic()
+        """Runs one batch, in a thread unless the run is brief. An error fails only the entries in it."""
+        images = join(batch)
+        if self._is_brief(len(images)):
+            self._run_here(batch, images)
+            self._queue_changed()
+            return
         self._running += 1
         self._queue_changed()
+        start = self._begin(batch)
         try:
-            pixels = b"".join([part.entry.pixels[part.start * IMAGE_BYTES : part.end * IMAGE_BYTES] for part in batch])
-            images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
-            self._crowded = len(batch) > 1 or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
-            self._metrics.last_request.set(time.time())
-            brief = 0 < self._pace.run_seconds_per_image * len(images) < self._brief
-            if brief:
-                rows, seconds = self._classify(images)
-            else:
-                rows, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._classify, images)
-            end = time.monotonic()
-            self._metrics.batch_size.observe(len(images))
-            self._metrics.inference_seconds.observe(end - start)
-            runners = 1 if brief else len(self._runners)
-            self._pace.learn(start, end, len(images), run_seconds=seconds, runners=runners, waiting=self._waiting)
-            self._soon = end + min(seconds, self._brief)
-            distribute(batch, rows, end, self._metrics)
+            rows, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._classify, images)
+            self._finish(batch, rows, start, seconds, runners=len(self._runners))
         except Exception:
-            self._pace.forget_run_time()
-            message = f"a run with images of {len(batch)} requests failed"
-            log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
-            for part in batch:
-                error = InferenceFailed("the model failed on a run with images of this request")
-                fail(part.entry, error, self._metrics)
+            self._fail(batch)
         except asyncio.CancelledError:
             for part in batch:
                 fail(part.entry, Stopping(_STOPPED), self._metrics)
@@ -264,6 +221,47 @@ class Batcher:
         finally:
             self._running -= 1
             self._queue_changed()
+
+    def _run_here(self, batch: list[Slice], images: NDArray[np.uint8]) -> None:
+        """Runs one batch on the event loop."""
+        start = self._begin(batch)
+        try:
+            rows, seconds = self._classify(images)
+            self._finish(batch, rows, start, seconds, runners=1)
+        except Exception:
+            self._fail(batch)
+
+    def _is_brief(self, images: int) -> bool:
+        return 0 < self._pace.run_seconds_per_image * images < self._brief
+
+    def _is_lone(self, entry: Entry) -> bool:
+        """True if nothing else is queued or running, no other caller is about, and the run is brief: it can run at once."""
+        alone = not (self._queue or self._running or self._crowded or self._delay) and entry.arrived >= self._soon
+        return alone and entry.count <= self._queue.turn and self._is_brief(entry.count)
+
+    def _begin(self, batch: list[Slice]) -> float:
+        """Notes the callers of a run, and returns its start."""
+        self._crowded = len(batch) > 1 or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
+        self._metrics.last_request.set(time.time())
+        return time.monotonic()
+
+    def _finish(self, batch: list[Slice], rows: NDArray[np.float32], start: float, seconds: float, *, runners: int) -> None:
+        """Learns from a run that took `seconds` inside the model, and distributes its rows."""
+        end = time.monotonic()
+        self._metrics.batch_size.observe(len(rows))
+        self._metrics.inference_seconds.observe(end - start)
+        self._pace.learn(start, end, len(rows), run_seconds=seconds, runners=runners, waiting=self._queue.waiting)
+        self._soon = end + min(seconds, self._brief)
+        distribute(batch, rows, end, self._metrics)
+
+    def _fail(self, batch: list[Slice]) -> None:
+        """Fails the entries of a run, whose exception is being handled."""
+        self._pace.forget_run_time()
+        message = f"a run with images of {len(batch)} requests failed"
+        log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
+        for part in batch:
+            error = InferenceFailed("the model failed on a run with images of this request")
+            fail(part.entry, error, self._metrics)
 
     def _classify(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
         """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""
@@ -275,19 +273,19 @@ class Batcher:
         return rows, time.monotonic() - start
 
     def _drop(self, entry: Entry) -> None:
-        if entry in self._queue:
-            self._remove(entry)
+        if self._queue.drop(entry):
             self._queue_changed()
 
-    def _remove(self, entry: Entry) -> None:
-        del self._queue[entry]
-        self._waiting -= entry.count - entry.taken
-
     def _queue_changed(self) -> None:
-        self._metrics.queue_length.set(self._waiting)
-        _set(self.idle, not self._waiting and not self._running)
-        _set(self._work, bool(self._queue) or self._stopping)
-        _set(self._full, self._waiting >= self._max_batch_size or self._stopping)
+        self._metrics.queue_length.set(self._queue.waiting)
+        idle = not self._queue.waiting and not self._running
+        work = bool(self._queue) or self._stopping
+        full = self._queue.waiting >= self._max_batch_size or self._stopping
+        if (idle, work, full) != self._state:  # few of many requests change it
+            self._state = (idle, work, full)
+            _set(self.idle, idle)
+            _set(self._work, work)
+            _set(self._full, full)
 
 
 def _set(event: asyncio.Event, happened: bool) -> None:

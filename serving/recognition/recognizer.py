@@ -31,6 +31,9 @@ from serving.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
+# Callers choose error rates and outputs freely. Beyond this number, the groups are prepared again when calls need them.
+_MAX_GROUPS = 256
+
 
 class Recognizer:
     """Recognizes the images of requests. Validation comes first, then routing, then the client's rate limit."""
@@ -81,11 +84,14 @@ class Recognizer:
         _require_target(options)
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
-        threshold = self._policy.threshold(loaded, options.target_error_rate)
-        shared = request.form, threshold
-        if shared not in loaded.groups:
-            loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
-        image.group = loaded.groups[shared]
+        shared = request.form, options.target_error_rate
+        group = loaded.groups.get(shared)
+        if group is None:
+            if len(loaded.groups) == _MAX_GROUPS:
+                loaded.groups.clear()
+            threshold = self._policy.threshold(loaded, options.target_error_rate)
+            group = loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
+        image.group = group
         if call.client:
             call.client.spend(1)
         try:

@@ -75,10 +75,14 @@ class VersionMetrics:
 
     def count_answered(self, requests: Sequence[Held], ended: float) -> None:
         """Counts requests whose last run ended at `ended`, with the time that each waited and took."""
-        if requests:
-            arrived, started = np.array([(request.arrived, request.started) for request in requests]).T
+        if len(requests) > 1:
+            arrived = np.array([request.arrived for request in requests])
+            started = np.array([request.started for request in requests])
             self.queue_seconds.observe_all(started - arrived)
             self.answered_seconds.observe_all(ended - arrived)
+        elif requests:
+            self.queue_seconds.observe(requests[0].started - requests[0].arrived)
+            self.answered_seconds.observe(ended - requests[0].arrived)
 
     def count_predictions(
         self, images: NDArray[np.uint8], digits: NDArray[np.float32], confidences: NDArray[np.float32]
