@@ -9,6 +9,8 @@ The path of a request, which the packages show from the top:
     inference     the queue of a version, batches, one ONNX Runtime run   batcher, classifier.
     recognition   threshold, decision, audit, id, capture                 policy.
 
+Calls of one image can take this path without a task each; README.md has the way by the run.
+
 Beside the path:
 
     cli           `digits serve`, `check`, `recognize`, ...: everything a person types.

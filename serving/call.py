@@ -48,7 +48,7 @@ class Reply(Protocol):
 
 
 class Pending(Protocol):
-    """A call that waits for its answer, or has just had it."""
+    """A call that waits for its answer, or has just had it. It refers to its reply, so a front drops it with the answer."""
 
     def abandon(self) -> None:
         """Ends the call without an answer: its caller has gone, or its deadline has passed. Harmless after an answer."""

@@ -2,17 +2,18 @@
 
 A front, such as transport/grpc_front.py, finds the method, admits the caller and hands over bytes.
 
-    dispatch         traces a request, answers it, and turns its error into a status code.
-    run_calls        the same for calls of one image that are answered by the run.
-    request_counter  counts and logs the requests of both ways.
-    digits           digits.v1.DigitService: parses requests, encodes answers.
-    open_inference   inference.GRPCInferenceService, the Open Inference Protocol.
-    infer_messages   the messages of its ModelInfer.
-    digits_by_run    Recognize, answered by the run.
-    infer_by_run     ModelInfer, answered by the run.
+    dispatch          traces a request, answers it, and turns its error into a status code.
+    run_calls         the same for calls of one image that are answered by the run.
+    request_counter   counts and logs the requests of both ways.
+    digits            digits.v1.DigitService: parses requests, encodes answers.
+    digits_by_run     its Recognize, answered by the run.
+    open_inference    inference.GRPCInferenceService, the Open Inference Protocol.
+    infer_messages    the messages of its ModelInfer.
+    infer_by_run      its ModelInfer, answered by the run.
+    tensors           the tensors in these messages.
     message_template  an encoded message that is filled in for many answers at once.
-    tensors          the tensors in these messages.
-    rpc              describes a method: its parts `parse`, `work` and `encode`.
+    packed            encodes repeated fields from arrays.
+    rpc               describes a method: its parts `parse`, `work` and `encode`, and its way by the run.
 
 Both services call the recognizer.
 """

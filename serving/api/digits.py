@@ -1,10 +1,11 @@
 """digits.v1.DigitService: from encoded requests to encoded answers."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Any, NamedTuple, cast
 
 from serving.answers.lexicon import LONGEST
 from serving.api.digits_by_run import parse_single_image
+from serving.api.packed import pack_floats, pack_small
 from serving.api.rpc import ByRun, Method
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
@@ -148,19 +149,23 @@ def encode_digit(answers: DigitAnswers) -> bytes:
 def encode_digits(answers: DigitAnswers) -> bytes:
     """Encodes a RecognizeBatchResponse."""
     reading, verdict = answers
-    return pb.RecognizeBatchResponse(
-        digits=reading.digits.tolist(),
-        confidences=reading.confidences.tolist(),
-        probabilities=reading.probabilities.ravel().tolist(),
-        model_version=reading.loaded.version,
-        decisions=cast(Sequence[pb.Decision], verdict.decisions.tolist()),
-        troubles=reading.errors,
-        recognition_id=verdict.recognition_id,
-        audits=verdict.audited.nonzero()[0].tolist(),
-        captured=verdict.captured,
-        whole=reading.whole.tolist(),
-        **_threshold(verdict),
-    ).SerializeToString()
+    response = pb.RecognizeBatchResponse
+    parts = (
+        pack_small(response.DIGITS_FIELD_NUMBER, reading.digits),
+        pack_floats(response.CONFIDENCES_FIELD_NUMBER, reading.confidences),
+        pack_floats(response.PROBABILITIES_FIELD_NUMBER, reading.probabilities),
+        pack_small(response.DECISIONS_FIELD_NUMBER, verdict.decisions),
+        pack_floats(response.WHOLE_FIELD_NUMBER, reading.whole),
+        response(
+            model_version=reading.loaded.version,
+            troubles=reading.errors,
+            recognition_id=verdict.recognition_id,
+            audits=verdict.audited.nonzero()[0].tolist(),
+            captured=verdict.captured,
+            **_threshold(verdict),
+        ).SerializeToString(),
+    )
+    return b"".join(parts)
 
 
 def encode_field(answer: FieldAnswer) -> bytes:
@@ -228,7 +233,7 @@ def _digit_response(answers: DigitAnswers) -> pb.RecognizeResponse:
     )
 
 
-def _threshold(verdict: Verdict) -> dict[str, float]:
+def _threshold(verdict: Verdict) -> dict[str, Any]:
     threshold = verdict.threshold
     if threshold is None:
         return {}

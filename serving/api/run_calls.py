@@ -84,7 +84,10 @@ class RunCalls:
         image.done = True
         self._counter.reject(error.reason)
         self._end(image, error.code)
-        image.reply.fail(error)
+        try:
+            image.reply.fail(error)
+        except Exception:
+            self._log_fault()
 
     def fail_internally(self, images: Sequence[SingleImage]) -> None:
         """Ends the calls that are not done, and logs the exception that is being handled: a fault of the server."""

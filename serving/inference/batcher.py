@@ -237,7 +237,8 @@ class Batcher:
     def _is_lone(self, entry: Entry) -> bool:
         """True if nothing else is queued or running, no other caller is about, and the run is brief: it can run at once."""
         alone = not (self._queue or self._running or self._crowded or self._delay) and entry.arrived >= self._soon
-        return alone and entry.count <= self._queue.turn and self._is_brief(entry.count)
+        small = entry.count <= self._queue.turn and self._is_brief(entry.count)
+        return alone and small and entry.arrived < entry.deadline
 
     def _begin(self, batch: list[Slice]) -> float:
         """Notes the callers of a run, and returns its start."""

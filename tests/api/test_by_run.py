@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from serving.api.infer_by_run import InferParser
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
-from serving.errors import Internal, Stopping
+from serving.errors import Internal, RequestError, Stopping
 from serving.feedback.capture import Capture
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as inference
@@ -155,14 +155,17 @@ async def test_a_fault_of_the_server_is_logged_once_and_fails_its_whole_run(
 
 async def test_a_reply_that_fails_leaves_the_rest_of_its_run_their_answers(start_server: StartServer) -> None:
     class Broken(Outcome):
-        def succeed(self, encoded: bytes) -> None:
+        def succeed(self, _: bytes) -> None:
+            raise RuntimeError("the connection broke")
+
+        def fail(self, _: RequestError) -> None:
             raise RuntimeError("the connection broke")
 
     server = await start_server(max_queue_delay_ms=100)
-    outcomes = [Outcome(), Broken(), Outcome()]
-    for outcome in outcomes:
-        enter(server, Sent(SEVEN), outcome)
-    for outcome in (outcomes[0], outcomes[2]):
+    outcomes = [Outcome(), Broken(), Broken(), Outcome()]
+    for outcome, seconds in zip(outcomes, (TIMEOUT, TIMEOUT, 0.01, TIMEOUT), strict=True):
+        enter(server, Sent(SEVEN, seconds), outcome)
+    for outcome in (outcomes[0], outcomes[3]):
         await asyncio.wait_for(outcome.ended.wait(), TIMEOUT)
         assert outcome.encoded
     assert count(server, "in_flight_requests") == 0
