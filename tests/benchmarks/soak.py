@@ -1,7 +1,8 @@
 """Ten minutes of every kind of call at once; memory and open files of the server must not grow: `make soak`.
 
-Single calls, batches, streams, tensors, bad requests, callers who give up, dropped connections, and a new model version now
-and then. The exit status is 1 when a good call fails, or when memory or the number of open files has grown.
+Single calls, batches, streams, tensors, bad requests, callers who give up, clients that take no answers, dropped
+connections, and a new model version now and then. The exit status is 1 when a good call fails, or when memory or the number
+of open files has grown.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from pathlib import Path
 import grpc
 import psutil
 
+from serving.api import digits
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from tests.support.drawings import draw_many
+from tests.support.http2_client import grpc_message, http2_client
 from tests.support.model_files import publish
 from tests.support.service import Service, service
 
@@ -32,6 +35,8 @@ from tests.support.service import Service, service
 # by a tenth, so the lower quartiles of both fifths are compared.
 GROWTH_RATIO = 1.15
 GROWTH_FILES = 10
+
+INITIAL_WINDOW_SIZE = 4  # the number of this setting of HTTP/2
 
 IMAGES, _ = draw_many(1000, seed=0)
 Workload = Callable[[grpc.aio.Channel], Awaitable[None]]
@@ -110,6 +115,16 @@ async def soak(server: Service, models: Path, seconds: float) -> int:
             done["dropped connections"] += 1
             await asyncio.sleep(0.05)
 
+    async def take_no_answers() -> None:
+        port = int(server.address.rpartition(":")[2])
+        request = pb.RecognizeBatchRequest(images=IMAGES[:100].tobytes()).SerializeToString()
+        while time.monotonic() < end:
+            async with http2_client(port, {INITIAL_WINDOW_SIZE: 0}) as client:
+                for _ in range(10):
+                    client.send(f"/{digits.NAME}/RecognizeBatch", grpc_message(request))
+                await asyncio.sleep(random.uniform(0, 5))  # noqa: S311
+            done["clients that took no answers"] += 1
+
     async def publish_versions() -> None:
         version = 1
         while time.monotonic() < end - 10:
@@ -128,8 +143,9 @@ async def soak(server: Service, models: Path, seconds: float) -> int:
             await asyncio.sleep(2)
             held.append((sum(each.memory_info().rss for each in processes) / 1e6, sum(each.num_fds() for each in processes)))
 
+    beside = drop_connections(), take_no_answers(), publish_versions(), watch()
     workloads = [single] * 8 + [batch] * 2 + [stream] * 2 + [tensor] * 2 + [bad] * 2
-    await asyncio.gather(*(caller(workload) for workload in workloads), drop_connections(), publish_versions(), watch())
+    await asyncio.gather(*(caller(workload) for workload in workloads), *beside)
     fifth = len(held) // 5
     memory_before, memory_after = (
         statistics.quantiles([mb for mb, _ in part], n=4)[0] for part in (held[fifth : 2 * fifth], held[-fifth:])

@@ -60,7 +60,7 @@ class Outcome:
 def call_of(server: Server, sent: Sent) -> Call:
     """Creates the call, whose caller the server admits."""
     method = server.dispatcher.methods[_PATHS[type(sent.request)]]
-    client = server.dispatcher.admit(method.name, method.role, sent.metadata)
+    client = server.dispatcher.admit(method.role, lambda: sent.metadata)
     return Call(time.monotonic() + sent.seconds, client, None, lambda: "ipv4:127.0.0.1:7", lambda: sent.metadata)
 
 

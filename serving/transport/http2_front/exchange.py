@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from serving.api.dispatch import release_frames
-from serving.call import Call
+from serving.call import Call, Pending
 from serving.errors import DeadlineExceeded, Internal, InvalidRequest, RequestError, Stopping, TooLarge
 from serving.telemetry.logs import log_event
 from serving.transport.http2_front.dialect import Dialect, StreamDialect
@@ -101,8 +101,9 @@ class Exchange:
 
     def cancel(self) -> None:
         """Ends the work for a caller who has gone."""
-        if self._close() and self._task:
-            self._task.cancel()
+        if not self.done:
+            self._stop_work()
+            self._close()
 
     def cut_off(self) -> None:
         """Ends a call that a stopping server can't wait for."""
@@ -113,11 +114,18 @@ class Exchange:
 
     def _end_early(self, error: RequestError) -> None:
         """Ends a call before its handler has."""
-        if self._task:
-            self._task.cancel()  # the dispatcher counts the call
+        if self.done:
+            return
+        if self._stop_work():
             self.fail(error)
         else:
             self.refuse(error)
+
+    def _stop_work(self) -> bool:
+        """Stops the handler, so that the dispatcher counts the call; returns False if no handler has the request."""
+        if self._task:
+            self._task.cancel()
+        return self._task is not None
 
     def _send_error(self, error: RequestError) -> None:
         self._dialect.fail(self.connection.engine, self.stream_id, self.head, error)
@@ -142,12 +150,13 @@ class Exchange:
 class UnaryExchange(Exchange):
     """A call with one request and one answer."""
 
-    __slots__ = ("_body", "_handler")
+    __slots__ = ("_body", "_handler", "_pending")
 
     def __init__(self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, handler: Unary):
         super().__init__(connection, stream_id, head, dialect, call)
         self._handler = handler
         self._body: bytes | bytearray = b""
+        self._pending: Pending | None = None  # the call, while it waits for a run of the model
 
     def receive(self, data: bytes, *, ended: bool) -> None:
         """Takes a part of the request; the last has it answered."""
@@ -176,7 +185,24 @@ class UnaryExchange(Exchange):
         except RequestError as error:
             self.refuse(error)
             return
-        self._task = self.connection.front.loop.create_task(self._run(message))
+        pending = None
+        if self._handler.method:
+            pending = self.connection.front.routes.dispatcher.enter(self._handler.method, message, self.call, self)
+        if pending is None:
+            self._task = self.connection.front.loop.create_task(self._run(message))
+        elif not self.done:
+            self._pending = pending
+
+    def _close(self) -> bool:
+        """Also lets go of the pending call, which refers to this exchange."""
+        self._pending = None
+        return super()._close()
+
+    def _stop_work(self) -> bool:
+        if self._pending:
+            self._pending.abandon()
+            return True
+        return super()._stop_work()
 
     async def _run(self, message: bytes) -> None:
         try:
