@@ -13,7 +13,7 @@ from serving.errors import RequestError, TooLarge, Unsupported
 from serving.transport.http2_front import engine as http2
 from serving.transport.http2_front.dialect import Dialect, StreamDialect
 from serving.transport.http2_front.exchange import Exchange, StreamingExchange, UnaryExchange
-from serving.transport.http2_front.head import Head, parse_head
+from serving.transport.http2_front.head import Head
 from serving.transport.http2_front.limits import CONNECTION_ANSWER_BYTES, TokenBucket
 from serving.transport.routes import Unary
 
@@ -75,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flushing = False  # True while a flush is due
         self._unneeded: list[int] = []  # streams that are answered while their callers still send
         self._last_stream = 0
+        self._head = Head(())  # of the last call
         self._resets = TokenBucket(front.limits.resets_per_second, began)
         self._pinged = -math.inf  # times on the clock of the event loop:
         self._progressed = began  # when the client last took a part of an answer
@@ -280,7 +281,9 @@ class Connection(asyncio.BufferedProtocol):
             self._begin(event)
 
     def _begin(self, event: http2.RequestReceived) -> None:
-        stream_id, head = event.stream_id, parse_head(event.headers)
+        if event.headers != self._head.headers:  # most calls of a client have the headers of its last call
+            self._head = Head(event.headers)
+        stream_id, head = event.stream_id, self._head
         if self.untaken > CONNECTION_ANSWER_BYTES:
             self.front.count_limit("untaken_answers")
             self.engine.reset(stream_id, http2.ENHANCE_YOUR_CALM)
@@ -305,9 +308,9 @@ class Connection(asyncio.BufferedProtocol):
     def _open(self, stream_id: int, head: Head, dialect: Dialect) -> Exchange:
         """Begins a call. Raises RequestError for a call that is refused before its message is read."""
         front = self.front
-        if head.size() > front.limits.header_bytes:
+        if head.size > front.limits.header_bytes:
             front.count_limit("header_bytes")
-            raise TooLarge(f"the headers are {head.size()} bytes, this server takes {front.limits.header_bytes}")
+            raise TooLarge(f"the headers are {head.size} bytes, this server takes {front.limits.header_bytes}")
         front.make_room_for_call(self)
         timeout = dialect.timeout(head)
         handler, client = front.routes.find(head.path, head.metadata)

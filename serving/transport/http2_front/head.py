@@ -3,7 +3,6 @@
 import base64
 import binascii
 import re
-from typing import NamedTuple
 
 from serving.errors import InvalidRequest
 from serving.security.tokens import Metadata
@@ -21,35 +20,27 @@ _MILLISECONDS = re.compile(rb"\d{1,10}")
 _RESERVED = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
 
 
-class Head(NamedTuple):
+class Head:
     """The headers of one call.
 
     Attributes:
         headers: all of them, in order.
         fields: their values by name; of a repeated header the last.
+        path: the path, such as "/digits.v1.DigitService/Recognize".
+        method: the method of HTTP.
+        content_type: the media type of the request, in lower case and without parameters.
+        size: the size of the headers as HTTP/2 counts it, in bytes.
     """
 
-    headers: RawHeaders
-    fields: dict[bytes, bytes]
+    __slots__ = ("content_type", "fields", "headers", "method", "path", "size")
 
-    @property
-    def path(self) -> str:
-        """The path, such as "/digits.v1.DigitService/Recognize"."""
-        return self.fields.get(b":path", b"").decode("ascii", "replace")
-
-    @property
-    def method(self) -> bytes:
-        """The method of HTTP."""
-        return self.fields.get(b":method", b"")
-
-    @property
-    def content_type(self) -> bytes:
-        """The media type of the request, in lower case and without parameters."""
-        return self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-
-    def size(self) -> int:
-        """Returns the size of the headers as HTTP/2 counts it, in bytes."""
-        return sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in self.headers)
+    def __init__(self, headers: RawHeaders):
+        self.headers = headers
+        self.fields = dict(headers)
+        self.path = self.fields.get(b":path", b"").decode("ascii", "replace")
+        self.method = self.fields.get(b":method", b"")
+        self.content_type = self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self.size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
 
     def grpc_timeout(self) -> float | None:
         """Returns the seconds until the deadline of a gRPC call; None without one. Raises InvalidRequest."""
@@ -82,11 +73,6 @@ class Head(NamedTuple):
             else:
                 metadata.append((key, value.decode("utf-8", "replace")))
         return metadata
-
-
-def parse_head(headers: RawHeaders) -> Head:
-    """Makes the headers of a call accessible by name."""
-    return Head(headers, dict(headers))
 
 
 def _base64(text: bytes) -> bytes | None:
