@@ -1,6 +1,7 @@
 """A client of HTTP/2 for tests: whole calls by libnghttp2, and raw frames for what no client would send."""
 
 import asyncio
+import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,12 +24,14 @@ class Response:
 
     Attributes:
         headers: headers and trailers, by name.
+        blocks: number of header blocks: 1 without trailers.
         body: all data.
         reset: error code of a stream that the server has reset.
         ended: set once the stream has ended.
     """
 
     headers: dict[str, str] = field(default_factory=dict)
+    blocks: int = 0
     body: bytes = b""
     reset: int | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,6 +102,7 @@ class Http2Client:
             case ngh2.ResponseReceived() | ngh2.TrailersReceived():
                 fields = {name.decode(): value.decode() for name, value in event.headers}
                 self._responses[event.stream_id].headers |= fields
+                self._responses[event.stream_id].blocks += 1
             case ngh2.DataReceived():
                 self._responses[event.stream_id].body += event.data
             case ngh2.StreamReset():
@@ -115,9 +119,11 @@ class Http2Client:
 
 
 @asynccontextmanager
-async def http2_client(port: int, settings: Mapping[int, int] | None = None) -> AsyncIterator[Http2Client]:
-    """Connects to a port of this machine; `settings` are HTTP/2's, by number."""
-    client = Http2Client(*await asyncio.open_connection("127.0.0.1", port), settings or {})
+async def http2_client(
+    port: int, settings: Mapping[int, int] | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Http2Client]:
+    """Connects to a port of this machine, with `tls` if given; `settings` are HTTP/2's, by number."""
+    client = Http2Client(*await asyncio.open_connection("127.0.0.1", port, ssl=tls), settings or {})
     try:
         yield client
     finally:
