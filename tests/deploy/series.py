@@ -21,6 +21,7 @@ from serving.pb.inference import open_inference_pb2
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import SupervisorMetrics
+from serving.transport.http2_front.limits import REACHED
 from tests.deploy import promql
 
 Labels = frozenset[str]
@@ -98,6 +99,7 @@ def _buckets(histogram: MetricWrapperBase, *labels: str) -> set[str]:
 
 VALUES: dict[tuple[str, str], set[str]] = {
     ("digits_rejected_requests_total", "reason"): {*_reasons(errors.RequestError), "cancelled"},
+    ("digits_limits_reached_total", "limit"): {*REACHED},
     ("digits_model_refused", "reason"): {*REFUSALS, "missing", "routing"},
     ("digits_captured_total", "outcome"): {"stored", "failed", "skipped"},
     ("digits_shadow_images_total", "outcome"): {"agreed", "disagreed", "failed", "skipped"},

@@ -19,7 +19,7 @@ from serving.telemetry.metrics import Metrics
 from serving.transport.connect.cors import Cors
 from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
-from serving.transport.http2_front.limits import Limits
+from serving.transport.http2_front.limits import REACHED, Limits
 from serving.transport.routes import Routes
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Http2Front:
         self.open_calls = 0
         self._tls = tls
         self._metrics = metrics
+        for limit in REACHED:
+            metrics.limits_reached.labels(limit)  # exported from 0: Prometheus sees no increase in a series that starts at 1
         self._shares_port = shares_port
         self._listening: list[socket.socket] = []
         self._stopping = False

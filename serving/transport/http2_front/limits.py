@@ -14,6 +14,25 @@ STREAM_ANSWER_BYTES = 1 << 18
 # Bytes of answers that a connection may leave untaken. Beyond it, its new calls are refused.
 CONNECTION_ANSWER_BYTES = 8 << 20
 
+REACHED = (
+    "connections",
+    "connections_per_peer",
+    "calls",
+    "header_bytes",
+    "request_bytes",
+    "answer_bytes",
+    "untaken_answers",
+    "resets",
+    "preface_time",
+    "message_time",
+    "answer_time",
+    "idle_time",
+    "keepalive",
+    "handshake",
+    "http2",
+)
+"""Labels of the metric digits_limits_reached_total; its description and serving/README.md explain them."""
+
 
 def max_message_bytes(settings: Settings) -> int:
     """Returns the size of the largest request message that a server takes."""
