@@ -54,6 +54,8 @@ class JsonCalls:
         request, answer = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
 
         def parse(text: bytes) -> bytes:
+            if text.lstrip()[:1] != b"{":
+                raise json_format.ParseError("it is no object")  # the parser takes [] for an empty message
             return json_format.Parse(
                 text, request(), ignore_unknown_fields=True, max_recursion_depth=_MAX_DEPTH
             ).SerializeToString()
