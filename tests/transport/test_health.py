@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api import digits
 from serving.process.server import Server
+from serving.transport import health
 from tests.support.calls import TIMEOUT, refused
 
 REQUEST = health_pb2.HealthCheckRequest(service=digits.NAME)
@@ -78,3 +79,14 @@ async def test_an_unknown_service_is_not_found_by_check_and_unknown_to_watch(ser
         assert (await refused(stub.Check(request, timeout=TIMEOUT))).code() is grpc.StatusCode.NOT_FOUND
         answer = await stub.Watch(request, timeout=TIMEOUT).read()
         assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+async def test_bytes_that_are_no_request_are_refused_by_check_and_watch(server: Server) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        check: Any = channel.unary_unary(f"/{health.NAME}/Check")
+        watch: Any = channel.unary_stream(f"/{health.NAME}/Watch")
+        for call in (check(b"\xff", timeout=TIMEOUT), watch(b"\xff", timeout=TIMEOUT).read()):
+            error = await refused(call)
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.details() == "the request is not a grpc.health.v1.HealthCheckRequest message"
+        assert await check(b"", timeout=TIMEOUT) == health_pb2.HealthCheckResponse(status=SERVING).SerializeToString()
