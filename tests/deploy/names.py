@@ -52,6 +52,8 @@ def name_server(*addresses: str) -> Iterator[Names]:
         names = Names(listening, list(addresses))
         answering = threading.Thread(target=names.answer, name="names", daemon=True)
         answering.start()
-        yield names
-        listening.sendto(b"", listening.getsockname())
-        answering.join(5)
+        try:
+            yield names
+        finally:  # also after a failed test, whose thread would go on reading from the number of the closed socket
+            listening.sendto(b"", listening.getsockname())
+            answering.join(5)
