@@ -157,8 +157,14 @@ def test_a_draining_replica_is_evicted_without_a_failed_call(tmp_path: Path, pro
     prove(f"evicted after {took:.2f} s; {tally.calls:,} calls, {tally.failed} failed")
 
 
-async def test_an_overloaded_replica_is_not_evicted(tmp_path: Path, prove: Prove) -> None:
-    with envoy_proxy(tmp_path, "--workers", "1", "--max-pending-calls", "20", count=1) as started:
+@pytest.mark.parametrize(
+    ("front", "limit", "refusal"),
+    [("http2", "--max-open-calls", "RESOURCE_EXHAUSTED"), ("grpcio", "--max-pending-calls", "CANCELLED")],
+)
+async def test_an_overloaded_replica_is_not_evicted(
+    tmp_path: Path, prove: Prove, front: str, limit: str, refusal: str
+) -> None:
+    with envoy_proxy(tmp_path, "--workers", "1", "--front", front, limit, "20", count=1) as started:
         (busy,) = started.replicas
         ended: Counter[str] = Counter()
         checks = started.envoy.stat("cluster.digits.health_check.attempt")
@@ -170,10 +176,10 @@ async def test_an_overloaded_replica_is_not_evicted(tmp_path: Path, prove: Prove
                     answers = await asyncio.gather(*burst, return_exceptions=True)
                     ended.update(one.code().name if isinstance(one, grpc.aio.AioRpcError) else "OK" for one in answers)
                     assert started.envoy.replicas() == {busy.address: True}
-        assert ended.keys() == {"OK", "CANCELLED"}, "the burst should exceed the pending calls"
+        assert ended.keys() == {"OK", refusal}, "the burst should exceed the limit"
         assert started.envoy.stat("cluster.digits.health_check.failure") == 0
         assert started.envoy.stat("cluster.digits.upstream_rq_retry") == 0
-        prove(f"{ended['CANCELLED']:,} of {ended.total():,} calls refused; no retry, no failed health check")
+        prove(f"{front}: {ended[refusal]:,} of {ended.total():,} calls refused; no retry, no failed health check")
 
 
 def test_a_killed_replica_costs_no_call_of_a_reading_method(tmp_path: Path, prove: Prove) -> None:
