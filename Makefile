@@ -32,7 +32,7 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --quiet --gene
 	--no-annotate
 LOCK = $(COMPILE) pyproject.toml --group build
 
-.PHONY: help install install-gpu serve train test test-slow prove check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos client lock format readme samples dashboards image clean
+.PHONY: help install install-gpu serve train test test-slow prove node-client check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos client lock format readme samples dashboards image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ test-slow: .venv/.everything ## run the tests that train larger networks
 
 prove: .venv/.everything ## test the deployment with real components: image, pods, Envoy, Prometheus, alerts; report the gaps
 	$(BIN)/pytest tests/deploy
+
+node-client: ## install Node's gRPC client into build/node, for `make prove`
+	@mkdir -p build/node && cp tests/deploy/node/package*.json build/node
+	npm ci --prefix build/node --ignore-scripts --no-audit --no-fund
 
 check: lint types test ## run the checks that a change must pass
 
