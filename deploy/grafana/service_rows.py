@@ -185,6 +185,27 @@ SATURATION = Row(
             width=12,
             steps=(1, 3),
         ),
+        Panel(
+            "Open connections",
+            "By replica, with the front http2. Each worker accepts up to --max-connections.",
+            "suffix: connections",
+            [Query(f"sum by (pod) (digits_open_connections{{{HERE}}})", "{{pod}}")],
+            width=12,
+        ),
+        Panel(
+            "Limits reached by clients",
+            "With the front http2. Each costs the client that reached it a call or its connection. idle_time and handshake "
+            "are common. Others that last mean a broken or hostile client, or a limit that is too low for a proxy.",
+            "reqps",
+            [
+                Query(
+                    f"sum by (limit) (rate(digits_limits_reached_total{{{HERE}}}[$__rate_interval]))",
+                    "{{limit}}",
+                )
+            ],
+            width=12,
+            stacked=True,
+        ),
     ],
 )
 
