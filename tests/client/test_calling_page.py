@@ -52,6 +52,12 @@ def run(code: str, checkout: Path, address: str, *command: str | Path, **environ
     return ended.stdout
 
 
+def test_the_example_of_curl_reads_the_sample(checkout: Path, address: str) -> None:
+    [example] = [block for block in blocks("From a shell", "sh") if "--json" in block]
+    answer = json.loads(run(example, checkout, address, "sh", "-e"))
+    assert (answer["digit"], answer["decision"]) == (7, "DECISION_ACCEPT")
+
+
 def test_the_example_of_buf_curl_reads_the_sample(checkout: Path, address: str) -> None:
     [example] = [block for block in blocks("From a shell", "sh") if "buf curl" in block]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -3,19 +3,22 @@
 import asyncio
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from serving.call import Call
-from serving.errors import InvalidRequest, TooLarge
+from serving.errors import InvalidRequest, TooBusy, TooLarge
 from serving.transport.routes import Routes, Unary
 
 # Bytes of a message whose conversion leaves the event loop: it takes about 20 ms for a megabyte of JSON.
 _LONG_BYTES = 1 << 16
 
 _MAX_DEPTH = 20  # of nested JSON; no message of the service has more than four levels
+
+# Bytes of long requests that wait for conversion, at most: nothing else bounds them once they have arrived.
+_MAX_WAITING_BYTES = 64 << 20
 
 # Values in a request, about. The parser holds the interpreter until it ends: 15 MB of small values stop the event loop for
 # a third of a second and take 400 MB. A long string, such as the images of a call, costs neither.
@@ -27,8 +30,6 @@ _ENCODER = json.JSONEncoder()
 
 _REASON_CHARACTERS = 300  # the parser's reason quotes the value that it can't read
 
-Converted = TypeVar("Converted")
-
 
 class JsonCalls:
     """Finds the message types of a method by its path, and converts between JSON and protobuf."""
@@ -37,6 +38,8 @@ class JsonCalls:
         """Counts refused requests by `routes`."""
         self._routes = routes
         self._adapted: dict[str, Unary] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="json")  # Python converts no faster on several
+        self._waiting_bytes = 0
 
     def adapt(self, path: str, handler: Unary) -> Unary:
         """Returns a handler of the same method that takes and returns JSON.
@@ -69,19 +72,27 @@ class JsonCalls:
             try:
                 if sum(map(text.count, _SEPARATORS)) > _MAX_VALUES:
                     raise TooLarge(f"the JSON has over {_MAX_VALUES} values; send protobuf, or images as one string")
-                message = await _convert(parse, text)
+                message = await self._converted(parse, text)
             except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:
                 reason = str(error)[:_REASON_CHARACTERS]
                 refusal = InvalidRequest(f"the request is not a {request.DESCRIPTOR.full_name} in JSON: {reason}")
                 self._routes.refuse(path, refusal, call.peer)
                 raise refusal from None
-            except TooLarge as error:
+            except (TooLarge, TooBusy) as error:
                 self._routes.refuse(path, error, call.peer)
                 raise
-            return await _convert(encode, await handler.answer(message, call))
+            return await self._converted(encode, await handler.answer(message, call))
 
         return Unary(answer_json)
 
-
-async def _convert(convert: Callable[[bytes], Converted], content: bytes) -> Converted:
-    return convert(content) if len(content) < _LONG_BYTES else await asyncio.to_thread(convert, content)
+    async def _converted(self, convert: Callable[[bytes], bytes], content: bytes) -> bytes:
+        """Converts a message, off the event loop if it is long. Raises TooBusy, or what `convert` raises."""
+        if len(content) < _LONG_BYTES:
+            return convert(content)
+        if self._waiting_bytes + len(content) > _MAX_WAITING_BYTES:
+            raise TooBusy(f"{_MAX_WAITING_BYTES} bytes wait for conversion from or to JSON, which is the limit")
+        self._waiting_bytes += len(content)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, convert, content)
+        finally:
+            self._waiting_bytes -= len(content)

@@ -3,7 +3,9 @@
     front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
     connection  one client: bytes to events to calls; answers to bytes; lifetimes.
     exchange    one call on one stream: its message or messages, its deadline, its end.
-    dialects    gRPC, and for callers without gRPC those of `connect`; dialect describes what each defines.
+    dialects    the protocols by media type: gRPC, and for callers without gRPC those of `connect`.
+    dialect     what each protocol defines.
+    grpc_dialect  gRPC.
     framing     length-prefixed messages and their decompression.
     head        the headers of a call.
     limits      all bounds, from the settings.

@@ -93,6 +93,7 @@ def nested(levels: int) -> bytes:
         b"null",
         b"7",
         b'{"image": "\xff"}',
+        b'{"model": "\\ud800"}',
         b'{"image": 5}',
         b'{"image": "a"}',
         b'{"image": ["AA=="]}',
@@ -128,6 +129,30 @@ async def test_a_request_of_too_many_values_is_refused_unparsed(server: Server, 
         assert response.headers[":status"] == "429"
         assert json.loads(response.body)["code"] == "resource_exhausted"
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="too_large") == 3
+
+
+async def test_long_requests_above_the_limit_of_those_that_wait_are_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_calls, "_MAX_WAITING_BYTES", 150_000)
+    parse, may_go_on = json_format.Parse, threading.Event()
+
+    def slow_parse(*arguments: Any, **options: Any) -> Any:
+        assert may_go_on.wait(TIMEOUT)
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(json_calls.json_format, "Parse", slow_parse)
+    long = json.dumps({"image": "AAAA" * 25_000}).encode()
+    async with http2_client(server.grpc_port) as client:
+        responses = [client.send(RECOGNIZE, long, content_type="application/json")[1] for _ in range(3)]
+        async with asyncio.timeout(TIMEOUT):
+            while not any(response.ended.is_set() for response in responses):
+                await asyncio.sleep(0.001)
+            may_go_on.set()
+            for response in responses:
+                await response.ended.wait()
+    assert sorted(response.headers[":status"] for response in responses) == ["400", "429", "429"]
+    assert value(server.metrics.registry, "digits_rejected_requests_total", reason="too_busy") == 2
 
 
 async def test_other_calls_are_answered_while_large_json_is_parsed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
