@@ -123,7 +123,7 @@ async def test_a_reason_does_not_repeat_a_long_value(server: Server) -> None:
 
 
 async def test_a_request_of_too_many_values_is_refused_unparsed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_calls.json_format, "Parse", None)
+    monkeypatch.setattr(json_format, "Parse", None)
     for value_and_comma in (b"1,", b"{},", b'"",'):
         response = await post(server, RECOGNIZE, b'{"x": [%s0]}' % (value_and_comma * 100_000))
         assert response.headers[":status"] == "429"
@@ -141,7 +141,7 @@ async def test_long_requests_above_the_limit_of_those_that_wait_are_refused(
         assert may_go_on.wait(TIMEOUT)
         return parse(*arguments, **options)
 
-    monkeypatch.setattr(json_calls.json_format, "Parse", slow_parse)
+    monkeypatch.setattr(json_format, "Parse", slow_parse)
     long = json.dumps({"image": "AAAA" * 25_000}).encode()
     async with http2_client(server.grpc_port) as client:
         responses = [client.send(RECOGNIZE, long, content_type="application/json")[1] for _ in range(3)]
@@ -164,7 +164,7 @@ async def test_other_calls_are_answered_while_large_json_is_parsed(server: Serve
             assert may_go_on.wait(TIMEOUT)
         return parse(text, *arguments, **options)
 
-    monkeypatch.setattr(json_calls.json_format, "Parse", slow_parse)
+    monkeypatch.setattr(json_format, "Parse", slow_parse)
     async with http2_client(server.grpc_port) as client:
         large = json.dumps({"image": "AAAA" * 500_000}).encode()
         _, response = client.send(RECOGNIZE, large, content_type="application/json")

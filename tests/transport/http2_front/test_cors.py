@@ -21,7 +21,7 @@ async def echo(message: bytes, call: Call) -> bytes:
     return message
 
 
-async def request(port: int, body: bytes = b"", **headers: str) -> Response:
+async def request(port: int, headers: dict[str, str], body: bytes = b"") -> Response:
     async with http2_client(port) as client:
         return await client.call(CALL, body, **headers)
 
@@ -35,7 +35,7 @@ def preflight(origin: str) -> dict[str, str]:
 @pytest.mark.parametrize("origin", [DESK, "http://127.0.0.1:3000"])
 async def test_a_listed_page_may_call(start_front: StartFront, origin: str) -> None:
     port = await start_front({CALL: Unary(echo)}, cors_origins=LIST)
-    answer = (await request(port, **preflight(origin))).headers
+    answer = (await request(port, preflight(origin))).headers
     assert (answer[":status"], answer["access-control-allow-origin"], answer["vary"]) == ("204", origin, "origin")
     assert answer["access-control-allow-methods"] == "POST"
     allowed = answer["access-control-allow-headers"].split(", ")
@@ -46,15 +46,15 @@ async def test_a_listed_page_may_call(start_front: StartFront, origin: str) -> N
 @pytest.mark.parametrize("origin", [OTHER, "null", DESK + ".evil.example", DESK.upper(), "http://desk.example"])
 async def test_another_page_may_not(start_front: StartFront, origins: str | None, origin: str) -> None:
     port = await start_front({CALL: Unary(echo)}, cors_origins=origins)
-    asked = await request(port, **preflight(origin))
-    called = await request(port, b"seven", content_type="application/proto", origin=origin)
+    asked = await request(port, preflight(origin))
+    called = await request(port, {"content_type": "application/proto", "origin": origin}, b"seven")
     assert (asked.headers[":status"], called.headers[":status"]) == ("405", "200")
     assert not [name for name in asked.headers | called.headers if name.startswith("access-control-")]
 
 
 async def test_by_default_no_page_may_call(start_front: StartFront) -> None:
     port = await start_front({CALL: Unary(echo)})
-    assert (await request(port, **preflight(DESK))).headers[":status"] == "405"
+    assert (await request(port, preflight(DESK))).headers[":status"] == "405"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def test_answers_and_errors_show_a_listed_page_their_headers(
     start_front: StartFront, content_type: str, body: bytes
 ) -> None:
     port = await start_front({CALL: Unary(echo)}, cors_origins=LIST)
-    answer = (await request(port, body, content_type=content_type, origin=DESK)).headers
+    answer = (await request(port, {"content_type": content_type, "origin": DESK}, body)).headers
     assert (answer["access-control-allow-origin"], answer["vary"]) == (DESK, "origin")
     shown = answer["access-control-expose-headers"].split(", ")
     assert {"grpc-status", "grpc-message", "retry-after"} <= set(shown)
@@ -78,7 +78,7 @@ async def test_answers_and_errors_show_a_listed_page_their_headers(
 
 async def test_options_without_a_preflights_question_are_refused(start_front: StartFront) -> None:
     port = await start_front({CALL: Unary(echo)}, cors_origins=LIST)
-    assert (await request(port, method="OPTIONS", origin=DESK)).headers[":status"] == "405"
+    assert (await request(port, {"method": "OPTIONS", "origin": DESK})).headers[":status"] == "405"
 
 
 @pytest.mark.parametrize("origins", ["*", "https://*.example", "desk.example", DESK + "/", f"{DESK},null", "https://a b"])
