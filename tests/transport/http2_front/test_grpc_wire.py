@@ -159,6 +159,8 @@ async def test_a_message_that_decompresses_above_the_limit_is_refused(start_serv
 async def test_a_unary_call_has_exactly_one_message(server: Server, body: bytes) -> None:
     response = await call(server, body)
     assert response.headers["grpc-status"] == INVALID
+    count = len(body) if len(body) < 5 else len(body) - 5
+    assert response.headers["grpc-message"].startswith(f"the request {'is' if len(body) < 5 else 'has'} {count} bytes")
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="invalid") == 1
 
 
