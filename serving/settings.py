@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1", description="Address that both ports listen on. 0.0.0.0 accepts calls from other machines."
     )
-    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC. 0 takes any free port.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC, Connect and gRPC-Web. 0 takes any free port.")
     metrics_port: int = Field(
         8002, ge=0, le=65535, description="Port for /metrics, /healthz and /readyz over HTTP. 0 takes any free port."
     )
@@ -287,8 +287,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=1_000_000,
-        description="Calls that may wait in a worker before they are started. Beyond it, gRPC ends them with CANCELLED, "
-        "uncounted. If more wait than their deadlines allow, all work is wasted.",
+        description="Calls that may wait in a worker before they are started, with the front grpcio. Beyond it, gRPC ends "
+        "them with CANCELLED, uncounted. If more wait than their deadlines allow, all work is wasted.",
     )
     max_streams: int = Field(
         100, ge=1, description="Open streams in a worker, at most. More are refused with RESOURCE_EXHAUSTED."

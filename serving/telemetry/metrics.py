@@ -75,8 +75,8 @@ class Metrics:
     def _define_requests(self) -> None:
         self.requests = self._counter(
             "digits_requests",
-            "Requests that ended, and streams that the server refused or ended, by method and gRPC status code. Requests "
-            "that gRPC itself refuses, such as oversized ones, are not counted.",
+            "Requests that ended, and streams that the server refused or ended, by method and gRPC status code. With the "
+            "front grpcio, requests that gRPC itself refuses, such as oversized ones, are not counted.",
             ["method", "code"],
         )
         self.request_seconds = self._histogram(
