@@ -11,7 +11,7 @@ import pytest
 from serving.api import digits
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
-from serving.transport.http2_front.head import parse_head
+from serving.transport.http2_front.head import Head
 from tests.support.calls import TIMEOUT
 from tests.support.http2_client import Response, grpc_message, http2_client
 from tests.support.metrics import value
@@ -69,7 +69,7 @@ async def test_details_of_an_error_are_utf8_percent_encoded(server: Server) -> N
     ("timeout", "seconds"), [("2H", 7200), ("3M", 180), ("4S", 4), ("5m", 0.005), ("6u", 6e-6), ("99999999n", 0.099999999)]
 )
 def test_a_timeout_has_one_of_six_units(timeout: str, seconds: float) -> None:
-    assert parse_head(((b"grpc-timeout", timeout.encode()),)).grpc_timeout() == pytest.approx(seconds, rel=1e-12)
+    assert Head(((b"grpc-timeout", timeout.encode()),)).grpc_timeout() == pytest.approx(seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("timeout", ["", "5", "S", "123456789S", "-1S", "1.5S", "1 S", "5s", "٣S"])
@@ -93,7 +93,7 @@ async def test_a_call_ends_at_its_deadline(start_server: StartServer, gated: Gat
 
 
 def test_binary_metadata_are_decoded_and_others_are_text() -> None:
-    head = parse_head(
+    head = Head(
         (
             (b":path", b"/x"),
             (b"te", b"trailers"),
