@@ -354,6 +354,13 @@ class Connection(asyncio.BufferedProtocol):
             self.front.open_calls -= 1
             exchange.cancel()
 
+    def _on_goaway(self, event: http2.GoAwayReceived) -> None:
+        self._leaving = True
+
+    def _on_end(self, event: http2.ConnectionClosed) -> None:
+        if event.error_code and not self._leaving:  # else the code is that of a GOAWAY, the client's or ours
+            self.front.count_limit("http2")
+
     def _on_settings(self, event: http2.SettingsReceived) -> None:
         self._settled = True
 
@@ -376,5 +383,7 @@ _HANDLERS: dict[type, Callable[[Connection, Any], None]] = {
     http2.RequestEnded: Connection._on_request_end,
     http2.StreamReset: Connection._on_reset,
     http2.StreamClosed: Connection._on_close,
+    http2.GoAwayReceived: Connection._on_goaway,
+    http2.ConnectionClosed: Connection._on_end,
     http2.SettingsReceived: Connection._on_settings,
 }

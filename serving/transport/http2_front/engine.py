@@ -4,15 +4,27 @@ This is the only module that uses ngh2, a binding of libnghttp2. Another binding
 """
 
 import ngh2
-from ngh2 import DataReceived, Event, PingReceived, RequestReceived, SettingsReceived, StreamClosed, StreamReset
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    PingReceived,
+    RequestReceived,
+    SettingsReceived,
+    StreamClosed,
+    StreamReset,
+)
 from ngh2 import NGH2Error as Http2Error
 from ngh2 import TrailersReceived as RequestEnded
 
 from serving.transport.http2_front.limits import Limits
 
 __all__ = [
+    "ConnectionClosed",
     "DataReceived",
     "Engine",
+    "GoAwayReceived",
     "Http2Error",
     "PingReceived",
     "RequestEnded",
