@@ -1,16 +1,24 @@
-"""A front of its own, for tests of how the protocols write what a handler does: no model, no service behind it."""
+"""A front of its own, without a model behind it; and one server for all cases of a file."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from serving.api.dispatch import Dispatcher
+from serving.inference.classifier import Classifier
+from serving.process.server import Server
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.transport.http2_front.front import Http2Front
 from serving.transport.routes import Handler, Routes
 from serving.transport.stream import Streams
+from tests.support.calls import TIMEOUT
+from tests.support.models import WarmModel
+
+CALLS_PER_CONNECTION = 100
 
 StartFront = Callable[..., Awaitable[int]]
 """Starts a front that answers by handlers, with the settings given by name; returns its port."""
@@ -18,6 +26,7 @@ StartFront = Callable[..., Awaitable[int]]
 
 @pytest.fixture
 async def start_front() -> AsyncIterator[StartFront]:
+    """Starts fronts for tests of how the protocols write what a handler does."""
     fronts: list[Http2Front] = []
 
     async def start(handlers: Mapping[str, Handler], **settings: Any) -> int:
@@ -36,3 +45,15 @@ async def start_front() -> AsyncIterator[StartFront]:
     yield start
     for front in fronts:
         await front.stop(0, nothing)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def wire_server(model: Classifier, one_model: Path) -> AsyncIterator[Server]:
+    """A server of all cases of a file: a case must leave no trace."""
+    settings = Settings(
+        grpc_port=0, metrics_port=0, front="http2", models=one_model, max_calls_per_connection=CALLS_PER_CONNECTION
+    )
+    server = Server(settings, lambda *_: WarmModel(model))
+    await server.start()
+    yield server
+    await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)
