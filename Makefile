@@ -110,8 +110,9 @@ faults: .venv/.everything ## kill a worker, break a model file, stop the service
 soak: .venv/.everything ## send every kind of call at once; memory and open files must not grow [MINUTES=10]
 	$(BIN)/python -m tests.benchmarks.soak $(MINUTES)
 
-fuzz: .venv/.everything ## send malformed requests to the tensor API [SECONDS=30]
+fuzz: .venv/.everything ## send malformed requests to the tensor API, and broken HTTP/2 to the front [SECONDS=30]
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
+	$(BIN)/python -m tests.fuzz.http2 $(SECONDS)
 
 protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
