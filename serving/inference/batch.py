@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,20 @@ def fail(entry: Entry, error: RequestError, metrics: VersionMetrics) -> None:
     if not entry.done:
         entry.fail(error)
         metrics.failed_seconds.observe(time.monotonic() - entry.arrived)
+
+
+def fail_all(entries: Iterable[Entry], kind: type[RequestError], message: str, metrics: VersionMetrics) -> None:
+    """Ends entries with an error of the same kind each, and counts them; leaves those that have ended already."""
+    for entry in entries:
+        fail(entry, kind(message), metrics)
+
+
+def fail_run(batch: Sequence[Slice], metrics: VersionMetrics) -> None:
+    """Ends the entries of a run, and logs the exception that is being handled."""
+    message = f"a run with images of {len(batch)} requests failed"
+    log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
+    reason = "the model failed on a run with images of this request"
+    fail_all((part.entry for part in batch), InferenceFailed, reason, metrics)
 
 
 def _report_broken(rows: NDArray[np.float32]) -> None:

@@ -7,7 +7,6 @@ gives up is dropped, and a failed run fails only the entries in it.
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
-from serving.errors import InferenceFailed, RequestError, Stopping
-from serving.inference.batch import Slice, distribute, fail, join
+from serving.errors import RequestError, Stopping
+from serving.inference.batch import Slice, distribute, fail_all, fail_run, join
 from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Network
-from serving.inference.entry import Answer, Entry, Request
+from serving.inference.entry import Answer, Entry, Request, SingleImage
 from serving.inference.entry_queue import EntryQueue
 from serving.inference.pace import Pace
-from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
-
-log = logging.getLogger(__name__)
 
 # Turns of the event loop without a new request, after which no request is just coming in: a call takes several turns from
 # its first byte to the queue. With 64 callers, 0, 8 and 20 turns made runs of 4, 31 and 62 images and 1.00, 1.15 and 1.23
@@ -75,6 +71,8 @@ class Batcher:
         self._pace = Pace()
         self._crowded = False  # True if the last run served several callers
         self._soon = 0.0  # a caller of the last run can't come back over a network before this time
+        self._ran_in_turn = False  # True if a lone image was run in this turn of the event loop
+        self._met = False  # True if an image was queued in such a turn
         self._running = 0  # runs under way
         self._stopping = False
         self.idle = asyncio.Event()
@@ -137,10 +135,9 @@ class Batcher:
                 turn=self._queue.turn,
             )
         if self._is_lone(entry):
-            entry.started, entry.taken = entry.arrived, entry.count
-            batch = [Slice(entry, 0, entry.count)]
-            self._run_here(batch, join(batch))
+            self._run_at_once(entry)
             return
+        self._met |= self._ran_in_turn
         self._queue.add(entry)
         self._queue_changed()
 
@@ -163,8 +160,7 @@ class Batcher:
         for runner in late:
             runner.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        for entry in self._queue:
-            fail(entry, Stopping(_STOPPED), self._metrics)
+        fail_all(self._queue, Stopping, _STOPPED, self._metrics)
         self._threads.shutdown(wait=not stuck)
         return stuck
 
@@ -213,10 +209,10 @@ class Batcher:
             rows, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._classify, images)
             self._finish(batch, rows, start, seconds, runners=len(self._runners))
         except Exception:
-            self._fail(batch)
+            self._pace.forget_run_time()
+            fail_run(batch, self._metrics)
         except asyncio.CancelledError:
-            for part in batch:
-                fail(part.entry, Stopping(_STOPPED), self._metrics)
+            fail_all([part.entry for part in batch], Stopping, _STOPPED, self._metrics)
             raise
         finally:
             self._running -= 1
@@ -229,20 +225,38 @@ class Batcher:
             rows, seconds = self._classify(images)
             self._finish(batch, rows, start, seconds, runners=1)
         except Exception:
-            self._fail(batch)
+            self._pace.forget_run_time()
+            fail_run(batch, self._metrics)
 
     def _is_brief(self, images: int) -> bool:
         return 0 < self._pace.run_seconds_per_image * images < self._brief
 
+    def _run_at_once(self, entry: Entry) -> None:
+        """Runs a lone image before its caller waits. Further images of this turn of the event loop have other callers."""
+        entry.started, entry.taken = entry.arrived, 1
+        batch = [Slice(entry, 0, 1)]
+        self._ran_in_turn = True
+        asyncio.get_running_loop().call_soon(self._end_turn)
+        self._run_here(batch, join(batch))
+
+    def _end_turn(self) -> None:
+        self._ran_in_turn = False
+
     def _is_lone(self, entry: Entry) -> bool:
         """True if nothing else is queued or running, no other caller is about, and the run is brief: it can run at once."""
-        alone = not (self._queue or self._running or self._crowded or self._delay) and entry.arrived >= self._soon
-        small = entry.count <= self._queue.turn and self._is_brief(entry.count)
-        return alone and small and entry.arrived < entry.deadline
+        busy = self._queue or self._running or self._crowded or self._ran_in_turn or entry.arrived < self._soon
+        return (
+            isinstance(entry, SingleImage)
+            and not busy
+            and not self._delay
+            and entry.arrived < entry.deadline
+            and self._is_brief(1)
+        )
 
     def _begin(self, batch: list[Slice]) -> float:
         """Notes the callers of a run, and returns its start."""
-        self._crowded = len(batch) > 1 or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
+        self._crowded = len(batch) > 1 or self._met or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
+        self._met = False
         self._metrics.last_request.set(time.time())
         return time.monotonic()
 
@@ -254,15 +268,6 @@ class Batcher:
         self._pace.learn(start, end, len(rows), run_seconds=seconds, runners=runners, waiting=self._queue.waiting)
         self._soon = end + min(seconds, self._brief)
         distribute(batch, rows, end, self._metrics)
-
-    def _fail(self, batch: list[Slice]) -> None:
-        """Fails the entries of a run, whose exception is being handled."""
-        self._pace.forget_run_time()
-        message = f"a run with images of {len(batch)} requests failed"
-        log_event(log, logging.ERROR, "run_failed", message, exc_info=True)
-        for part in batch:
-            error = InferenceFailed("the model failed on a run with images of this request")
-            fail(part.entry, error, self._metrics)
 
     def _classify(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
         """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ from numpy.typing import NDArray
 from serving.api.infer_by_run import InferParser
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
-from serving.errors import Internal, RequestError, Stopping
+from serving.errors import Internal, QueueFull, RequestError, Stopping
 from serving.feedback.capture import Capture
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.process.server import Server
 from serving.recognition.call_group import CallGroup
 from tests.support.calls import TIMEOUT
+from tests.support.credentials import TOKEN, bearer, entry
 from tests.support.event_loop import turns
 from tests.support.infer_calls import crop_request, image_request
 from tests.support.metrics import until, value
@@ -48,6 +50,31 @@ async def busy(start_server: StartServer, gated: GatedModel) -> Server:
     enter(server, Sent(SEVEN), Outcome())
     await gated.run_starts()
     return server
+
+
+async def until_lone(server: Server) -> None:
+    """Waits until the batcher knows the time of a run, and no caller can be on its way back."""
+    await answer_by_run(server, [Sent(SEVEN)] * 3)
+    await answer_by_run(server, [Sent(SEVEN)])
+    await asyncio.sleep(0.05)
+    await answer_by_run(server, [Sent(SEVEN)])
+    await asyncio.sleep(0.05)
+
+
+async def test_a_lone_image_is_answered_at_once_and_others_of_its_turn_wait(server: Server) -> None:
+    await until_lone(server)
+    outcomes = [Outcome() for _ in range(4)]
+    for outcome in outcomes:
+        enter(server, Sent(SEVEN), outcome)
+    assert [outcome.ended.is_set() for outcome in outcomes] == [True, False, False, False]
+    runs = count(server, "batch_size_images_count")
+    for outcome in outcomes:
+        await asyncio.wait_for(outcome.ended.wait(), TIMEOUT)
+    assert count(server, "batch_size_images_count") == runs + 1
+    again = Outcome()
+    enter(server, Sent(SEVEN), again)
+    assert not again.ended.is_set(), "there were several callers just now"
+    await asyncio.wait_for(again.ended.wait(), TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +116,7 @@ async def test_a_call_abandoned_during_its_run_gets_no_answer(
 
 
 async def test_a_call_abandoned_while_its_image_is_stored_gets_no_answer(
-    start_server: StartServer, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storing, stored = asyncio.Event(), asyncio.Event()
 
@@ -110,6 +137,7 @@ async def test_a_call_abandoned_while_its_image_is_stored_gets_no_answer(
     assert not outcome.ended.is_set()
     assert_ended(server, "CANCELLED", "cancelled")
     assert count(server, "model_request_seconds_count", outcome="answered") == 1
+    assert count(server, "model_request_seconds_count", outcome="failed") == 0
 
 
 async def test_a_call_that_has_ended_can_be_abandoned_without_effect(server: Server) -> None:
@@ -134,6 +162,23 @@ async def test_calls_that_a_stopping_server_can_not_answer_end_as_stopping(busy:
     assert isinstance(outcome.error, Stopping)
     gated.open()
     await closing
+
+
+async def test_a_call_that_the_queue_sheds_is_refunded_to_its_client(
+    start_server: StartServer, gated: GatedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens.toml").write_text(entry("sorter-7", more="images_per_second = 3"))
+    limits = {"max_queue_size": 1, "max_images_per_request": 1}
+    server = await start_server(gated, instances=1, tokens=tmp_path / "tokens.toml", **limits)
+    sent = Sent(SEVEN, metadata=bearer(TOKEN))
+    enter(server, sent, Outcome())
+    await gated.run_starts()
+    outcomes = [Outcome() for _ in range(9)]
+    for outcome in outcomes:
+        enter(server, sent, outcome)
+    assert not outcomes[0].ended.is_set()
+    assert {type(outcome.error) for outcome in outcomes[1:]} == {QueueFull}, "none of these used up the rate limit"
+    gated.open()
 
 
 async def test_a_fault_of_the_server_is_logged_once_and_fails_its_whole_run(

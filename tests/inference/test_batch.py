@@ -75,6 +75,16 @@ async def test_the_first_failure_of_a_request_is_the_one_it_ends_with() -> None:
     assert isinstance(failed.answer.exception(), Stopping)
 
 
+@pytest.mark.parametrize("count", [1, 2, 20])  # one by one, or as an array
+async def test_answered_entries_are_counted_with_their_times(count: int) -> None:
+    metrics = Metrics()
+    parts = [Slice(entry(1), 0, 1) for _ in range(count)]
+    distribute(parts, rows(*range(count)), NOW, VersionMetrics(metrics, "digits", "1"))
+    assert value(metrics.registry, "digits_queue_seconds_sum") == count * 1.0
+    assert value(metrics.registry, "digits_model_request_seconds_sum", outcome="answered") == count * (NOW - 1)
+    assert value(metrics.registry, "digits_model_request_seconds_count", outcome="answered") == count
+
+
 async def test_entries_are_counted_once_they_are_complete_with_their_times() -> None:
     metrics = Metrics()
     version = VersionMetrics(metrics, "digits", "1")

@@ -1,9 +1,7 @@
 import asyncio
 import contextlib
-import math
 import threading
 import time
-from asyncio import Future
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 from serving.errors import InferenceFailed
 from serving.inference.batcher import Batcher
 from serving.inference.classifier import SHOWS, Classifier
-from serving.inference.entry import Request
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.version_metrics import VersionMetrics
 from tests.inference.requests import Images, StartBatcher, submit, until_waiting
@@ -89,31 +86,6 @@ async def test_a_run_known_to_be_brief_stays_on_the_event_loop(metrics: Metrics)
     on_loop = [thread is threading.current_thread() for _, thread in network.runs]
     # The run time is unknown before the first run, and again after a failure. The third run takes 2 seconds.
     assert on_loop == [False, True, False, True, True, False, True]
-
-
-async def test_a_lone_image_is_read_at_once_and_images_right_after_it_wait(metrics: Metrics) -> None:
-    network = SleepyNetwork(0.05)
-    async with batching(network, metrics, brief_seconds=TIMEOUT) as batcher:
-        await batcher.submit(bytes(784))  # from here on the time of a run is known
-        await asyncio.sleep(0.1)  # longer than a caller of that run takes to come back
-        requests = [Request(memoryview(bytes(784)), 1, math.inf, time.monotonic(), Future()) for _ in range(3)]
-        for request in requests:
-            request.arrived = time.monotonic()
-            batcher.enter(request)
-        assert [request.done for request in requests] == [True, False, False]
-        assert value(metrics.registry, "digits_queue_length_images") == 2
-        await requests[2].answer
-    assert [images for images, _ in network.runs] == [1, 1, 2]
-
-
-async def test_a_lone_image_waits_for_others_where_the_operator_wants_that(metrics: Metrics) -> None:
-    async with batching(SleepyNetwork(0), metrics, brief_seconds=TIMEOUT, max_queue_delay_seconds=0.01) as batcher:
-        await batcher.submit(bytes(784))
-        await asyncio.sleep(0.01)
-        request = Request(memoryview(bytes(784)), 1, math.inf, time.monotonic(), Future())
-        batcher.enter(request)
-        assert not request.done
-        await request.answer
 
 
 async def test_runs_on_the_event_loop_let_other_tasks_proceed(metrics: Metrics) -> None:

@@ -130,10 +130,10 @@ async def test_log_lines_of_a_batcher_have_no_ids_of_the_call_that_loads_it(
         return start_on(Failing())
 
     recorder = Recorder()
-    logging.getLogger("serving.inference.batcher").addHandler(recorder)
+    logging.getLogger("serving.inference.batch").addHandler(recorder)
     try:
         with pytest.raises(InferenceFailed):
             await copy_context().run(load).submit(images[:1].tobytes())
     finally:
-        logging.getLogger("serving.inference.batcher").removeHandler(recorder)
+        logging.getLogger("serving.inference.batch").removeHandler(recorder)
     assert seen == [{}]
