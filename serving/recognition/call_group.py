@@ -134,8 +134,7 @@ class CallGroup:
     def _copy_to_shadow(self, images: Sequence[SingleImage], rows: Rows) -> None:
         if self._loaded.shadow:
             pixels = b"".join([image.pixels for image in images])
-            digits, shows = rows[:, DIGIT].astype(np.uint8), rows[:, SHOWS].astype(np.uint8)
-            self._loaded.shadow.compare_answers(pixels, digits, shows)
+            self._loaded.shadow.compare_decided(pixels, rows[:, [DIGIT, SHOWS]].astype(np.uint8))
 
     def _decide(self, rows: Rows) -> tuple[Verdicts, bytes]:
         """Decides on each row; returns the verdicts, and the nonces of their ids."""

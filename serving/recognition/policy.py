@@ -95,7 +95,7 @@ class Policy:
             loaded: the version that answers.
             threshold: the least confidence to accept; None accepts nothing.
             confidences: (n,) float32.
-            shows: (n,) uint8, what each image shows: BLANK, NO_DIGIT or ONE_DIGIT.
+            shows: (n,) uint8, what each image shows: BLANK, NOT_ONE_DIGIT or ONE_DIGIT.
             audit: False marks no answer for audit.
 
         Returns:

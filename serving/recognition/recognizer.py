@@ -172,7 +172,7 @@ class Recognizer:
         if loaded.shadow:
             # What the framer doubts is no model's decision, and is left out like a blank image.
             compared = np.where(framed.whole, shows, BLANK).astype(np.uint8) if framed else shows
-            loaded.shadow.compare_answers(pixels, reading.digits, compared)
+            loaded.shadow.compare_decided(pixels, np.stack([reading.digits, compared], axis=1))
         return reading
 
     async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> FramedCrops:

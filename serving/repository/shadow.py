@@ -71,18 +71,12 @@ class Shadow:
         self._images_waiting += len(answers)
         self._work.set()
 
-    def compare_answers(self, pixels: bytes, digits: NDArray[np.uint8], shows: NDArray[np.uint8]) -> None:
-        """Queues the images that stable has decided on: not the blank ones, on which no model decides.
-
-        Args:
-            pixels: n images, 784 bytes each.
-            digits: (n,) uint8, the most probable digit of each image.
-            shows: (n,) uint8, what each image shows: BLANK, NOT_ONE_DIGIT or ONE_DIGIT of classifier.py.
-        """
-        decided = shows != BLANK
+    def compare_decided(self, pixels: bytes, answers: NDArray[np.uint8]) -> None:
+        """Queues images like `compare`, except blank ones, on which no model decides."""
+        decided = answers[:, 1] != BLANK
         if decided.any():
             images = np.frombuffer(pixels, np.uint8).reshape(-1, IMAGE_BYTES)[decided]
-            self.compare(images.tobytes(), np.stack([digits, shows], axis=1)[decided])
+            self.compare(images.tobytes(), answers[decided])
 
     def stop(self) -> None:
         """Stops comparing, and drops the images that wait."""
