@@ -1,14 +1,19 @@
 """Our service beside other model servers, with the same ONNX file and the same callers: `make bench-peers`.
 
 One server runs at a time: each round starts, warms up, measures and stops every server. Ours has the settings of
-`make serve`, and answers the Open Inference Protocol like the others. The median of the rounds counts.
+`make serve`, with each of its fronts, and answers the Open Inference Protocol like the others. The median of the rounds
+counts.
 """
 
 import argparse
+import contextlib
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
 
 from serving.cores import usable_cores
 from serving.loadtest.calls import GrpcTarget
@@ -17,24 +22,50 @@ from serving.loadtest.processes import LoadTestError
 from serving.loadtest.target import Target
 from serving.repository import versions
 from serving.settings import BUNDLED
-from tests.benchmarks.generators import Figures, WrongAnswers, check, load
+from tests.benchmarks.generators import SETTLING_SECONDS, Figures, WrongAnswers, check, load
 from tests.benchmarks.peers.peer import MODEL, PEERS, Peer, PeerUnavailable
 from tests.benchmarks.peers.running import running
 from tests.support.service import service
 
-WORKLOADS = ((1, 1), (128, 1), (8, 64), (4, 1024))  # callers, images a call
+WORKLOADS = ((1, 1), (8, 1), (32, 1), (128, 1), (512, 1), (8, 64), (4, 1024))  # callers, images a call
+OURS = {"ours": "http2", "ours, front grpcio": "grpcio"}
 _REASON_CHARACTERS = 200
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One measurement: the figures, and the server's CPU time a call in seconds, with all its processes."""
+
+    figures: Figures
+    cpu_seconds: float
+
+
 @contextmanager
-def _target(peer: Peer | None) -> Iterator[Target]:
+def _target(name: str, peer: Peer | None) -> Iterator[Target]:
     """Runs a peer, or our service for None. Raises PeerUnavailable."""
     if peer is None:
-        with service() as started:
+        with service("--front", OURS[name]) as started:
             yield GrpcTarget(started.address)
     else:
         with running(peer, versions.latest(BUNDLED, MODEL).path) as address:
             yield peer.target(address)
+
+
+def _measure(target: Target, plan: Plan) -> Measured:
+    before = _cpu_seconds()
+    figures = load(target, plan)
+    calls = figures.calls_per_second * (plan.seconds + SETTLING_SECONDS)
+    return Measured(figures, (_cpu_seconds() - before) / calls)
+
+
+def _cpu_seconds() -> float:
+    """Returns the CPU time of all processes that this one has started and that live: those of the server."""
+    spent = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return spent
 
 
 def main() -> None:
@@ -45,20 +76,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="PEER", help="beside ours (default: all)")
     options = parser.parse_args()
     peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
-    found: dict[str, dict[tuple[int, int], list[Figures]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[tuple[int, int], list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    servers: list[tuple[str, Peer | None]] = [*((name, None) for name in OURS), *((peer.name, peer) for peer in peers)]
     failures: dict[str, str] = {}
     for _ in range(options.rounds):
-        for peer in (None, *peers):
-            name = peer.name if peer else "ours"
+        for name, peer in servers:
             if name in failures:
                 continue
             try:
-                with _target(peer) as target:
+                with _target(name, peer) as target:
                     for callers, images in WORKLOADS:
                         plan = Plan(rpc="infer", images=images, callers=callers, seconds=options.seconds, model=MODEL)
                         check(target, plan)
-                        figures = load(target, plan)
-                        found[name][callers, images].append(figures)
+                        found[name][callers, images].append(_measure(target, plan))
                         check(target, plan)
             except (PeerUnavailable, WrongAnswers, LoadTestError) as why:
                 if peer is None:
@@ -67,27 +97,34 @@ def main() -> None:
     _print(peers, found, failures)
 
 
-def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Figures]]], failures: dict[str, str]) -> None:
+def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Measured]]], failures: dict[str, str]) -> None:
     model = versions.latest(BUNDLED, MODEL)
-    print(f"Model {MODEL} {model.number}, {usable_cores()} cores; images a second, and the ratio of ours to theirs.\n")
-    heads = [f"{callers} caller{'s' * (callers > 1)}, {images:,} a call" for callers, images in WORKLOADS]
-    print("| | " + " | ".join(f"{head} | ours | p99 ms" for head in heads) + " |")
-    print("|---|" + "---:|---:|---:|" * len(heads))
-    rates = {
+    print(f"Model {MODEL} {model.number}, {usable_cores()} cores.")
+    medians = {
         name: {
-            load: statistics.median(one.calls_per_second * load[1] for one in measured) for load, measured in rows.items()
+            workload: (
+                statistics.median(one.figures.calls_per_second for one in measured) * workload[1],
+                statistics.median(one.figures.p99 for one in measured),
+                statistics.median(one.cpu_seconds for one in measured) * 1e6,
+            )
+            for workload, measured in rows.items()
         }
         for name, rows in found.items()
     }
-    for name, rows in rates.items():
-        cells = []
+    titles = "images a second (ours divided by theirs)", "p99, ms", "CPU time of the server, µs a call"
+    for quantity, title in enumerate(titles):
+        print(f"\n| {title} | " + " | ".join(medians) + " |")
+        print("|---|" + "---:|" * len(medians))
         for workload in WORKLOADS:
-            if workload in rows:
-                p99 = statistics.median(one.p99 for one in found[name][workload])
-                cells += [f"{rows[workload]:,.0f}", f"{rates['ours'][workload] / rows[workload]:.1f}", f"{p99:.1f}"]
-            else:
-                cells += ["-", "", ""]
-        print(f"| {name} | {' | '.join(cells)} |")
+            cells = []
+            for rows in medians.values():
+                cell = "-"
+                if workload in rows:
+                    value = rows[workload][quantity]
+                    cell = f"{value:,.1f}" if quantity == 1 else f"{value:,.0f}"
+                    cell += f" ({medians['ours'][workload][0] / value:.1f})" if quantity == 0 else ""
+                cells.append(cell)
+            print(f"| {workload[0]} callers, {workload[1]:,} a call | {' | '.join(cells)} |")
     print()
     for peer in peers:
         failure = f"; failed: {failures[peer.name]}" if peer.name in failures else ""
