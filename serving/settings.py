@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from serving.contract import IMAGE_BYTES
 from serving.cores import usable_cores
 
 Provider = Literal["cpu", "cuda"]
@@ -16,6 +17,8 @@ BUNDLED = Path(__file__).parent / "models"
 
 # One instance per core, in each of one worker per core, would start cores squared threads.
 _INSTANCES = 2
+
+_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
 
 _ORIGIN = re.compile(r"https?://[^/?#\s,*]+")
 
@@ -138,7 +141,7 @@ class Settings(BaseSettings):
         ge=0.001,
         le=86_400,
         description="Time for the message of a call to arrive, seconds. A slower call ends with DEADLINE_EXCEEDED. Applies "
-        "with the front http2, as do the answer time and the limits on connections, bytes and resets.",
+        "with the front http2, as do answer_seconds, and the limits on connections, open calls, bytes and resets.",
     )
     answer_seconds: float = Field(
         30.0,
@@ -313,6 +316,12 @@ class Settings(BaseSettings):
     )
 
     @property
+    def max_message_bytes(self) -> int:
+        """Size of the largest request message."""
+        # A pixel is one byte, and up to two bytes in a typed tensor of the Open Inference Protocol.
+        return max(self.max_images_per_request * IMAGE_BYTES * 2 + 1024, _LEAST_MESSAGE_BYTES)
+
+    @property
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins in `cors_origins`."""
         return tuple(origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip())
@@ -335,6 +344,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_queue_size ({self.max_queue_size}) is below max_images_per_request ({self.max_images_per_request}): "
                 "the largest requests would always be refused"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _buffer_holds_a_request(self) -> Self:
+        largest = self.max_images_per_request * IMAGE_BYTES
+        if self.max_request_buffer_bytes < largest:
+            raise ValueError(
+                f"max_request_buffer_bytes ({self.max_request_buffer_bytes}) is below the {largest} bytes of "
+                f"max_images_per_request ({self.max_images_per_request}): the largest requests would always be refused"
             )
         return self
 

@@ -1,9 +1,6 @@
 """Options of the gRPC server of grpcio: message and queue limits, keepalive, connection age."""
 
-from serving.contract import IMAGE_BYTES
 from serving.settings import Settings
-
-_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
 
 # Least interval of a client's keepalive pings. gRPC's own is five minutes, and it closes connections that ping more often.
 _PING_INTERVAL_SECONDS = 10
@@ -12,10 +9,14 @@ _PING_INTERVAL_SECONDS = 10
 def server_options(settings: Settings, *, shares_port: bool) -> list[tuple[str, int]]:
     """Builds the channel arguments of the gRPC server; `shares_port` lets other workers listen on the same port."""
     keepalive = round(settings.keepalive_seconds * 1000)
-    # A pixel is one byte, and up to two bytes in a typed tensor of the Open Inference Protocol.
-    message_bytes = settings.max_images_per_request * IMAGE_BYTES * 2 + 1024
     options = [
-        ("grpc.max_receive_message_length", max(message_bytes, _LEAST_MESSAGE_BYTES)),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        # Above the first limit gRPC refuses some calls at random, above the second all.
+        ("grpc.max_metadata_size", settings.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+        ("grpc.max_connection_idle_ms", round(settings.idle_seconds * 1000)),
+        ("grpc.server_handshake_timeout_ms", round(settings.preface_seconds * 1000)),
         # Without other workers the port is exclusive: a second service on it would get half of the connections.
         ("grpc.so_reuseport", int(shares_port)),
         # gRPC holds calls that come faster than the event loop takes them. It ends calls above the hard limit as CANCELLED,

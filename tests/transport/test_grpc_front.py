@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import logging
+import struct
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from serving.transport import grpc_front
 from tests.support.calls import TIMEOUT, refused
 from tests.support.credentials import entry
 from tests.support.digit_calls import recognize, recognize_batch
+from tests.support.http2_client import PREFACE, SETTINGS, frame, grpc_message, http2_client, read_frame
 from tests.support.metrics import value
 from tests.support.model_files import publish_unsound
 from tests.support.servers import StartServer
@@ -118,3 +120,25 @@ async def test_a_call_without_a_token_is_counted_and_logged_with_its_caller(
     (line,) = [record.getMessage() for record in caplog.records if record.name == "serving.api.dispatch"]
     assert f"method={name} code=UNAUTHENTICATED" in line
     assert "peer=ipv4:127.0.0.1:" in line
+
+
+async def test_the_server_states_its_limit_of_calls_and_headers(start_server: StartServer) -> None:
+    server = await start_server(max_calls_per_connection=7, max_header_bytes=4096)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
+    writer.write(PREFACE + frame(SETTINGS, 0, 0))
+    async with asyncio.timeout(TIMEOUT):
+        kind, _, _, payload = await read_frame(reader)
+    writer.close()
+    assert kind == SETTINGS
+    stated = dict(struct.iter_unpack(">HI", payload))
+    assert stated[3] == 7, "SETTINGS_MAX_CONCURRENT_STREAMS"
+    assert stated[6] == 4096, "SETTINGS_MAX_HEADER_LIST_SIZE"
+
+
+async def test_an_idle_connection_is_asked_to_leave(start_server: StartServer) -> None:
+    server = await start_server(idle_seconds=0.5)
+    async with http2_client(server.grpc_port) as client:
+        assert (await client.call("/grpc.health.v1.Health/Check", grpc_message(b""))).headers["grpc-status"] == "0"
+        async with asyncio.timeout(TIMEOUT):
+            while not client.goaways:
+                await asyncio.sleep(0.05)

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from serving.contract import IMAGE_BYTES
 from serving.settings import Settings
-
-_LEAST_MESSAGE_BYTES = 4 << 20  # gRPC's own default, which leaves room for a crop
 
 # Bytes of a stream's answers that may wait for its caller before its handler has to wait.
 STREAM_ANSWER_BYTES = 1 << 18
@@ -32,12 +29,6 @@ REACHED = (
     "http2",
 )
 """Labels of the metric digits_limits_reached_total; its description and serving/README.md explain them."""
-
-
-def max_message_bytes(settings: Settings) -> int:
-    """Returns the size of the largest request message that a server takes."""
-    # A pixel is one byte, and up to two bytes in a typed tensor of the Open Inference Protocol.
-    return max(settings.max_images_per_request * IMAGE_BYTES * 2 + 1024, _LEAST_MESSAGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +75,7 @@ class Limits:
     def of(cls, settings: Settings) -> Self:
         """Takes the limits from the operator's settings."""
         return cls(
-            message_bytes=max_message_bytes(settings),
+            message_bytes=settings.max_message_bytes,
             header_bytes=settings.max_header_bytes,
             connections=settings.max_connections,
             connections_per_peer=settings.max_connections_per_peer,

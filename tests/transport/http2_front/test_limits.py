@@ -202,7 +202,7 @@ async def test_too_many_resets_close_the_connection(start_server: StartServer) -
 
 
 async def test_requests_above_the_buffer_fail_for_the_client_with_most(start_server: StartServer) -> None:
-    server = await start_server(max_request_buffer_bytes=1 << 20)
+    server = await start_server(max_request_buffer_bytes=1 << 20, max_images_per_request=500)
     async with http2_client.http2_client(server.grpc_port) as hoarder, http2_client.http2_client(server.grpc_port) as other:
         _, modest = other.send(RECOGNIZE, image_message()[:500], ends=False)
         part = grpc_message(bytes(4 << 20))[: 300 << 10]

@@ -34,7 +34,7 @@ async def test_the_handler_of_a_stream_whose_message_is_late_ends(start_server: 
 
 
 async def test_the_handler_of_a_stream_refused_for_a_full_buffer_ends(start_server: StartServer) -> None:
-    server = await start_server(max_request_buffer_bytes=1 << 20)
+    server = await start_server(max_request_buffer_bytes=1 << 20, max_images_per_request=500)
     part = grpc_message(bytes(3 << 20))[: 300 << 10]
     for _ in range(3):
         async with http2_client(server.grpc_port) as client:
