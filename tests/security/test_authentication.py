@@ -156,7 +156,7 @@ async def test_a_token_that_is_not_text_is_refused_and_not_logged(
 ) -> None:
     _, server = channel
     async with http2_client(server.grpc_port) as client:
-        response = await client.call(RECOGNIZE, authorization=f"Bearer \xff\xfe{TOKEN}")
+        response = await client.call(RECOGNIZE, authorization=f"Bearer \udcff\udcfe{TOKEN}")
     assert response.headers["grpc-message"].startswith("no valid token")
     assert TOKEN not in caplog.text
     assert not caplog.records

@@ -55,7 +55,7 @@ class Http2Client:
         fields = {"content-type": "application/grpc", "te": "trailers"}
         fields |= {name.replace("_", "-"): text for name, text in headers.items()}
         pseudo = [(":method", fields.pop("method", "POST")), (":scheme", "http"), (":path", path), (":authority", "digits")]
-        encoded = [(name.encode(), text.encode("latin-1")) for name, text in [*pseudo, *fields.items()]]
+        encoded = [(name.encode(), text.encode(errors="surrogateescape")) for name, text in [*pseudo, *fields.items()]]
         stream_id = self._engine.send_request(encoded, end_stream=ends and not body)
         self._responses[stream_id] = response = Response()
         if body:
