@@ -188,7 +188,7 @@ class Batcher:
             before = self._queue.waiting
             await asyncio.sleep(0)
             quiet = quiet + 1 if self._queue.waiting == before else 0
-        while self._delay and self._queue and not self._full.is_set():
+        while self._delay and self._queue.waiting and not self._full.is_set():
             remaining = self._queue.next.arrived + self._delay - time.monotonic()
             if remaining <= 0:
                 return
@@ -244,7 +244,7 @@ class Batcher:
 
     def _is_lone(self, entry: Entry) -> bool:
         """True if nothing else is queued or running, no other caller is about, and the run is brief: it can run at once."""
-        busy = self._queue or self._running or self._crowded or self._ran_in_turn or entry.arrived < self._soon
+        busy = self._queue.waiting or self._running or self._crowded or self._ran_in_turn or entry.arrived < self._soon
         return (
             isinstance(entry, SingleImage)
             and not busy
@@ -285,7 +285,7 @@ class Batcher:
     def _queue_changed(self) -> None:
         self._metrics.queue_length.set(self._queue.waiting)
         idle = not self._queue.waiting and not self._running
-        work = bool(self._queue) or self._stopping
+        work = self._queue.waiting > 0 or self._stopping
         full = self._queue.waiting >= self._max_batch_size or self._stopping
         if (idle, work, full) != self._state:  # few of many requests change it
             self._state = (idle, work, full)
