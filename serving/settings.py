@@ -166,8 +166,8 @@ class Settings(BaseSettings):
         10_000,
         ge=1,
         le=10_000_000,
-        description="Open calls and streams of a worker. Beyond it, a call fails whose message has not arrived, of the "
-        "client with the most calls; else new calls are refused.",
+        description="Open calls and streams of a worker. Beyond it, the client address with the most calls loses one whose "
+        "message has not arrived or whose answer is not taken; else new calls are refused.",
     )
     max_header_bytes: int = Field(
         16_384,
@@ -180,13 +180,15 @@ class Settings(BaseSettings):
         128 << 20,
         ge=1 << 20,
         le=1 << 40,
-        description="Bytes of requests of a worker that arrive. Beyond it, the largest fails of the client with the most.",
+        description="Request bytes that a worker buffers. Beyond it, the largest request of the client address that holds "
+        "most is refused.",
     )
     max_answer_buffer_bytes: int = Field(
         128 << 20,
         ge=1 << 20,
         le=1 << 40,
-        description="Bytes of answers of a worker that wait for clients. Beyond it, the client with the most is cut off.",
+        description="Answer bytes that wait for clients of a worker. Beyond it, a connection of the client address that "
+        "leaves most is closed.",
     )
     max_resets_per_second: int = Field(
         1000,

@@ -60,9 +60,14 @@ class RecognizeForm:
 
 RECOGNIZE = RecognizeForm()
 
+# Size of a request with one image, at most. A longer one may hold a crop, and is parsed only once, by the other way.
+_MAX_BYTES = IMAGE_BYTES + 1024
+
 
 def parse_single_image(encoded: bytes) -> SingleRequest | None:
     """Parses a RecognizeRequest; returns None for one with a crop or without a whole image, and for other bytes."""
+    if len(encoded) > _MAX_BYTES:
+        return None
     try:
         request = pb.RecognizeRequest.FromString(encoded)
     except DecodeError:

@@ -101,14 +101,14 @@ class InferParser:
         if encoded[-IMAGE_BYTES - len(_RAW_IMAGE) : -IMAGE_BYTES] != _RAW_IMAGE:
             return None
         before = encoded[: -IMAGE_BYTES - len(_RAW_IMAGE)]
+        if len(before) > _MAX_HEAD_BYTES:  # a long message is parsed once, by the other way
+            return None
         try:
             head = self._heads[before]
         except KeyError:
-            head = _parse_head(before)
-            if len(before) <= _MAX_HEAD_BYTES:
-                if len(self._heads) == _MAX_HEADS:
-                    self._heads.clear()
-                self._heads[before] = head
+            if len(self._heads) == _MAX_HEADS:
+                self._heads.clear()
+            head = self._heads[before] = _parse_head(before)
         return SingleRequest(encoded[-IMAGE_BYTES:], head.options, head.form, head.tail) if head else None
 
 

@@ -84,12 +84,12 @@ class Recognizer:
         _require_target(options)
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
-        shared = request.form, options.target_error_rate
+        threshold = self._policy.threshold(loaded, options.target_error_rate)
+        shared = request.form, threshold
         group = loaded.groups.get(shared)
         if group is None:
             if len(loaded.groups) == _MAX_GROUPS:
                 loaded.groups.clear()
-            threshold = self._policy.threshold(loaded, options.target_error_rate)
             group = loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
         image.group = group
         if call.client:

@@ -16,6 +16,7 @@ from serving.transport.routes import Handler, Streaming, Unary, Write
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
+_MAX_BYTES = 1 << 16  # of a request, which holds the name of a service
 _MAX_WATCHES = 100  # open at once: each takes memory for as long as its caller likes
 
 
@@ -29,7 +30,10 @@ class Health:
 
     def handlers(self) -> dict[str, Handler]:
         """Returns the handlers of the service, by path."""
-        return {f"/{NAME}/Check": Unary(self._check), f"/{NAME}/Watch": Streaming(self._watch, endless=True)}
+        return {
+            f"/{NAME}/Check": Unary(self._check, max_bytes=_MAX_BYTES),
+            f"/{NAME}/Watch": Streaming(self._watch, endless=True, max_bytes=_MAX_BYTES),
+        }
 
     def set(self, service: str, status: int) -> None:
         """Sets the status of a service, a HealthCheckResponse.ServingStatus, and notifies the watchers."""
@@ -46,12 +50,12 @@ class Health:
 
     async def _watch(self, requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         """Sends the status of a service now and after each change, until the caller cancels."""
-        service = _parse(await anext(requests, b""))
         if self._watches >= _MAX_WATCHES:
             raise TooBusy(f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead")
         self._watches += 1
         sent = None
         try:
+            service = _parse(await anext(requests, b""))
             while True:
                 changed = self._changed
                 status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)

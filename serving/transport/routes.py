@@ -24,10 +24,12 @@ class Unary(NamedTuple):
     Attributes:
         answer: returns the encoded answer to an encoded request.
         method: the method of the dispatcher; None for a handler that brings its own work.
+        max_bytes: size of a request message, at most; None for the limit of the server.
     """
 
     answer: Callable[[bytes, Call], Awaitable[bytes]]
     method: Method[Any, Any] | None = None
+    max_bytes: int | None = None
 
 
 class Streaming(NamedTuple):
@@ -36,10 +38,12 @@ class Streaming(NamedTuple):
     Attributes:
         run: takes the encoded requests and sends each encoded answer by `write`, which returns when there is room for more.
         endless: it runs until its caller cancels it, so a stopping server doesn't wait for it.
+        max_bytes: size of a request message, at most; None for the limit of the server.
     """
 
     run: Callable[[AsyncIterator[bytes], Write, Call], Awaitable[None]]
     endless: bool = False
+    max_bytes: int | None = None
 
 
 Handler: TypeAlias = Unary | Streaming

@@ -12,8 +12,8 @@ from serving.call import Call
 from serving.errors import InvalidRequest, TooBusy, TooLarge
 from serving.transport.routes import Routes, Unary
 
-# Bytes of a message whose conversion leaves the event loop: it takes about 20 ms for a megabyte of JSON.
-_LONG_BYTES = 1 << 16
+# Bytes of a message whose conversion leaves the event loop: to JSON, it takes about 0.6 µs for a byte of protobuf.
+_LONG_BYTES = 1 << 13
 
 _MAX_DEPTH = 20  # of nested JSON; no message of the service has more than four levels
 
@@ -58,7 +58,7 @@ class JsonCalls:
 
         def parse(text: bytes) -> bytes:
             if text.lstrip()[:1] != b"{":
-                raise json_format.ParseError("it is no object")  # the parser takes [] for an empty message
+                raise json_format.ParseError("expected a JSON object")  # the parser takes [] for an empty message
             return json_format.Parse(
                 text, request(), ignore_unknown_fields=True, max_recursion_depth=_MAX_DEPTH
             ).SerializeToString()
@@ -92,7 +92,11 @@ class JsonCalls:
         if self._waiting_bytes + len(content) > _MAX_WAITING_BYTES:
             raise TooBusy(f"{_MAX_WAITING_BYTES} bytes wait for conversion from or to JSON, which is the limit")
         self._waiting_bytes += len(content)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, convert, content)
-        finally:
-            self._waiting_bytes -= len(content)
+        converting = asyncio.get_running_loop().run_in_executor(self._thread, convert, content)
+        converting.add_done_callback(lambda done: self._release(done, len(content)))
+        return await asyncio.shield(converting)  # the thread keeps the content, also of a caller who has gone
+
+    def _release(self, done: "asyncio.Future[bytes]", size: int) -> None:
+        self._waiting_bytes -= size
+        if not done.cancelled():
+            done.exception()  # else asyncio logs the error of a caller who has gone

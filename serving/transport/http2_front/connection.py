@@ -20,7 +20,7 @@ from serving.transport.routes import Unary
 if TYPE_CHECKING:
     from serving.transport.http2_front.front import Http2Front
 
-_CHUNK = 1 << 18  # bytes handed to the socket at once
+_CHUNK = 1 << 16  # bytes handed to the socket at once
 
 # The answer to a client that speaks HTTP/1: curl does without TLS, unless it is told otherwise.
 _HTTP_1 = (
@@ -97,6 +97,7 @@ class Connection(asyncio.BufferedProtocol):
             exchange.cancel()
         self.front.forget(self)
         self.exchanges.clear()
+        self.blocked.clear()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Returns the buffer of all connections: the engine copies what it keeps before the next connection reads."""
@@ -178,11 +179,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         if self.blocked:
-            self.blocked = {exchange for exchange in self.blocked if not exchange.go_on()}
+            self.blocked = {exchange for exchange in self.blocked if not exchange.resume()}
         untaken = self.engine.queued() + self._transport.get_write_buffer_size()
         if untaken != self.untaken:
-            self.front.hold_answers(untaken - self.untaken)
-            self.untaken = untaken
+            grown, self.untaken = untaken - self.untaken, untaken
+            self.front.hold_answers(grown)
         if self._finished or (self._leaving and not self.exchanges):
             self._transport.close()
 
@@ -198,6 +199,15 @@ class Connection(asyncio.BufferedProtocol):
                 self._announced = True
                 self.engine.announce_shutdown()
         self.flush()
+
+    def expendable(self) -> Exchange | None:
+        """Returns the call that is least worth keeping; None if all are being answered."""
+
+        def rank(exchange: Exchange) -> int:
+            return 3 if exchange.waits_since is not None else 2 if exchange.done else 1 if exchange.endless else 0
+
+        worst = max(self.exchanges.values(), key=rank, default=None)
+        return worst if worst is not None and rank(worst) else None
 
     @property
     def busy(self) -> bool:
@@ -223,8 +233,11 @@ class Connection(asyncio.BufferedProtocol):
             exchange.sweep(now)
         if self.exchanges:
             self._active = now
-        if self.engine.delivered != self._delivered or not (self._paused or self.engine.queued()):
-            self._delivered, self._progressed = self.engine.delivered, now
+        buffered = self._transport.get_write_buffer_size()
+        delivered = self.engine.delivered - buffered
+        if delivered > self._delivered or not (buffered or self.engine.queued()):
+            self._progressed = now
+        self._delivered = delivered
         silence = now - self.heard
         if not self._settled and now - self._began > limits.preface_seconds:
             count("preface_time")
@@ -276,6 +289,8 @@ class Connection(asyncio.BufferedProtocol):
                 handle(self, event)
 
     def _on_request(self, event: http2.RequestReceived) -> None:
+        if self._finished:
+            return
         self._last_stream = event.stream_id
         with contextlib.suppress(http2.Http2Error):  # the client has reset the stream with its next bytes
             self._begin(event)
@@ -302,6 +317,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.exchanges[stream_id] = exchange
         self.front.open_calls += 1
+        self.hold(exchange, head.size)  # the exchange keeps the headers
         if event.end_stream:
             exchange.receive(b"", ended=True)
 
@@ -344,7 +360,8 @@ class Connection(asyncio.BufferedProtocol):
             exchange.cancel()
         if not self._resets.take(self.heard) and not self._finished:
             self.front.count_limit("resets")
-            self.engine.shut_down(self._last_stream, http2.ENHANCE_YOUR_CALM)
+            with contextlib.suppress(http2.Http2Error):  # the connection is ending already
+                self.engine.shut_down(self._last_stream, http2.ENHANCE_YOUR_CALM)
             self._leaving = True
             self._finished = True
 

@@ -12,7 +12,7 @@ from serving.call import Call, Pending
 from serving.errors import DeadlineExceeded, Internal, InvalidRequest, RequestError, Stopping, TooLarge
 from serving.telemetry.logs import log_event
 from serving.transport.http2_front.dialect import Dialect, StreamDialect
-from serving.transport.http2_front.engine import STREAM_WINDOW, Http2Error
+from serving.transport.http2_front.engine import ENHANCE_YOUR_CALM, STREAM_WINDOW, Http2Error
 from serving.transport.http2_front.framing import PREFIX_BYTES, read_only_message, read_prefix
 from serving.transport.http2_front.head import Head
 from serving.transport.http2_front.limits import STREAM_ANSWER_BYTES
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BASE64_GROWTH = 4 / 3  # of a body in gRPC-Web text; the dialect checks the message itself
+_REQUESTS_IN_A_ROW = 64  # of one stream
 _MESSAGE_OVERHEAD = 64  # bytes that a waiting request takes beside its content: many small ones are no less a flood
 
 
@@ -30,8 +32,8 @@ class Exchange:
     """What unary calls and streams share: a deadline, a task, and an end, which comes once.
 
     Attributes:
-        began: when the headers arrived, on the clock of the event loop.
-        waits_since: when the request message that is arriving began, on the same clock; None while none is.
+        message_limit: size of a request message, at most.
+        waits_since: since when a request message is due or arriving, on the clock of the event loop; None while none is.
         held: bytes of the request that no handler has taken.
         request_ended: True once the caller has sent all of its request.
         done: True once the call has an answer or an error, or its caller has gone.
@@ -42,25 +44,27 @@ class Exchange:
         "_dialect",
         "_task",
         "_timer",
-        "began",
         "call",
         "connection",
         "done",
         "endless",
         "head",
         "held",
+        "message_limit",
         "request_ended",
         "stream_id",
         "waits_since",
     )
 
-    def __init__(self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call):
+    def __init__(
+        self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, message_limit: int
+    ):
         self.connection = connection
         self.stream_id = stream_id
         self.head = head
         self.call = call
-        self.began = connection.heard
-        self.waits_since: float | None = self.began
+        self.message_limit = message_limit
+        self.waits_since: float | None = connection.heard
         self.held = 0
         self.request_ended = False
         self.done = False
@@ -104,6 +108,15 @@ class Exchange:
         if not self.done:
             self._stop_work()
             self._close()
+
+    def give_way(self, error: RequestError) -> None:
+        """Ends a call for which a full worker has no room."""
+        if self.done:  # it keeps its stream, as its caller takes no answer
+            with contextlib.suppress(Http2Error):
+                self.connection.engine.reset(self.stream_id, ENHANCE_YOUR_CALM)
+            self.connection.flush_soon()
+        else:
+            self._end_early(error)
 
     def cut_off(self) -> None:
         """Ends a call that a stopping server can't wait for."""
@@ -153,7 +166,7 @@ class UnaryExchange(Exchange):
     __slots__ = ("_body", "_handler", "_pending")
 
     def __init__(self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, handler: Unary):
-        super().__init__(connection, stream_id, head, dialect, call)
+        super().__init__(connection, stream_id, head, dialect, call, connection.front.message_limit(handler))
         self._handler = handler
         self._body: bytes | bytearray = b""
         self._pending: Pending | None = None  # the call, while it waits for a run of the model
@@ -171,31 +184,34 @@ class UnaryExchange(Exchange):
             self._begin()
             return
         self.connection.hold(self, len(data))
-        limit = self.connection.front.limits.message_bytes
-        if len(self._body) > limit + PREFIX_BYTES:
-            self.refuse(TooLarge(f"the message is over {limit} bytes, which is the limit"))
+        if len(self._body) > self.message_limit * _BASE64_GROWTH + PREFIX_BYTES:
+            self.refuse(TooLarge(f"the message is over {self.message_limit} bytes, which is the limit"))
 
     def _begin(self) -> None:
         """Has the complete request answered."""
         body, self._body = self._body, b""
         self.waits_since, self.request_ended = None, True
-        self.connection.hold(self, -self.held)
+        self.connection.hold(self, self.head.size - self.held)
         try:
-            message = self._dialect.read(body, self.head, self.connection.front.limits.message_bytes)
+            message = self._dialect.read(body, self.head, self.message_limit)
         except RequestError as error:
             self.refuse(error)
             return
         pending = None
         if self._handler.method:
-            pending = self.connection.front.routes.dispatcher.enter(self._handler.method, message, self.call, self)
+            try:
+                pending = self.connection.front.routes.dispatcher.enter(self._handler.method, message, self.call, self)
+            except Exception:  # it must end this call only
+                self._report_bug()
+                return
         if pending is None:
             self._task = self.connection.front.loop.create_task(self._run(message))
         elif not self.done:
             self._pending = pending
 
     def _close(self) -> bool:
-        """Also lets go of the pending call, which refers to this exchange."""
-        self._pending = None
+        """Also lets go of the body, and of the pending call, which refers to this exchange."""
+        self._pending, self._body = None, b""
         return super()._close()
 
     def _stop_work(self) -> bool:
@@ -236,9 +252,10 @@ class StreamingExchange(Exchange):
         self, connection: "Connection", stream_id: int, head: Head, dialect: Dialect, call: Call, handler: Streaming
     ):
         """Starts the handler, which waits for requests."""
-        super().__init__(connection, stream_id, head, dialect, call)
-        self.waits_since = None
+        super().__init__(connection, stream_id, head, dialect, call, connection.front.message_limit(handler))
         self.endless = handler.endless
+        if not self.endless:  # a caller of recognition may open its stream before it has the first image
+            self.waits_since = None
         self._begun = False  # True once the headers of the answers are sent
         self._handler = handler
         self._part = bytearray()  # of the message that is arriving
@@ -267,6 +284,8 @@ class StreamingExchange(Exchange):
             self.refuse(InvalidRequest("the stream ended in the middle of a message"))
             return
         self._acknowledge()
+        if ended:
+            self.waits_since = None
         if self._requests or ended:
             self._arrival.set()
 
@@ -287,7 +306,7 @@ class StreamingExchange(Exchange):
             self.connection.blocked.add(self)
             await self._room.wait()
 
-    def go_on(self) -> bool:
+    def resume(self) -> bool:
         """Lets a blocked handler go on if the caller has taken enough of its answers, or has gone."""
         if self.done or self._has_room():
             self._room.set()
@@ -322,6 +341,8 @@ class StreamingExchange(Exchange):
         while True:
             await self._arrival.wait()
             while self._requests:
+                if not len(self._requests) % _REQUESTS_IN_A_ROW:
+                    await asyncio.sleep(0)  # a handler that never waits would hold the event loop for all that have arrived
                 message = self._requests.popleft()
                 self._waiting_bytes -= len(message) + _MESSAGE_OVERHEAD
                 self.connection.hold(self, -len(message) - _MESSAGE_OVERHEAD)
@@ -333,7 +354,7 @@ class StreamingExchange(Exchange):
 
     def _cut_messages(self) -> None:
         """Moves complete messages from the part to the requests. Raises RequestError."""
-        limit = self.connection.front.limits.message_bytes
+        limit = self.message_limit
         while len(self._part) >= PREFIX_BYTES:  # `hold` may refuse the call, which clears the part
             _, size = read_prefix(self._part, limit)
             end = PREFIX_BYTES + size

@@ -1,4 +1,4 @@
-"""The front on HTTP/2: listens, bounds what all clients together may hold, and takes leave of them."""
+"""The front on HTTP/2: listens, bounds what all clients together may hold, sweeps, drains."""
 
 import asyncio
 import errno
@@ -20,13 +20,13 @@ from serving.transport.connect.cors import Cors
 from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
 from serving.transport.http2_front.limits import REACHED, Limits
-from serving.transport.routes import Routes
+from serving.transport.routes import Handler, Routes
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 64  # connections in one turn of the event loop
-_BUFFER_BYTES = 1 << 16  # read at once from one client, so that no client holds the event loop for long
+_BUFFER_BYTES = 1 << 15  # read at once from one client, so that no client holds the event loop for long
 _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 0.01  # while waiting for the last calls
 _OUT_OF_FILES_SECONDS = 1.0  # pause after the process has run out of file descriptors
@@ -98,6 +98,7 @@ class Http2Front:
                 if family == socket.AF_INET6:  # alone, "::" also takes connections over IPv4
                     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(found) > 1)
                 listening.bind((endpoint[0], port, *endpoint[2:]))
+                listening.listen(_BACKLOG)
                 port = listening.getsockname()[1]
         except OSError as error:
             self._stop_listening()
@@ -107,7 +108,6 @@ class Http2Front:
     async def start(self) -> None:
         """Answers calls."""
         for listening in self._listening:
-            listening.listen(_BACKLOG)
             self.loop.add_reader(listening, self._accept, listening)
         self._in_background(self._sweep())
 
@@ -146,18 +146,18 @@ class Http2Front:
             return
         self.count_limit("calls")
         error = TooBusy(f"{self.open_calls} calls are open, which is the limit")
-        largest = max(self._connections, key=lambda one: len(one.exchanges))
-        unfinished = next((one for one in largest.exchanges.values() if one.waits_since is not None), None)
-        if unfinished is None or largest is connection:
+        largest = self._largest(lambda one: len(one.exchanges))
+        expendable = largest.expendable()
+        if expendable is None or largest is connection:
             raise error
-        unfinished.refuse(error)
+        expendable.give_way(error)
 
     def hold_request(self, size: int) -> None:
         """Counts `size` more bytes of requests. Above the limit, the largest request of the client with the most fails."""
         self._request_bytes += size
         if size > 0 and self._request_bytes > self.limits.request_bytes:
             self.count_limit("request_bytes")
-            largest = max(self._connections, key=lambda one: one.held)
+            largest = self._largest(lambda one: one.held)
             exchange = max(largest.exchanges.values(), key=lambda one: one.held)
             exchange.refuse(TooBusy(f"requests of over {self.limits.request_bytes} bytes are arriving, which is the limit"))
 
@@ -166,7 +166,7 @@ class Http2Front:
         self._answer_bytes += size
         if size > 0 and self._answer_bytes > self.limits.answer_bytes:
             self.count_limit("answer_bytes")
-            max(self._connections, key=lambda one: one.untaken).close()
+            self._largest(lambda one: one.untaken).close()
 
     def _accept(self, listening: socket.socket) -> None:
         """Accepts connections, and refuses those beyond the limits before any TLS handshake."""
@@ -213,6 +213,18 @@ class Http2Front:
             accepted.close()
             self._release(connection)
 
+    def message_limit(self, handler: Handler) -> int:
+        """Returns the size of the largest request message of a handler."""
+        return handler.max_bytes or self.limits.message_bytes
+
+    def _largest(self, size: Callable[[Connection], int]) -> Connection:
+        """Returns the connection of the largest `size`, of the network whose connections have the largest sum of it."""
+        sums: Counter[str] = Counter()
+        for connection in self._connections:
+            sums[connection.network] += size(connection)
+        network = sums.most_common(1)[0][0]
+        return max((one for one in self._connections if one.network == network), key=size)
+
     def remember(self, connection: Connection) -> None:
         """Takes in a connection that is ready for its client."""
         self._connections.add(connection)
@@ -237,10 +249,17 @@ class Http2Front:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             for connection in [*self._connections]:
-                connection.sweep(self.loop.time())
+                try:
+                    connection.sweep(self.loop.time())
+                except Exception:  # it must not end the time limits of the other connections
+                    log_event(log, logging.ERROR, "sweep_failed", "a connection failed; closing it", exc_info=True)
+                    connection.close()
+                await asyncio.sleep(0)  # many calls of one connection may end at once
 
     def _stop_listening(self) -> None:
         for listening in self._listening:
+            if self._stopping:
+                self._accept(listening)  # who is connected already gets GOAWAY instead of a reset
             self.loop.remove_reader(listening)
             listening.close()
         self._listening.clear()
