@@ -1,8 +1,10 @@
 """The front on HTTP/2: a gRPC server on libnghttp2 and asyncio, which bounds what each client may hold.
 
     front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
-    connection  one client: bytes to events to calls; answers to bytes; lifetimes.
-    exchange    one call on one stream: its message or messages, its deadline, its end.
+    connection  one client: bytes to events to calls; answers to bytes.
+    lifetime    the time limits of a connection.
+    exchange    one call on one stream: its deadline, its end. unary_exchange gathers the one message of a call;
+                streaming_exchange has messages in both directions, with backpressure.
     dialects    the protocols by media type: gRPC, and for callers without gRPC those of `connect`.
     dialect     what each protocol defines.
     grpc_dialect  gRPC.

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -12,9 +11,12 @@ from serving.call import Call
 from serving.errors import RequestError, TooLarge, Unsupported
 from serving.transport.http2_front import engine as http2
 from serving.transport.http2_front.dialect import Dialect, StreamDialect
-from serving.transport.http2_front.exchange import Exchange, StreamingExchange, UnaryExchange
+from serving.transport.http2_front.exchange import Exchange
 from serving.transport.http2_front.head import Head
+from serving.transport.http2_front.lifetime import Action, Lifetime
 from serving.transport.http2_front.limits import CONNECTION_ANSWER_BYTES, TokenBucket
+from serving.transport.http2_front.streaming_exchange import StreamingExchange
+from serving.transport.http2_front.unary_exchange import UnaryExchange
 from serving.transport.routes import Unary
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ _HTTP_1 = (
     b"This port speaks HTTP/2. With curl, add --http2-prior-knowledge.\n"
 )
 _FIRST_LINE_BYTES = 4096  # searched for a sign of HTTP/1
-
-_AGE_JITTER = 0.1  # share of the age, so that connections that began together don't end together
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -65,22 +65,17 @@ class Connection(asyncio.BufferedProtocol):
         self.untaken = 0
         self._peer = peer
         self._transport: asyncio.Transport
-        self._began = began
-        self._age = front.limits.age_seconds * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
+        self._lifetime = Lifetime(front.limits, began)
         self._settled = False  # True once the client's first frame has arrived
         self._paused = False  # True while the socket's buffer is full
         self._lost = False
-        self._announced = self._leaving = False  # no new call is wanted; none is answered
+        self._leaving = False  # True once no new call is answered
         self._finished = False  # True once the connection ends as soon as its last bytes are sent
         self._flushing = False  # True while a flush is due
         self._unneeded: list[int] = []  # streams that are answered while their callers still send
         self._last_stream = 0
         self._head = Head(())  # of the last call
         self._resets = TokenBucket(front.limits.resets_per_second, began)
-        self._pinged = -math.inf  # times on the clock of the event loop:
-        self._progressed = began  # when the client last took a part of an answer
-        self._active = began  # when a call was last open
-        self._delivered = 0
 
     # What the event loop calls.
 
@@ -126,7 +121,6 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Goes on once the client has taken its answers."""
         self._paused = False
-        self._progressed = self.front.loop.time()
         self._transport.resume_reading()
         self.flush()
 
@@ -148,8 +142,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def answered(self, exchange: Exchange) -> None:
         """Sends what the exchange has queued, and stops a caller that still sends its request."""
-        if not exchange.request_ended:
-            self._unneeded.append(exchange.stream_id)
+        self._stop_sending(exchange.stream_id, ended=exchange.request_ended)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -195,8 +188,7 @@ class Connection(asyncio.BufferedProtocol):
             if final:
                 self._leaving = True
                 self.engine.shut_down(self._last_stream)
-            elif not self._announced:
-                self._announced = True
+            else:
                 self.engine.announce_shutdown()
         self.flush()
 
@@ -228,43 +220,30 @@ class Connection(asyncio.BufferedProtocol):
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long; the front calls this about once a second."""
-        limits, count = self.front.limits, self.front.count_limit
         for exchange in [*self.exchanges.values()]:
             exchange.sweep(now)
-        if self.exchanges:
-            self._active = now
         buffered = self._transport.get_write_buffer_size()
-        delivered = self.engine.delivered - buffered
-        if delivered > self._delivered or not (buffered or self.engine.queued()):
-            self._progressed = now
-        self._delivered = delivered
-        silence = now - self.heard
-        if not self._settled and now - self._began > limits.preface_seconds:
-            count("preface_time")
-            self.close()
-        elif now - self._progressed > limits.answer_seconds:
-            count("answer_time")
-            self.close()
-        elif silence > limits.keepalive_seconds and self._pinged <= self.heard:
-            self._pinged = now
-            with contextlib.suppress(http2.Http2Error):
-                self.engine.ping()
-            self.flush()
-        elif self._pinged > self.heard and now - self._pinged > limits.keepalive_seconds:
-            count("keepalive")
-            self.close()
-        elif now - self._active > limits.idle_seconds and not self._leaving:
-            count("idle_time")
-            self.leave(final=True)
-        elif self._age:
-            self._retire(now - self._began)
-
-    def _retire(self, age: float) -> None:
-        """Ends a connection of too great an age, without losing a call."""
-        if age > self._age + self.front.limits.age_grace_seconds:
-            self.close()
-        elif age > self._age and not self._leaving:
-            self.leave(final=self._announced)  # the notice first, and the rest at the next sweep
+        due = self._lifetime.check(
+            now,
+            heard=self.heard,
+            settled=self._settled,
+            calls=len(self.exchanges),
+            delivered=self.engine.delivered - buffered,
+            untaken=self.engine.queued() + buffered,
+        )
+        if due is None:
+            return
+        if due.limit:
+            self.front.count_limit(due.limit)
+        match due.action:
+            case Action.CLOSE:
+                self.close()
+            case Action.PING:
+                with contextlib.suppress(http2.Http2Error):  # the connection is ending
+                    self.engine.ping()
+                self.flush()
+            case Action.ANNOUNCE | Action.LEAVE:
+                self.leave(final=due.action is Action.LEAVE)
 
     def _send(self) -> None:
         while not self._paused and (out := self.engine.to_send(_CHUNK)):
