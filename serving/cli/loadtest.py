@@ -43,6 +43,13 @@ exit status:
 
 def run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
+    from serving.loadtest import flags
+
+    parser = new_parser("loadtest", "Measures throughput and latency of a running service.", _MANUAL)
+    connection.add_flags(parser)
+    flags.add_arguments(parser)
+    options = connection.parse(parser, arguments)
+    plan = flags.read_plan(parser, options)
     try:
         from serving.loadtest import command
     except ModuleNotFoundError as error:
@@ -52,11 +59,6 @@ def run(arguments: list[str]) -> int:
     from serving.client import CredentialsError, channel_credentials
     from serving.loadtest.calls import GrpcTarget
 
-    parser = new_parser("loadtest", "Measures throughput and latency of a running service.", _MANUAL)
-    connection.add_flags(parser)
-    command.add_arguments(parser)
-    options = connection.parse(parser, arguments)
-    plan = command.read_plan(parser, options)
     try:
         token = connection.read_token(options)
         if options.tls_ca:  # checked once here, rather than in each process of the test

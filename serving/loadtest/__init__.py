@@ -1,6 +1,9 @@
 """`digits loadtest`: measures a service's capacity and latency from outside.
 
-    command         flags in; tables, files and an exit status out.
+    flags           what the command takes, and the plan that the flags describe.
+     │
+     ▼
+    command         runs the plan; tables, files and an exit status out.
      │
      ▼
     plan            the calls to send, their rate, and the duration; `objectives` are such as `p99=20ms`.

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from serving.loadtest.tally import Tally
+if TYPE_CHECKING:
+    from serving.loadtest.tally import Tally
 
 _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
@@ -28,7 +30,7 @@ class Objective:
     def __str__(self) -> str:
         return f"errors={self.limit * 100:g}%" if self.percentile is None else f"p{self.percentile:g}={self.limit:g}ms"
 
-    def broken(self, tally: Tally) -> str | None:
+    def broken(self, tally: "Tally") -> str | None:
         """Describes how the tally misses the objective. Returns None if it is kept."""
         if not tally.codes["OK"]:
             return f"{self}, and no call was answered"
@@ -38,7 +40,7 @@ class Objective:
         return f"{self}, is {found * 100:.3g}%" if self.percentile is None else f"{self}, is {found:g}ms"
 
 
-def broken(objectives: Sequence[Objective], tally: Tally) -> list[str]:
+def broken(objectives: Sequence[Objective], tally: "Tally") -> list[str]:
     """Describes the objectives that the tally misses."""
     return [description for one in objectives if (description := one.broken(tally))]
 

@@ -93,15 +93,23 @@ def test_an_output_on_a_full_disk_ends_with_status_1(arguments: list[str]) -> No
     assert (ended.returncode, ended.stderr) == (1, "digits: can't write the output: No space left on device\n")
 
 
-def test_loadtest_without_its_extra_names_the_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "serving.loadtest.command", raising=False)
-    monkeypatch.delattr("serving.loadtest.command", raising=False)
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert main(["loadtest", "--help"]) == 1
+def test_loadtest_without_its_extra_explains_itself_and_names_the_remedy() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('rich', 'hdrh', 'matplotlib')))"
+    program = f"{blocked}; from serving.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+    def loadtest(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, "loadtest", *flags]
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+
+    ran = loadtest("--help")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--find-knee" in ran.stdout
+    ran = loadtest("--callers", "0")
+    assert (ran.returncode, "must be a whole number" in ran.stderr) == (2, True)
+    ran = loadtest()
     expected = "rich.console is missing: install this package with its extra [loadtest]; "
-    assert capsys.readouterr().err == f"digits loadtest: {expected}in a checkout: pip install -e '.[loadtest]'\n"
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"digits loadtest: {expected}in a checkout: pip install -e '.[loadtest]'\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,16 +53,6 @@ def test_flags_that_contradict_each_other_are_refused(
         main(["loadtest", *flags])
     assert ended.value.code == 2
     assert complaint in capsys.readouterr().err
-
-
-def test_a_missing_library_is_named_with_the_pip_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
-    for name in [name for name in sys.modules if name.startswith("serving.loadtest")]:
-        monkeypatch.delitem(sys.modules, name)
-    assert main(["loadtest"]) == 1
-    assert "hdrh.histogram is missing: install this package with its extra [loadtest]" in capsys.readouterr().err
 
 
 def test_client_certificate_and_token_are_sent(tmp_path: Path) -> None:
