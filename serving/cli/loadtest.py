@@ -12,8 +12,8 @@ measurement:
   loop: calls are sent at their due times, as mail arrives. Latency counts from
   the due time, also while the service hangs. --find-knee doubles the
   rate until an objective breaks, then closes in on the highest rate that keeps
-  all objectives: the capacity of one replica. A rate that breaks an objective
-  is tried twice, and the second try counts. If calls of an open loop are sent
+  all objectives: the capacity of one replica. A rate counts as too high once it
+  broke an objective three times in a row. If calls of an open loop are sent
   late, which adds to their latency, stderr reports it. calls/s counts the
   right answers that arrived during the measurement.
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--find-knee",
         action="store_true",
-        help="raise the rate, starting at --rate, until an objective of --slo is missed, or answers fall behind, twice",
+        help="raise the rate from --rate on, until an objective of --slo is missed, or answers fall behind, three times",
     )
     parser.add_argument(
         "--slo",

@@ -11,6 +11,8 @@ from serving.loadtest.tally import Tally
 _MAX_UNENDED_SHARE = 0.05
 _MAX_UNENDED_CALLS = 10
 
+_TRIES = 3  # a moment's noise must not end the search at too low a rate
+
 _RESOLUTION = 1.05  # the search ends once the lowest missed and the highest kept rate differ by less than this factor
 
 
@@ -41,7 +43,7 @@ def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Object
 
 
 def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[Step | None, list[Step]]:
-    """Doubles the rate until an objective is missed, then bisects. A rate that misses an objective is measured twice.
+    """Doubles the rate until an objective is missed, then bisects. A rate counts as missed after three misses in a row.
 
     Args:
         carry_out: measures a rate.
@@ -49,16 +51,17 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
 
     Returns:
         The step of the highest rate that keeps all objectives, None if the first rate misses one; and all steps. A rate that
-        was measured twice has the second result.
+        was measured more than once has its last result.
     """
     steps: list[Step] = []
     best: Step | None = None
     lowest_broken = None
     rate = first_rate
     while lowest_broken is None or (best is not None and lowest_broken / best.rate > _RESOLUTION):
-        one = carry_out(rate)
-        if one.broken:  # otherwise a moment's noise would end the search at too low a rate
+        for _ in range(_TRIES):
             one = carry_out(rate)
+            if not one.broken:
+                break
         steps.append(one)
         if one.broken:
             lowest_broken = rate
