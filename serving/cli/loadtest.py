@@ -17,6 +17,13 @@ measurement:
   late, which adds to their latency, stderr reports it. calls/s counts the
   right answers that arrived during the measurement.
 
+  The sender is late when it sends calls of an open loop 10 ms after their due
+  time or later, or when its event loop lags by as much; with --slo by a tenth
+  of the strictest time, if that is longer. Calls due in such a window of 0.1 s
+  are discarded; the column "late windows" counts the windows. If more than half
+  are late, all calls count, and a missed objective ends with status 1, not 3:
+  the sender may have caused it.
+
 objectives:
   p50=5ms, p99=20ms, p99.9=0.1s: this percentage of the answers arrives within
   the time. errors=0.1%: at most this share of the calls ends without a right

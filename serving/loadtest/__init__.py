@@ -11,6 +11,7 @@
      ▼
     processes       several senders, so that the sender does not limit the result; each has a share of the plan.
      │  generator   an open loop sends when calls are due, a closed loop after each answer.
+     │  lateness    windows of 0.1 s in which the sender itself was late; their calls are discarded.
      │  target      the generator's interface to a server; other servers than ours implement it too.
      │  calls       its gRPC side: the RPCs, their requests, and the expected answers.
      ▼

@@ -58,9 +58,12 @@ def _measure(
     numbers = report.figures(plan, tally)
     _warn(tally)
     missed = objectives.broken(slo, tally)
-    text = "\n".join([report.table([numbers]), *(f"missed: {one}" for one in missed)])
+    table = report.table([numbers])
+    text = "\n".join([table, *(f"missed: {one}" for one in missed)])
     if not tally.codes["OK"]:
         raise processes.LoadTestError(f"no call was answered\n{text}")
+    if missed and tally.sender_late:
+        raise processes.LoadTestError(f"the sender was late too often to judge the service by: {'; '.join(missed)}\n{table}")
     return MISSED if missed else 0, text, {**numbers, "missed": missed}
 
 
@@ -80,11 +83,14 @@ def _find_knee(
             time.sleep(_RECOVERY_SECONDS)
             tally = measure(at_rate)
         one = judge(rate, tally, plan.seconds, slo)
-        print(f"{rate:10,.0f} calls a second: {'; '.join(one.broken) or 'kept'}", file=sys.stderr, flush=True)
+        verdict = "the sender was late" if one.sender_late else "; ".join(one.broken) or "kept"
+        print(f"{rate:10,.0f} calls a second: {verdict}", file=sys.stderr, flush=True)
         _warn(one.tally)
         return one
 
     best, steps = find_knee(carry_out, first_rate)
+    if best is None and steps[0].sender_late:
+        raise processes.LoadTestError(f"at {steps[0].rate:,.0f} calls a second the sender was late too often, see above")
     if png:
         report.draw(steps, plan.images, png)
     rows = [
@@ -95,6 +101,8 @@ def _find_knee(
     named = ", ".join(map(str, slo))
     if best:
         line = f"the knee: {best.rate:,.0f} calls a second, {best.rate * plan.images:,.0f} images, keep {named}"
+        if steps[-1].sender_late:
+            line += f"; it may lie higher: at {steps[-1].rate:,.0f} calls a second the sender was late too often"
     else:
         line = f"the first rate, {steps[0].rate:,.0f} calls a second, misses: {'; '.join(steps[0].broken)}"
     numbers = {"slo": named, "knee": knee, "steps": rows}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from serving.loadtest import objectives
-from serving.loadtest.plan import Plan, Rpc
+from serving.loadtest.plan import LATE_SECONDS, Plan, Rpc
 
 IMAGES = 64  # per call of batch and infer, by default
 
@@ -87,11 +87,18 @@ def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> P
         arrivals=options.arrivals or "poisson",
         seconds=options.seconds,
         warmup_seconds=options.warmup,
+        late_seconds=_late_seconds(options.slo),
         timeout_seconds=options.timeout,
         model=options.model,
         connections=options.connections,
         seed=options.seed,
     )
+
+
+def _late_seconds(slo: list[objectives.Objective]) -> float:
+    """Returns the delay of the sender that would spoil a measurement: a tenth of the strictest time of the objectives."""
+    limits = [one.limit / 1000 for one in slo if one.percentile is not None]
+    return max(LATE_SECONDS, min(limits, default=0.0) / 10)
 
 
 def _count(text: str) -> int:

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.client.image_files import read_image
+from serving.loadtest.lateness import BEAT_SECONDS, Windows
 from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
 from serving.loadtest.target import Caller, Digits, Images, Target
@@ -24,33 +27,90 @@ _MAX_PREPARED_IMAGES = 4096  # in all requests together
 _MAX_PREPARED_REQUESTS = 64
 
 
+class _Ended(NamedTuple):
+    """A call that has ended: `seconds` after it was `due`, of which the sender took `late` until it sent the call."""
+
+    code: str
+    due: float
+    seconds: float
+    late: float
+    right: bool
+
+
 class Generator:
-    """Sends this process's share of the calls."""
+    """Sends this process's share of the calls.
+
+    A call counts once its window is over. Calls of windows in which the sender was late are counted apart.
+    """
 
     def __init__(self, plan: Plan, callers: Sequence[Caller], requests: Sequence[tuple[bytes, Digits]]):
         self._plan = plan
         self._callers = callers
         self._requests = cycle(requests)
-        self._tally = Tally()
+        self._tally, self._discarded = Tally(), Tally()
+        self._ended: list[_Ended] = []  # calls whose window is still open
+        self._windows = Windows(0.0, 0.0)
         self._counting_from = self._counting_until = 0.0
         self._in_flight = 0
+        self._next_due = math.inf  # of an open loop
+        self._last_beat = 0.0
 
-    def take_tally(self) -> Tally:
-        """Returns the results since the last call of this method."""
-        tally, self._tally = self._tally, Tally()
-        return tally
+    def take_tallies(self) -> tuple[Tally, Tally]:
+        """Returns the results since the last call of this method: those that count, and those of late windows."""
+        taken = self._tally, self._discarded
+        self._tally, self._discarded = Tally(), Tally()
+        return taken
 
     async def run(self, start: float) -> None:
         """Sends until the plan's time is over, and waits for the answers. `start` is on the clock of time.monotonic."""
         plan = self._plan
         self._counting_from = start + plan.warmup_seconds
         end = self._counting_until = self._counting_from + plan.seconds
+        self._windows = Windows(self._counting_from, plan.seconds)
         await asyncio.sleep(max(0.0, start - time.monotonic()))
+        self._last_beat = time.monotonic()
+        beating = asyncio.create_task(self._beat())
         if plan.rate is not None:
             await self._open_loop(plan.rate, start, end)
         else:
             callers = [self._callers[number % len(self._callers)] for number in range(plan.callers or 0)]
             await asyncio.gather(*(self._closed_loop(caller, end) for caller in callers))
+        beating.cancel()
+        self._check_lag()
+        self._close_windows(math.inf)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            self._check_lag()
+            self._close_windows(min(self._last_beat, self._next_due))
+
+    def _check_lag(self) -> None:
+        """Marks the time since the last beat as late if this beat is: calls were sent, and answers received, late."""
+        now = time.monotonic()
+        if now - self._last_beat - BEAT_SECONDS > self._plan.late_seconds:
+            self._windows.mark_late(self._last_beat, now)
+        self._last_beat = now
+
+    def _close_windows(self, moment: float) -> None:
+        """Counts the calls of the windows that ended before `moment`."""
+        closed, late = self._windows.judge(moment)
+        if not closed:
+            return
+        self._tally.windows += closed
+        self._tally.late_windows += late
+        ended, self._ended = self._ended, []
+        for call in ended:
+            self._add(call)
+
+    def _add(self, call: _Ended) -> None:
+        if self._windows.is_open(call.due):
+            self._ended.append(call)
+            return
+        tally = self._discarded if self._windows.is_late(call.due) else self._tally
+        if call.code != "UNSENT":
+            tally.sent(call.late)
+        tally.count(call.code, call.seconds, right=call.right)
 
     async def _closed_loop(self, caller: Caller, end: float) -> None:
         while (due := time.monotonic()) < end:
@@ -60,6 +120,7 @@ class Generator:
         callers = cycle(self._callers)
         async with asyncio.TaskGroup() as calls:  # waits for the last answers
             for due in _arrivals(rate, self._plan, start, end):
+                self._next_due = due
                 early = due - time.monotonic()
                 if early > _EARLY_SECONDS:
                     await asyncio.sleep(early - _EARLY_SECONDS)
@@ -68,22 +129,23 @@ class Generator:
                 if self._in_flight < _MAX_IN_FLIGHT:
                     calls.create_task(self._send(next(callers), due))
                 else:
-                    self._count("UNSENT", due, due, right=False)
+                    self._count("UNSENT", due, due, due, right=False)
+            self._next_due = math.inf
 
     async def _send(self, caller: Caller, due: float) -> None:
         request, expected = next(self._requests)
         self._in_flight += 1
         sent = time.monotonic()
         due = min(due, sent)
-        if self._counting_from <= due:
-            self._tally.sent(sent - due)
+        if sent - due > self._plan.late_seconds:
+            self._windows.mark_late(due, sent)
         outcome = await caller.call(request)
         self._in_flight -= 1
-        self._count(outcome.code, due, time.monotonic(), right=outcome.digits == expected)
+        self._count(outcome.code, due, sent, time.monotonic(), right=outcome.digits == expected)
 
-    def _count(self, code: str, due: float, end: float, *, right: bool) -> None:
+    def _count(self, code: str, due: float, sent: float, end: float, *, right: bool) -> None:
         if self._counting_from <= due:
-            self._tally.count(code, end - due, right=right)
+            self._add(_Ended(code, due, end - due, sent - due, right))
         if code != "UNSENT" and self._counting_from <= end < self._counting_until:
             self._tally.ended += 1
             self._tally.answered += code == "OK" and right
@@ -129,7 +191,7 @@ async def _generate(plan: Plan, target: Target, pipe: Connection) -> None:
         running = asyncio.create_task(generator.run(start))
         while not running.done():
             await asyncio.wait([running], timeout=_REPORT_SECONDS)
-            pipe.send(("tally", generator.take_tally().packed()))
+            pipe.send(("tally", [tally.packed() for tally in generator.take_tallies()]))
         running.result()
         pipe.send(("done", None))
     finally:

@@ -25,32 +25,39 @@ class Step:
         answered: calls per second with a right answer.
         tally: the results of the calls.
         broken: descriptions of the missed objectives; empty if the service carried the rate.
+        sender_late: True if an objective was missed, but the sender was late so often that it may be its own fault.
     """
 
     rate: float
     answered: float
     tally: Tally
     broken: tuple[str, ...]
+    sender_late: bool = False
 
 
 def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Objective]) -> Step:
     """Judges if the service carried the rate, by the tally of a measurement that took `seconds`."""
     missed = broken(objectives, tally)
     answered = tally.answered / seconds
-    if tally.calls - tally.ended > max(_MAX_UNENDED_SHARE * tally.calls, _MAX_UNENDED_CALLS):
-        missed.append(f"falls behind: {tally.ended / seconds:,.0f} of {tally.calls / seconds:,.0f} calls a second end")
+    if tally.calls + tally.discarded - tally.ended > max(_MAX_UNENDED_SHARE * tally.calls, _MAX_UNENDED_CALLS):
+        due = (tally.calls + tally.discarded) / seconds
+        missed.append(f"falls behind: {tally.ended / seconds:,.0f} of {due:,.0f} calls a second end")
+    if missed and tally.sender_late:
+        return Step(rate, answered, tally, (), sender_late=True)
     return Step(rate, answered, tally, tuple(missed))
 
 
 def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[Step | None, list[Step]]:
     """Doubles the rate until an objective is missed, then bisects. A rate counts as missed after three misses in a row.
 
+    The search ends early at a rate at which the sender itself was late three times.
+
     Args:
         carry_out: measures a rate.
         first_rate: the first rate, calls per second.
 
     Returns:
-        The step of the highest rate that keeps all objectives, None if the first rate misses one; and all steps. A rate that
+        The step of the highest rate that keeps all objectives, None if no rate does; and all steps. A rate that
         was measured more than once has its last result.
     """
     steps: list[Step] = []
@@ -58,11 +65,10 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
     lowest_broken = None
     rate = first_rate
     while lowest_broken is None or (best is not None and lowest_broken / best.rate > _RESOLUTION):
-        for _ in range(_TRIES):
-            one = carry_out(rate)
-            if not one.broken:
-                break
+        one = _tried(carry_out, rate)
         steps.append(one)
+        if one.sender_late:
+            break
         if one.broken:
             lowest_broken = rate
         else:
@@ -71,3 +77,14 @@ def find_knee(carry_out: Callable[[float], Step], first_rate: float) -> tuple[St
             break
         rate = best.rate * 2 if lowest_broken is None else (best.rate * lowest_broken) ** 0.5
     return best, steps
+
+
+def _tried(carry_out: Callable[[float], Step], rate: float) -> Step:
+    """Measures a rate until it keeps all objectives, or has missed one, or found the sender late, _TRIES times."""
+    missed = late = 0
+    while True:
+        one = carry_out(rate)
+        missed += bool(one.broken)
+        late += one.sender_late
+        if not (one.broken or one.sender_late) or _TRIES in (missed, late):
+            return one

@@ -6,6 +6,8 @@ from typing import Literal
 Rpc = Literal["recognize", "batch", "stream", "field", "infer"]
 Arrivals = Literal["poisson", "fixed"]
 
+LATE_SECONDS = 0.01  # an event loop that serves a few dozen callers stays below, one that lacks CPU time does not
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -20,6 +22,7 @@ class Plan:
         arrivals: arrivals in an open loop: at fixed intervals, or at random (Poisson), like calls of independent senders.
         seconds: duration of the measurement.
         warmup_seconds: duration of the load before it, which is not counted.
+        late_seconds: delay of the sender beyond which the calls of the window are discarded; see `lateness`.
         timeout_seconds: deadline of each call.
         model: name of the model; empty for the server's default.
         connections: connections per process.
@@ -33,6 +36,7 @@ class Plan:
     arrivals: Arrivals = "poisson"
     seconds: float = 10.0
     warmup_seconds: float = 2.0
+    late_seconds: float = LATE_SECONDS
     timeout_seconds: float = 5.0
     model: str = ""
     connections: int = 8

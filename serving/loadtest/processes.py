@@ -48,7 +48,8 @@ def measure(plan: Plan, target: Target, processes: int, report: Callable[[Progre
         report: called with the progress, twice a second.
 
     Returns:
-        The results of all calls.
+        The results of the calls. Calls of windows in which a process was late are left out, unless such windows are too
+        many: see Tally.sender_late.
 
     Raises:
         LoadTestError: the service does not answer, or a sending process died.
@@ -63,7 +64,7 @@ def measure(plan: Plan, target: Target, processes: int, report: Callable[[Progre
         start = time.monotonic() + _START_SECONDS
         for number, pipe in enumerate(pipes):
             _send(pipe, start + (number / plan.rate if plan.rate else 0.0))  # spreads the calls of a fixed rate evenly
-        counted, total, open_pipes = Tally(), Tally(), set(pipes)
+        counted, late, total, open_pipes = Tally(), Tally(), Tally(), set(pipes)
         reported = time.monotonic()
         while open_pipes:
             ready = wait(open_pipes, timeout=1)
@@ -72,12 +73,14 @@ def measure(plan: Plan, target: Target, processes: int, report: Callable[[Progre
                 if kind == "done":
                     open_pipes.remove(pipe)
                 else:
-                    counted.add(Tally.unpacked(content))
+                    for tally, packed in zip((counted, late), content, strict=True):
+                        tally.add(Tally.unpacked(packed))
             interval = time.monotonic() - reported
             if interval >= _PROGRESS_SECONDS or not open_pipes:
                 total.add(counted)
                 report(Progress(time.monotonic() - start, counted, counted.answered / max(interval, _PROGRESS_SECONDS)))
                 counted, reported = Tally(), reported + interval
+        total.discard(late)
         return total
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.loadtest.knee import Step
+from serving.loadtest.lateness import WINDOW_SECONDS
 from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
 
@@ -21,6 +22,9 @@ def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
         "calls": tally.calls,
         "codes": dict(tally.codes),
         "wrong": tally.wrong,
+        "windows": tally.windows,
+        "late_windows": tally.late_windows,
+        "discarded": tally.discarded,
         "errors": tally.errors,
         "calls_per_second": tally.answered / plan.seconds,
         "images_per_second": tally.answered * plan.images / plan.seconds,
@@ -34,6 +38,9 @@ def sender_too_slow(tally: Tally) -> str:
     """Returns a warning if the sender itself caused much of the latency, otherwise ""."""
     if unsent := tally.codes["UNSENT"]:
         return f"{unsent:,} of {tally.calls:,} calls were never sent: a process of this test had too many calls in flight"
+    if tally.sender_late:
+        windows = f"{tally.late_windows:,} of {tally.windows:,} windows of {WINDOW_SECONDS:g} s"
+        return f"the sender is too slow: it was late in {windows}, too many to discard them, so all calls are counted"
     late, latency = tally.late_milliseconds(99), tally.milliseconds(99)
     if tally.codes["OK"] < 100 or late < _MAX_LATE_SHARE * latency:
         return ""
@@ -43,8 +50,8 @@ def sender_too_slow(tally: Tally) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Formats measurements as a Markdown table, one row each."""
     lines = [
-        "| load | calls/s | images/s | p50 ms | p90 ms | p99 ms | p99.9 ms | max ms | not OK | wrong |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
+        "| load | calls/s | images/s | p50 ms | p90 ms | p99 ms | p99.9 ms | max ms | late windows | not OK | wrong |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|---|---:|",
     ]
     for row in rows:
         load = f"{row['callers']} callers" if row["callers"] else f"{row['rate']:,.0f} a second"
@@ -55,6 +62,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['calls_per_second']:,.0f}",
             f"{row['images_per_second']:,.0f}",
             *(f"{time:,.2f}" for time in times),
+            f"{row['late_windows']:,} of {row['windows']:,}",
         )
         lines.append(f"| {' | '.join((*cells, failed, str(row['wrong'])))} |")
     return "\n".join(lines)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from hdrh.histogram import HdrHistogram
 
-Packed = tuple[dict[str, int], int, int, int, bytes, bytes]
+Packed = tuple[dict[str, int], int, int, int, int, int, bytes, bytes]
+
+_MAX_LATE_SHARE = 0.5  # of the windows; with more, the calls that are left measure the sender's best moments
 
 _MIN_MICROSECONDS, _MAX_MICROSECONDS, _SIGNIFICANT_DIGITS = 1, 3_600_000_000, 3
 
@@ -23,6 +25,9 @@ class Tally:
         wrong: calls that ended with OK and a wrong answer.
         ended: calls that ended during the measurement, regardless of when they were due.
         answered: the part of `ended` with a right answer: the throughput.
+        windows: number of windows of time, see `lateness`; each process has its own.
+        late_windows: the part of `windows` in which the sender was late.
+        discarded: calls of late windows, which only `ended` and `answered` count; 0 if `sender_late`.
         microseconds: latency of the calls with OK, from when they were due to their answer.
         late_microseconds: delay of the sender, from when a call was due until it was sent; a part of the latency.
     """
@@ -31,6 +36,9 @@ class Tally:
     wrong: int = 0
     ended: int = 0
     answered: int = 0
+    windows: int = 0
+    late_windows: int = 0
+    discarded: int = 0
     microseconds: HdrHistogram = field(default_factory=_histogram)
     late_microseconds: HdrHistogram = field(default_factory=_histogram)
 
@@ -51,8 +59,22 @@ class Tally:
         self.wrong += other.wrong
         self.ended += other.ended
         self.answered += other.answered
+        self.windows += other.windows
+        self.late_windows += other.late_windows
         self.microseconds.add(other.microseconds)
         self.late_microseconds.add(other.late_microseconds)
+
+    def discard(self, late: "Tally") -> None:
+        """Leaves out the calls of late windows, or adds them if the sender was late so often that too few would be left."""
+        if self.sender_late or not self.calls:
+            self.add(late)
+        else:
+            self.discarded = late.calls
+
+    @property
+    def sender_late(self) -> bool:
+        """True if the sender was late too often. All calls count then, with the sender's part of their latencies."""
+        return self.late_windows > _MAX_LATE_SHARE * self.windows
 
     @property
     def calls(self) -> int:
@@ -75,10 +97,11 @@ class Tally:
     def packed(self) -> Packed:
         """Encodes the tally for another process."""
         times = self.microseconds.encode(), self.late_microseconds.encode()
-        return dict(self.codes), self.wrong, self.ended, self.answered, *times
+        return dict(self.codes), self.wrong, self.ended, self.answered, self.windows, self.late_windows, *times
 
     @classmethod
     def unpacked(cls, packed: Packed) -> "Tally":
         """Decodes the tally of another process."""
-        codes, wrong, ended, answered, *times = packed
-        return cls(Counter(codes), wrong, ended, answered, *map(HdrHistogram.decode, times))
+        codes, wrong, ended, answered, windows, late_windows, *times = packed
+        histograms = map(HdrHistogram.decode, times)
+        return cls(Counter(codes), wrong, ended, answered, windows, late_windows, 0, *histograms)

@@ -1,13 +1,18 @@
+import asyncio
+import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import trustme
 
 from serving.cli.main import main
+from serving.pb.digits.v1 import digit_service_pb2 as pb
 from tests.support.credentials import TOKEN, Files, entry, issue
-from tests.support.load import load
+from tests.support.load import answering, load, right
 from tests.support.service import service
 
 
@@ -21,9 +26,20 @@ def test_the_command_prints_a_table_and_exits_by_the_objectives(server_address: 
     assert found["codes"] == {"OK": found["calls"]}
     assert found["milliseconds"]["p50"] <= found["milliseconds"]["p99"] <= found["milliseconds"]["max"]
     assert (found["address"], found["missed"]) == (server_address, [])
-    ran = load(server_address, "--callers", "2", "--slo", "p50=1us,errors=0")
+    assert (found["windows"], found["late_windows"], found["discarded"]) == (10, 0, 0)
+
+
+async def test_a_missed_objective_ends_with_status_3() -> None:
+    async def refuse_every_other(request: pb.RecognizeRequest, context: Any) -> pb.RecognizeResponse:
+        if next(calls) % 2:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        return right(request)
+
+    calls = itertools.count()
+    async with answering(refuse_every_other) as target:
+        ran = await asyncio.to_thread(load, target.address, "--callers", "2", "--slo", "p99=60s,errors=0")
     assert ran.returncode == 3
-    assert re.search(r"^missed: p50=0\.001ms, is [\d.]+ms$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^missed: errors=0%, is [\d.]+%$", ran.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

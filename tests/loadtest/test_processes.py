@@ -1,4 +1,5 @@
 import asyncio
+import math
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.support.service import DIGITS, Service
 
 async def test_several_processes_send_the_load_of_one_and_add_up(server: Server) -> None:
     progress: list[Progress] = []
-    plan = Plan(rate=60.0, arrivals="fixed", seconds=2.0, warmup_seconds=0.5)
+    plan = Plan(rate=60.0, arrivals="fixed", seconds=2.0, warmup_seconds=0.5, late_seconds=math.inf)
     target = GrpcTarget(f"127.0.0.1:{server.grpc_port}")
     tally = await asyncio.to_thread(measure, plan, target, 3, progress.append)
     assert tally.calls == pytest.approx(120, abs=3)

@@ -1,39 +1,8 @@
-import asyncio
-import re
-import time
-
 import pytest
 
-from serving.loadtest.generator import Generator
 from serving.loadtest.objectives import ObjectiveError, broken, parse
-from serving.loadtest.plan import Plan
 from serving.loadtest.report import sender_too_slow
 from serving.loadtest.tally import Tally
-from serving.loadtest.target import Outcome
-
-
-async def test_a_slow_sender_is_reported() -> None:
-    class Caller:
-        async def call(self, request: bytes) -> Outcome:
-            time.sleep(self.seconds)  # noqa: ASYNC251 # stands for slow work of the sender itself
-            await asyncio.sleep(0.1)
-            return Outcome("OK", (7,))
-
-        async def close(self) -> None:
-            pass
-
-        def __init__(self, seconds: float):
-            self.seconds = seconds
-
-    async def sent(seconds: float) -> Tally:
-        plan = Plan(rate=150.0, arrivals="fixed", seconds=1.0, warmup_seconds=0.0)
-        generator = Generator(plan, [Caller(seconds)], [(b"", (7,))])
-        await generator.run(time.monotonic())
-        return generator.take_tally()
-
-    slow = await sent(0.014)  # twice the interval between calls
-    assert slow.late_milliseconds(99) > 500
-    assert re.match(r"the sender is too slow: 1 % of the calls were sent [\d.]+ ms late or later", sender_too_slow(slow))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -42,7 +43,7 @@ def right(request: pb.RecognizeRequest) -> pb.RecognizeResponse:
 
 async def run_plan(target: GrpcTarget, processes: int = 1, **plan: Any) -> Tally:
     async with asyncio.timeout(TIMEOUT):
-        one = Plan(**{"seconds": 1.0, "warmup_seconds": 0.2, **plan})
+        one = Plan(**{"seconds": 1.0, "warmup_seconds": 0.2, "late_seconds": math.inf, **plan})
         return await asyncio.to_thread(measure, one, target, processes)
 
 
