@@ -27,7 +27,10 @@ measurement:
 objectives:
   p50=5ms, p99=20ms, p99.9=0.1s: this percentage of the answers arrives within
   the time. errors=0.1%: at most this share of the calls ends without a right
-  answer. The images are samples of all ten digits; an answer is right if it
+  answer. For each percentile that is kept, the output states the confidence that
+  all calls would keep it: 99 % for p99 needs 459 calls, none later, or 12,571
+  calls, 100 of them later. Below 99 % it says how many calls are missing; the
+  exit status is 0 all the same. The images are samples of all ten digits; an answer is right if it
   names the digit.
 
 Run it on another machine than the service, with as many --processes as that

@@ -18,7 +18,7 @@
     tally           calls by status code, right and wrong answers, and latencies in an HDR histogram.
      │
      ▼
-    report          table, JSON, picture.
+    report          table, JSON, picture; `confidence` in the percentiles.
     knee            repeats the measurement at rising rates until an objective is missed.
 
 In an open loop, a call's latency counts from when it was due, not from when it was sent. A service that stalls for a second

@@ -59,12 +59,13 @@ def _measure(
     _warn(tally)
     missed = objectives.broken(slo, tally)
     table = report.table([numbers])
-    text = "\n".join([table, *(f"missed: {one}" for one in missed)])
+    sure = report.confidences(slo, tally)
+    text = "\n".join([table, *(f"missed: {one}" for one in missed), *(one["text"] for one in sure)])
     if not tally.codes["OK"]:
         raise processes.LoadTestError(f"no call was answered\n{text}")
     if missed and tally.sender_late:
         raise processes.LoadTestError(f"the sender was late too often to judge the service by: {'; '.join(missed)}\n{table}")
-    return MISSED if missed else 0, text, {**numbers, "missed": missed}
+    return MISSED if missed else 0, text, {**numbers, "missed": missed, "confidence": sure}
 
 
 def _find_knee(
@@ -94,7 +95,11 @@ def _find_knee(
     if png:
         report.draw(steps, plan.images, png)
     rows = [
-        {**report.figures(replace(plan, rate=one.rate), one.tally), "missed": list(one.broken)}
+        {
+            **report.figures(replace(plan, rate=one.rate), one.tally),
+            "missed": list(one.broken),
+            "confidence": report.confidences(slo, one.tally),
+        }
         for one in sorted(steps, key=lambda one: one.rate)
     ]
     knee = {"calls_per_second": best.rate, "images_per_second": best.rate * plan.images} if best else None
@@ -103,6 +108,7 @@ def _find_knee(
         line = f"the knee: {best.rate:,.0f} calls a second, {best.rate * plan.images:,.0f} images, keep {named}"
         if steps[-1].sender_late:
             line += f"; it may lie higher: at {steps[-1].rate:,.0f} calls a second the sender was late too often"
+        line = "\n".join([line, *(one["text"] for one in report.confidences(slo, best.tally))])
     else:
         line = f"the first rate, {steps[0].rate:,.0f} calls a second, misses: {'; '.join(steps[0].broken)}"
     numbers = {"slo": named, "knee": knee, "steps": rows}

@@ -1,12 +1,15 @@
 """The results of a load test as a table, as JSON, and as a picture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from serving.loadtest.confidence import CONFIDENCE, calls_needed, confidence
 from serving.loadtest.knee import Step
 from serving.loadtest.lateness import WINDOW_SECONDS
+from serving.loadtest.objectives import Objective
 from serving.loadtest.plan import Plan
 from serving.loadtest.tally import Tally
 
@@ -32,6 +35,29 @@ def figures(plan: Plan, tally: Tally) -> dict[str, Any]:
         | {"max": tally.milliseconds(100), "mean": tally.microseconds.get_mean_value() / 1000},
         "sent_late_milliseconds": {f"p{percentile:g}": tally.late_milliseconds(percentile) for percentile in PERCENTILES},
     }
+
+
+def confidences(slo: Sequence[Objective], tally: Tally) -> list[dict[str, Any]]:
+    """Returns the confidence in each percentile of `slo` that the tally keeps, as numbers and as text, for JSON."""
+    found, calls = [], tally.codes["OK"]
+    for one in slo:
+        if one.percentile is None or one.broken(tally):
+            continue
+        late = tally.slower_than(one.limit)
+        sure = confidence(calls, late, one.percentile)
+        more = max(0, calls_needed(late, one.percentile) - calls)
+        text = f"{one}: {_floored(sure * 100)} % confidence ({late:,} of {calls:,} calls later)"
+        if more:
+            text += f"; {CONFIDENCE * 100:g} % needs {more:,} more {'call' if more == 1 else 'calls'}, not later"
+        found.append(
+            {"objective": str(one), "calls": calls, "late": late, "confidence": sure, "calls_missing": more, "text": text}
+        )
+    return found
+
+
+def _floored(percent: float) -> str:
+    """Formats a percentage with two decimals, rounded down: 100 % would be a promise."""
+    return f"{math.floor(percent * 100) / 100:.2f}"
 
 
 def sender_too_slow(tally: Tally) -> str:

@@ -90,6 +90,11 @@ class Tally:
         """Returns a percentile of the latency; `percentile` is from 0 to 100."""
         return float(self.microseconds.get_value_at_percentile(percentile)) / 1000
 
+    def slower_than(self, milliseconds: float) -> int:
+        """Returns the number of answers with a longer latency, at the resolution of the histogram: three digits."""
+        recorded = self.microseconds.get_recorded_iterator()
+        return sum(one.count_added_in_this_iter_step for one in recorded if one.value_iterated_to / 1000 > milliseconds)
+
     def late_milliseconds(self, percentile: float) -> float:
         """Returns a percentile of the sender's delay; `percentile` is from 0 to 100."""
         return float(self.late_microseconds.get_value_at_percentile(percentile)) / 1000
