@@ -41,6 +41,7 @@ would include those of the test.
 examples:
   digits loadtest --callers 32 --seconds 10
   digits loadtest --rate 2000 --slo p99=20ms,errors=0.1%
+  digits loadtest --protocol connect --callers 32
   digits loadtest --rpc field --find-knee --slo p99=20ms --png knee.png
 
 exit status:
@@ -68,6 +69,7 @@ def run(arguments: list[str]) -> int:
         return 1
     from serving.client import CredentialsError, channel_credentials
     from serving.loadtest.calls import GrpcTarget
+    from serving.loadtest.connect import ConnectTarget
 
     try:
         token = connection.read_token(options)
@@ -76,5 +78,6 @@ def run(arguments: list[str]) -> int:
     except CredentialsError as error:
         print(f"digits loadtest: {error}", file=sys.stderr)
         return 1
-    target = GrpcTarget(options.address, options.tls_ca, options.tls_certificate, options.tls_key, token)
+    kind = ConnectTarget if options.protocol == "connect" else GrpcTarget
+    target = kind(options.address, options.tls_ca, options.tls_certificate, options.tls_key, token)
     return command.run(plan, target, options)

@@ -14,6 +14,7 @@
      │  lateness    windows of 0.1 s in which the sender itself was late; their calls are discarded.
      │  target      the generator's interface to a server; other servers than ours implement it too.
      │  calls       its gRPC side: the RPCs, their requests, and the expected answers.
+     │  connect     the same calls by the Connect protocol, on connections of `http2`.
      ▼
     tally           calls by status code, right and wrong answers, and latencies in an HDR histogram.
      │

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,12 @@ _MAX_PROCESSES = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command. The flags of the connection are shared with other commands."""
     parser.add_argument("--rpc", choices=get_args(Rpc), default="recognize", help="RPC to call (default: %(default)s)")
+    parser.add_argument(
+        "--protocol",
+        choices=("grpc", "connect"),
+        default="grpc",
+        help="protocol of the calls; connect needs a service with --front http2, has no streams (default: %(default)s)",
+    )
     parser.add_argument(
         "--images", type=_count, help=f"images per call of batch or infer (default: {IMAGES}), digits per field (default: 5)"
     )
@@ -68,6 +75,10 @@ def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> P
         parser.error("--png needs --find-knee: a single rate is not drawn")
     if options.images and options.rpc in ("recognize", "stream"):
         parser.error(f"--rpc {options.rpc} takes one image per call, and no --images")
+    if options.protocol == "connect" and options.rpc == "stream":
+        parser.error("--rpc stream needs --protocol grpc")
+    if options.protocol == "connect" and not re.fullmatch(r"[^/]+:\d{1,5}", options.address):
+        parser.error(f"--protocol connect needs an --address of the form host:port, not {options.address}")
     if options.seed < 0:
         parser.error("--seed must not be negative")
     if options.processes > _MAX_PROCESSES:

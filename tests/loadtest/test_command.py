@@ -58,6 +58,8 @@ async def test_a_missed_objective_ends_with_status_3() -> None:
         (["--arrivals", "fixed"], "--arrivals needs an open loop"),
         (["--callers", "many"], "must be a whole number"),
         (["--json", "/nowhere/x.json"], "/nowhere is not a directory"),
+        (["--protocol", "connect", "--rpc", "stream"], "--rpc stream needs --protocol grpc"),
+        (["--protocol", "connect", "--address", "dns:///digits:8001"], "needs an --address of the form host:port"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["--tls-key", "x"], "--tls-certificate and --tls-key are needed together"),
     ],
@@ -71,7 +73,8 @@ def test_flags_that_contradict_each_other_are_refused(
     assert complaint in capsys.readouterr().err
 
 
-def test_client_certificate_and_token_are_sent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "connect"])
+def test_client_certificate_and_token_are_sent(protocol: str, tmp_path: Path) -> None:
     authority = trustme.CA()
     files = Files(tmp_path)
     files.put(issue(authority), authority)
@@ -79,8 +82,8 @@ def test_client_certificate_and_token_are_sent(tmp_path: Path) -> None:
     tokens.write_text(entry("tester"))
     token.write_text(TOKEN)
     tls = ["--tls-certificate", str(files.certificate), "--tls-key", str(files.key)]
-    with service(*tls, "--tls-client-ca", str(files.client_ca), "--tokens", str(tokens)) as started:
-        flags = ["--callers", "1", *tls, "--tls-ca", str(files.client_ca)]
+    with service(*tls, "--tls-client-ca", str(files.client_ca), "--tokens", str(tokens), "--front", "http2") as started:
+        flags = ["--protocol", protocol, "--callers", "1", *tls, "--tls-ca", str(files.client_ca)]
         assert load(started.address, *flags, "--token-file", str(token)).returncode == 0
         ran = load(started.address, *flags)
     assert ran.returncode == 1

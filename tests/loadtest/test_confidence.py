@@ -11,7 +11,7 @@ from serving.loadtest.tally import Tally
 def exactly(calls: int, late: int, one_of: int) -> float:
     """Returns the confidence in a percentile that one of `one_of` calls may exceed. Whole numbers round once, at the end."""
     ways = sum(comb(calls, count) * (one_of - 1) ** (calls - count) for count in range(late + 1))
-    return 1 - ways / one_of**calls
+    return float(1 - ways / one_of**calls)
 
 
 @pytest.mark.parametrize(("late", "calls"), [(0, 459), (1, 662), (2, 838), (10, 2_010), (100, 12_571)])

@@ -14,6 +14,7 @@ from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan
 from serving.loadtest.processes import measure
 from serving.loadtest.tally import Tally
+from serving.loadtest.target import Target
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from tests.support.service import DIGITS
 
@@ -41,7 +42,7 @@ def right(request: pb.RecognizeRequest) -> pb.RecognizeResponse:
     return pb.RecognizeResponse(digit=DIGIT_OF[request.image])
 
 
-async def run_plan(target: GrpcTarget, processes: int = 1, **plan: Any) -> Tally:
+async def run_plan(target: Target, processes: int = 1, **plan: Any) -> Tally:
     async with asyncio.timeout(TIMEOUT):
         one = Plan(**{"seconds": 1.0, "warmup_seconds": 0.2, "late_seconds": math.inf, **plan})
         return await asyncio.to_thread(measure, one, target, processes)

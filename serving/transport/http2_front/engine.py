@@ -1,6 +1,7 @@
 """HTTP/2 without sockets: bytes of a client in, events out; answers in, bytes for the client out.
 
-This is the only module that uses ngh2, a binding of libnghttp2. Another binding could replace it here.
+This is the only module of the service that uses ngh2, a binding of libnghttp2. Another binding could replace it here.
+(The load test has a client on ngh2 in one module of its own.)
 """
 
 import ngh2
