@@ -107,7 +107,8 @@ class Generator:
         if self._windows.is_open(call.due):
             self._ended.append(call)
             return
-        tally = self._discarded if self._windows.is_late(call.due) else self._tally
+        wrong = call.code == "OK" and not call.right  # which no lateness explains
+        tally = self._discarded if self._windows.is_late(call.due) and not wrong else self._tally
         if call.code != "UNSENT":
             tally.sent(call.late)
         tally.count(call.code, call.seconds, right=call.right)

@@ -24,7 +24,7 @@ class Step:
         rate: calls per second that were due.
         answered: calls per second with a right answer.
         tally: the results of the calls.
-        broken: descriptions of the missed objectives; empty if the service carried the rate.
+        broken: descriptions of the missed objectives; empty if none was, or the sender was late.
         sender_late: True if an objective was missed, but the sender was late so often that it may be its own fault.
     """
 
@@ -34,14 +34,18 @@ class Step:
     broken: tuple[str, ...]
     sender_late: bool = False
 
+    @property
+    def kept(self) -> bool:
+        """True if the service carried the rate with all objectives."""
+        return not (self.broken or self.sender_late)
+
 
 def judge(rate: float, tally: Tally, seconds: float, objectives: Sequence[Objective]) -> Step:
     """Judges if the service carried the rate, by the tally of a measurement that took `seconds`."""
     missed = broken(objectives, tally)
     answered = tally.answered / seconds
-    if tally.calls + tally.discarded - tally.ended > max(_MAX_UNENDED_SHARE * tally.calls, _MAX_UNENDED_CALLS):
-        due = (tally.calls + tally.discarded) / seconds
-        missed.append(f"falls behind: {tally.ended / seconds:,.0f} of {due:,.0f} calls a second end")
+    if tally.due - tally.ended > max(_MAX_UNENDED_SHARE * tally.due, _MAX_UNENDED_CALLS):
+        missed.append(f"falls behind: {tally.ended / seconds:,.0f} of {tally.due / seconds:,.0f} calls a second end")
     if missed and tally.sender_late:
         return Step(rate, answered, tally, (), sender_late=True)
     return Step(rate, answered, tally, tuple(missed))
@@ -86,5 +90,5 @@ def _tried(carry_out: Callable[[float], Step], rate: float) -> Step:
         one = carry_out(rate)
         missed += bool(one.broken)
         late += one.sender_late
-        if not (one.broken or one.sender_late) or _TRIES in (missed, late):
+        if one.kept or _TRIES in (missed, late):
             return one

@@ -78,8 +78,13 @@ class Tally:
 
     @property
     def calls(self) -> int:
-        """Number of all calls."""
+        """Number of the calls that count."""
         return self.codes.total()
+
+    @property
+    def due(self) -> int:
+        """Number of all calls, the discarded ones included."""
+        return self.calls + self.discarded
 
     @property
     def errors(self) -> float:

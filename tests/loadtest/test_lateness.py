@@ -21,15 +21,15 @@ LOOPS: list[dict[str, Any]] = [{"callers": 4}, {"rate": 150.0, "arrivals": "fixe
 class Caller:
     """Answers after 20 ms, and blocks the sender for `seconds` in the calls whose numbers are in `blocked`."""
 
-    def __init__(self, seconds: float = 0.0, blocked: Any = ()):
-        self.calls, self.seconds, self.blocked = 0, seconds, blocked
+    def __init__(self, seconds: float = 0.0, blocked: Any = (), digit: int = 7):
+        self.calls, self.seconds, self.blocked, self.digit = 0, seconds, blocked, digit
 
     async def call(self, request: bytes) -> Outcome:
         self.calls += 1
         if self.calls in self.blocked:
             time.sleep(self.seconds)  # noqa: ASYNC251 # stands for slow work of the sender itself
         await asyncio.sleep(0.02)
-        return Outcome("OK", (7,))
+        return Outcome("OK", (self.digit,))
 
     async def close(self) -> None:
         pass
@@ -59,6 +59,12 @@ async def test_a_sender_that_is_on_time_discards_nothing(loop: dict[str, Any]) -
     kept, discarded = await sent(Caller(), late_seconds=10.0, **loop)
     assert (kept.windows, kept.late_windows, discarded.calls) == (10, 0, 0)
     assert kept.calls >= kept.answered > 0
+
+
+async def test_wrong_answers_count_in_late_windows_too() -> None:
+    kept, discarded = await sent(Caller(0.3, [50], digit=3), callers=4, late_seconds=0.2)
+    assert kept.late_windows >= 3
+    assert (kept.wrong, discarded.calls) == (kept.calls, 0)
 
 
 async def test_all_calls_of_a_sender_that_is_always_late_count() -> None:

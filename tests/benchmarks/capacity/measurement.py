@@ -202,7 +202,7 @@ def _try(server: Service, call: _Call, plan: Plan) -> _Round:
     sent = send(_target(server, call), server.metrics, plan)
     others = max(0.0, _busy_seconds(server) - busy) / (time.monotonic() - begun)
     step = judge(sent.rate, sent.tally, sent.seconds, objectives.parse(OBJECTIVES))
-    return _Round(sent, others, not step.broken)
+    return _Round(sent, others, step.kept)
 
 
 def _busy_seconds(server: Service) -> float:

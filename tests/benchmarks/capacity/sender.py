@@ -130,7 +130,7 @@ def _by_loadtest(target: GrpcTarget, metrics: str, plan: Plan) -> Sent:
 
     tally = processes.measure(plan, target, 1, look)
     mean_seconds = tally.microseconds.get_mean_value() / 1e6
-    rate = tally.calls / plan.seconds
+    rate = tally.due / plan.seconds
     return Sent("digits loadtest", rate, tally, scrapes, tally.answered / plan.seconds * mean_seconds)
 
 
