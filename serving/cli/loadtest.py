@@ -9,29 +9,29 @@ _MANUAL = """\
 measurement:
   --callers runs a closed loop: each caller sends its next call when the last
   one is answered. It measures the highest throughput. --rate runs an open
-  loop: calls are sent at their due times, as mail arrives. Latency counts from
-  the due time, also while the service hangs. --find-knee doubles the
-  rate until an objective breaks, then closes in on the highest rate that keeps
-  all objectives: the capacity of one replica. A rate counts as too high once it
-  broke an objective three times in a row. If calls of an open loop are sent
-  late, which adds to their latency, stderr reports it. calls/s counts the
-  right answers that arrived during the measurement.
+  loop: calls are sent at their due times, as mail arrives. Latency counts
+  from the due time, also while the service hangs. --find-knee doubles the
+  rate until an objective breaks, then closes in on the highest rate that
+  keeps all objectives: the capacity of one replica. A rate counts as too high
+  once it broke an objective three times in a row. If calls of an open loop
+  are sent late, which adds to their latency, stderr reports it. calls/s
+  counts the right answers that arrived during the measurement.
 
   The sender is late when it sends calls of an open loop 10 ms after their due
   time or later, or when its event loop lags by as much; with --slo by a tenth
-  of the strictest time, if that is longer. Calls due in such a window of 0.1 s
-  are discarded; the column "late windows" counts the windows. If more than half
-  are late, all calls count, and a missed objective ends with status 1, not 3:
-  the sender may have caused it.
+  of the strictest time, if that is longer. Calls due in such a window of 0.1
+  s are discarded, except wrong answers; the column "late windows" counts the
+  windows. If more than half are late, all calls count, and a missed objective
+  ends with status 1, not 3: the sender may have caused it.
 
 objectives:
   p50=5ms, p99=20ms, p99.9=0.1s: this percentage of the answers arrives within
   the time. errors=0.1%: at most this share of the calls ends without a right
-  answer. For each percentile that is kept, the output states the confidence that
-  all calls would keep it: 99 % for p99 needs 459 calls, none later, or 12,571
-  calls, 100 of them later. Below 99 % it says how many calls are missing; the
-  exit status is 0 all the same. The images are samples of all ten digits; an answer is right if it
-  names the digit.
+  answer. For each percentile that is kept, the output states the confidence
+  that all calls would keep it: 99 % for p99 needs 459 calls, none later, or
+  12,571 calls, 100 of them later. Below 99 % it says how many calls are
+  missing; the exit status is 0 all the same. The images are samples of all
+  ten digits; an answer is right if it names the digit.
 
 Run it on another machine than the service, with as many --processes as that
 machine has cores: the load test takes CPU time from the service. Do not use a
@@ -46,7 +46,7 @@ examples:
 
 exit status:
   0  measured, and every objective kept
-  1  not measured
+  1  not measured, or an objective was missed while the sender was late
   2  wrong usage
   3  an objective was missed
 """

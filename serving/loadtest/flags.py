@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=("grpc", "connect"),
         default="grpc",
-        help="protocol of the calls; connect needs a service of --front http2, has no streams (default: %(default)s)",
+        help="protocol of the calls; connect has no streams, and needs the front http2 (default: %(default)s)",
     )
     parser.add_argument(
         "--images", type=_count, help=f"images per call of batch or infer (default: {IMAGES}), digits per field (default: 5)"
