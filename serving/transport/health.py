@@ -11,8 +11,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from serving.call import Call
-from serving.errors import InvalidRequest, TooBusy, UnknownService
+from serving.errors import InvalidRequest, UnknownService
 from serving.transport.routes import Handler, Streaming, Unary, Write
+from serving.transport.shares import Places
 
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -21,12 +22,14 @@ _MAX_WATCHES = 100  # open at once: each takes memory for as long as its caller 
 
 
 class Health:
-    """Health by service name. Check is always answered; Watch up to a limit of open watches."""
+    """Health by service name. Check is always answered; Watch up to a limit of open watches,
+    above which the caller with most of them gives way.
+    """
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()  # replaced at each change
-        self._watches = 0
+        self._watches = Places(_MAX_WATCHES, f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead")
 
     def handlers(self) -> dict[str, Handler]:
         """Returns the handlers of the service, by path."""
@@ -50,12 +53,9 @@ class Health:
 
     async def _watch(self, requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         """Sends the status of a service now and after each change, until the caller cancels."""
-        if self._watches >= _MAX_WATCHES:
-            raise TooBusy(f"{_MAX_WATCHES} watches are open, which is the limit; call Check instead")
-        self._watches += 1
-        sent = None
-        try:
+        with self._watches.take(call.peer()):
             service = _parse(await anext(requests, b""))
+            sent = None
             while True:
                 changed = self._changed
                 status = self._statuses.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
@@ -63,8 +63,6 @@ class Health:
                     await write(_encode(status))
                     sent = status
                 await changed.wait()
-        finally:
-            self._watches -= 1
 
 
 def _parse(encoded: bytes) -> str:

@@ -7,11 +7,13 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.call import Call
-from serving.errors import InvalidRequest, TooBusy
+from serving.errors import InvalidRequest
 from serving.transport.routes import Handler, Streaming, Write
+from serving.transport.shares import Places
+
+_MAX_STREAMS = 100  # open at once: each takes memory for as long as its caller likes
 
 _MAX_BYTES = 1 << 16  # of a request, which holds one name
-_MAX_STREAMS = 100  # open at once: each takes memory for as long as its caller likes
 
 NAMES = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
@@ -22,20 +24,14 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
     They don't list v1, because there is no descriptor of it: tools that describe every listed service would fail.
     """
     servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME])
-    streams = 0
+    places = Places(_MAX_STREAMS, f"{_MAX_STREAMS} streams of reflection are open, which is the limit")
 
     async def run(requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
-        nonlocal streams
-        if streams >= _MAX_STREAMS:
-            raise TooBusy(f"{_MAX_STREAMS} streams of reflection are open, which is the limit")
-        streams += 1
-        try:
+        with places.take(call.peer()):
             # The stubs of grpc_reflection declare this async generator as a coroutine.
             answers: Any = servicer.ServerReflectionInfo(_parsed(requests), None)
             async for answer in answers:
                 await write(answer.SerializeToString())
-        finally:
-            streams -= 1
 
     return {f"/{name}/ServerReflectionInfo": Streaming(run, endless=True, max_bytes=_MAX_BYTES) for name in NAMES}
 

@@ -9,6 +9,7 @@ from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import RequestError, Stopping, TooBusy
 from serving.telemetry.metrics import Metrics
+from serving.transport.shares import Places
 
 
 class Streams:
@@ -20,13 +21,13 @@ class Streams:
         Args:
             dispatcher: answers the requests.
             metrics: counts open streams.
-            max_streams: streams that may be open at once.
+            max_streams: streams that may be open at once. Beyond it, the caller with most of them gives way.
             max_in_flight: requests of one stream in progress at once.
         """
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._max_streams = max_streams
         self._max_in_flight = max_in_flight
+        self._places = Places(max_streams, f"{max_streams} streams are open, which is the limit")
         self._open: set[Stream] = set()
 
     async def run(
@@ -61,20 +62,22 @@ class Streams:
         write: Callable[[bytes], Awaitable[None]],
         call: Call,
     ) -> None:
-        if len(self._open) >= self._max_streams:
-            raise self._counted(method, TooBusy(f"{self._max_streams} streams are open, which is the limit"))
         stream = Stream(write, self._max_in_flight, ordered=method.ordered)
 
         def answer(encoded: bytes) -> Awaitable[bytes]:
             return self._dispatcher.answer(method, encoded, Call(call.deadline, call.client, call.span, call.peer))
 
-        self._open.add(stream)
-        self._metrics.open_streams.inc()
         try:
-            await stream.run(requests, answer)
-        finally:
-            self._open.discard(stream)
-            self._metrics.open_streams.dec()
+            with self._places.take(call.peer(), lambda: stream.idle):
+                self._open.add(stream)
+                self._metrics.open_streams.inc()
+                try:
+                    await stream.run(requests, answer)
+                finally:
+                    self._open.discard(stream)
+                    self._metrics.open_streams.dec()
+        except TooBusy as error:
+            raise self._counted(method, error) from None
         if stream.stopped:
             raise self._counted(method, Stopping("the server is stopping"))
 
@@ -122,6 +125,11 @@ class Stream:
             for future in unfinished:
                 future.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
+
+    @property
+    def idle(self) -> bool:
+        """True while no request is in progress and no answer is unread."""
+        return not self._in_progress
 
     def stop(self) -> None:
         """Reads no further, and ends the stream once the requests read so far are answered."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import socket
 import time
@@ -21,6 +20,7 @@ from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
 from serving.transport.http2_front.limits import REACHED, Limits
 from serving.transport.routes import Handler, Routes
+from serving.transport.shares import network
 
 log = logging.getLogger(__name__)
 
@@ -183,16 +183,16 @@ class Http2Front:
                 self.loop.call_later(_OUT_OF_FILES_SECONDS, self._accept_again, listening)
                 return
             accepted.setblocking(False)
-            network = _network(endpoint[0])
+            client = network(endpoint[0])
             if sum(self._peers.values()) >= self.limits.connections:
                 self.count_limit("connections")
                 accepted.close()
-            elif self._peers[network] >= self.limits.connections_per_peer:
+            elif self._peers[client] >= self.limits.connections_per_peer:
                 self.count_limit("connections_per_peer")
                 accepted.close()
             else:
-                connection = Connection(self, network, _peer(endpoint), self.loop.time())
-                self._peers[network] += 1
+                connection = Connection(self, client, _peer(endpoint), self.loop.time())
+                self._peers[client] += 1
                 self._metrics.open_connections.inc()
                 self._in_background(self._connect(connection, accepted))
 
@@ -284,11 +284,3 @@ def _peer(endpoint: Any) -> str:
     """Returns a client's address as gRPC writes it."""
     host, port, *_ = endpoint
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
-
-
-def _network(host: str) -> str:
-    """Returns what limits by peer count as one: an IPv4 address, or an IPv6 network of 64 bits, which one client owns."""
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
