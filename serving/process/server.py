@@ -116,6 +116,7 @@ class Server:
             self.metrics,
             max_streams=settings.max_streams,
             max_in_flight=settings.max_in_flight_per_stream,
+            max_bytes=settings.max_answer_buffer_bytes,
         )
         self._health = Health()
         routes = Routes(dispatcher, self._streams)

@@ -65,12 +65,17 @@ class Place:
         self.held = 0
         self.idle = idle
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        self._lost: TooBusy | None = None
+        self._error: TooBusy | None = None
+
+    @property
+    def lost(self) -> bool:
+        """True once the call is ending because of `lose`."""
+        return self._error is not None
 
     def lose(self, error: TooBusy) -> None:
         """Ends the call with an error."""
-        if self._task and not self._lost:
-            self._lost = error
+        if self._task and not self._error:
+            self._error = error
             self._task.cancel()
 
     @contextmanager
@@ -79,10 +84,10 @@ class Place:
         try:
             yield
         except asyncio.CancelledError:
-            if not self._lost or not self._task:
+            if not self._error or not self._task:
                 raise
             self._task.uncancel()
-            raise self._lost from None
+            raise self._error from None
 
 
 class Places:

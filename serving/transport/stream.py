@@ -9,13 +9,16 @@ from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import RequestError, Stopping, TooBusy
 from serving.telemetry.metrics import Metrics
-from serving.transport.shares import Places
+from serving.transport.shares import Place, Places, heaviest
+
+# Bytes of requests of one stream whose answers its caller has not taken. Beyond it, the stream is read no further.
+_STREAM_BYTES = 4 << 20
 
 
 class Streams:
     """The open streams of a server. Each request of a stream is answered and counted like a call of its own."""
 
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, *, max_streams: int, max_in_flight: int):
+    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, *, max_streams: int, max_in_flight: int, max_bytes: int):
         """Starts without streams.
 
         Args:
@@ -23,10 +26,14 @@ class Streams:
             metrics: counts open streams.
             max_streams: streams that may be open at once. Beyond it, the caller with most of them gives way.
             max_in_flight: requests of one stream in progress at once.
+            max_bytes: bytes of requests of all streams whose answers are not taken. Beyond it, the stream ends that has
+                most of them, of the caller with most.
         """
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._max_in_flight = max_in_flight
+        self._max_bytes = max_bytes
+        self._held = 0
         self._places = Places(max_streams, f"{max_streams} streams are open, which is the limit")
         self._open: set[Stream] = set()
 
@@ -62,13 +69,13 @@ class Streams:
         write: Callable[[bytes], Awaitable[None]],
         call: Call,
     ) -> None:
-        stream = Stream(write, self._max_in_flight, ordered=method.ordered)
+        stream = Stream(write, self._max_in_flight, lambda size: self._hold(place, size), ordered=method.ordered)
 
         def answer(encoded: bytes) -> Awaitable[bytes]:
             return self._dispatcher.answer(method, encoded, Call(call.deadline, call.client, call.span, call.peer))
 
         try:
-            with self._places.take(call.peer(), lambda: stream.idle):
+            with self._places.take(call.peer(), lambda: stream.idle) as place:
                 self._open.add(stream)
                 self._metrics.open_streams.inc()
                 try:
@@ -81,6 +88,17 @@ class Streams:
         if stream.stopped:
             raise self._counted(method, Stopping("the server is stopping"))
 
+    def _hold(self, place: Place, size: int) -> None:
+        """Counts `size` more bytes of requests of a stream."""
+        place.held += size
+        self._held += size
+        if size <= 0 or self._held <= self._max_bytes:
+            return
+        lasting = [one for one in self._places if not one.lost]  # the others have not given their bytes back yet
+        if sum(one.held for one in lasting) > self._max_bytes:
+            largest = heaviest(lasting, lambda one: one.held, lambda one: one.network, lambda one: one.peer)
+            largest.lose(TooBusy(f"requests of over {self._max_bytes} bytes of streams are unanswered, which is the limit"))
+
     def _counted(self, method: Method[Any, Any], error: RequestError) -> RequestError:
         self._dispatcher.count_refusal(method.name, error)
         return error
@@ -89,17 +107,29 @@ class Streams:
 class Stream:
     """One open stream. Backpressure: with `max_in_flight` requests in progress or unread answers, it reads no further.
 
+    An answer is about as large as its request at most, so the bytes of requests bound both.
+
     Attributes:
         stopped: True once `stop` has ended the stream.
     """
 
-    def __init__(self, write: Callable[[bytes], Awaitable[None]], max_in_flight: int, *, ordered: bool):
-        """Sends answers by `write`, in the order of the requests if `ordered`."""
+    def __init__(
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        max_in_flight: int,
+        hold: Callable[[int], None],
+        *,
+        ordered: bool,
+    ):
+        """Sends answers by `write`, in the order of the requests if `ordered`; tells `hold` how many bytes it keeps."""
         self._write = write
+        self._count = hold
+        self._held = 0
+        self._room = asyncio.Event()  # set when an answer is taken
         self._ordered = ordered
         self._slots = asyncio.Semaphore(max_in_flight)
         self._answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()  # None wakes `run` up
-        self._in_progress: set[asyncio.Future[bytes]] = set()
+        self._in_progress: dict[asyncio.Future[bytes], int] = {}  # with the bytes of their requests
         self._reading = True
         self.stopped = False
 
@@ -116,7 +146,8 @@ class Stream:
                 if task is None:
                     continue
                 await self._write(await task)
-                self._in_progress.discard(task)
+                self._hold(-self._in_progress.pop(task))
+                self._room.set()
                 self._slots.release()
             if not self.stopped:
                 await reader
@@ -125,6 +156,9 @@ class Stream:
             for future in unfinished:
                 future.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
+            self._hold(-self._held)
+            self._in_progress.clear()
+            self._answers = asyncio.Queue()  # a task of this stream may refer to it until the garbage collector runs
 
     @property
     def idle(self) -> bool:
@@ -140,10 +174,14 @@ class Stream:
         try:
             async for encoded in requests:
                 await self._slots.acquire()
+                self._hold(len(encoded))
+                while self._in_progress and self._held > _STREAM_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
                 if not self._reading:
                     return
                 task = asyncio.ensure_future(answer(encoded))
-                self._in_progress.add(task)
+                self._in_progress[task] = len(encoded)
                 if self._ordered:
                     self._answers.put_nowait(task)
                 else:
@@ -151,3 +189,7 @@ class Stream:
         finally:
             self._reading = False
             self._answers.put_nowait(None)
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._count(size)

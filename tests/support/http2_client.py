@@ -120,10 +120,14 @@ class Http2Client:
 
 @asynccontextmanager
 async def http2_client(
-    port: int, settings: Mapping[int, int] | None = None, tls: ssl.SSLContext | None = None
+    port: int,
+    settings: Mapping[int, int] | None = None,
+    tls: ssl.SSLContext | None = None,
+    local_address: tuple[str, int] | None = None,
 ) -> AsyncIterator[Http2Client]:
-    """Connects to a port of this machine, with `tls` if given; `settings` are HTTP/2's, by number."""
-    client = Http2Client(*await asyncio.open_connection("127.0.0.1", port, ssl=tls), settings or {})
+    """Connects to a port of this machine, with `tls` and from `local_address` if given; `settings` are HTTP/2's."""
+    connected = await asyncio.open_connection("127.0.0.1", port, ssl=tls, local_addr=local_address)
+    client = Http2Client(*connected, settings or {})
     try:
         yield client
     finally:

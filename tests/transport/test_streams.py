@@ -54,22 +54,24 @@ class EchoServer:
         gates: by request; a request without a gate is echoed at once.
     """
 
-    def __init__(self, *, max_streams: int = 10, max_in_flight: int = 10):
+    def __init__(self, *, max_streams: int = 10, max_in_flight: int = 10, max_bytes: int = 1 << 30):
         self.metrics = Metrics()
         self.gates: dict[bytes, asyncio.Event] = {}
         dispatcher = Dispatcher(self.metrics, authenticator=None, tracing=None)
-        self.streams = Streams(dispatcher, self.metrics, max_streams=max_streams, max_in_flight=max_in_flight)
+        self.streams = Streams(
+            dispatcher, self.metrics, max_streams=max_streams, max_in_flight=max_in_flight, max_bytes=max_bytes
+        )
 
     async def echo(self, request: bytes, call: Call) -> bytes:
         if request in self.gates:
             await self.gates[request].wait()
         return request
 
-    def open(self, caller: Caller, *, ordered: bool = False) -> asyncio.Task[None]:
+    def open(self, caller: Caller, *, ordered: bool = False, peer: str = "") -> asyncio.Task[None]:
         method = EchoMethod(
             "text.v1.Text", "Echo", "text.v1.EchoRequest", bytes, self.echo, bytes, None, refuse=refuse, ordered=ordered
         )
-        return asyncio.create_task(self.streams.run(method, caller.send(), caller.take, Call()))
+        return asyncio.create_task(self.streams.run(method, caller.send(), caller.take, Call(peer=lambda: peer)))
 
 
 def refuse(encoded: bytes, error: RequestError) -> bytes:
@@ -115,6 +117,43 @@ async def test_a_caller_that_takes_no_answers_is_read_no_further() -> None:
     caller.room.set()
     await asyncio.wait_for(stream, TIMEOUT)
     assert len(caller.answers) == 100
+
+
+async def test_a_stream_of_large_requests_is_read_no_further_while_their_answers_wait() -> None:
+    server, caller = EchoServer(max_in_flight=100), Caller(*[bytes(1 << 20)] * 20, None)
+    caller.room.clear()
+    stream = server.open(caller)
+    await turns(100)
+    assert caller.read == 5, "4 MiB wait for the caller, and one request for room"
+    caller.room.set()
+    await asyncio.wait_for(stream, TIMEOUT)
+    assert len(caller.answers) == 20
+
+
+async def test_a_request_above_the_bytes_of_a_stream_is_answered_alone() -> None:
+    server, caller = EchoServer(), Caller(*[bytes(5 << 20)] * 3, None)
+    await asyncio.wait_for(server.open(caller), TIMEOUT)
+    assert len(caller.answers) == 3
+
+
+async def test_above_the_bytes_of_all_streams_the_caller_with_most_loses_one() -> None:
+    server = EchoServer(max_bytes=5 << 20)
+    honest = Caller(bytes(2 << 20))
+    hoarders = [Caller(bytes(1 << 20)) for _ in range(5)]
+    for caller in (honest, *hoarders):
+        caller.room.clear()
+    patient = server.open(honest, peer="ipv4:10.0.0.2:1")
+    await turns(10)
+    streams = [server.open(caller, peer=f"ipv4:10.0.0.1:{port}") for port, caller in enumerate(hoarders)]
+    await turns(20)
+    errors = [stream.exception() for stream in streams if stream.done()]
+    assert [type(error) for error in errors] == [TooBusy, TooBusy]
+    honest.room.set()
+    honest.requests.put_nowait(None)
+    await asyncio.wait_for(patient, TIMEOUT)
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
 
 
 async def test_stopping_answers_the_requests_read_so_far_and_ends_the_stream() -> None:

@@ -32,7 +32,7 @@ async def start_front() -> AsyncIterator[StartFront]:
     async def start(handlers: Mapping[str, Handler], **settings: Any) -> int:
         metrics = Metrics()
         dispatcher = Dispatcher(metrics, None, None)
-        routes = Routes(dispatcher, Streams(dispatcher, metrics, max_streams=10, max_in_flight=10))
+        routes = Routes(dispatcher, Streams(dispatcher, metrics, max_streams=10, max_in_flight=10, max_bytes=1 << 30))
         routes.add(handlers)
         fronts.append(Http2Front(Settings(**settings), routes, None, metrics, shares_port=False))
         port = fronts[-1].listen("127.0.0.1", 0)
