@@ -103,6 +103,8 @@ class Places:
         self._limit = limit
         self._full = full
         self._taken: dict[Place, None] = {}  # a set in the order of arrival
+        self._networks: Counter[str] = Counter()  # counts, so that a refusal costs little: a flood has many
+        self._connections: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Place]:
         """Yields the places that are taken."""
@@ -123,25 +125,34 @@ class Places:
             self._make_room(peer)
         place = Place(peer, idle)
         self._taken[place] = None
+        self._networks[place.network] += 1
+        self._connections[peer] += 1
         try:
             with place.kept():
                 yield place
         finally:
-            self._taken.pop(place, None)
+            self._free(place)
+
+    def _free(self, place: Place) -> None:
+        if place in self._taken:
+            del self._taken[place]
+            for counts, name in ((self._networks, place.network), (self._connections, place.peer)):
+                counts[name] -= 1
+                if not counts[name]:
+                    del counts[name]
 
     def _make_room(self, peer: str) -> None:
         own = network_of(peer)
-        networks = Counter(place.network for place in self._taken)
-        largest, count = networks.most_common(1)[0]
-        if count < networks[own] + 2:
-            largest = own
-        connections = Counter(place.peer for place in self._taken if place.network == largest)
-        if not connections:
+        network = max(self._networks, key=lambda name: self._networks[name])
+        if self._networks[network] < self._networks[own] + 2:
+            network = own
+        if network == own and max(self._connections.values()) < self._connections[peer] + 2:
             raise TooBusy(self._full)
-        connection, count = connections.most_common(1)[0]
-        if largest == own and count < connections[peer] + 2:
+        sizes = {place.peer: self._connections[place.peer] for place in self._taken if place.network == network}
+        connection = max(sizes, key=lambda name: sizes[name], default=peer)
+        if network == own and self._connections[connection] < self._connections[peer] + 2:
             raise TooBusy(self._full)
         candidates = [place for place in self._taken if place.peer == connection]
         victim = next((place for place in candidates if place.idle()), candidates[0])
-        del self._taken[victim]
+        self._free(victim)
         victim.lose(TooBusy(f"{self._full}, and other clients have fewer"))
