@@ -194,7 +194,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=1_000_000,
-        description="Calls that one connection may cancel each second. Beyond it, the connection is closed.",
+        description="Calls that one connection may cancel each second, and all of one client address four times as many. "
+        "Beyond it, the connection is closed.",
     )
     target_error_rate: float = Field(
         0.005,

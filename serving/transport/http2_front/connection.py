@@ -337,7 +337,8 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self.exchanges.get(event.stream_id)
         if exchange is not None:
             exchange.cancel()
-        if not self._resets.take(self.heard) and not self._finished:
+        allowed = self._resets.take(self.heard), self.front.take_reset(self.network, self.heard)
+        if not all(allowed) and not self._finished:
             self.front.count_limit("resets")
             with contextlib.suppress(http2.Http2Error):  # the connection is ending already
                 self.engine.shut_down(self._last_stream, http2.ENHANCE_YOUR_CALM)

@@ -18,7 +18,7 @@ from serving.telemetry.metrics import Metrics
 from serving.transport.connect.cors import Cors
 from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
-from serving.transport.http2_front.limits import REACHED, Limits
+from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, TokenBucket
 from serving.transport.routes import Handler, Routes
 from serving.transport.shares import network
 
@@ -77,6 +77,7 @@ class Http2Front:
         self._stopping = False
         self._connections: set[Connection] = set()
         self._peers: Counter[str] = Counter()  # connections, and handshakes, by network
+        self._resets: dict[str, TokenBucket] = {}  # by network
         self._request_bytes = self._answer_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -151,6 +152,12 @@ class Http2Front:
         if expendable is None or largest is connection:
             raise error
         expendable.give_way(error)
+
+    def take_reset(self, network: str, now: float) -> bool:
+        """Counts a call that a client has cancelled; returns False for one too many of its network."""
+        if network not in self._resets:
+            self._resets[network] = TokenBucket(NETWORK_RESETS * self.limits.resets_per_second, now)
+        return self._resets[network].take(now)
 
     def hold_request(self, size: int) -> None:
         """Counts `size` more bytes of requests. Above the limit, the largest request of the client with the most fails."""
@@ -255,6 +262,7 @@ class Http2Front:
                     log_event(log, logging.ERROR, "sweep_failed", "a connection failed; closing it", exc_info=True)
                     connection.close()
                 await asyncio.sleep(0)  # many calls of one connection may end at once
+            self._resets = {network: bucket for network, bucket in self._resets.items() if not bucket.full(self.loop.time())}
 
     def _stop_listening(self) -> None:
         for listening in self._listening:

@@ -11,6 +11,9 @@ STREAM_ANSWER_BYTES = 1 << 18
 # Bytes of answers that a connection may leave untaken. Beyond it, its new calls are refused.
 CONNECTION_ANSWER_BYTES = 8 << 20
 
+# Cancelled calls of one network, as a multiple of those of one connection: a proxy has several connections.
+NETWORK_RESETS = 4
+
 REACHED = (
     "connections",
     "connections_per_peer",
@@ -44,7 +47,8 @@ class Limits:
         calls_per_connection: open calls on one connection.
         request_bytes: bytes of messages that have not arrived completely, or that no handler has taken.
         answer_bytes: bytes of answers that wait for their callers.
-        resets_per_second: streams that a client cancels, on one connection.
+        resets_per_second: streams that a client cancels, on one connection; on all of its network, NETWORK_RESETS times as
+            many.
         preface_seconds: time from a connection to the client's first frame, TLS handshake included.
         message_seconds: time from a call's headers to the end of its message.
         answer_seconds: time in which a client that has answers waiting takes none.
@@ -108,3 +112,7 @@ class TokenBucket:
         self._left = min(self._rate, self._left + (now - self._filled) * self._rate) - 1
         self._filled = now
         return self._left >= 0
+
+    def full(self, now: float) -> bool:
+        """Returns True if a new bucket would be no fuller."""
+        return self._left + (now - self._filled) * self._rate >= self._rate

@@ -201,6 +201,24 @@ async def test_too_many_resets_close_the_connection(start_server: StartServer) -
     await assert_answers(server)
 
 
+async def test_resets_over_many_connections_close_those_above_the_limit(start_server: StartServer) -> None:
+    server = await start_server(max_resets_per_second=20)
+    block = header_block(RECOGNIZE)
+    resets = b"".join(
+        frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+        for stream in range(1, 36, 2)  # 18, below the limit of a connection
+    )
+    opened = [await asyncio.open_connection("127.0.0.1", server.grpc_port) for _ in range(12)]
+    for _, writer in opened:
+        writer.write(PREFACE + frame(SETTINGS, 0, 0) + resets)
+    async with asyncio.timeout(TIMEOUT):
+        while not value(server.metrics.registry, "digits_limits_reached_total", limit="resets"):
+            await asyncio.sleep(0.01)
+    for _, writer in opened:
+        writer.close()
+    await assert_answers(server)
+
+
 async def test_requests_above_the_buffer_fail_for_the_client_with_most(start_server: StartServer) -> None:
     server = await start_server(max_request_buffer_bytes=1 << 20, max_images_per_request=500)
     async with http2_client.http2_client(server.grpc_port) as hoarder, http2_client.http2_client(server.grpc_port) as other:
