@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         ge=1 << 20,
         le=1 << 40,
         description="Answer bytes that wait for clients of a worker. Beyond it, a connection of the client address that "
-        "leaves most is closed.",
+        "leaves most is closed. Requests of streams whose answers are not taken have the same bound.",
     )
     max_resets_per_second: int = Field(
         1000,
