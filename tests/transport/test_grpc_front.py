@@ -122,8 +122,8 @@ async def test_a_call_without_a_token_is_counted_and_logged_with_its_caller(
     assert "peer=ipv4:127.0.0.1:" in line
 
 
-async def test_the_server_states_its_limit_of_calls_and_headers(start_server: StartServer) -> None:
-    server = await start_server(max_calls_per_connection=7, max_header_bytes=4096)
+async def test_the_server_states_its_limit_of_calls_and_headers(start_server: StartServer, front: str) -> None:
+    server = await start_server(max_calls_per_connection=7, max_open_calls=9, max_header_bytes=4096)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
     writer.write(PREFACE + frame(SETTINGS, 0, 0))
     async with asyncio.timeout(TIMEOUT):
@@ -131,7 +131,7 @@ async def test_the_server_states_its_limit_of_calls_and_headers(start_server: St
     writer.close()
     assert kind == SETTINGS
     stated = dict(struct.iter_unpack(">HI", payload))
-    assert stated[3] == 7, "SETTINGS_MAX_CONCURRENT_STREAMS"
+    assert stated[3] == {"http2": 7, "grpcio": 9}[front], "SETTINGS_MAX_CONCURRENT_STREAMS"
     assert stated[6] == 4096, "SETTINGS_MAX_HEADER_LIST_SIZE"
 
 

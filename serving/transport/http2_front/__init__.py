@@ -3,8 +3,9 @@
     front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
     connection  one client: bytes to events to calls; answers to bytes.
     lifetime    the time limits of a connection.
-    exchange    one call on one stream: its deadline, its end. unary_exchange gathers the one message of a call;
-                streaming_exchange has messages in both directions, with backpressure.
+    exchange    one call on one stream: its deadline, its end.
+    unary_exchange      gathers the one message of a call, and has it answered.
+    streaming_exchange  messages in both directions, with backpressure.
     dialects    the protocols by media type: gRPC, and for callers without gRPC those of `connect`.
     dialect     what each protocol defines.
     grpc_dialect  gRPC.

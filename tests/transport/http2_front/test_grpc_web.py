@@ -111,7 +111,7 @@ async def test_a_watch_of_health_streams_changes_until_the_page_leaves(server: S
         assert (await until_messages(response, 2))[1] == (0, not_serving)
         client.reset(stream_id)
         async with asyncio.timeout(TIMEOUT):
-            while server._health._watches:
+            while [*server._health._watches]:
                 await asyncio.sleep(0.001)
 
 
