@@ -196,7 +196,11 @@ class Connection(asyncio.BufferedProtocol):
         """Returns the call that is least worth keeping; None if all are being answered."""
 
         def rank(exchange: Exchange) -> int:
-            return 3 if exchange.waits_since is not None else 2 if exchange.done else 1 if exchange.endless else 0
+            if exchange.waits_since is not None:
+                return 3
+            if exchange.done:  # with an answer that is about to be sent, or that its client does not take
+                return 2 if not self._flushing and self.engine.queued(exchange.stream_id) else 0
+            return 1 if exchange.endless else 0
 
         worst = max(self.exchanges.values(), key=rank, default=None)
         return worst if worst is not None and rank(worst) else None
