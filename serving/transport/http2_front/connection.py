@@ -301,7 +301,7 @@ class Connection(asyncio.BufferedProtocol):
         self.exchanges[stream_id] = exchange
         self.front.open_calls += 1
         self.hold(exchange, head.size)  # the exchange keeps the headers
-        if event.end_stream:
+        if event.end_stream and not exchange.done:
             exchange.receive(b"", ended=True)
 
     def _open(self, stream_id: int, head: Head, dialect: Dialect) -> Exchange:
@@ -309,6 +309,7 @@ class Connection(asyncio.BufferedProtocol):
         front = self.front
         if head.size > front.limits.header_bytes:
             front.count_limit("header_bytes")
+            self._head = Head(())  # too large to keep
             raise TooLarge(f"the headers are {head.size} bytes, this server takes {front.limits.header_bytes}")
         front.make_room_for_call(self)
         timeout = dialect.timeout(head)

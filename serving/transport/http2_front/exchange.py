@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from serving.call import Call
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Exchange:
+class Exchange(ABC):
     """What unary calls and streams share: a deadline, a task, and an end, which comes once.
 
     Attributes:
@@ -67,9 +68,9 @@ class Exchange:
         """Sets the deadline of the call."""
         self._timer = self.connection.front.loop.call_later(seconds, self._expire)
 
+    @abstractmethod
     def receive(self, data: bytes, *, ended: bool) -> None:
         """Takes a part of the request's body; `ended` if it is the last."""
-        raise NotImplementedError
 
     def refuse(self, error: RequestError) -> None:
         """Ends a call whose request has not reached its handler completely, and counts it."""

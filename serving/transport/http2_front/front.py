@@ -20,7 +20,7 @@ from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
 from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, TokenBucket
 from serving.transport.routes import Handler, Routes
-from serving.transport.shares import network
+from serving.transport.shares import heaviest, network
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Http2Front:
         await self._calls_end(min(end, time.monotonic() + _WRITING_SECONDS))
         for connection in [*self._connections]:
             connection.cut_off()
-        await asyncio.sleep(0)  # lets connections whose last bytes are written close
+        await self._wait_until(lambda: not self._connections, time.monotonic() + _WRITING_SECONDS)
         for connection in [*self._connections]:
             connection.close()
         for task in self._tasks:
@@ -226,11 +226,7 @@ class Http2Front:
 
     def _largest(self, size: Callable[[Connection], int]) -> Connection:
         """Returns the connection of the largest `size`, of the network whose connections have the largest sum of it."""
-        sums: Counter[str] = Counter()
-        for connection in self._connections:
-            sums[connection.network] += size(connection)
-        network = sums.most_common(1)[0][0]
-        return max((one for one in self._connections if one.network == network), key=size)
+        return heaviest(self._connections, size, lambda one: one.network)
 
     def remember(self, connection: Connection) -> None:
         """Takes in a connection that is ready for its client."""
@@ -278,8 +274,12 @@ class Http2Front:
 
     async def _calls_end(self, end: float) -> None:
         """Waits until no call is open but those that last until their callers cancel them."""
+        await self._wait_until(lambda: not any(connection.busy for connection in self._connections), end)
+
+    @staticmethod
+    async def _wait_until(condition: Callable[[], bool], end: float) -> None:
         # Polled: an event would cost every call of a server's life, for its last moment.
-        while time.monotonic() < end and any(connection.busy for connection in self._connections):  # noqa: ASYNC110
+        while time.monotonic() < end and not condition():  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

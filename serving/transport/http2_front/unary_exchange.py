@@ -46,8 +46,15 @@ class UnaryExchange(Exchange):
         if len(self._body) > self.message_limit * _BASE64_GROWTH + PREFIX_BYTES:
             self.refuse(TooLarge(f"the message is over {self.message_limit} bytes, which is the limit"))
 
+    def refuse(self, error: RequestError) -> None:
+        """Ends the call; the dispatcher counts it if it has the request already."""
+        if self._pending or self._task:
+            self._end_early(error)
+        else:
+            super().refuse(error)
+
     def _begin(self) -> None:
-        """Has the complete request answered."""
+        """Reads the complete request and hands it to the handler."""
         body, self._body = self._body, b""
         self.waits_since, self.request_ended = None, True
         self.connection.hold(self, self.head.size - self.held)
