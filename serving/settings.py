@@ -297,7 +297,10 @@ class Settings(BaseSettings):
         "them with CANCELLED, uncounted. If more wait than their deadlines allow, all work is wasted.",
     )
     max_streams: int = Field(
-        100, ge=1, description="Open streams in a worker, at most. More are refused with RESOURCE_EXHAUSTED."
+        100,
+        ge=1,
+        description="Open streams in a worker, at most. Beyond it, the client with most loses one to a client with fewer; "
+        "else new streams are refused with RESOURCE_EXHAUSTED.",
     )
     max_in_flight_per_stream: int = Field(
         256,
