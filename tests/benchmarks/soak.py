@@ -26,6 +26,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.pb.inference import open_inference_pb2 as oip
 from serving.pb.inference.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from serving.settings import Settings
 from tests.support.drawings import draw_many
 from tests.support.http2_client import grpc_message, http2_client
 from tests.support.model_files import publish
@@ -164,11 +165,12 @@ def main() -> int:
     """Runs the soak test on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", default=10.0, help="(default: %(default)s)")
+    parser.add_argument("--front", choices=("http2", "grpcio"), default=Settings().front, help="(default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory)
         publish(models, 1)
-        with service("--models", str(models)) as server:
+        with service("--models", str(models), "--front", options.front) as server:
             return asyncio.run(soak(server, models, options.minutes * 60))
 
 
