@@ -6,10 +6,11 @@ A front, such as transport/grpc_front.py, finds the method, admits the caller an
     run_calls         the same for calls of one image that are answered by the run.
     request_counter   counts and logs the requests of both ways.
     digits            digits.v1.DigitService: parses requests, encodes answers.
-    digits_by_run     its Recognize, answered by the run.
+    digits_by_run     its Recognize and RecognizeStream, answered by the run.
     open_inference    inference.GRPCInferenceService, the Open Inference Protocol.
-    infer_messages    the messages of its ModelInfer.
-    infer_by_run      its ModelInfer, answered by the run.
+    infer_messages    the messages of its ModelInfer and ModelStreamInfer.
+    infer_by_run      both, answered by the run.
+    stream_by_run     what the requests of all streams share there.
     tensors           the tensors in these messages.
     message_template  an encoded message that is filled in for many answers at once.
     packed            encodes repeated fields from arrays.

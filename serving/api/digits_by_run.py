@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 
 from serving.answers.decision import Threshold
 from serving.api.message_template import MessageTemplate
+from serving.api.stream_by_run import StreamForm
 from serving.contract import IMAGE_BYTES
 from serving.inference.classifier import CONFIDENCE, DIGIT, PROBABILITIES, WHOLE
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -59,6 +60,7 @@ class RecognizeForm:
 
 
 RECOGNIZE = RecognizeForm()
+RECOGNIZE_IN_STREAM = StreamForm(RECOGNIZE, pb.RecognizeStreamResponse.ANSWER_FIELD_NUMBER)
 
 # Size of a request with one image, at most. A longer one may hold a crop, and is parsed only once, by the other way.
 _MAX_BYTES = IMAGE_BYTES + 1024
@@ -69,11 +71,28 @@ def parse_single_image(encoded: bytes) -> SingleRequest | None:
     if len(encoded) > _MAX_BYTES:
         return None
     try:
-        request = pb.RecognizeRequest.FromString(encoded)
+        return _single_request(pb.RecognizeRequest.FromString(encoded))
     except DecodeError:
         return None
+
+
+def parse_single_image_in_stream(encoded: bytes) -> SingleRequest | None:
+    """Parses a RecognizeStreamRequest; returns None as `parse_single_image` does."""
+    if len(encoded) > _MAX_BYTES:
+        return None
+    try:
+        request = pb.RecognizeStreamRequest.FromString(encoded)
+    except DecodeError:
+        return None
+    single = _single_request(request.request, request.timeout_ms / 1000)
+    if single is None:
+        return None
+    return single._replace(form=RECOGNIZE_IN_STREAM, tail=pb.RecognizeStreamResponse(id=request.id).SerializeToString())
+
+
+def _single_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0) -> SingleRequest | None:
     image = request.image
     if len(image) != IMAGE_BYTES or request.crop:
         return None
-    options = ReadOptions(request.model, "", request.key, request.target_error_rate)
+    options = ReadOptions(request.model, "", request.key, request.target_error_rate, timeout_seconds)
     return SingleRequest(image, options, RECOGNIZE)

@@ -1,6 +1,7 @@
 """Answers requests for every transport: the one place that admits, counts, traces and logs them and maps errors to codes."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,6 +13,7 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
+from serving.api.stream_by_run import StreamReply
 from serving.call import Call, Pending, Reply
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.token_file import Role
@@ -55,7 +57,8 @@ class Dispatcher:
         for method in methods:
             self.methods[method.path] = method
             if method.by_run:
-                self._run_calls[method.path] = RunCalls(method, method.by_run, self._counter, self._tracing)
+                tracing = None if method.refuse else self._tracing
+                self._run_calls[method.path] = RunCalls(method, method.by_run, self._counter, tracing)
 
     def admit(self, role: Role | None, metadata: Callable[[], Metadata | None]) -> Client | None:
         """Authenticates the caller before the first message of its call is read.
@@ -117,10 +120,7 @@ class Dispatcher:
         except RequestError as error:
             code = error.code
             self._counter.reject(error.reason)
-            if method.refuse is None or isinstance(error, _ENDS_STREAM):
-                raise
-            release_frames(error)
-            return method.refuse(encoded, error)
+            return _refuse(method, encoded, error)
         except asyncio.CancelledError:
             code = self._counter.reject_cancelled(call)
             raise
@@ -144,6 +144,21 @@ class Dispatcher:
         calls = self._run_calls.get(method.path)
         return calls.enter(encoded, call, reply) if calls else None
 
+    def begin(self, method: Method[Any, Any], encoded: bytes, call: Call) -> asyncio.Future[bytes]:
+        """Has one request of a stream answered, by the run where that is possible, and counts it once.
+
+        Returns:
+            The answer, or a RequestError that ends the stream. Cancelling it takes the request out of the service.
+        """
+        end_of_stream = call.deadline
+        reply = StreamReply(functools.partial(_refuse, method, encoded))
+        pending = self.enter(method, encoded, call, reply)
+        if pending is None:
+            return asyncio.ensure_future(self.answer(method, encoded, call))
+        if not reply.done():
+            reply.wait_for(pending, call.deadline if call.deadline < end_of_stream else None)
+        return reply
+
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call or stream that ends with an error beside those of its requests."""
         self._counter.refuse(method, error)
@@ -158,6 +173,14 @@ class Dispatcher:
         """
         self._counter.refuse(method, error)
         self._counter.log_refusal(method, error, peer)
+
+
+def _refuse(method: Method[Any, Any], encoded: bytes, error: RequestError) -> bytes:
+    """Encodes the error of a request as an answer, where the request has a stream that goes on; otherwise raises it."""
+    if method.refuse is None or isinstance(error, _ENDS_STREAM):
+        raise error
+    release_frames(error)
+    return method.refuse(encoded, error)
 
 
 class _Unreadable(InvalidRequest):

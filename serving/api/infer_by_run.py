@@ -8,8 +8,10 @@ from google.protobuf.message import DecodeError
 
 from serving.answers.decision import Threshold
 from serving.api import tensors
-from serving.api.infer_messages import parse_infer
+from serving.api.infer_messages import FINAL, parse_infer
 from serving.api.message_template import MessageTemplate, Sample
+from serving.api.packed import pack_message
+from serving.api.stream_by_run import StreamForm
 from serving.contract import IMAGE_BYTES
 from serving.errors import RequestError
 from serving.inference.classifier import LOGITS, PROBABILITIES, WHOLE
@@ -23,6 +25,11 @@ _COLUMNS = {"logits": LOGITS, "probabilities": PROBABILITIES, "whole": slice(WHO
 
 # The tag and the length that precede 784 bytes in raw_input_contents, the last field of a request.
 _RAW_IMAGE = pb.ModelInferRequest(raw_input_contents=[bytes(IMAGE_BYTES)]).SerializeToString()[:-IMAGE_BYTES]
+
+# In a stream, each answer has a parameter that says that it is the only one. A parser merges the parts of a message that
+# follow each other, so the tail of an answer may have it.
+_ANSWER_IN_STREAM = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+_FINAL_IN_STREAM = pb.ModelInferResponse(parameters={FINAL: pb.InferParameter(bool_param=True)}).SerializeToString()
 
 # The heads of requests that are remembered: those of a client are mostly the same. Longer heads are parsed each time.
 _MAX_HEADS = 256
@@ -110,6 +117,14 @@ class InferParser:
                 self._heads.clear()
             head = self._heads[before] = _parse_head(before)
         return SingleRequest(encoded[-IMAGE_BYTES:], head.options, head.form, head.tail) if head else None
+
+    def parse_in_stream(self, encoded: bytes) -> SingleRequest | None:
+        """Parses a request of ModelStreamInfer like `parse`."""
+        single = self.parse(encoded)
+        if single is None:
+            return None
+        form = StreamForm(single.form, _ANSWER_IN_STREAM)
+        return single._replace(form=form, tail=pack_message(_ANSWER_IN_STREAM, single.tail + _FINAL_IN_STREAM))
 
 
 def _parse_head(before: bytes) -> _Head | None:

@@ -9,6 +9,9 @@ from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
 
+# Triton's signal to clients that read a stream until a request has had all its answers; here it has one.
+FINAL = "triton_final_response"
+
 
 class InferRequest(NamedTuple):
     """A request to run a model.
@@ -66,8 +69,7 @@ def encode_stream_infer(answer: InferAnswer) -> bytes:
     """Encodes the answer to one request of a stream as a ModelStreamInferResponse."""
     response = pb.ModelStreamInferResponse()
     _fill(response.infer_response, answer)
-    # Triton's signal to clients that read a stream until a request has had all its answers; here it has one.
-    response.infer_response.parameters["triton_final_response"].bool_param = True
+    response.infer_response.parameters[FINAL].bool_param = True
     return response.SerializeToString()
 
 

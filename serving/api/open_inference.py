@@ -74,6 +74,7 @@ class OpenInference:
 
     def methods(self) -> list[Method[Any, Any]]:
         """Lists the methods that callers may call. Any client may call those that only look."""
+        parser = InferParser()
         return [
             _method("ServerLive", pb.ServerLiveRequest, self.server_live, None),
             _method("ServerReady", pb.ServerReadyRequest, self.server_ready, None),
@@ -88,7 +89,7 @@ class OpenInference:
                 self.infer,
                 encode_infer,
                 "recognize",
-                by_run=ByRun(InferParser().parse, self._recognizer.enter),
+                by_run=ByRun(parser.parse, self._recognizer.enter),
             ),
             Method(
                 NAME,
@@ -100,6 +101,7 @@ class OpenInference:
                 "recognize",
                 refuse=refuse_in_stream,
                 ordered=True,
+                by_run=ByRun(parser.parse_in_stream, self._recognizer.enter),
             ),
             _method("ModelConfig", pb.ModelConfigRequest, self.model_config, None),
             _method("ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics, None),

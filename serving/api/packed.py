@@ -1,4 +1,4 @@
-"""Encodes repeated fields of a message from arrays, without a Python object for each value."""
+"""Encodes fields of a message from arrays or encoded content, without a Python object for each value."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ def pack_floats(field: int, values: NDArray[np.float32]) -> bytes:
         field: number of the field.
         values: (...) float32, in row-major order.
     """
-    return _pack(field, values.astype("<f4", copy=False).tobytes())
+    return pack_message(field, values.astype("<f4", copy=False).tobytes())
 
 
 def pack_small(field: int, values: NDArray[np.uint8]) -> bytes:
@@ -26,10 +26,11 @@ def pack_small(field: int, values: NDArray[np.uint8]) -> bytes:
         field: number of the field.
         values: (n,) uint8, from 0 to 127, which take one byte each.
     """
-    return _pack(field, values.tobytes())
+    return pack_message(field, values.tobytes())
 
 
-def _pack(field: int, content: bytes) -> bytes:
+def pack_message(field: int, content: bytes) -> bytes:
+    """Encodes a field whose content is encoded already: a message, or packed values; like `pack_floats`."""
     return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(len(content)) + content
 
 

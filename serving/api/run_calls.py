@@ -37,7 +37,7 @@ class RunCalls:
             method: the method that is called.
             way: parses the request and has its image read.
             counter: counts the calls.
-            tracing: traces the calls; None traces nothing.
+            tracing: gives each call a span; None for requests of a stream, whose span is that of the stream, if any.
         """
         self._method = method
         self._parse, self._enter = way
@@ -49,7 +49,10 @@ class RunCalls:
         request = self._parse(encoded)
         if request is None:
             return None
-        image = SingleImage(request.pixels, call.deadline, time.monotonic(), call, reply, self, request.tail)
+        arrived = time.monotonic()
+        if request.options.timeout_seconds:
+            call.deadline = min(call.deadline, arrived + request.options.timeout_seconds)
+        image = SingleImage(request.pixels, call.deadline, arrived, call, reply, self, request.tail)
         self._counter.begin()
         if self._tracing is not None:
             call.span = self._tracing.begin(self._method.service, self._method.name, call.metadata() or ())
@@ -72,7 +75,7 @@ class RunCalls:
                     image.reply.succeed(message + image.tail)
                 except Exception:  # a fault of one connection; the other calls of the run get their answers
                     self._log_fault()
-        if len(answered) == 1 or self._tracing is not None:
+        if len(answered) == 1 or (answered and answered[0].call.span):  # all calls have spans, or none has
             for image in answered:
                 self._end(image, Code.OK)
         elif answered:
@@ -116,4 +119,5 @@ class RunCalls:
         logged = trace_ids.set({"trace_id": call.span.trace_id, "span_id": call.span.span_id})
         self._counter.end(self._method.name, code, call, seconds)
         trace_ids.reset(logged)
-        call.span.end(code)
+        if self._tracing is not None:
+            call.span.end(code)

@@ -75,7 +75,7 @@ class SingleRequest(NamedTuple):
 
     Attributes:
         pixels: 784 bytes, 28 rows of 28 pixels, 0 paper, 255 ink.
-        options: the options; without a timeout.
+        options: the options.
         form: the kind of answer.
         tail: encoded fields of the answer that belong to this request alone, such as its id.
     """

@@ -71,15 +71,15 @@ class Streams:
     ) -> None:
         stream = Stream(write, self._max_in_flight, lambda size: self._hold(place, size), ordered=method.ordered)
 
-        def answer(encoded: bytes) -> Awaitable[bytes]:
-            return self._dispatcher.answer(method, encoded, Call(call.deadline, call.client, call.span, call.peer))
+        def begin(encoded: bytes) -> asyncio.Future[bytes]:
+            return self._dispatcher.begin(method, encoded, Call(call.deadline, call.client, call.span, call.peer))
 
         try:
             with self._places.take(call.peer(), lambda: stream.idle) as place:
                 self._open.add(stream)
                 self._metrics.open_streams.inc()
                 try:
-                    await stream.run(requests, answer)
+                    await stream.run(requests, begin)
                 finally:
                     self._open.discard(stream)
                     self._metrics.open_streams.dec()
@@ -133,20 +133,24 @@ class Stream:
         self._reading = True
         self.stopped = False
 
-    async def run(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+    async def run(self, requests: AsyncIterator[bytes], begin: Callable[[bytes], asyncio.Future[bytes]]) -> None:
         """Runs until the caller half-closes or `stop` is called, and all requests read so far are answered.
 
+        Args:
+            requests: encoded requests.
+            begin: has one request answered.
+
         Raises:
-            RequestError: raised by `answer`.
+            RequestError: an answer that `begin` returned ends with it.
         """
-        reader = asyncio.create_task(self._read(requests, answer))
+        reader = asyncio.create_task(self._read(requests, begin))
         try:
             while self._reading or self._in_progress or not self._answers.empty():
-                task = await self._answers.get()
-                if task is None:
+                answer = await self._answers.get()
+                if answer is None:
                     continue
-                await self._write(await task)
-                self._hold(-self._in_progress.pop(task))
+                await self._write(await answer)
+                self._hold(-self._in_progress.pop(answer))
                 self._room.set()
                 self._slots.release()
             if not self.stopped:
@@ -158,7 +162,7 @@ class Stream:
             await asyncio.gather(*unfinished, return_exceptions=True)
             self._hold(-self._held)
             self._in_progress.clear()
-            self._answers = asyncio.Queue()  # a task of this stream may refer to it until the garbage collector runs
+            self._answers = asyncio.Queue()  # an answer of this stream may refer to it until the garbage collector runs
 
     @property
     def idle(self) -> bool:
@@ -170,7 +174,7 @@ class Stream:
         self.stopped, self._reading = True, False
         self._answers.put_nowait(None)
 
-    async def _read(self, requests: AsyncIterator[bytes], answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+    async def _read(self, requests: AsyncIterator[bytes], begin: Callable[[bytes], asyncio.Future[bytes]]) -> None:
         try:
             async for encoded in requests:
                 await self._slots.acquire()
@@ -180,12 +184,12 @@ class Stream:
                     await self._room.wait()
                 if not self._reading:
                     return
-                task = asyncio.ensure_future(answer(encoded))
-                self._in_progress[task] = len(encoded)
+                answer = begin(encoded)
+                self._in_progress[answer] = len(encoded)
                 if self._ordered:
-                    self._answers.put_nowait(task)
+                    self._answers.put_nowait(answer)
                 else:
-                    task.add_done_callback(self._answers.put_nowait)
+                    answer.add_done_callback(self._answers.put_nowait)
         finally:
             self._reading = False
             self._answers.put_nowait(None)

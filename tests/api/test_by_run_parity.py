@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from serving.errors import Code, Stopping
 from serving.feedback import capture as capture_module
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
@@ -74,6 +75,19 @@ def infer(images: list[Images], *outputs: str, **fields: Any) -> list[Sent]:
     return [Sent(image_request(image[np.newaxis], *outputs, **fields)) for image in images]
 
 
+def streamed(requests: list[Sent], timeout_ms: int = 0) -> list[Sent]:
+    """The same requests, but in a stream."""
+    return [
+        sent._replace(
+            request=pb.RecognizeStreamRequest(id=number, request=sent.request, timeout_ms=timeout_ms)
+            if isinstance(sent.request, pb.RecognizeRequest)
+            else sent.request,
+            streamed=True,
+        )
+        for number, sent in enumerate(requests)
+    ]
+
+
 def metrics(server: Server) -> dict[tuple[Any, ...], float]:
     """Returns all samples of the service's own metrics, except times."""
     return {
@@ -108,6 +122,32 @@ async def test_recognize_is_the_same_both_ways(twins: Twins, mixed: list[Images]
 async def test_model_infer_is_the_same_both_ways(twins: Twins, mixed: list[Images], outputs: Any) -> None:
     servers = await twins(audit_rate=0.5)
     await compare(servers, [*infer(mixed, *outputs), *infer(mixed[:5], *outputs, id="piece 7", model_name="digits")])
+
+
+async def test_requests_of_streams_are_answered_the_same_both_ways(twins: Twins, mixed: list[Images]) -> None:
+    requests = [*recognize(mixed), *recognize(mixed[:3], model="letters"), *recognize(mixed[:2], target_error_rate=1.5)]
+    requests += [*infer(mixed, "decisions", id="piece 7"), *infer(mixed[:9]), *recognize(mixed[:5])]
+    answers = await compare(await twins(audit_rate=0.5), streamed(requests))
+    assert not any(answer.error for answer in answers), "an error is an answer, and the stream goes on"
+    ids = [pb.RecognizeStreamResponse.FromString(answer.encoded).id for answer in answers[: len(mixed) + 5]]
+    assert ids == [*range(len(mixed) + 5)]
+
+
+@pytest.mark.parametrize(("timeout_ms", "late"), [(100, True), (100_000, False)])
+async def test_requests_of_streams_end_by_their_timeout_both_ways(
+    twins: Twins, mixed: list[Images], timeout_ms: int, late: bool
+) -> None:
+    answers = await compare(await twins(), streamed(recognize(mixed[:5]), timeout_ms))
+    codes = {pb.RecognizeStreamResponse.FromString(answer.encoded).error.code for answer in answers}
+    assert codes == {Code.DEADLINE_EXCEEDED if late else Code.OK}
+
+
+async def test_streams_of_a_server_that_stops_end_both_ways(twins: Twins, mixed: list[Images]) -> None:
+    servers = await twins()
+    for server in servers:
+        await server.repository.catalog.route().batcher.close(TIMEOUT)
+    answers = await compare(servers, streamed(recognize(mixed[:3])))
+    assert all(isinstance(answer.error, Stopping) for answer in answers)
 
 
 async def test_signed_ids_and_audits_are_the_same_both_ways(twins: Twins, mixed: list[Images], tmp_path: Path) -> None:
@@ -188,6 +228,9 @@ async def test_a_rate_limit_refuses_the_same_calls_both_ways(twins: Twins, mixed
     requests = [sent._replace(metadata=bearer(TOKEN)) for sent in [*recognize(mixed[:4]), *infer(mixed[:4])]]
     answers = await compare(await twins(tokens=tmp_path / "tokens.toml"), requests)
     assert [answer.error is None for answer in answers] == [True] + [False] * 7
+    found = await answer_by_run((await twins(tokens=tmp_path / "tokens.toml"))[1], streamed(requests[:4]))
+    codes = [pb.RecognizeStreamResponse.FromString(answer.encoded).error.code for answer in found]
+    assert codes == [0, *[Code.RESOURCE_EXHAUSTED] * 3]
 
 
 async def test_an_impossible_target_is_refused_both_ways(twins: Twins, mixed: list[Images]) -> None:

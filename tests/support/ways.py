@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message
 
 from serving.answers.recognition_id import RecognitionIds
+from serving.api.rpc import Method
+from serving.api.stream_by_run import StreamReply
 from serving.call import Call, Pending
 from serving.errors import RequestError
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -18,9 +20,24 @@ from serving.process.server import Server
 from serving.security.tokens import Metadata
 from tests.support.calls import TIMEOUT
 
-_PATHS = {
-    pb.RecognizeRequest: "/digits.v1.DigitService/Recognize",
-    inference.ModelInferRequest: "/inference.GRPCInferenceService/ModelInfer",
+
+class _Kind(NamedTuple):
+    """A kind of request: the path of its method, its answer, and the field of the answer that has the digit, if not all."""
+
+    path: str
+    answer: type[Message]
+    field: str = ""
+
+
+_KINDS = {
+    (pb.RecognizeRequest, False): _Kind("/digits.v1.DigitService/Recognize", pb.RecognizeResponse),
+    (pb.RecognizeStreamRequest, True): _Kind(
+        "/digits.v1.DigitService/RecognizeStream", pb.RecognizeStreamResponse, "answer"
+    ),
+    (inference.ModelInferRequest, False): _Kind("/inference.GRPCInferenceService/ModelInfer", inference.ModelInferResponse),
+    (inference.ModelInferRequest, True): _Kind(
+        "/inference.GRPCInferenceService/ModelStreamInfer", inference.ModelStreamInferResponse, "infer_response"
+    ),
 }
 
 
@@ -31,11 +48,13 @@ class Sent(NamedTuple):
         request: the message.
         seconds: time to its deadline.
         metadata: metadata of the call.
+        streamed: True for a request of a stream.
     """
 
-    request: pb.RecognizeRequest | inference.ModelInferRequest
+    request: pb.RecognizeRequest | pb.RecognizeStreamRequest | inference.ModelInferRequest
     seconds: float = math.inf
     metadata: Metadata = ()
+    streamed: bool = False
 
 
 @dataclass
@@ -57,39 +76,56 @@ class Outcome:
         self.ended.set()
 
 
+def _method(server: Server, sent: Sent) -> Method[Any, Any]:
+    return server.dispatcher.methods[_KINDS[type(sent.request), sent.streamed].path]
+
+
 def call_of(server: Server, sent: Sent) -> Call:
     """Creates the call, whose caller the server admits."""
-    method = server.dispatcher.methods[_PATHS[type(sent.request)]]
+    method = _method(server, sent)
     client = server.dispatcher.admit(method.role, lambda: sent.metadata)
     return Call(time.monotonic() + sent.seconds, client, None, lambda: "ipv4:127.0.0.1:7", lambda: sent.metadata)
 
 
 def enter(server: Server, sent: Sent, reply: Outcome) -> Pending | None:
     """Sends a request by the run."""
-    method = server.dispatcher.methods[_PATHS[type(sent.request)]]
-    return server.dispatcher.enter(method, sent.request.SerializeToString(), call_of(server, sent), reply)
+    return server.dispatcher.enter(_method(server, sent), sent.request.SerializeToString(), call_of(server, sent), reply)
 
 
 async def answer_by_run(server: Server, requests: Sequence[Sent]) -> list[Outcome]:
     """Sends all requests at once by the run, and waits for their ends."""
     outcomes = [Outcome() for _ in requests]
+    streamed = []
     for sent, outcome in zip(requests, outcomes, strict=True):
-        assert enter(server, sent, outcome), "this request can't be answered by the run"
+        if sent.streamed:
+            reply = server.dispatcher.begin(_method(server, sent), sent.request.SerializeToString(), call_of(server, sent))
+            assert isinstance(reply, StreamReply), "this request can't be answered by the run"
+            streamed.append(asyncio.create_task(_take(reply, outcome)))
+        else:
+            assert enter(server, sent, outcome), "this request can't be answered by the run"
     async with asyncio.timeout(TIMEOUT):
         for outcome in outcomes:
             await outcome.ended.wait()
     return outcomes
 
 
+async def _take(reply: asyncio.Future[bytes], outcome: Outcome) -> None:
+    """Waits for the answer to a request of a stream."""
+    try:
+        outcome.succeed(await reply)
+    except RequestError as error:
+        outcome.fail(error)
+
+
 async def answer_in_tasks(server: Server, requests: Sequence[Sent]) -> list[Outcome]:
     """Sends all requests at once, each in a task of its own, and waits for their ends."""
 
     async def answer(sent: Sent) -> Outcome:
-        method = server.dispatcher.methods[_PATHS[type(sent.request)]]
+        method = _method(server, sent)
         call = call_of(server, sent)
         try:
             work = server.dispatcher.answer(method, sent.request.SerializeToString(), call)
-            return Outcome(await server.dispatcher.traced(method, call, work))
+            return Outcome(await (work if sent.streamed else server.dispatcher.traced(method, call, work)))
         except RequestError as error:
             return Outcome(error=error)
 
@@ -104,16 +140,18 @@ def readable(sent: Sent, outcome: Outcome) -> tuple[Message | str, Mapping[str, 
     """
     if outcome.error:
         return f"{outcome.error.code.name} {outcome.error.reason} {outcome.error}", None
-    message: pb.RecognizeResponse | inference.ModelInferResponse
-    if isinstance(sent.request, pb.RecognizeRequest):
-        message = pb.RecognizeResponse.FromString(outcome.encoded)
-        recognition_id, message.recognition_id = message.recognition_id, ""
+    kind = _KINDS[type(sent.request), sent.streamed]
+    message = kind.answer.FromString(outcome.encoded)
+    answer: Any = getattr(message, kind.field) if kind.field else message
+    has_field = isinstance(answer, pb.RecognizeResponse)
+    parameter = answer.recognition_id if has_field else answer.parameters.get("recognition_id")
+    recognition_id = parameter if has_field else getattr(parameter, "string_param", "")
+    if not recognition_id:
+        return message, None
+    if has_field:
+        answer.recognition_id = ""
     else:
-        message = inference.ModelInferResponse.FromString(outcome.encoded)
-        if "recognition_id" not in message.parameters:
-            return message, None
-        recognition_id = message.parameters["recognition_id"].string_param
-        message.parameters["recognition_id"].string_param = ""
+        del answer.parameters["recognition_id"]
     content = RecognitionIds().parse(recognition_id)
     fields = ("model", "version", "of_field", "digits", "decisions", "audited", "confidences")
     return message, {name: getattr(content, name) for name in fields}
