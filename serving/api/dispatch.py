@@ -138,8 +138,8 @@ class Dispatcher:
 
         Returns:
             The call, which its front abandons when the caller cancels or the deadline passes. None, with nothing counted
-            and nothing charged, for a request that only `answer` answers: of another method, with a crop, with a timeout
-            of its own, or unreadable.
+            and nothing charged, for a request that only `answer` answers: of another method, with a crop, unreadable, or a
+            ModelInfer with a timeout of its own.
         """
         calls = self._run_calls.get(method.path)
         return calls.enter(encoded, call, reply) if calls else None

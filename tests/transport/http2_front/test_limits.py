@@ -1,7 +1,6 @@
 """Each bound on what a client may hold: who reaches it loses, the others are answered, and the metric counts it."""
 
 import asyncio
-import contextlib
 import gzip
 import struct
 import zlib
@@ -17,7 +16,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
 from tests.support import http2_client
 from tests.support.calls import TIMEOUT
-from tests.support.digit_calls import connect, recognize
+from tests.support.http2_checks import assert_answers, assert_closes, image_message
 from tests.support.http2_client import (
     END_HEADERS,
     HEADERS,
@@ -44,26 +43,9 @@ def front() -> str:
     return "http2"
 
 
-def image_message() -> bytes:
-    return grpc_message(pb.RecognizeRequest(image=bytes(784)).SerializeToString())
-
-
 async def reached(server: Server, limit: str) -> None:
     """Waits until the metric shows that a client has reached a limit."""
     await until(server.metrics.registry, "digits_limits_reached_total", 1, limit=limit)
-
-
-async def assert_closes(reader: asyncio.StreamReader) -> None:
-    """Checks that the server closes a connection; it may leave bytes unread, which resets the connection."""
-    async with asyncio.timeout(TIMEOUT):
-        with contextlib.suppress(ConnectionResetError):
-            await reader.read()
-
-
-async def assert_answers(server: Server) -> None:
-    """Checks that another client is answered."""
-    async with connect(server) as stub:
-        await recognize(stub, bytes(784))
 
 
 async def test_a_call_above_the_limit_of_its_connection_is_refused(start_server: StartServer) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from serving.api import digits
 from tests.support.calls import TIMEOUT
+from tests.support.http2_checks import assert_answers, assert_closes, image_message
 from tests.support.http2_client import (
     DATA,
     END_HEADERS,
@@ -26,7 +27,6 @@ from tests.support.http2_client import (
 )
 from tests.support.metrics import until
 from tests.support.servers import StartServer
-from tests.transport.http2_front.test_limits import assert_answers, assert_closes, image_message
 
 RECOGNIZE = f"/{digits.NAME}/Recognize"
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
