@@ -94,6 +94,9 @@ class Http2Front:
                 self._listening.append(listening)
                 listening.setblocking(False)
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Inherited by connections. Otherwise an answer that follows a window update waits for its acknowledgement,
+                # which the client's kernel delays by 40 ms.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._shares_port:
                     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 if family == socket.AF_INET6:  # alone, "::" also takes connections over IPv4

@@ -2,9 +2,11 @@
 
 import asyncio
 import gzip
+import socket
 import struct
 import urllib.parse
 import zlib
+from typing import Any
 
 import pytest
 
@@ -202,3 +204,11 @@ async def test_a_client_of_http_1_learns_what_the_port_speaks(server: Server, re
     writer.close()
     assert answer.startswith(b"HTTP/1.1 505 ")
     assert b"--http2-prior-knowledge" in answer
+
+
+async def test_a_connection_sends_without_waiting_for_acknowledgements(server: Server) -> None:
+    front: Any = server._front
+    async with http2_client(server.grpc_port) as client:
+        await client.call(RECOGNIZE, grpc_message(REQUEST))
+        accepted = [connection._transport.get_extra_info("socket") for connection in front._connections]
+        assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in accepted] == [1]
