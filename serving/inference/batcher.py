@@ -207,7 +207,7 @@ class Batcher:
         start = self._begin(batch)
         try:
             rows, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._classify, images)
-            self._finish(batch, rows, start, seconds, runners=len(self._runners))
+            self._finish(batch, images, rows, start, seconds, runners=len(self._runners))
         except Exception:
             self._pace.forget_run_time()
             fail_run(batch, self._metrics)
@@ -223,7 +223,7 @@ class Batcher:
         start = self._begin(batch)
         try:
             rows, seconds = self._classify(images)
-            self._finish(batch, rows, start, seconds, runners=1)
+            self._finish(batch, images, rows, start, seconds, runners=1)
         except Exception:
             self._pace.forget_run_time()
             fail_run(batch, self._metrics)
@@ -257,26 +257,35 @@ class Batcher:
         """Notes the callers of a run, and returns its start."""
         self._crowded = len(batch) > 1 or self._met or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
         self._met = False
-        self._metrics.last_request.set(time.time())
         return time.monotonic()
 
-    def _finish(self, batch: list[Slice], rows: NDArray[np.float32], start: float, seconds: float, *, runners: int) -> None:
-        """Learns from a run that took `seconds` inside the model, and distributes its rows."""
+    def _classify(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        """Runs the model in the calling thread; returns the rows and the seconds spent."""
+        start = time.monotonic()
+        rows = self._network.classify(images)
+        return rows, time.monotonic() - start
+
+    def _finish(
+        self,
+        batch: list[Slice],
+        images: NDArray[np.uint8],
+        rows: NDArray[np.float32],
+        start: float,
+        seconds: float,
+        *,
+        runners: int,
+    ) -> None:
+        """Learns from a run that took `seconds` inside the model, distributes its rows, and counts it."""
         end = time.monotonic()
-        self._metrics.batch_size.observe(len(rows))
-        self._metrics.inference_seconds.observe(end - start)
         self._pace.learn(start, end, len(rows), run_seconds=seconds, runners=runners, waiting=self._queue.waiting)
         self._soon = end + min(seconds, self._brief)
         distribute(batch, rows, end, self._metrics)
-
-    def _classify(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-        """Runs the model in the calling thread and counts the predictions; returns the rows and the seconds spent."""
-        start = time.monotonic()
-        rows = self._network.classify(images)
+        self._metrics.last_request.set(time.time())
+        self._metrics.batch_size.observe(len(rows))
+        self._metrics.inference_seconds.observe(end - start)
         readable = (rows[:, SHOWS] == ONE_DIGIT) & np.isfinite(rows[:, CONFIDENCE])  # else the prediction means nothing
         some = slice(None) if readable.all() else readable
         self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
-        return rows, time.monotonic() - start
 
     def _drop(self, entry: Entry) -> None:
         if self._queue.drop(entry):

@@ -72,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self._leaving = False  # True once no new call is answered
         self._finished = False  # True once the connection ends as soon as its last bytes are sent
         self._flushing = False  # True while a flush is due
+        self._reading = False  # True while bytes are handled that arrived together, until a flush
         self._unneeded: list[int] = []  # streams that are answered while their callers still send
         self._last_stream = 0
         self._head = Head(())  # of the last call
@@ -110,8 +111,11 @@ class Connection(asyncio.BufferedProtocol):
             self.front.count_limit("http2")
             self._transport.close()
             return
+        self._reading = True
         self._handle(events)
-        self.flush_soon()
+        if self._reading:
+            self._reading = False
+            self.flush_soon()
 
     def pause_writing(self) -> None:
         """Stops reading: a client that takes no answers is asked no more questions."""
@@ -140,10 +144,16 @@ class Connection(asyncio.BufferedProtocol):
             self.held += size
             self.front.hold_request(size)
 
-    def answered(self, exchange: Exchange) -> None:
-        """Sends what the exchange has queued, and stops a caller that still sends its request."""
+    def answered(self, exchange: Exchange, *, with_success: bool = False) -> None:
+        """Sends what the exchange has queued, and stops a caller that still sends its request.
+
+        The answer to a lone image is made while its request is read: it goes out at once, before the call is counted.
+        """
         self._stop_sending(exchange.stream_id, ended=exchange.request_ended)
-        self.flush_soon()
+        if self._reading and with_success:
+            self.flush()
+        else:
+            self.flush_soon()
 
     def flush_soon(self) -> None:
         """Sends what is queued, together with all that is queued in this turn of the event loop."""
@@ -159,7 +169,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Sends what is queued, as far as the client takes it."""
-        self._flushing = False
+        self._flushing = self._reading = False
         if self._lost:
             return
         try:

@@ -104,4 +104,4 @@ class UnaryExchange(Exchange):
         if self._close():
             with contextlib.suppress(Http2Error):  # the caller has gone meanwhile
                 self._dialect.answer(self.connection.engine, self.stream_id, self.head, message)
-            self.connection.answered(self)
+            self.connection.answered(self, with_success=True)
