@@ -2,6 +2,7 @@
 
     front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
     connection  one client: bytes to events to calls; answers to bytes.
+    opening     begins a call, or answers a request that is none.
     lifetime    the time limits of a connection.
     exchange    one call on one stream: its deadline, its end.
     unary_exchange      gathers the one message of a call, and has it answered.

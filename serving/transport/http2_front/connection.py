@@ -2,22 +2,17 @@
 
 import asyncio
 import contextlib
-import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from serving.call import Call
-from serving.errors import RequestError, TooLarge, Unsupported
+from serving.errors import RequestError
 from serving.transport.http2_front import engine as http2
-from serving.transport.http2_front.dialect import Dialect, StreamDialect
 from serving.transport.http2_front.exchange import Exchange
 from serving.transport.http2_front.head import Head
 from serving.transport.http2_front.lifetime import Action, Lifetime
 from serving.transport.http2_front.limits import CONNECTION_ANSWER_BYTES, TokenBucket
+from serving.transport.http2_front.opening import answer_to_no_call, open_exchange
 from serving.transport.http2_front.streaming_exchange import StreamingExchange
-from serving.transport.http2_front.unary_exchange import UnaryExchange
-from serving.transport.routes import Unary
 
 if TYPE_CHECKING:
     from serving.transport.http2_front.front import Http2Front
@@ -289,20 +284,22 @@ class Connection(asyncio.BufferedProtocol):
             self._begin(event)
 
     def _begin(self, event: http2.RequestReceived) -> None:
-        if event.headers != self._head.headers:  # most calls of a client have the headers of its last call
-            self._head = Head(event.headers)
         stream_id, head = event.stream_id, self._head
+        if event.headers != head.headers:  # most calls of a client have the headers of its last call
+            head = Head(event.headers)
+            if head.size <= self.front.limits.header_bytes:
+                self._head = head
         if self.untaken > CONNECTION_ANSWER_BYTES:
             self.front.count_limit("untaken_answers")
             self.engine.reset(stream_id, http2.ENHANCE_YOUR_CALM)
             return
         dialect = self.front.dialects.get(head.content_type)
         if dialect is None or head.method != b"POST":
-            self.engine.respond(stream_id, self._other_answer(head), ends=True)
+            self.engine.respond(stream_id, answer_to_no_call(self.front, head), ends=True)
             self._stop_sending(stream_id, ended=event.end_stream)
             return
         try:
-            exchange = self._open(stream_id, head, dialect)
+            exchange = open_exchange(self, stream_id, head, dialect)
         except RequestError as error:
             self.front.routes.refuse(head.path, error, self.peer)
             dialect.fail(self.engine, stream_id, head, error)
@@ -313,28 +310,6 @@ class Connection(asyncio.BufferedProtocol):
         self.hold(exchange, head.size)  # the exchange keeps the headers
         if event.end_stream and not exchange.done:
             exchange.receive(b"", ended=True)
-
-    def _open(self, stream_id: int, head: Head, dialect: Dialect) -> Exchange:
-        """Begins a call. Raises RequestError for a call that is refused before its message is read."""
-        front = self.front
-        if head.size > front.limits.header_bytes:
-            front.count_limit("header_bytes")
-            self._head = Head(())  # too large to keep
-            raise TooLarge(f"the headers are {head.size} bytes, this server takes {front.limits.header_bytes}")
-        front.make_room_for_call(self)
-        timeout = dialect.timeout(head)
-        handler, client = front.routes.find(head.path, head.metadata)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        call = Call(deadline, client, None, self.peer, head.metadata)
-        if isinstance(handler, Unary):
-            exchange: Exchange = UnaryExchange(self, stream_id, head, dialect, call, dialect.adapt(head.path, handler))
-        elif isinstance(dialect, StreamDialect):
-            exchange = StreamingExchange(self, stream_id, head, dialect, call, handler)
-        else:
-            raise Unsupported("this protocol calls only methods with one request and one answer; use gRPC")
-        if timeout is not None:
-            exchange.end_after(timeout)
-        return exchange
 
     def _on_data(self, event: http2.DataReceived) -> None:
         exchange = self.exchanges.get(event.stream_id)
@@ -375,14 +350,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_settings(self, event: http2.SettingsReceived) -> None:
         self._settled = True
-
-    def _other_answer(self, head: Head) -> http2.Headers:
-        """Answers a request that is no call."""
-        if head.method == b"OPTIONS" and (preflight := self.front.cors.preflight(head)):
-            return preflight
-        if head.method != b"POST":
-            return [(b":status", b"405"), (b"allow", b"POST")]
-        return [(b":status", b"415"), (b"accept-post", b", ".join(self.front.dialects))]
 
     def _stop_sending(self, stream_id: int, *, ended: bool) -> None:
         if not ended:
