@@ -139,6 +139,7 @@ class Exchange(ABC):
         if self.done:
             return False
         self.done, self.waits_since = True, None
+        self._task = None  # it refers to this exchange, and a cancelled one that never ran also to its request
         if self._timer:
             self._timer.cancel()
         self.connection.hold(self, -self.held)

@@ -96,8 +96,6 @@ class UnaryExchange(Exchange):
             self.fail(error)
         except Exception:
             self._report_bug()
-        finally:
-            self._task = None
 
     def succeed(self, message: bytes) -> None:
         """Ends the call with its answer."""

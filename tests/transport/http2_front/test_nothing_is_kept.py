@@ -2,13 +2,18 @@
 
 import asyncio
 import contextlib
+import gc
 import struct
 from typing import Any
 
 import pytest
 
 from serving.api import digits
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.process.server import Server
+from serving.transport.http2_front.unary_exchange import UnaryExchange
 from tests.support.calls import TIMEOUT
+from tests.support.event_loop import turns
 from tests.support.http2_checks import assert_answers, assert_closes, image_message
 from tests.support.http2_client import (
     DATA,
@@ -24,6 +29,7 @@ from tests.support.http2_client import (
     grpc_message,
     header_block,
     http2_client,
+    read_frame,
 )
 from tests.support.metrics import until
 from tests.support.servers import StartServer
@@ -103,3 +109,22 @@ async def test_pings_are_no_progress_of_a_client_that_takes_no_answer(start_serv
                 await asyncio.sleep(0.05)
     writer.close()
     await until(server.metrics.registry, "digits_limits_reached_total", 1, limit="answer_time")
+
+
+async def test_a_call_cancelled_with_its_request_is_freed_without_garbage_collection(server: Server) -> None:
+    batch = pb.RecognizeBatchRequest(images=bytes(10 * 784)).SerializeToString()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
+    call = frame(HEADERS, END_HEADERS, 1, header_block(f"/{digits.NAME}/RecognizeBatch"))
+    call += frame(DATA, END_STREAM, 1, grpc_message(batch)) + frame(RST_STREAM, 0, 1, struct.pack(">I", 8))
+    gc.collect()
+    gc.disable()
+    try:
+        writer.write(PREFACE + frame(SETTINGS, 0, 0) + call + frame(PING, 0, 0, bytes(8)))
+        async with asyncio.timeout(TIMEOUT):
+            while (await read_frame(reader))[0] != PING:
+                pass
+        await turns(3)
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, UnaryExchange)]
+    finally:
+        gc.enable()
+        writer.close()
