@@ -283,9 +283,15 @@ class Batcher:
         self._metrics.last_request.set(time.time())
         self._metrics.batch_size.observe(len(rows))
         self._metrics.inference_seconds.observe(end - start)
-        readable = (rows[:, SHOWS] == ONE_DIGIT) & np.isfinite(rows[:, CONFIDENCE])  # else the prediction means nothing
-        some = slice(None) if readable.all() else readable
-        self._metrics.count_predictions(images.reshape(-1, IMAGE_BYTES)[some], rows[some, DIGIT], rows[some, CONFIDENCE])
+        self._count_predictions(images.reshape(-1, IMAGE_BYTES), rows)
+
+    def _count_predictions(self, images: NDArray[np.uint8], rows: NDArray[np.float32]) -> None:
+        """Counts the predictions that mean something: of one digit, by a finite confidence."""
+        digits, shows, confidences = rows[:, DIGIT], rows[:, SHOWS], rows[:, CONFIDENCE]
+        readable = (shows == ONE_DIGIT) & (confidences < np.inf)  # False for NaN
+        if not np.logical_and.reduce(readable):
+            images, digits, confidences = images[readable], digits[readable], confidences[readable]
+        self._metrics.count_predictions(images, digits, confidences)
 
     def _drop(self, entry: Entry) -> None:
         if self._queue.drop(entry):

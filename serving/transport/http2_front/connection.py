@@ -128,8 +128,10 @@ class Connection(asyncio.BufferedProtocol):
     def acknowledge(self, stream_id: int, size: int) -> None:
         """Lets the client send `size` more bytes on a stream."""
         if size and not self._lost:
-            with contextlib.suppress(http2.Http2Error):  # the stream has ended meanwhile
+            try:
                 self.engine.acknowledge(stream_id, size)
+            except http2.Http2Error:  # the stream has ended meanwhile
+                return
             self.flush_soon()
 
     def hold(self, exchange: Exchange, size: int) -> None:
