@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         description="TOML file of clients and their tokens; reloaded when it changes. Without it, any caller is accepted.",
     )
     front: Literal["http2", "grpcio"] = Field(
-        "grpcio",
+        "http2",
         description="Server of the gRPC port: http2, on libnghttp2, bounds what each client may hold; grpcio is gRPC's own.",
     )
     keepalive_seconds: float = Field(

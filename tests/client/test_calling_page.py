@@ -25,7 +25,7 @@ def blocks(heading: str, language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The address of a real server."""
-    with service("--workers", "1", "--front", "http2") as server:
+    with service("--workers", "1") as server:
         yield server.address
 
 
