@@ -19,7 +19,7 @@ import numpy as np
 from serving.loadtest import processes
 from serving.loadtest.calls import KINDS, GrpcTarget
 from serving.loadtest.generator import samples
-from serving.loadtest.plan import Plan
+from serving.loadtest.plan import Plan, Rpc
 from serving.loadtest.tally import Tally
 from serving.loadtest.target import Images, Target
 from tests.benchmarks.peers.targets import HttpTarget
@@ -42,6 +42,11 @@ class Figures:
     p50: float
     p99: float
     generator: str
+
+
+def method_name(rpc: Rpc) -> str:
+    """Returns the method of the service that a kind of call uses."""
+    return "RecognizeStream" if rpc == "stream" else KINDS[rpc].method.rpartition("/")[2]
 
 
 def check(target: Target, plan: Plan) -> None:

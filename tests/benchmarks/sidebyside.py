@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.cores import usable_cores
-from serving.loadtest.calls import KINDS
 from serving.loadtest.plan import Plan, Rpc
 from tests.benchmarks.cost import measure
-from tests.benchmarks.generators import Figures
+from tests.benchmarks.generators import Figures, method_name
 from tests.support.service import ROOT, service_of
 
 WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (  # RPC, images a call, callers
@@ -24,6 +23,7 @@ WORKLOADS: tuple[tuple[Rpc, int, int], ...] = (  # RPC, images a call, callers
     ("recognize", 1, 128),
     ("batch", 64, 8),
     ("field", 5, 32),
+    ("stream", 1, 128),
 )
 
 
@@ -88,8 +88,7 @@ def _row(rpc: Rpc, images: int, callers: int, pairs: list[Pair]) -> str:
     tails = [f"{statistics.median(figures.p99 for figures, _ in side):.1f}" for side in sides]
     costs = [f"{statistics.median(cpu for _, cpu in side):,.0f}" for side in sides]
     faster, dearer = _spread([pair.rate_ratio for pair in pairs]), _spread([pair.cpu_ratio for pair in pairs])
-    name = KINDS[rpc].method.rpartition("/")[2]
-    cells = f"`{name}`", images, callers, *rates, faster, *tails, *costs, dearer, pairs[0].this[0].generator
+    cells = f"`{method_name(rpc)}`", images, callers, *rates, faster, *tails, *costs, dearer, pairs[0].this[0].generator
     return f"| {' | '.join(map(str, cells))} |"
 
 

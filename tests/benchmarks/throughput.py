@@ -23,14 +23,14 @@ from serving.client import DigitClient
 from serving.cores import usable_cores
 from serving.inference.classifier import Classifier
 from serving.inference.model import open_model
-from serving.loadtest.calls import KINDS, GrpcTarget
+from serving.loadtest.calls import GrpcTarget
 from serving.loadtest.generator import samples
 from serving.loadtest.plan import Plan, Rpc
 from serving.repository import versions
 from serving.settings import BUNDLED
 from tests.benchmarks.cost import load_with_cost, measure, workers
 from tests.benchmarks.echo import echo
-from tests.benchmarks.generators import Figures, WrongAnswers
+from tests.benchmarks.generators import Figures, WrongAnswers, method_name
 from tests.support.service import service
 
 # RPC, images a call, callers.
@@ -147,8 +147,7 @@ def _print(
     for callers, measured in echoed.items():
         print(_row("an echo server, one process", 1, callers, measured))
     for (rpc, images, callers), measured in ours.items():
-        name = "RecognizeStream" if rpc == "stream" else KINDS[rpc].method.rpartition("/")[2]
-        print(_row(f"`{name}`", images, callers, measured))
+        print(_row(f"`{method_name(rpc)}`", images, callers, measured))
 
 
 def _row(name: str, images: int, callers: int, measured: list[tuple[Figures, float]]) -> str:
