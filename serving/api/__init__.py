@@ -10,7 +10,7 @@ A front, such as transport/grpc_front.py, finds the method, admits the caller an
     open_inference    inference.GRPCInferenceService, the Open Inference Protocol.
     infer_messages    the messages of its ModelInfer and ModelStreamInfer.
     infer_by_run      both, answered by the run.
-    stream_by_run     what the requests of all streams share there.
+    stream_reply      the future of such an answer in a stream.
     tensors           the tensors in these messages.
     message_template  an encoded message that is filled in for many answers at once.
     packed            encodes repeated fields from arrays.

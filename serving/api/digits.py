@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 from typing import Any, NamedTuple, cast
 
 from serving.answers.lexicon import LONGEST
-from serving.api.digits_by_run import parse_single_image, parse_single_image_in_stream
+from serving.api.digits_by_run import join_in_stream, parse_single_image, parse_single_image_in_stream
 from serving.api.packed import pack_floats, pack_small
 from serving.api.rpc import ByRun, Method
 from serving.call import Call
@@ -71,7 +71,7 @@ class DigitService:
                 encode_stream_answer,
                 "recognize",
                 refuse=refuse_in_stream,
-                by_run=ByRun(parse_single_image_in_stream, self._recognizer.enter),
+                by_run=ByRun(parse_single_image_in_stream, self._recognizer.enter, join_in_stream),
             ),
         ]
 

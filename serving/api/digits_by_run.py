@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from serving.answers.decision import Threshold
 from serving.api.message_template import MessageTemplate
-from serving.api.stream_by_run import StreamForm
+from serving.api.packed import pack_message
 from serving.contract import IMAGE_BYTES
 from serving.inference.classifier import CONFIDENCE, DIGIT, PROBABILITIES, WHOLE
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -60,7 +60,6 @@ class RecognizeForm:
 
 
 RECOGNIZE = RecognizeForm()
-RECOGNIZE_IN_STREAM = StreamForm(RECOGNIZE, pb.RecognizeStreamResponse.ANSWER_FIELD_NUMBER)
 
 # Size of a request with one image, at most. A longer one may hold a crop, and is parsed only once, by the other way.
 _MAX_BYTES = IMAGE_BYTES + 1024
@@ -87,7 +86,12 @@ def parse_single_image_in_stream(encoded: bytes) -> SingleRequest | None:
     single = _single_request(request.request, request.timeout_ms / 1000)
     if single is None:
         return None
-    return single._replace(form=RECOGNIZE_IN_STREAM, tail=pb.RecognizeStreamResponse(id=request.id).SerializeToString())
+    return single._replace(tail=pb.RecognizeStreamResponse(id=request.id).SerializeToString())
+
+
+def join_in_stream(answer: bytes, stream_id: bytes) -> bytes:
+    """Returns a RecognizeStreamResponse with an encoded RecognizeResponse and its encoded id."""
+    return stream_id + pack_message(pb.RecognizeStreamResponse.ANSWER_FIELD_NUMBER, answer)
 
 
 def _single_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0) -> SingleRequest | None:

@@ -13,7 +13,7 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
-from serving.api.stream_by_run import StreamReply
+from serving.api.stream_reply import StreamReply
 from serving.call import Call, Pending, Reply
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.token_file import Role

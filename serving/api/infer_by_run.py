@@ -11,7 +11,6 @@ from serving.api import tensors
 from serving.api.infer_messages import FINAL, parse_infer
 from serving.api.message_template import MessageTemplate, Sample
 from serving.api.packed import pack_message
-from serving.api.stream_by_run import StreamForm
 from serving.contract import IMAGE_BYTES
 from serving.errors import RequestError
 from serving.inference.classifier import LOGITS, PROBABILITIES, WHOLE
@@ -26,10 +25,8 @@ _COLUMNS = {"logits": LOGITS, "probabilities": PROBABILITIES, "whole": slice(WHO
 # The tag and the length that precede 784 bytes in raw_input_contents, the last field of a request.
 _RAW_IMAGE = pb.ModelInferRequest(raw_input_contents=[bytes(IMAGE_BYTES)]).SerializeToString()[:-IMAGE_BYTES]
 
-# In a stream, each answer has a parameter that says that it is the only one. A parser merges the parts of a message that
-# follow each other, so the tail of an answer may have it.
-_ANSWER_IN_STREAM = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
-_FINAL_IN_STREAM = pb.ModelInferResponse(parameters={FINAL: pb.InferParameter(bool_param=True)}).SerializeToString()
+# The parameter that says that an answer of a stream is the only one to its request.
+_FINAL = pb.ModelInferResponse(parameters={FINAL: pb.InferParameter(bool_param=True)}).SerializeToString()
 
 # The heads of requests that are remembered: those of a client are mostly the same. Longer heads are parsed each time.
 _MAX_HEADS = 256
@@ -118,13 +115,13 @@ class InferParser:
             head = self._heads[before] = _parse_head(before)
         return SingleRequest(encoded[-IMAGE_BYTES:], head.options, head.form, head.tail) if head else None
 
-    def parse_in_stream(self, encoded: bytes) -> SingleRequest | None:
-        """Parses a request of ModelStreamInfer like `parse`."""
-        single = self.parse(encoded)
-        if single is None:
-            return None
-        form = StreamForm(single.form, _ANSWER_IN_STREAM)
-        return single._replace(form=form, tail=pack_message(_ANSWER_IN_STREAM, single.tail + _FINAL_IN_STREAM))
+
+def join_in_stream(answer: bytes, tail: bytes) -> bytes:
+    """Returns a ModelStreamInferResponse with the parts of an encoded ModelInferResponse.
+
+    They are one field: a parser may take the last of several fields of the same message for the whole, as protobuf.js does.
+    """
+    return pack_message(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, answer + tail + _FINAL)
 
 
 def _parse_head(before: bytes) -> _Head | None:

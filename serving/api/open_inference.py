@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from serving import build_info
 from serving.api import tensors
-from serving.api.infer_by_run import InferParser
+from serving.api.infer_by_run import InferParser, join_in_stream
 from serving.api.infer_messages import (
     InferAnswer,
     InferRequest,
@@ -101,7 +101,7 @@ class OpenInference:
                 "recognize",
                 refuse=refuse_in_stream,
                 ordered=True,
-                by_run=ByRun(parser.parse_in_stream, self._recognizer.enter),
+                by_run=ByRun(parser.parse, self._recognizer.enter, join_in_stream),
             ),
             _method("ModelConfig", pb.ModelConfigRequest, self.model_config, None),
             _method("ModelStatistics", pb.ModelStatisticsRequest, self.model_statistics, None),

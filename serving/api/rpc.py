@@ -1,5 +1,6 @@
 """Describes a method of a service, so that any transport can call it."""
 
+import operator
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
@@ -21,10 +22,12 @@ class ByRun(NamedTuple):
     Attributes:
         parse: bytes to a request; None for a request that only `Method.work` answers, also for a malformed one.
         enter: has the image read, or raises RequestError.
+        join: joins the encoded answer and the fields that belong to its request alone.
     """
 
     parse: Callable[[bytes], SingleRequest | None]
     enter: Callable[[SingleRequest, SingleImage], None]
+    join: Callable[[bytes, bytes], bytes] = operator.add
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ class RunCalls:
 
         Args:
             method: the method that is called.
-            way: parses the request and has its image read.
+            way: parses the request, has its image read, and completes the answer.
             counter: counts the calls.
             tracing: gives each call a span; None for requests of a stream, whose span is that of the stream, if any.
         """
         self._method = method
-        self._parse, self._enter = way
+        self._parse, self._enter, self._join = way
         self._counter = counter
         self._tracing = tracing
 
@@ -72,10 +72,10 @@ class RunCalls:
                 image.done = True
                 answered.append(image)
                 try:
-                    image.reply.succeed(message + image.tail)
+                    image.reply.succeed(self._join(message, image.tail))
                 except Exception:  # a fault of one connection; the other calls of the run get their answers
                     self._log_fault()
-        if len(answered) == 1 or (answered and answered[0].call.span):  # all calls have spans, or none has
+        if len(answered) == 1 or (answered and answered[0].call.span is not None):  # all calls have spans, or none has
             for image in answered:
                 self._end(image, Code.OK)
         elif answered:

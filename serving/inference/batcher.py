@@ -257,6 +257,7 @@ class Batcher:
         """Notes the callers of a run, and returns its start."""
         self._crowded = len(batch) > 1 or self._met or (batch[0].start == 0 and batch[0].entry.arrived < self._soon)
         self._met = False
+        self._metrics.last_request.set(time.time())
         return time.monotonic()
 
     def _classify(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
@@ -280,7 +281,6 @@ class Batcher:
         self._pace.learn(start, end, len(rows), run_seconds=seconds, runners=runners, waiting=self._queue.waiting)
         self._soon = end + min(seconds, self._brief)
         distribute(batch, rows, end, self._metrics)
-        self._metrics.last_request.set(time.time())
         self._metrics.batch_size.observe(len(rows))
         self._metrics.inference_seconds.observe(end - start)
         self._count_predictions(images.reshape(-1, IMAGE_BYTES), rows)
@@ -288,7 +288,7 @@ class Batcher:
     def _count_predictions(self, images: NDArray[np.uint8], rows: NDArray[np.float32]) -> None:
         """Counts the predictions that mean something: of one digit, by a finite confidence."""
         digits, shows, confidences = rows[:, DIGIT], rows[:, SHOWS], rows[:, CONFIDENCE]
-        readable = (shows == ONE_DIGIT) & (confidences < np.inf)  # False for NaN
+        readable = (shows == ONE_DIGIT) & np.isfinite(confidences)
         if not np.logical_and.reduce(readable):
             images, digits, confidences = images[readable], digits[readable], confidences[readable]
         self._metrics.count_predictions(images, digits, confidences)

@@ -21,7 +21,7 @@ _NAMES = {"canceled": "CANCELLED"}  # the protocol's spelling; the other codes a
 
 @dataclass(frozen=True)
 class ConnectTarget:
-    """A service under test that speaks the Connect protocol: with `--front http2`, on the same port as gRPC.
+    """A service under test that speaks the Connect protocol: on the port of the front http2.
 
     Attributes:
         address: host:port.

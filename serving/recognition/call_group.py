@@ -87,7 +87,7 @@ class SingleRequest(NamedTuple):
 
 
 class CallGroup:
-    """Calls that one version answers in one form and by one threshold."""
+    """Calls of one method that one version answers in one form and by one threshold."""
 
     def __init__(self, loaded: Loaded, threshold: Threshold | None, form: Form, policy: Policy):
         """Prepares the parts of the answers that all calls share."""

@@ -85,7 +85,7 @@ class Recognizer:
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
         threshold = self._policy.threshold(loaded, options.target_error_rate)
-        shared = request.form, threshold
+        shared = image.outcomes, request.form, threshold
         group = loaded.groups.get(shared)
         if group is None:
             if len(loaded.groups) == _MAX_GROUPS:

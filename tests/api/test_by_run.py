@@ -23,7 +23,7 @@ from tests.support.infer_calls import crop_request, image_request
 from tests.support.metrics import until, value
 from tests.support.models import GatedModel
 from tests.support.servers import StartServer
-from tests.support.ways import Outcome, Sent, answer_by_run, enter
+from tests.support.ways import Outcome, Sent, answer_by_run, enter, start_lone
 
 Images = NDArray[np.uint8]
 SEVEN = pb.RecognizeRequest(image=b"\x80" * IMAGE_BYTES)
@@ -52,17 +52,10 @@ async def busy(start_server: StartServer, gated: GatedModel) -> Server:
     return server
 
 
-async def until_lone(server: Server) -> None:
-    """Waits until the batcher knows the time of a run, and no caller can be on its way back."""
-    await answer_by_run(server, [Sent(SEVEN)] * 3)
-    await answer_by_run(server, [Sent(SEVEN)])
-    await asyncio.sleep(0.05)
-    await answer_by_run(server, [Sent(SEVEN)])
-    await asyncio.sleep(0.05)
-
-
-async def test_a_lone_image_is_answered_at_once_and_others_of_its_turn_wait(server: Server) -> None:
-    await until_lone(server)
+async def test_a_lone_image_is_answered_at_once_and_others_of_its_turn_wait(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_lone(start_server, monkeypatch)
     outcomes = [Outcome() for _ in range(4)]
     for outcome in outcomes:
         enter(server, Sent(SEVEN), outcome)

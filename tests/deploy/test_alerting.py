@@ -101,7 +101,7 @@ def stack(
     protection = ["--tokens", str(tokens), "--tls-certificate", str(tls.certificate), "--tls-key", str(tls.key)]
     with ExitStack() as stack:
         first = stack.enter_context(service(*both, "--workers", "2", "--audit-rate", "0.5", "--capture", capture))
-        second = stack.enter_context(service(*both, "--workers", "1", "--front", "http2", *protection))
+        second = stack.enter_context(service(*both, "--workers", "1", *protection))
         receiver = stack.enter_context(webhook())
         manager = stack.enter_context(alertmanager(directory / "alertmanager", receiver.url))
         targets = {"first": address(first), "second": address(second)}

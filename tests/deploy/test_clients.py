@@ -18,7 +18,7 @@ from tests.support.service import ROOT, Service, service
 
 pytestmark = pytest.mark.deploy
 
-FRONT = ("--front", "http2", "--workers", "1")
+ALONE = ("--workers", "1")
 RECOGNIZE = "digits.v1.DigitService/Recognize"
 SAMPLE = ROOT / "serving" / "samples" / "7.png"
 NODE_MODULES = ROOT / "build" / "node" / "node_modules"
@@ -28,7 +28,7 @@ INVALID_ARGUMENT = 3 << 3  # exit status of buf curl: the status code of gRPC, s
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Service]:
-    with service(*FRONT) as started:
+    with service(*ALONE) as started:
         yield started
 
 
@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @pytest.fixture(scope="module")
 def mutual(files: Files) -> Iterator[Service]:
     flags = ["--tls-certificate", files.certificate, "--tls-key", files.key, "--tls-client-ca", files.client_ca]
-    with service(*FRONT, *map(str, flags)) as started:
+    with service(*ALONE, *map(str, flags)) as started:
         yield started
 
 
@@ -131,6 +131,8 @@ def test_nodes_grpc_client_calls_streams_and_gets_errors(
     assert "ä%" in outcomes["refused"]["details"]
     assert outcomes["together"] == 200
     assert outcomes["stream"] == [7] * 50
+    assert outcomes["blanks"] == [[3, "DECISION_REJECT_INVALID_IMAGE"]]
+    assert outcomes["tensors"] == [["piece 7", "digits", 3, 3, ["triton_final_response"]]]
     assert outcomes["late"]["code"] == "DEADLINE_EXCEEDED"
     version = json.loads((NODE_MODULES / "@grpc" / "grpc-js" / "package.json").read_text())["version"]
     prove(f"Node {run('node', '--version').strip()}, @grpc/grpc-js {version}{', mutual TLS' if encrypted else ''}")

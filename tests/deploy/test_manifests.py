@@ -8,7 +8,7 @@ import yaml
 from serving.settings import Settings
 from tests.deploy import policy, schemas, series
 from tests.deploy.conftest import Prove
-from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, of_kind, render, servers
+from tests.deploy.manifests import DEPLOY, KUBERNETES, RENDERED, Manifest, environment, name, of_kind, render, servers
 from tests.deploy.mutations import MUTATIONS, mutated
 from tests.deploy.tracked import tracked_files
 
@@ -56,6 +56,15 @@ def test_the_runtime_for_kserve_matches_the_deployment(rendered: dict[str, list[
     shared = environment(ours, rendered["overlays/dev"])
     del shared["DIGITS_LOG_LEVEL"]  # only in this overlay
     assert environment(theirs, rendered["kserve"]) == shared | own, "kserve/servingruntime.yaml repeats base/settings.env"
+
+
+def test_a_service_behind_envoy_takes_many_connections_of_one_address(rendered: dict[str, list[Manifest]]) -> None:
+    behind = [one for one in rendered.values() if any(name(manifest) == "Deployment digits-envoy" for manifest in one)]
+    assert behind
+    for manifests in behind:
+        for _, container in servers(manifests):
+            limit = environment(container, manifests)["DIGITS_MAX_CONNECTIONS_PER_PEER"]
+            assert int(limit) >= Settings().max_connections
 
 
 @pytest.mark.parametrize("mistake", MUTATIONS)

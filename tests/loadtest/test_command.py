@@ -82,7 +82,7 @@ def test_client_certificate_and_token_are_sent(protocol: str, tmp_path: Path) ->
     tokens.write_text(entry("tester"))
     token.write_text(TOKEN)
     tls = ["--tls-certificate", str(files.certificate), "--tls-key", str(files.key)]
-    with service(*tls, "--tls-client-ca", str(files.client_ca), "--tokens", str(tokens), "--front", "http2") as started:
+    with service(*tls, "--tls-client-ca", str(files.client_ca), "--tokens", str(tokens)) as started:
         flags = ["--protocol", protocol, "--callers", "1", *tls, "--tls-ca", str(files.client_ca)]
         assert load(started.address, *flags, "--token-file", str(token)).returncode == 0
         ran = load(started.address, *flags)

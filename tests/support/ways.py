@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pytest
 from google.protobuf.message import Message
 
 from serving.answers.recognition_id import RecognitionIds
 from serving.api.rpc import Method
-from serving.api.stream_by_run import StreamReply
+from serving.api.stream_reply import StreamReply
 from serving.call import Call, Pending
 from serving.errors import RequestError
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as inference
 from serving.process.server import Server
+from serving.repository import loader
 from serving.security.tokens import Metadata
 from tests.support.calls import TIMEOUT
+from tests.support.servers import StartServer
 
 
 class _Kind(NamedTuple):
@@ -107,6 +110,19 @@ async def answer_by_run(server: Server, requests: Sequence[Sent]) -> list[Outcom
         for outcome in outcomes:
             await outcome.ended.wait()
     return outcomes
+
+
+async def start_lone(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Starts a server that runs a lone image at once, however slow the machine is, and that has no caller about."""
+    monkeypatch.setattr(loader, "_BRIEF_SECONDS", 1.0)
+    server = await start_server()
+    sent = Sent(pb.RecognizeRequest(image=b"\x80" * 784))
+    await answer_by_run(server, [sent] * 3)
+    await answer_by_run(server, [sent])
+    await asyncio.sleep(0.05)
+    await answer_by_run(server, [sent])
+    await asyncio.sleep(0.05)
+    return server
 
 
 async def _take(reply: asyncio.Future[bytes], outcome: Outcome) -> None:

@@ -66,8 +66,8 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = False
         self._leaving = False  # True once no new call is answered
         self._finished = False  # True once the connection ends as soon as its last bytes are sent
-        self._flushing = False  # True while a flush is due
-        self._reading = False  # True while bytes are handled that arrived together, until a flush
+        self._flush_due: asyncio.Handle | None = None
+        self._at_last_event = False  # True while the last event of a read is handled, until a flush
         self._unneeded: list[int] = []  # streams that are answered while their callers still send
         self._last_stream = 0
         self._head = Head(())  # of the last call
@@ -106,10 +106,11 @@ class Connection(asyncio.BufferedProtocol):
             self.front.count_limit("http2")
             self._transport.close()
             return
-        self._reading = True
-        self._handle(events)
-        if self._reading:
-            self._reading = False
+        self._handle(events[:-1])
+        self._at_last_event = True
+        self._handle(events[-1:])
+        if self._at_last_event:
+            self._at_last_event = False
             self.flush_soon()
 
     def pause_writing(self) -> None:
@@ -144,19 +145,19 @@ class Connection(asyncio.BufferedProtocol):
     def answered(self, exchange: Exchange, *, with_success: bool = False) -> None:
         """Sends what the exchange has queued, and stops a caller that still sends its request.
 
-        The answer to a lone image is made while its request is read: it goes out at once, before the call is counted.
+        The answer to a lone image is made while its request is read: it goes out at once, before the call is counted. Not
+        before the last event, because sending may end streams whose beginning is not handled yet.
         """
         self._stop_sending(exchange.stream_id, ended=exchange.request_ended)
-        if self._reading and with_success:
+        if self._at_last_event and with_success:
             self.flush()
         else:
             self.flush_soon()
 
     def flush_soon(self) -> None:
         """Sends what is queued, together with all that is queued in this turn of the event loop."""
-        if not self._flushing:
-            self._flushing = True
-            self.front.loop.call_soon(self.flush)
+        if self._flush_due is None:
+            self._flush_due = self.front.loop.call_soon(self.flush)
 
     def peer(self) -> str:
         """Returns the client's address, as gRPC writes it."""
@@ -166,7 +167,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Sends what is queued, as far as the client takes it."""
-        self._flushing = self._reading = False
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+            self._flush_due = None
+        self._at_last_event = False
         if self._lost:
             return
         try:
@@ -206,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
             if exchange.waits_since is not None:
                 return 3
             if exchange.done:  # with an answer that is about to be sent, or that its client does not take
-                return 2 if not self._flushing and self.engine.queued(exchange.stream_id) else 0
+                return 2 if self._flush_due is None and self.engine.queued(exchange.stream_id) else 0
             return 1 if exchange.endless else 0
 
         worst = max(self.exchanges.values(), key=rank, default=None)

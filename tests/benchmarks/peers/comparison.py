@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,10 @@ class Measured:
 
     figures: Figures
     cpu_seconds: float
+
+
+Found = dict[tuple[int, int], list[Measured]]
+"""The measurements of one server, by callers and images a call."""
 
 
 @contextmanager
@@ -76,9 +80,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="PEER", help="beside ours (default: all)")
     options = parser.parse_args()
     peers = [peer for peer in PEERS if not options.only or peer.name in options.only]
-    found: dict[str, dict[tuple[int, int], list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, Found] = defaultdict(lambda: defaultdict(list))
     servers: list[tuple[str, Peer | None]] = [*((name, None) for name in OURS), *((peer.name, peer) for peer in peers)]
-    failures: dict[str, str] = {}
+    failures: dict[str, list[str]] = defaultdict(list)
     unavailable: set[str] = set()
     for _ in range(options.rounds):
         for name, peer in servers:
@@ -94,13 +98,13 @@ def main() -> None:
             except (PeerUnavailable, WrongAnswers, LoadTestError) as why:
                 if peer is None:
                     raise
-                failures[name] = str(why).replace("\n", " ")[:_REASON_CHARACTERS]
+                failures[name].append(str(why).replace("\n", " ")[:_REASON_CHARACTERS])
                 if isinstance(why, PeerUnavailable):
                     unavailable.add(name)
     _print(peers, found, failures)
 
 
-def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Measured]]], failures: dict[str, str]) -> None:
+def _print(peers: list[Peer], found: Mapping[str, Found], failures: Mapping[str, list[str]]) -> None:
     model = versions.latest(BUNDLED, MODEL)
     print(f"Model {MODEL} {model.number}, {usable_cores()} cores.")
     medians = {
@@ -130,7 +134,8 @@ def _print(peers: list[Peer], found: dict[str, dict[tuple[int, int], list[Measur
             print(f"| {workload[0]} callers, {workload[1]:,} a call | {' | '.join(cells)} |")
     print()
     for peer in peers:
-        failure = f"; failed: {failures[peer.name]}" if peer.name in failures else ""
+        failed = failures.get(peer.name, [])
+        failure = f"; failed in {len(failed)} rounds: {failed[0]}" if failed else ""
         print(f"- {peer.name} {peer.version() if peer.name in found else ''}: {peer.settings}{failure}")
 
 

@@ -33,6 +33,7 @@ from tests.support.http2_client import (
 )
 from tests.support.metrics import until
 from tests.support.servers import StartServer
+from tests.support.ways import start_lone
 
 RECOGNIZE = f"/{digits.NAME}/Recognize"
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
@@ -128,3 +129,25 @@ async def test_a_call_cancelled_with_its_request_is_freed_without_garbage_collec
     finally:
         gc.enable()
         writer.close()
+
+
+async def test_a_stream_that_ends_while_a_lone_image_of_its_read_is_answered_is_forgotten(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_lone(start_server, monkeypatch)
+    front: Any = server._front
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
+    calls = frame(HEADERS, END_HEADERS, 1, header_block(RECOGNIZE)) + frame(DATA, END_STREAM, 1, image_message())
+    for stream in range(3, 21, 2):  # more data than announced, so libnghttp2 resets the stream
+        calls += frame(HEADERS, END_HEADERS, stream, header_block(RECOGNIZE, content_length="1"))
+        calls += frame(DATA, 0, stream, bytes(2))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0) + calls + frame(PING, 0, 0, bytes(8)))
+    async with asyncio.timeout(TIMEOUT):
+        ended: set[int] = set()
+        while not ended >= {1, *range(3, 21, 2)}:
+            kind, flags, stream, _ = await read_frame(reader)
+            if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
+                ended.add(stream)
+    await turns(3)
+    assert front.open_calls == 0
+    writer.close()

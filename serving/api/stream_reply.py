@@ -1,48 +1,10 @@
-"""Requests of a stream that are answered by the run: the form of their answers, and the future that takes each of them."""
+"""The future that takes the answer to one request of a stream, which is answered by the run."""
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from serving.answers.decision import Threshold
-from serving.api.packed import pack_message
 from serving.call import Pending
 from serving.errors import DeadlineExceeded, RequestError
-from serving.recognition.call_group import Encode, Form, Rows, Verdicts
-from serving.repository.catalog import Loaded
-
-
-@dataclass(frozen=True)
-class StreamForm:
-    """Answers that are each a field of the answer of a stream.
-
-    Attributes:
-        answers: the form of the answers themselves.
-        field: number of the field that holds one.
-    """
-
-    answers: Form
-    field: int
-
-    @property
-    def decides(self) -> bool:
-        """True if the answer has a decision."""
-        return self.answers.decides
-
-    @property
-    def audits(self) -> bool:
-        """True if accepted answers may be marked for audit."""
-        return self.answers.audits
-
-    def encoder(self, loaded: Loaded, threshold: Threshold | None, id_length: int) -> Encode:
-        """Prepares the answers of a version."""
-        encode_answers = self.answers.encoder(loaded, threshold, id_length)
-
-        def encode(rows: Rows, verdicts: Verdicts) -> list[bytes]:
-            encoded = encode_answers(rows, verdicts)
-            return [pack_message(self.field, answer) for answer in encoded]
-
-        return encode
 
 
 class StreamReply(asyncio.Future[bytes]):
@@ -81,7 +43,7 @@ class StreamReply(asyncio.Future[bytes]):
         try:
             self.set_result(self._refuse(error))
         except RequestError as fatal:
-            self.set_exception(fatal)
+            self.set_exception(fatal.with_traceback(None))  # whose frames would refer to this future and to the request
 
     def cancel(self, msg: object = None) -> bool:
         """Takes the request out of the service, unless it is answered."""
