@@ -63,7 +63,7 @@ async def test_sigterm_under_load_loses_no_accepted_call_and_ends_with_status_0(
     assert answered > before, "it should go on answering while it drains"
     status, log = await asyncio.to_thread(process.end)
     assert status == 0
-    assert f"calls ended, by status code: {{'OK': {answered}, 'UNAVAILABLE': 32}}" in log
+    assert f"calls ended, by status code: {{'OK': {answered}}}" in log, "callers are sent away before they call again"
 
 
 async def test_calls_during_the_shutdown_end_with_unavailable(process: Service, images: Images) -> None:
@@ -92,7 +92,7 @@ async def test_calls_during_the_shutdown_end_with_unavailable(process: Service, 
 
 @pytest.mark.parametrize(("pending", "calls"), [(5000, 5000), (20, 2000)])
 async def test_a_burst_is_answered_except_beyond_the_pending_limit(images: Images, pending: int, calls: int) -> None:
-    with service("--max-pending-calls", str(pending)) as process:
+    with service("--front", "grpcio", "--max-pending-calls", str(pending)) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = DigitServiceStub(channel)
             request = pb.RecognizeRequest(image=images[0].tobytes())

@@ -184,5 +184,5 @@ def test_a_traced_call_has_its_trace_id_in_the_log(collector: Collector) -> None
     flags = ("--log-level", "debug", "--drain-seconds", "0")
     with launch(*flags, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as process:
         log = serve_a_seven(process)
-    (call, *_) = collector.wait_for(3)
+    (call,) = (span for span in collector.wait_for(3) if span.name == f"{SERVICE}/Recognize")
     assert f"trace_id={call.trace_id.hex()} span_id={call.span_id.hex()}" in log

@@ -26,6 +26,9 @@ _HTTP_1 = (
 )
 _FIRST_LINE_BYTES = 4096  # searched for a sign of HTTP/1
 
+# The first byte of a client that expects TLS, which takes any answer in plain text for a server without TLS.
+_TLS_HANDSHAKE = 22
+
 
 class Connection(asyncio.BufferedProtocol):
     """One client.
@@ -101,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             events = self.engine.receive(data)
         except http2.Http2Error:
-            if not self._settled and b" HTTP/1." in bytes(data[:_FIRST_LINE_BYTES]):
+            if not self._settled and (data[0] == _TLS_HANDSHAKE or b" HTTP/1." in bytes(data[:_FIRST_LINE_BYTES])):
                 self._transport.write(_HTTP_1)
             self.front.count_limit("http2")
             self._transport.close()
