@@ -50,7 +50,7 @@ def distribute(batch: Sequence[Slice], rows: NDArray[np.float32], now: float, me
         now: the end of the run, on the clock of time.monotonic.
         metrics: counts the entries.
     """
-    finite = bool(np.logical_and.reduce(np.isfinite(rows), axis=None))
+    finite = bool(np.isfinite(rows).all())
     if not finite:
         _report_broken(rows)
     groups: dict[Group, tuple[list[SingleImage], list[int]]] = {}

@@ -289,7 +289,7 @@ class Batcher:
         """Counts the predictions that mean something: of one digit, by a finite confidence."""
         digits, shows, confidences = rows[:, DIGIT], rows[:, SHOWS], rows[:, CONFIDENCE]
         readable = (shows == ONE_DIGIT) & np.isfinite(confidences)
-        if not np.logical_and.reduce(readable):
+        if not readable.all():
             images, digits, confidences = images[readable], digits[readable], confidences[readable]
         self._metrics.count_predictions(images, digits, confidences)
 

@@ -134,7 +134,7 @@ def run_single(factor: float, seconds: float, deadline: float) -> None:
     print(f"sent       {sent_rate:,.0f} calls/s for {seconds:g} s")
     print(f"goodput    {goodput:,.0f} calls/s, {goodput / ((before + after) / 2):.2f} of capacity")
     ended = ", ".join(f"{count:,.0f} {code.name}" for code, count in outcomes.items() if count)
-    print(f"ended as   {ended}; about {sent_rate * seconds - sum(outcomes.values()):,.0f} by gRPC itself")
+    print(f"ended as   {ended}; about {sent_rate * seconds - sum(outcomes.values()):,.0f} never reached the service")
 
 
 def _tail(seconds: list[float]) -> str:
