@@ -150,14 +150,17 @@ class Settings(BaseSettings):
         description="Time in which a client that has answers waiting takes none, seconds. Its connection is closed then.",
     )
     max_connections: int = Field(
-        1000, ge=1, le=1_000_000, description="Open connections of a worker, at most. More are closed at once."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Open connections of a worker, at most. One more replaces an idle one, or is closed.",
     )
     max_connections_per_peer: int = Field(
         250,
         ge=1,
         le=1_000_000,
-        description="Open connections of a worker to one client address, or one IPv6 network of 64 bits. More are closed at "
-        "once. A proxy is one client.",
+        description="Open connections of a worker to one client address, or one IPv6 network of 64 bits. One more replaces "
+        "the longest idle one, or is closed if all have calls. A proxy is one client.",
     )
     max_calls_per_connection: int = Field(
         1000, ge=1, le=1_000_000, description="Open calls and streams on one connection. Clients hold back the others."

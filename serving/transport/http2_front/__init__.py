@@ -1,6 +1,7 @@
 """The front on HTTP/2: a gRPC server on libnghttp2 and asyncio, which bounds what each client may hold.
 
-    front       listens, accepts connections, bounds what all clients hold, sweeps, stops.
+    front       bounds what all clients hold, sweeps, stops.
+    listener    listens, and accepts connections.
     connection  one client: bytes to events to calls; answers to bytes.
     opening     begins a call, or answers a request that is none.
     lifetime    the time limits of a connection.

@@ -220,9 +220,19 @@ class Connection(asyncio.BufferedProtocol):
         return worst if worst is not None and rank(worst) else None
 
     @property
+    def idle(self) -> bool:
+        """True while no call is open, and the connection is not about to end."""
+        return not (self.exchanges or self._leaving or self._finished or self._lost)
+
+    @property
     def busy(self) -> bool:
         """True while a call is open that will end by itself."""
         return any(not exchange.endless for exchange in self.exchanges.values())
+
+    def dismiss(self) -> None:
+        """Asks the client to make new calls elsewhere, and closes at once: there must be no call."""
+        self.leave(final=True)
+        self.close()
 
     def cut_off(self) -> None:
         """Ends the calls that are still open, and the connection."""

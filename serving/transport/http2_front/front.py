@@ -1,7 +1,6 @@
-"""The front on HTTP/2: listens, bounds what all clients together may hold, sweeps, drains."""
+"""The front on HTTP/2: bounds what all clients together may hold, sweeps, drains."""
 
 import asyncio
-import errno
 import logging
 import socket
 import time
@@ -10,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from serving.errors import TooBusy
-from serving.ports import PortTaken, address
 from serving.security.tls import TLS
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
@@ -19,17 +17,15 @@ from serving.transport.connect.cors import Cors
 from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
 from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, TokenBucket
+from serving.transport.http2_front.listener import Listener
 from serving.transport.routes import Handler, Routes
 from serving.transport.shares import heaviest, network
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
-_ACCEPTED_AT_ONCE = 64  # connections in one turn of the event loop
 _BUFFER_BYTES = 1 << 15  # read at once from one client, so that no client holds the event loop for long
 _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 0.01  # while waiting for the last calls
-_OUT_OF_FILES_SECONDS = 1.0  # pause after the process has run out of file descriptors
 
 # Time between the notice of a shutdown and the last stream that is answered: calls that are on their way arrive meanwhile.
 _NOTICE_SECONDS = 0.1
@@ -72,8 +68,7 @@ class Http2Front:
         self._metrics = metrics
         for limit in REACHED:
             metrics.limits_reached.labels(limit)  # exported from 0: Prometheus sees no increase in a series that starts at 1
-        self._shares_port = shares_port
-        self._listening: list[socket.socket] = []
+        self._listener = Listener(self.loop, self._admit, shares_port=shares_port)
         self._stopping = False
         self._connections: set[Connection] = set()
         self._peers: Counter[str] = Counter()  # connections, and handshakes, by network
@@ -87,39 +82,18 @@ class Http2Front:
         Raises:
             PortTaken: the port is taken or not allowed. The front must not be used afterwards.
         """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, kind, _, _, endpoint in dict.fromkeys(found):
-                listening = socket.socket(family, kind)
-                self._listening.append(listening)
-                listening.setblocking(False)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Inherited by connections. Otherwise an answer that follows a window update waits for its acknowledgement,
-                # which the client's kernel delays by 40 ms.
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._shares_port:
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if family == socket.AF_INET6:  # alone, "::" also takes connections over IPv4
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(found) > 1)
-                listening.bind((endpoint[0], port, *endpoint[2:]))
-                listening.listen(_BACKLOG)
-                port = listening.getsockname()[1]
-        except OSError as error:
-            self._stop_listening()
-            raise PortTaken(f"cannot listen on {address(host, port)} for gRPC: {error.strerror}") from error
-        return port
+        return self._listener.bind(host, port)
 
     async def start(self) -> None:
         """Answers calls."""
-        for listening in self._listening:
-            self.loop.add_reader(listening, self._accept, listening)
+        self._listener.start()
         self._in_background(self._sweep())
 
     async def stop(self, seconds: float, finish: Callable[[], Awaitable[None]]) -> None:
         """Sends clients away, lets `finish` answer the calls in flight, and cuts off the rest after `seconds`."""
         end = time.monotonic() + seconds
         self._stopping = True
-        self._stop_listening()
+        self._listener.stop()  # who is connected already gets GOAWAY instead of a reset
         self._leave(final=False)
         await asyncio.sleep(min(_NOTICE_SECONDS, seconds))
         self._leave(final=True)
@@ -178,37 +152,36 @@ class Http2Front:
             self.count_limit("answer_bytes")
             self._largest(lambda one: one.untaken).close()
 
-    def _accept(self, listening: socket.socket) -> None:
-        """Accepts connections, and refuses those beyond the limits before any TLS handshake."""
-        for _ in range(_ACCEPTED_AT_ONCE):
-            try:
-                accepted, endpoint = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                log_event(log, logging.ERROR, "accept_failed", f"can't accept connections: {error.strerror}")
-                self.loop.remove_reader(listening)
-                self.loop.call_later(_OUT_OF_FILES_SECONDS, self._accept_again, listening)
-                return
-            accepted.setblocking(False)
-            client = network(endpoint[0])
-            if sum(self._peers.values()) >= self.limits.connections:
-                self.count_limit("connections")
-                accepted.close()
-            elif self._peers[client] >= self.limits.connections_per_peer:
-                self.count_limit("connections_per_peer")
-                accepted.close()
-            else:
-                connection = Connection(self, client, _peer(endpoint), self.loop.time())
-                self._peers[client] += 1
-                self._metrics.open_connections.inc()
-                self._in_background(self._connect(connection, accepted))
+    def _admit(self, accepted: socket.socket, endpoint: Any) -> None:
+        """Begins a connection, or refuses it before any TLS handshake if there is no room."""
+        client = network(endpoint[0])
+        if not self._make_room_for_connection(client):
+            accepted.close()
+            return
+        connection = Connection(self, client, _peer(endpoint), self.loop.time())
+        self._peers[client] += 1
+        self._metrics.open_connections.inc()
+        self._in_background(self._connect(connection, accepted))
 
-    def _accept_again(self, listening: socket.socket) -> None:
-        if listening in self._listening:
-            self.loop.add_reader(listening, self._accept, listening)
+    def _make_room_for_connection(self, client: str) -> bool:
+        """Makes room for one more connection of a network, at the cost of one without calls; returns False if there is none.
+
+        The connection that gives way is the longest silent one, of the network that has most connections.
+        """
+        own = self._peers[client]
+        if own >= self.limits.connections_per_peer:
+            self.count_limit("connections_per_peer")
+            expendable = {client}
+        elif self._peers.total() >= self.limits.connections:
+            self.count_limit("connections")
+            expendable = {client} | {name for name, connections in self._peers.items() if connections > own}
+        else:
+            return True
+        idle = [connection for connection in self._connections if connection.idle and connection.network in expendable]
+        if not idle:
+            return False
+        max(idle, key=lambda one: (self._peers[one.network], -one.heard)).dismiss()
+        return True
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         """Hands a socket to its connection, after the TLS handshake where there is one."""
@@ -262,14 +235,6 @@ class Http2Front:
                     connection.close()
                 await asyncio.sleep(0)  # many calls of one connection may end at once
             self._resets = {network: bucket for network, bucket in self._resets.items() if not bucket.full(self.loop.time())}
-
-    def _stop_listening(self) -> None:
-        for listening in self._listening:
-            if self._stopping:
-                self._accept(listening)  # who is connected already gets GOAWAY instead of a reset
-            self.loop.remove_reader(listening)
-            listening.close()
-        self._listening.clear()
 
     def _leave(self, *, final: bool) -> None:
         for connection in [*self._connections]:

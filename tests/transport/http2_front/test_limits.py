@@ -90,19 +90,49 @@ async def test_calls_that_run_are_kept_and_a_new_one_is_refused(start_server: St
             assert response.headers["grpc-status"] == "0"
 
 
-async def test_a_connection_above_the_limits_is_closed_at_once(start_server: StartServer) -> None:
-    server = await start_server(max_connections=4, max_connections_per_peer=3)
-    held = [await asyncio.open_connection("127.0.0.1", server.grpc_port) for _ in range(3)]
-    await until(server.metrics.registry, "digits_open_connections", 3)
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
-    async with asyncio.timeout(TIMEOUT):
-        assert await reader.read() == b""
-    writer.close()
+async def test_a_connection_above_its_networks_limit_replaces_the_longest_idle(start_server: StartServer) -> None:
+    server = await start_server(max_connections_per_peer=2)
+    async with http2_client.http2_client(server.grpc_port) as oldest, http2_client.http2_client(server.grpc_port) as other:
+        for client in (oldest, other, oldest):
+            await client.call(RECOGNIZE, image_message())
+        await assert_answers(server)
+        async with asyncio.timeout(TIMEOUT):
+            await other.closed.wait()
+        assert other.goaways == [0]
+        assert (await oldest.call(RECOGNIZE, image_message())).headers["grpc-status"] == "0"
     await reached(server, "connections_per_peer")
-    held[0][1].close()
-    await until(server.metrics.registry, "digits_open_connections", 2)
+
+
+async def test_a_connection_above_its_networks_limit_is_closed_if_all_have_calls(start_server: StartServer) -> None:
+    server = await start_server(max_connections_per_peer=1)
+    async with http2_client.http2_client(server.grpc_port) as busy:
+        stream_id, response = busy.send(f"/{digits.NAME}/RecognizeStream", ends=False)
+        await until(server.metrics.registry, "digits_open_streams", 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.grpc_port)
+        async with asyncio.timeout(TIMEOUT):
+            assert await reader.read() == b""
+        writer.close()
+        busy.send_data(stream_id, b"", ends=True)
+        async with asyncio.timeout(TIMEOUT):
+            await response.ended.wait()
+        assert response.headers["grpc-status"] == "0"
+    await until(server.metrics.registry, "digits_open_connections", 0)
     await assert_answers(server)
-    for _, writer in held:
+
+
+async def test_a_full_worker_gives_room_by_the_network_with_most_connections(start_server: StartServer) -> None:
+    server = await start_server(max_connections=3)
+    hoarder = [await asyncio.open_connection("127.0.0.1", server.grpc_port) for _ in range(2)]
+    async with http2_client.http2_client(server.grpc_port, local_address=("127.0.0.2", 0)) as polite:
+        assert (await polite.call(RECOGNIZE, image_message())).headers["grpc-status"] == "0"
+        hoarder.append(await asyncio.open_connection("127.0.0.1", server.grpc_port))
+        await assert_closes(hoarder[0][0])
+        async with http2_client.http2_client(server.grpc_port, local_address=("127.0.0.3", 0)) as newcomer:
+            await assert_closes(hoarder[1][0])
+            for client in (polite, newcomer):
+                assert (await client.call(RECOGNIZE, image_message())).headers["grpc-status"] == "0"
+    assert value(server.metrics.registry, "digits_limits_reached_total", limit="connections") == 2
+    for _, writer in hoarder:
         writer.close()
 
 
