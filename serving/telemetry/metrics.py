@@ -100,7 +100,7 @@ class Metrics:
             "digits_limits_reached",
             "Limits that clients have reached, with the front http2, by limit: connections, connections_per_peer, calls, "
             "header_bytes, request_bytes, answer_bytes, untaken_answers, resets, preface_time, message_time, answer_time, "
-            "idle_time, keepalive, handshake, and http2 for a breach of the protocol or a flood.",
+            "idle_time, keepalive, handshake, handshakes_per_second, and http2 for a breach of the protocol or a flood.",
             ["limit"],
         )
 

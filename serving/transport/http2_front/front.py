@@ -16,7 +16,7 @@ from serving.telemetry.metrics import Metrics
 from serving.transport.connect.cors import Cors
 from serving.transport.http2_front.connection import Connection
 from serving.transport.http2_front.dialects import dialects
-from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, TokenBucket
+from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, NetworkBuckets
 from serving.transport.http2_front.listener import Listener
 from serving.transport.routes import Handler, Routes
 from serving.transport.shares import heaviest, network
@@ -72,7 +72,9 @@ class Http2Front:
         self._stopping = False
         self._connections: set[Connection] = set()
         self._peers: Counter[str] = Counter()  # connections, and handshakes, by network
-        self._resets: dict[str, TokenBucket] = {}  # by network
+        self._resets = NetworkBuckets(NETWORK_RESETS * self.limits.resets_per_second)
+        # A client may open all its connections at once. A handshake takes the event loop longer than most calls.
+        self._handshakes = NetworkBuckets(self.limits.connections_per_peer)
         self._request_bytes = self._answer_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -132,9 +134,7 @@ class Http2Front:
 
     def take_reset(self, network: str, now: float) -> bool:
         """Counts a call that a client has cancelled; returns False for one too many of its network."""
-        if network not in self._resets:
-            self._resets[network] = TokenBucket(NETWORK_RESETS * self.limits.resets_per_second, now)
-        return self._resets[network].take(now)
+        return self._resets.take(network, now)
 
     def hold_request(self, size: int) -> None:
         """Counts `size` more bytes of requests. Above the limit, the largest request of the client with the most fails."""
@@ -155,10 +155,15 @@ class Http2Front:
     def _admit(self, accepted: socket.socket, endpoint: Any) -> None:
         """Begins a connection, or refuses it before any TLS handshake if there is no room."""
         client = network(endpoint[0])
+        now = self.loop.time()
+        if self._tls and not self._handshakes.take(client, now):
+            self.count_limit("handshakes_per_second")
+            accepted.close()
+            return
         if not self._make_room_for_connection(client):
             accepted.close()
             return
-        connection = Connection(self, client, _peer(endpoint), self.loop.time())
+        connection = Connection(self, client, _peer(endpoint), now)
         self._peers[client] += 1
         self._metrics.open_connections.inc()
         self._in_background(self._connect(connection, accepted))
@@ -234,7 +239,8 @@ class Http2Front:
                     log_event(log, logging.ERROR, "sweep_failed", "a connection failed; closing it", exc_info=True)
                     connection.close()
                 await asyncio.sleep(0)  # many calls of one connection may end at once
-            self._resets = {network: bucket for network, bucket in self._resets.items() if not bucket.full(self.loop.time())}
+            self._resets.sweep(self.loop.time())
+            self._handshakes.sweep(self.loop.time())
 
     def _leave(self, *, final: bool) -> None:
         for connection in [*self._connections]:

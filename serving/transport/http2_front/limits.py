@@ -29,6 +29,7 @@ REACHED = (
     "idle_time",
     "keepalive",
     "handshake",
+    "handshakes_per_second",
     "http2",
 )
 """Labels of the metric digits_limits_reached_total; its description and serving/README.md explain them."""
@@ -116,3 +117,26 @@ class TokenBucket:
     def full(self, now: float) -> bool:
         """Returns True if a new bucket would be no fuller."""
         return self._left + (now - self._filled) * self._rate >= self._rate
+
+
+class NetworkBuckets:
+    """Counts events of one second by network."""
+
+    def __init__(self, rate: float):
+        """Starts without any network.
+
+        Args:
+            rate: events of one network that may come at once, and in each second.
+        """
+        self._rate = rate
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def take(self, network: str, now: float) -> bool:
+        """Counts one event; returns False for one too many of its network."""
+        if network not in self._buckets:
+            self._buckets[network] = TokenBucket(self._rate, now)
+        return self._buckets[network].take(now)
+
+    def sweep(self, now: float) -> None:
+        """Forgets the networks whose events no longer matter."""
+        self._buckets = {network: bucket for network, bucket in self._buckets.items() if not bucket.full(now)}

@@ -124,6 +124,25 @@ async def test_without_a_certificate_mutual_tls_reads_no_call(
     assert value(server.metrics.registry, "digits_requests_total") == 0
 
 
+async def test_a_flood_of_handshakes_costs_no_other_network_its_own(
+    start_server: StartServer, files: Files, authority: trustme.CA
+) -> None:
+    server = await start_server(tls_certificate=files.certificate, tls_key=files.key, max_connections_per_peer=3)
+    context = ssl.create_default_context(cadata=root(authority).decode())
+    context.set_alpn_protocols(["h2"])
+    refused = 0
+    for _ in range(20):
+        try:
+            async with http2_client(server.grpc_port, tls=context) as client:
+                await call(client, "application/grpc")
+        except OSError:
+            refused += 1
+    assert 0 < refused < 20
+    assert value(server.metrics.registry, "digits_limits_reached_total", limit="handshakes_per_second") == refused
+    async with http2_client(server.grpc_port, tls=context, local_address=("127.0.0.2", 0)) as client:
+        assert code(await call(client, "application/grpc")) == 0
+
+
 async def test_a_client_of_http_1_over_tls_learns_what_the_port_speaks(
     start_server: StartServer, files: Files, authority: trustme.CA
 ) -> None:
