@@ -13,6 +13,7 @@ A front, such as transport/grpc_front.py, finds the method, admits the caller an
     stream_reply      the future of such an answer in a stream.
     tensors           the tensors in these messages.
     message_template  an encoded message that is filled in for many answers at once.
+    bounds            limits on texts and parameters of a request.
     packed            encodes repeated fields from arrays.
     rpc               describes a method: its parts `parse`, `work` and `encode`, and its way by the run.
 

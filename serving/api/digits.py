@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 from typing import Any, NamedTuple, cast
 
 from serving.answers.lexicon import LONGEST
+from serving.api.bounds import require_short_texts
 from serving.api.digits_by_run import join_in_stream, parse_single_image, parse_single_image_in_stream
 from serving.api.packed import pack_floats, pack_small
 from serving.api.rpc import ByRun, Method
@@ -17,6 +18,10 @@ from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadO
 from serving.recognition.recognizer import Recognizer
 
 _SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number in pb.TruthSource.items() if number}
+
+# Size of the largest report: for each truth, what the id of one image with a long model name takes, and as much again.
+_TRUTH_BYTES = 1024
+_LEAST_TRUTH_BYTES = 1 << 20
 
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 
@@ -63,7 +68,14 @@ class DigitService:
             ),
             _method("RecognizeBatch", parse_batch, self.recognize, encode_digits, "recognize"),
             _method("ReadField", parse_field, self.read_field, encode_field, "recognize"),
-            _method("ReportTruth", self.parse_truths, self.report_truths, encode_counted, "truth"),
+            _method(
+                "ReportTruth",
+                self.parse_truths,
+                self.report_truths,
+                encode_counted,
+                "truth",
+                max_bytes=max(_LEAST_TRUTH_BYTES, self._max_truths_per_request * _TRUTH_BYTES),
+            ),
             _method(
                 "RecognizeStream",
                 parse_stream_request,
@@ -113,6 +125,7 @@ def parse_image(encoded: bytes) -> ImageRequest:
 def parse_batch(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeBatchRequest."""
     request = pb.RecognizeBatchRequest.FromString(encoded)
+    require_short_texts(request)
     options = ReadOptions(request.model, "", request.key, request.target_error_rate, partial=True)
     return ImageRequest(Images(request.images, [*request.crops]), options)
 
@@ -120,6 +133,7 @@ def parse_batch(encoded: bytes) -> ImageRequest:
 def parse_field(encoded: bytes) -> ImageRequest:
     """Parses a ReadFieldRequest."""
     request = pb.ReadFieldRequest.FromString(encoded)
+    require_short_texts(request)
     images = Images(request.images, [*request.crops])
     length = len(images.crops) or len(images.pixels) // IMAGE_BYTES
     if length > LONGEST:
@@ -135,6 +149,7 @@ def parse_stream_request(encoded: bytes) -> ImageRequest:
 
 
 def _image_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0, stream_id: int = 0) -> ImageRequest:
+    require_short_texts(request)
     image, crop = request.image, request.crop  # each access to a protobuf field copies its bytes
     if len(image) != IMAGE_BYTES and not crop:
         raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")

@@ -6,6 +6,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.answers.decision import Threshold
+from serving.api.bounds import LONGEST_TEXT
 from serving.api.message_template import MessageTemplate
 from serving.api.packed import pack_message
 from serving.contract import IMAGE_BYTES
@@ -61,8 +62,9 @@ class RecognizeForm:
 
 RECOGNIZE = RecognizeForm()
 
-# Size of a request with one image, at most. A longer one may hold a crop, and is parsed only once, by the other way.
-_MAX_BYTES = IMAGE_BYTES + 1024
+# Size of a request with one image, at most. A longer one may hold a crop, and is parsed only once, by the other way. No text
+# of a shorter one exceeds the bound of texts, so that it need not be checked.
+_MAX_BYTES = IMAGE_BYTES + LONGEST_TEXT
 
 
 def parse_single_image(encoded: bytes) -> SingleRequest | None:

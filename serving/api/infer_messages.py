@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.api import tensors
+from serving.api.bounds import LONGEST_TEXT, require_short_texts
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
@@ -42,6 +43,7 @@ class InferAnswer(NamedTuple):
 def parse_infer(encoded: bytes) -> InferRequest:
     """Parses a ModelInferRequest."""
     request = pb.ModelInferRequest.FromString(encoded)
+    require_short_texts(request)
     if "sequence_id" in request.parameters:
         raise Unsupported("this server has no sequences: every request is independent")
     images = Images(*tensors.parse_images(request))
@@ -74,9 +76,11 @@ def encode_stream_infer(answer: InferAnswer) -> bytes:
 
 
 def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
-    """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the id of the request."""
+    """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the request's id unless it is too long."""
     response = pb.ModelStreamInferResponse(error_message=str(error))
-    response.infer_response.id = pb.ModelInferRequest.FromString(encoded).id
+    request_id = pb.ModelInferRequest.FromString(encoded).id
+    if len(request_id) <= LONGEST_TEXT:
+        response.infer_response.id = request_id
     return response.SerializeToString()
 
 
@@ -120,6 +124,8 @@ def _key(request: pb.ModelInferRequest) -> str:
     value = request.parameters["key"]
     if value.WhichOneof("parameter_choice") != "string_param":
         raise InvalidRequest("parameter key is not a string, expected one, as string_param")
+    if len(value.string_param) > LONGEST_TEXT:
+        raise InvalidRequest(f"parameter key has {len(value.string_param)} characters, expected {LONGEST_TEXT} at most")
     return value.string_param
 
 

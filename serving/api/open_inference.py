@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from serving import build_info
 from serving.api import tensors
+from serving.api.bounds import require_short_texts
 from serving.api.infer_by_run import InferParser, join_in_stream
 from serving.api.infer_messages import (
     InferAnswer,
@@ -37,6 +38,8 @@ _SERVER_NAME = "postal-digits"
 # Triton's names for an ONNX model on ONNX Runtime; clients choose by them how to talk to a model.
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+
+_MAX_BYTES_WITHOUT_IMAGES = 1 << 16  # of a request that holds a few names
 
 _DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
 
@@ -208,6 +211,7 @@ class OpenInference:
             raise InvalidRequest(
                 f"parameter {parameter} is not supported: a model is loaded from its directory in the repository"
             )
+        _require_model_name(request.model_name)
         await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
@@ -217,6 +221,7 @@ class OpenInference:
         """Takes a model out of service."""
         self._require_control()
         _require_unnamed_repository(request.repository_name)
+        _require_model_name(request.model_name)
         await self._control.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
@@ -262,7 +267,15 @@ class OpenInference:
 
 def _method(name: str, message_type: type[Message], work: Work[Any, Any], role: Role | None) -> Method[Any, Any]:
     """Describes a method whose request and answer are protobuf messages without images."""
-    return Method(NAME, name, message_type.DESCRIPTOR.full_name, message_type.FromString, work, _serialize, role)
+
+    def parse(encoded: bytes) -> Message:
+        request = message_type.FromString(encoded)
+        require_short_texts(request)
+        return request
+
+    return Method(
+        NAME, name, message_type.DESCRIPTOR.full_name, parse, work, _serialize, role, max_bytes=_MAX_BYTES_WITHOUT_IMAGES
+    )
 
 
 def _serialize(message: Message) -> bytes:
@@ -272,6 +285,11 @@ def _serialize(message: Message) -> bytes:
 def _require_unnamed_repository(name: str) -> None:
     if name:
         raise Unsupported(f"there is no repository {tensors.quote(name)}: this server has one, without a name")
+
+
+def _require_model_name(name: str) -> None:
+    if not name:  # elsewhere, no name means the default model; its loss must not be a slip
+        raise InvalidRequest("model_name is empty, expected the name of a model")
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -46,6 +46,7 @@ class Method(Generic[Request, Answer]):
         refuse: only of a stream: encodes the error of one encoded request as an answer, so that the stream goes on.
         ordered: only of a stream: answers keep the order of the requests, instead of going out as they become ready.
         by_run: the way of the requests that are answered by the run of the model; None where no request is.
+        max_bytes: size of a request, at most; None for the limit of the server.
     """
 
     service: str
@@ -58,6 +59,7 @@ class Method(Generic[Request, Answer]):
     refuse: Callable[[bytes, RequestError], bytes] | None = None
     ordered: bool = False
     by_run: ByRun | None = None
+    max_bytes: int | None = None
 
     @property
     def path(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import contract
+from serving.api.bounds import require_few_parameters
 from serving.errors import InvalidRequest
 from serving.pb.inference import open_inference_pb2 as pb
 
@@ -193,5 +194,6 @@ def _refuse_shared_memory(
     tensor: pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor,
 ) -> None:
     """Refuses a tensor in memory that client and server share, which Triton's clients announce in a parameter."""
+    require_few_parameters(tensor)
     if "shared_memory_region" in tensor.parameters:
         raise InvalidRequest(f"{tensor.name} is in shared memory by its parameters, expected in the message")

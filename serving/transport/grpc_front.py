@@ -14,13 +14,16 @@ import grpc
 
 from serving.api.dispatch import release_frames
 from serving.call import Call
-from serving.errors import RequestError, Stopping, retry_after_milliseconds
+from serving.errors import Internal, RequestError, Stopping, TooLarge, retry_after_milliseconds
 from serving.ports import PortTaken, address
 from serving.security.tls import TLS
 from serving.security.tokens import Client
 from serving.settings import Settings
+from serving.telemetry.logs import log_event
 from serving.transport.grpc_options import server_options
-from serving.transport.routes import Routes, Streaming, Unary
+from serving.transport.routes import Handler, Routes, Streaming, Unary
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 GrpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -127,23 +130,37 @@ class _Handlers(grpc.GenericRpcHandler):
             handler, client = self._routes.find(call.method, lambda: call.invocation_metadata)
         except RequestError as error:
             return self._refusal(call.method, error)
-        return self._unary(handler, client) if isinstance(handler, Unary) else self._streaming(handler, client)
+        if isinstance(handler, Unary):
+            return self._unary(call.method, handler, client)
+        return self._streaming(call.method, handler, client)
 
-    def _unary(self, handler: Unary, client: Client | None) -> GrpcHandler:
+    def _unary(self, path: str, handler: Unary, client: Client | None) -> GrpcHandler:
         async def answer(encoded: bytes, context: Context) -> bytes:
+            if error := _too_large(encoded, handler):
+                self._routes.refuse(path, error, context.peer)
+                await _abort(context, error)
             work = handler.answer(encoded, _call(client, context))
             del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
-            return await self._finish(work, context)
+            return await self._finish(path, work, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _streaming(self, handler: Streaming, client: Client | None) -> GrpcHandler:
+    def _streaming(self, path: str, handler: Streaming, client: Client | None) -> GrpcHandler:
+        async def bounded(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            async for encoded in requests:
+                if error := _too_large(encoded, handler):
+                    self._routes.refuse(path, error, context.peer)
+                    raise error
+                yield encoded
+
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-            await self._finish(handler.run(requests, context.write, _call(client, context)), context)
+            if handler.max_bytes is not None:
+                requests = bounded(requests, context)
+            await self._finish(path, handler.run(requests, context.write, _call(client, context)), context)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    async def _finish(self, work: Awaitable[Result], context: Context) -> Result:
+    async def _finish(self, path: str, work: Awaitable[Result], context: Context) -> Result:
         """Awaits the work of a call, and ends the call with the status of its error."""
         try:
             return await work
@@ -152,6 +169,13 @@ class _Handlers(grpc.GenericRpcHandler):
             if self._holding and isinstance(error, Stopping):
                 await self._closed.wait()
             await _abort(context, error)
+            raise
+        except Exception as error:  # gRPC would tell the caller the class and the text of the exception
+            if type(error).__module__.partition(".")[0] == "grpc":  # the caller has gone
+                raise
+            message = f"the handler of {self._routes.name(path)} failed"
+            log_event(log, logging.ERROR, "call_failed", message, exc_info=True)
+            await _abort(context, Internal("internal error"))
             raise
 
     def _refusal(self, path: str, error: RequestError) -> GrpcHandler:
@@ -168,6 +192,13 @@ def _call(client: Client | None, context: Context) -> Call:
     remaining: float | None = context.time_remaining()
     deadline = math.inf if remaining is None else time.monotonic() + remaining
     return Call(deadline, client, None, context.peer, context.invocation_metadata)
+
+
+def _too_large(encoded: bytes, handler: Handler) -> TooLarge | None:
+    """Returns the error of a message over the limit of its method; gRPC itself knows only that of the server."""
+    if handler.max_bytes is None or len(encoded) <= handler.max_bytes:
+        return None
+    return TooLarge(f"the message is {len(encoded)} bytes, this method takes {handler.max_bytes}")
 
 
 async def _abort(context: Context, error: RequestError) -> None:

@@ -108,11 +108,11 @@ def _unary_handler(dispatcher: Dispatcher, method: Method[Any, Any]) -> Unary:
     def answer(encoded: bytes, call: Call) -> Awaitable[bytes]:
         return dispatcher.traced(method, call, dispatcher.answer(method, encoded, call))
 
-    return Unary(answer, method)
+    return Unary(answer, method, method.max_bytes)
 
 
 def _stream_handler(streams: Streams, method: Method[Any, Any]) -> Streaming:
     def run(requests: AsyncIterator[bytes], write: Write, call: Call) -> Awaitable[None]:
         return streams.run(method, requests, write, call)
 
-    return Streaming(run)
+    return Streaming(run, max_bytes=method.max_bytes)

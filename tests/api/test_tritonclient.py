@@ -144,7 +144,7 @@ async def test_tritonclient_gets_the_reason_of_each_refusal(server: Server, imag
         "model": (unknown, "letters"),
         "version": (unknown, "'1'"),
         "no version": (unknown, "'newest'"),
-        "long name": (unknown, "xxx"),
+        "long name": (invalid, "model_name has "),
         "shape": (invalid, "images has shape [2, 27, 28], expected images, UINT8 [n, 28, 28], n at least 1"),
         "no images": (invalid, "images has shape [0, 28, 28], expected images, UINT8 [n, 28, 28], n at least 1"),
         "datatype": (invalid, "images is of datatype 'FP32', expected images, UINT8 [n, 28, 28]"),
