@@ -19,6 +19,7 @@ NONCE_BYTES = 8
 TAG_BYTES = 16
 AUDITED = 0x80  # flag in the byte of a decision
 _FORMAT = 1
+_LONGEST_NAME = 255  # bytes of the name of a model, and of its version: each length is one byte
 _DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
@@ -50,13 +51,16 @@ class Recognized:
 class RecognitionIds:
     """Issues recognition ids, and parses them."""
 
-    def __init__(self, keys: Sequence[bytes] = ()):
+    def __init__(self, keys: Sequence[bytes] = (), most_digits: int = 10_000):
         """Takes the signing keys.
 
         Args:
             keys: the first key signs, and every key verifies. Without keys, ids are unsigned, and any id is accepted.
+            most_digits: digits of one answer, at most. Longer ids are refused unread.
         """
         self._keys = keys
+        content = HEADER.size + 2 * _LONGEST_NAME + 4 * most_digits + TAG_BYTES
+        self._most_characters = -(-content // 3) * 4
 
     @property
     def signed(self) -> bool:
@@ -89,6 +93,10 @@ class RecognitionIds:
         Raises:
             InvalidRequest: the text is not a recognition id, or its signature matches none of the keys.
         """
+        if len(text) > self._most_characters:
+            raise InvalidRequest(
+                f"a recognition id of {len(text)} characters was not issued here: they have {self._most_characters} at most"
+            )
         try:
             content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
             form, of_field, name_length, number_length, nonce, count = HEADER.unpack_from(content)
@@ -98,6 +106,9 @@ class RecognitionIds:
             payload, tag = content[:size], content[size:]
             if form != _FORMAT or of_field > 1 or not count or len(payload) != size or len(tag) not in (0, TAG_BYTES):
                 raise ValueError
+            # The signature comes before all that takes longer the longer the id is.
+            if self._keys and not any(hmac.compare_digest(sign(key, payload), tag) for key in self._keys):
+                raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
             name, number, digits, marked, levels = _split(payload[HEADER.size :], *lengths)
             decisions = bytes([mark & ~AUDITED for mark in marked])
             audited = [mark & AUDITED > 0 for mark in marked]
@@ -111,8 +122,6 @@ class RecognitionIds:
             answer = Recognized(*named, digits, decisions, audited, confidences, nonce)
         except (binascii.Error, struct.error, ValueError):
             raise InvalidRequest(f"{text[:40]!r} is not a recognition id, expected the id of an answer") from None
-        if self._keys and not any(hmac.compare_digest(sign(key, payload), tag) for key in self._keys):
-            raise InvalidRequest(f"recognition id {text[:40]!r} was not issued here: its signature is wrong")
         return answer
 
 

@@ -15,6 +15,9 @@ A front, such as transport/grpc_front.py, finds the method, admits the caller an
     message_template  an encoded message that is filled in for many answers at once.
     bounds            limits on texts and parameters of a request.
     packed            encodes repeated fields from arrays.
+    typed_pixels      the pixels in typed contents of a long message.
+    wire              counts the fields of a long message before it is built.
+    side_thread       a thread for work on long messages.
     rpc               describes a method: its parts `parse`, `work` and `encode`, and its way by the run.
 
 Both services call the recognizer.

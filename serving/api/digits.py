@@ -8,6 +8,7 @@ from serving.api.bounds import require_short_texts
 from serving.api.digits_by_run import join_in_stream, parse_single_image, parse_single_image_in_stream
 from serving.api.packed import pack_floats, pack_small
 from serving.api.rpc import ByRun, Method
+from serving.api.wire import parse_message
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import InvalidRequest, RequestError, retry_after_milliseconds
@@ -19,8 +20,8 @@ from serving.recognition.recognizer import Recognizer
 
 _SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number in pb.TruthSource.items() if number}
 
-# Size of the largest report: for each truth, what the id of one image with a long model name takes, and as much again.
-_TRUTH_BYTES = 1024
+# Size of the largest report: for each truth, what it takes with the id of one image and a long model name.
+_TRUTH_BYTES = 512
 _LEAST_TRUTH_BYTES = 1 << 20
 
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
@@ -105,8 +106,9 @@ class DigitService:
 
     def parse_truths(self, encoded: bytes) -> list[Truth]:
         """Parses a ReportTruthRequest."""
-        request = pb.ReportTruthRequest.FromString(encoded)
-        count = sum(len(reported.values) for reported in request.truths)
+        request = parse_message(pb.ReportTruthRequest, encoded)
+        values = sum(len(reported.values) for reported in request.truths)
+        count = max(values, len(request.truths)) if values else 0
         if not 0 < count <= self._max_truths_per_request:
             raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
         truths = []
@@ -119,12 +121,12 @@ class DigitService:
 
 def parse_image(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeRequest."""
-    return _image_request(pb.RecognizeRequest.FromString(encoded))
+    return _image_request(parse_message(pb.RecognizeRequest, encoded))
 
 
 def parse_batch(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeBatchRequest."""
-    request = pb.RecognizeBatchRequest.FromString(encoded)
+    request = parse_message(pb.RecognizeBatchRequest, encoded)
     require_short_texts(request)
     options = ReadOptions(request.model, "", request.key, request.target_error_rate, partial=True)
     return ImageRequest(Images(request.images, [*request.crops]), options)
@@ -132,7 +134,7 @@ def parse_batch(encoded: bytes) -> ImageRequest:
 
 def parse_field(encoded: bytes) -> ImageRequest:
     """Parses a ReadFieldRequest."""
-    request = pb.ReadFieldRequest.FromString(encoded)
+    request = parse_message(pb.ReadFieldRequest, encoded)
     require_short_texts(request)
     images = Images(request.images, [*request.crops])
     length = len(images.crops) or len(images.pixels) // IMAGE_BYTES
@@ -144,7 +146,7 @@ def parse_field(encoded: bytes) -> ImageRequest:
 
 def parse_stream_request(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeStreamRequest."""
-    request = pb.RecognizeStreamRequest.FromString(encoded)
+    request = parse_message(pb.RecognizeStreamRequest, encoded)
     return _image_request(request.request, request.timeout_ms / 1000, request.id)
 
 

@@ -13,7 +13,9 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
+from serving.api.side_thread import LONG_BYTES, SideThread
 from serving.api.stream_reply import StreamReply
+from serving.api.wire import TooManyFields
 from serving.call import Call, Pending, Reply
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.token_file import Role
@@ -36,6 +38,7 @@ class Dispatcher:
 
     Attributes:
         methods: every method, by its path.
+        side_thread: works on long messages.
     """
 
     def __init__(self, metrics: Metrics, authenticator: TokenAuthenticator | None, tracing: "Tracing | None"):
@@ -51,6 +54,7 @@ class Dispatcher:
         self._counter = RequestCounter(metrics)
         self._tracing = tracing
         self._run_calls: dict[str, RunCalls] = {}
+        self.side_thread = SideThread()
 
     def add(self, methods: Iterable[Method[Any, Any]]) -> None:
         """Lets callers call these methods."""
@@ -111,7 +115,7 @@ class Dispatcher:
         self._counter.begin()
         try:
             try:
-                request = method.parse(encoded)
+                request = await self._parse(method, encoded)
             except DecodeError:
                 raise _Unreadable(f"the request is not a {method.request} message") from None
             answer = method.encode(await method.work(request, call))
@@ -159,6 +163,15 @@ class Dispatcher:
             reply.wait_for(pending, call.deadline if call.deadline < end_of_stream else None)
         return reply
 
+    async def _parse(self, method: Method[Any, Any], encoded: bytes) -> Any:
+        if len(encoded) <= LONG_BYTES:
+            return method.parse(encoded)
+        return await self.side_thread.run(functools.partial(method.parse, encoded), len(encoded))
+
+    def count_cancelled(self, method: str, call: Call) -> None:
+        """Counts a call whose caller has gone before its request reached a handler."""
+        self._counter.refuse_cancelled(method, call)
+
     def count_refusal(self, method: str, error: RequestError) -> None:
         """Counts a call or stream that ends with an error beside those of its requests."""
         self._counter.refuse(method, error)
@@ -188,7 +201,7 @@ class _Unreadable(InvalidRequest):
 
 
 # Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under.
-_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable)
+_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable, TooManyFields)
 
 
 def release_frames(error: RequestError) -> None:

@@ -6,6 +6,9 @@ import numpy as np
 
 from serving.api import tensors
 from serving.api.bounds import LONGEST_TEXT, require_short_texts
+from serving.api.side_thread import LONG_BYTES
+from serving.api.typed_pixels import cut_pixels
+from serving.api.wire import parse_message
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
@@ -42,11 +45,12 @@ class InferAnswer(NamedTuple):
 
 def parse_infer(encoded: bytes) -> InferRequest:
     """Parses a ModelInferRequest."""
-    request = pb.ModelInferRequest.FromString(encoded)
+    encoded, typed = cut_pixels(encoded) if len(encoded) > LONG_BYTES else (encoded, None)
+    request = parse_message(pb.ModelInferRequest, encoded)
     require_short_texts(request)
     if "sequence_id" in request.parameters:
         raise Unsupported("this server has no sequences: every request is independent")
-    images = Images(*tensors.parse_images(request))
+    images = Images(*tensors.parse_images(request, typed))
     outputs = tensors.parse_output_names(request)
     options = ReadOptions(
         model=request.model_name,
@@ -76,10 +80,10 @@ def encode_stream_infer(answer: InferAnswer) -> bytes:
 
 
 def refuse_in_stream(encoded: bytes, error: RequestError) -> bytes:
-    """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the request's id unless it is too long."""
+    """Encodes the error of one request of a stream as a ModelStreamInferResponse, with the id of the request."""
     response = pb.ModelStreamInferResponse(error_message=str(error))
-    request_id = pb.ModelInferRequest.FromString(encoded).id
-    if len(request_id) <= LONGEST_TEXT:
+    request_id = pb.ModelInferRequest.FromString(cut_pixels(encoded).request).id
+    if len(request_id) <= LONGEST_TEXT:  # else it is the error
         response.infer_response.id = request_id
     return response.SerializeToString()
 

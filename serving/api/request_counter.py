@@ -74,6 +74,10 @@ class RequestCounter:
         self.reject(error.reason)
         self._requests(method, error.code.name).inc()
 
+    def refuse_cancelled(self, method: str, call: Call) -> None:
+        """Counts a call that its caller has cancelled before any of its requests is answered."""
+        self._requests(method, self.reject_cancelled(call).name).inc()
+
     def log_refusal(self, method: str, error: RequestError, peer: Callable[[], str]) -> None:
         """Logs a call that was refused before any of its requests; `peer` returns the caller's address."""
         if log.isEnabledFor(logging.DEBUG):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from serving import contract
 from serving.api.bounds import require_few_parameters
+from serving.api.typed_pixels import decode_pixels
 from serving.errors import InvalidRequest
 from serving.pb.inference import open_inference_pb2 as pb
 
@@ -65,8 +66,12 @@ _DECISIONS = Tensor("decisions", "UINT8", ())
 _REQUESTABLE = {name: tensor for outputs in OUTPUTS.values() for name, tensor in outputs.items()} | {"decisions": _DECISIONS}
 
 
-def parse_images(request: pb.ModelInferRequest) -> tuple[bytes, list[bytes]]:
+def parse_images(request: pb.ModelInferRequest, typed: bytes | None = None) -> tuple[bytes, list[bytes]]:
     """Extracts the images or the crops of a request, from raw or typed contents.
+
+    Args:
+        request: the request.
+        typed: packed content of `uint_contents`, where it was cut out of the request.
 
     Returns:
         n images of 784 bytes, and no crops; or no images, and n crops. n is at least 1.
@@ -88,7 +93,11 @@ def parse_images(request: pb.ModelInferRequest) -> tuple[bytes, list[bytes]]:
         raise InvalidRequest(f"{tensor.name} has shape [{axes}], expected {expected}, n at least 1")
     _refuse_shared_memory(tensor)
     if expected is _IMAGES:
-        return _parse_pixels(request, shape[0]), []
+        return _parse_pixels(request, shape[0], typed), []
+    if typed is not None:
+        raise InvalidRequest(
+            "crops is BYTES, which travels in bytes_contents or in raw_input_contents, not in uint_contents"
+        )
     return b"", _parse_files(request, shape[0])
 
 
@@ -135,8 +144,13 @@ def quote(text: str) -> str:
     return repr(text) if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]!r}..."
 
 
-def _parse_pixels(request: pb.ModelInferRequest, count: int) -> bytes:
-    pixels = _parse_raw(request) if request.raw_input_contents else _parse_typed(request.inputs[0])
+def _parse_pixels(request: pb.ModelInferRequest, count: int, typed: bytes | None) -> bytes:
+    if request.raw_input_contents:
+        pixels = _parse_raw(request)
+    elif typed is not None and not request.inputs[0].contents.ListFields():
+        pixels = decode_pixels(typed)
+    else:
+        pixels = _parse_typed(request.inputs[0])
     expected = count * contract.IMAGE_BYTES
     if len(pixels) != expected:
         raise InvalidRequest(f"images holds {len(pixels)} bytes, expected {expected}: {count} times 28 rows of 28 pixels")

@@ -8,5 +8,6 @@ with capture on, a database of images and truths for the next training.
     drift             how far served images are from a version's training images, and the estimated accuracy.
     capture           hands images and truths to a thread that stores them.
     capture_records   selects the images to capture; the rows to store.
+    turns             lets others have the event loop during a long report.
     capture_store     the database: SQLite or PostgreSQL.
 """

@@ -1,5 +1,6 @@
 """Reported truth: counts how often answers were right, by model version and by source of the truth."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from serving.client.truths import NO_DIGIT
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
 from serving.feedback.capture_records import CapturedTruth, captured_indexes
+from serving.feedback.turns import Turns
 from serving.telemetry.metrics import Metrics
 
 # Truths that a worker remembers at most, to count each once. It forgets the older half at a time.
@@ -57,6 +59,7 @@ class TruthCounter:
         self._capture = capture
         self._recent: set[tuple[bytes, int, str]] = set()
         self._older: set[tuple[bytes, int, str]] = set()
+        self._counting: set[asyncio.Task[int]] = set()  # the event loop itself keeps no task alive
 
     async def report(self, truths: Sequence[Truth]) -> int:
         """Stores and counts all the truths, or none. Skips values that were already counted from the same source.
@@ -68,24 +71,36 @@ class TruthCounter:
             InvalidRequest: a truth names an answer that was not given here, or a value that does not fit its answer.
             TruthNotStored: capture is on, and the truths can't be stored.
         """
-        answers = []
+        answers: list[Recognized] = []
+        records: list[CapturedTruth] = []
+        turns = Turns()
         for number, truth in enumerate(truths):
+            await turns.pause()
             try:
-                answers.append(self._ids.parse(truth.recognition_id))
-                self._check(truth, answers[-1])
+                answer = self._ids.parse(truth.recognition_id)
+                self._check(truth, answer)
             except InvalidRequest as error:
                 raise InvalidRequest(f"truth {number}: {error}") from None
-        if self._capture:
-            await self._capture.keep_truths(
-                [
+            answers.append(answer)
+            if self._capture:
+                records += (
                     CapturedTruth(answer.nonce.hex(), index, truth.source, truth.values[index])
-                    for truth, answer in zip(truths, answers, strict=True)
                     for index in captured_indexes(answer, truth.values)
-                ]
-            )
-        tally = _Tally()
+                )
+        if self._capture:
+            await self._capture.keep_truths(records)
+        # A task of its own: a caller who goes meanwhile must not leave the report half counted.
+        counting = asyncio.create_task(self._count(truths, answers))
+        self._counting.add(counting)
+        counting.add_done_callback(self._counting.discard)
+        return await asyncio.shield(counting)
+
+    async def _count(self, truths: Sequence[Truth], answers: Sequence[Recognized]) -> int:
+        """Counts the values that were not counted before; returns their number."""
+        tally, turns = _Tally(), Turns()
         for truth, answer in zip(truths, answers, strict=True):
             for index, value in truth.values.items():
+                await turns.pause()
                 if self._remember((answer.nonce, index, truth.source)):
                     tally.add(answer, index, value, truth.source)
         tally.count(self._metrics)

@@ -91,7 +91,8 @@ class Server:
 
         self.repository = Repository(settings, self.metrics, self._report_readiness, open_model)
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
-        ids = RecognitionIds(read_signing_keys(settings.recognition_key) if settings.recognition_key else ())
+        keys = read_signing_keys(settings.recognition_key) if settings.recognition_key else ()
+        ids = RecognitionIds(keys, settings.max_images_per_request)
         policy = Policy(
             settings.target_error_rate,
             settings.field_target_error_rate,

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.answers import recognition_id
 from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds, Recognized
 from serving.errors import InvalidRequest
@@ -95,3 +96,19 @@ def test_an_id_holds_that_the_image_was_no_digit(of_field: bool) -> None:
     ids, refused = RecognitionIds([KEY]), bytes([Decision.REJECT_NO_DIGIT])
     answer = ids.parse(ids.issue(Recognized("digits", "1", of_field, bytes([7]), refused, [False], [0.9])))
     assert answer.decisions == refused
+
+
+def test_an_id_longer_than_the_longest_answers_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = RecognitionIds([KEY], most_digits=10)
+    name = "m" * 255
+    longest = ids.issue(Recognized(name, "1" * 255, False, bytes(10), bytes([ACCEPT]) * 10, [False] * 10, [1.0] * 10))
+    assert ids.parse(longest).model == name
+    monkeypatch.setattr(base64, "b64decode", None)
+    with pytest.raises(InvalidRequest, match=r"^a recognition id of 1000000 characters was not issued here"):
+        ids.parse("A" * 1_000_000)
+
+
+def test_the_signature_is_checked_before_the_digits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognition_id, "_split", None)
+    with pytest.raises(InvalidRequest, match="its signature is wrong"):
+        RecognitionIds([KEY]).parse(issue(RecognitionIds([OTHER])))

@@ -11,6 +11,7 @@ from serving.answers.recognition_id import RecognitionIds, Recognized
 from serving.client import Decision, DigitClient, Recognition
 from serving.errors import InvalidRequest
 from serving.feedback import truth as truth_module
+from serving.feedback import turns
 from serving.feedback.accuracy import wilson_interval
 from serving.feedback.truth import Truth, TruthCounter
 from serving.inference.classifier import Classifier
@@ -206,3 +207,29 @@ def test_truth_through_two_workers_gives_the_expected_counts(tmp_path: Path, ima
 def forgery(recognition_id: str) -> Recognition:
     nothing = np.zeros(10, np.float32)
     return Recognition(7, 1.0, nothing, "1", ACCEPT, None, None, recognition_id=recognition_id)
+
+
+async def test_a_long_report_lets_others_have_the_event_loop(
+    truths: TruthCounter, ids: RecognitionIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_SECONDS", 0)
+    report = asyncio.create_task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
+    others = 0
+    while not report.done():
+        await asyncio.sleep(0)
+        others += 1
+    assert report.result() == 100
+    assert others >= 200, "while they are parsed, and while they are counted"
+
+
+async def test_a_report_whose_caller_goes_is_counted_whole(
+    truths: TruthCounter, ids: RecognitionIds, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_SECONDS", 0)
+    report = asyncio.create_task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
+    for _ in range(150):
+        await asyncio.sleep(0)
+    assert report.cancel()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert value(metrics.registry, "digits_truth_total") == 100

@@ -1,9 +1,8 @@
 """Methods that take protobuf messages, for callers that send JSON."""
 
-import asyncio
+import functools
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import DecodeError, Message
@@ -17,8 +16,9 @@ _LONG_BYTES = 1 << 13
 
 _MAX_DEPTH = 20  # of nested JSON; no message of the service has more than four levels
 
-# Bytes of long requests that wait for conversion, at most: nothing else bounds them once they have arrived.
-_MAX_WAITING_BYTES = 64 << 20
+# Bytes of a request, at most, which is the least that any server takes as protobuf. The parsers of JSON and base64 hold the
+# interpreter until they end: 10 ms for 4 MiB.
+_MAX_BYTES = 4 << 20
 
 # Values in a request, about. The parser holds the interpreter until it ends: 15 MB of small values stop the event loop for
 # a third of a second and take 400 MB. A long string, such as the images of a call, costs neither.
@@ -38,8 +38,6 @@ class JsonCalls:
         """Counts refused requests by `routes`."""
         self._routes = routes
         self._adapted: dict[str, Unary] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="json")  # Python converts no faster on several
-        self._waiting_bytes = 0
 
     def adapt(self, path: str, handler: Unary) -> Unary:
         """Returns a handler of the same method that takes and returns JSON.
@@ -57,6 +55,8 @@ class JsonCalls:
         request, answer = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
 
         def parse(text: bytes) -> bytes:
+            if sum(map(text.count, _SEPARATORS)) > _MAX_VALUES:
+                raise TooLarge(f"the JSON has over {_MAX_VALUES} values; send protobuf, or images as one string")
             if text.lstrip()[:1] != b"{":
                 raise json_format.ParseError("expected a JSON object")  # the parser takes [] for an empty message
             return json_format.Parse(
@@ -70,8 +70,6 @@ class JsonCalls:
 
         async def answer_json(text: bytes, call: Call) -> bytes:
             try:
-                if sum(map(text.count, _SEPARATORS)) > _MAX_VALUES:
-                    raise TooLarge(f"the JSON has over {_MAX_VALUES} values; send protobuf, or images as one string")
                 message = await self._converted(parse, text)
             except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:
                 reason = str(error)[:_REASON_CHARACTERS]
@@ -83,20 +81,10 @@ class JsonCalls:
                 raise
             return await self._converted(encode, await handler.answer(message, call))
 
-        return Unary(answer_json)
+        return Unary(answer_json, max_bytes=min(handler.max_bytes or _MAX_BYTES, _MAX_BYTES))
 
     async def _converted(self, convert: Callable[[bytes], bytes], content: bytes) -> bytes:
         """Converts a message, off the event loop if it is long. Raises TooBusy, or what `convert` raises."""
         if len(content) < _LONG_BYTES:
             return convert(content)
-        if self._waiting_bytes + len(content) > _MAX_WAITING_BYTES:
-            raise TooBusy(f"{_MAX_WAITING_BYTES} bytes wait for conversion from or to JSON, which is the limit")
-        self._waiting_bytes += len(content)
-        converting = asyncio.get_running_loop().run_in_executor(self._thread, convert, content)
-        converting.add_done_callback(lambda done: self._release(done, len(content)))
-        return await asyncio.shield(converting)  # the thread keeps the content, also of a caller who has gone
-
-    def _release(self, done: "asyncio.Future[bytes]", size: int) -> None:
-        self._waiting_bytes -= size
-        if not done.cancelled():
-            done.exception()  # else asyncio logs the error of a caller who has gone
+        return await self._routes.dispatcher.side_thread.run(functools.partial(convert, content), len(content))

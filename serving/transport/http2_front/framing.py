@@ -10,7 +10,8 @@ from serving.errors import InvalidRequest, RequestError, TooLarge, Unsupported
 
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">BI")
-_COMPRESSED = 1
+COMPRESSED = 1
+"""The flag of a compressed message."""
 
 ENCODINGS = b"identity, deflate, gzip"
 """The compressions of requests that the server reads, in the form of the header grpc-accept-encoding."""
@@ -35,6 +36,15 @@ def read_prefix(body: bytes | bytearray, max_bytes: int) -> tuple[int, int]:
     return flags, size
 
 
+def cut_message(part: bytearray, size: int) -> bytes:
+    """Takes a message of `size` bytes and its prefix out of the start of `part`."""
+    end = PREFIX_BYTES + size
+    with memoryview(part)[PREFIX_BYTES:end] as content:
+        message = bytes(content)
+    del part[:end]
+    return message
+
+
 def read_only_message(body: bytes | bytearray, encoding: bytes, max_bytes: int) -> bytes:
     """Returns the one message of a unary request.
 
@@ -51,8 +61,9 @@ def read_only_message(body: bytes | bytearray, encoding: bytes, max_bytes: int) 
     flags, size = read_prefix(body, max_bytes)
     if len(body) != PREFIX_BYTES + size:
         raise InvalidRequest(f"the request has {len(body) - PREFIX_BYTES} bytes after its prefix, which announces {size}")
-    content = bytes(body[PREFIX_BYTES:])
-    return decompress(content, encoding, max_bytes) if flags & _COMPRESSED else content
+    with memoryview(body)[PREFIX_BYTES:] as content:  # a slice of a bytearray would be a second copy
+        message = bytes(content)
+    return decompress(message, encoding, max_bytes) if flags & COMPRESSED else message
 
 
 def decompress(content: bytes, encoding: bytes, max_bytes: int) -> bytes:

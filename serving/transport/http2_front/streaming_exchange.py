@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from serving.errors import InvalidRequest, RequestError
 from serving.transport.http2_front.dialect import StreamDialect
 from serving.transport.http2_front.engine import STREAM_WINDOW, Http2Error
 from serving.transport.http2_front.exchange import Exchange
-from serving.transport.http2_front.framing import PREFIX_BYTES, read_only_message, read_prefix
+from serving.transport.http2_front.framing import COMPRESSED, PREFIX_BYTES, cut_message, decompress, read_prefix
 from serving.transport.http2_front.head import Head
 from serving.transport.http2_front.limits import STREAM_ANSWER_BYTES
 from serving.transport.routes import Streaming
@@ -42,7 +43,7 @@ class StreamingExchange(Exchange):
         self._begun = False  # True once the headers of the answers are sent
         self._handler = handler
         self._part = bytearray()  # of the message that is arriving
-        self._requests: deque[bytes] = deque()
+        self._requests: deque[tuple[bytes, int]] = deque()  # each with its flags
         self._waiting_bytes = 0  # of the requests that wait for the handler
         self._unacknowledged = 0
         self._arrival = asyncio.Event()  # set once there is a request, or will be none any more
@@ -126,28 +127,36 @@ class StreamingExchange(Exchange):
             while self._requests:
                 if not len(self._requests) % _REQUESTS_IN_A_ROW:
                     await asyncio.sleep(0)  # a handler that never waits would hold the event loop for all that have arrived
-                message = self._requests.popleft()
+                message, flags = self._requests.popleft()
                 self._waiting_bytes -= len(message) + _MESSAGE_OVERHEAD
                 self.connection.hold(self, -len(message) - _MESSAGE_OVERHEAD)
                 self._acknowledge()
-                yield message
+                yield await self._decompressed(message) if flags & COMPRESSED else message
             if self.request_ended:
                 return
             self._arrival.clear()
+
+    async def _decompressed(self, content: bytes) -> bytes:
+        """Decompresses a message off the event loop. Raises RequestError, which ends the stream and is counted here."""
+        routes = self.connection.front.routes
+        encoding = self.head.fields.get(b"grpc-encoding", b"")
+        read = functools.partial(decompress, content, encoding, self.message_limit)
+        try:
+            return await routes.dispatcher.side_thread.run(read, len(content))
+        except RequestError as error:
+            routes.refuse(self.head.path, error, self.call.peer)
+            raise
 
     def _cut_messages(self) -> None:
         """Moves complete messages from the part to the requests. Raises RequestError."""
         limit = self.message_limit
         while len(self._part) >= PREFIX_BYTES:  # `hold` may refuse the call, which clears the part
-            _, size = read_prefix(self._part, limit)
-            end = PREFIX_BYTES + size
-            if len(self._part) < end:
+            flags, size = read_prefix(self._part, limit)
+            if len(self._part) < PREFIX_BYTES + size:
                 break
-            message = read_only_message(self._part[:end], self.head.fields.get(b"grpc-encoding", b""), limit)
-            del self._part[:end]
-            self._requests.append(message)
-            self._waiting_bytes += len(message) + _MESSAGE_OVERHEAD
-            self.connection.hold(self, len(message) + _MESSAGE_OVERHEAD - end)
+            self._requests.append((cut_message(self._part, size), flags))
+            self._waiting_bytes += size + _MESSAGE_OVERHEAD
+            self.connection.hold(self, _MESSAGE_OVERHEAD - PREFIX_BYTES)
             self.waits_since = None
         if self._part and self.waits_since is None:
             self.waits_since = self.connection.heard

@@ -1,9 +1,12 @@
 """A call with one request and one answer: the request is gathered, read and answered."""
 
+import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 from serving.api.dispatch import release_frames
+from serving.api.side_thread import LONG_BYTES
 from serving.call import Call, Pending
 from serving.errors import RequestError, TooLarge
 from serving.transport.http2_front.dialect import Dialect
@@ -58,6 +61,9 @@ class UnaryExchange(Exchange):
         body, self._body = self._body, b""
         self.waits_since, self.request_ended = None, True
         self.connection.hold(self, self.head.size - self.held)
+        if len(body) > LONG_BYTES or self.head.compressed:
+            self._task = self.connection.front.loop.create_task(self._read_aside(body))
+            return
         try:
             message = self._dialect.read(body, self.head, self.message_limit)
         except RequestError as error:
@@ -85,6 +91,25 @@ class UnaryExchange(Exchange):
             self._pending.abandon()
             return True
         return super()._stop_work()
+
+    async def _read_aside(self, body: bytes | bytearray) -> None:
+        """Reads a request off the event loop: a kilobyte of gzip may hold a megabyte, and base64 takes time by the byte."""
+        routes = self.connection.front.routes
+        read = functools.partial(self._dialect.read, body, self.head, self.message_limit)
+        try:
+            message = await routes.dispatcher.side_thread.run(read, len(body))
+        except RequestError as error:
+            release_frames(error)
+            routes.refuse(self.head.path, error, self.call.peer)
+            self.fail(error)
+        except asyncio.CancelledError:
+            routes.dispatcher.count_cancelled(routes.name(self.head.path), self.call)
+            raise
+        except Exception:
+            self._report_bug()
+        else:
+            del body, read
+            await self._run(message)
 
     async def _run(self, message: bytes) -> None:
         try:

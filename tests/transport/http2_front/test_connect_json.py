@@ -11,10 +11,9 @@ import pytest
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
-from serving.api import digits, open_inference
+from serving.api import digits, open_inference, side_thread
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
-from serving.transport.connect import json_calls
 from tests.support.calls import TIMEOUT
 from tests.support.digit_calls import connect, recognize
 from tests.support.http2_client import Response, http2_client
@@ -134,7 +133,7 @@ async def test_a_request_of_too_many_values_is_refused_unparsed(server: Server, 
 async def test_long_requests_above_the_limit_of_those_that_wait_are_refused(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_calls, "_MAX_WAITING_BYTES", 150_000)
+    monkeypatch.setattr(side_thread, "_MAX_WAITING_BYTES", 150_000)
     parse, may_go_on = json_format.Parse, threading.Event()
 
     def slow_parse(*arguments: Any, **options: Any) -> Any:

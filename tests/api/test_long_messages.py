@@ -1,0 +1,106 @@
+"""Long messages: their fields are counted before they are built, and typed pixels are read without building them."""
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from serving.api.infer_messages import parse_infer
+from serving.api.packed import pack_message
+from serving.api.side_thread import LONG_BYTES
+from serving.api.typed_pixels import cut_pixels, decode_pixels
+from serving.api.wire import MOST_FIELDS, TooManyFields, parse_message
+from serving.errors import InvalidRequest
+from serving.pb.digits.v1 import digit_service_pb2 as pb
+from serving.pb.inference import open_inference_pb2 as oip
+
+MANY = MOST_FIELDS + 1
+
+BOMBS: dict[str, tuple[type[Message], bytes]] = {
+    "empty truths": (pb.ReportTruthRequest, b"\x0a\x00" * MANY),
+    "values of one truth": (pb.ReportTruthRequest, pack_message(1, b"\x1a\x00" * MANY)),
+    "empty crops": (pb.RecognizeBatchRequest, b"\x22\x00" * MANY),
+    "repeated texts": (pb.RecognizeRequest, b"\x12\x00" * MANY),
+    "unknown fields": (pb.RecognizeRequest, b"\x78\x01" * MANY),
+    "groups": (pb.RecognizeRequest, b"\x7b\x7c" * MANY),
+    "empty inputs": (oip.ModelInferRequest, b"\x2a\x00" * MANY),
+    "empty outputs": (oip.ModelInferRequest, b"\x32\x00" * MANY),
+    "parameters": (oip.ModelInferRequest, b"\x22\x00" * MANY),
+    "a long shape": (oip.ModelInferRequest, oip.ModelInferRequest(inputs=[{"shape": [1] * 8 * MANY}]).SerializeToString()),
+    "floats": (
+        oip.ModelInferRequest,
+        oip.ModelInferRequest(inputs=[{"contents": {"fp32_contents": [1.0] * 2 * MANY}}]).SerializeToString(),
+    ),
+    "fields before a fault": (pb.ReportTruthRequest, b"\x0a\x00" * MANY + b"\xff"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_message_of_many_fields_is_not_built(name: str) -> None:
+    kind, encoded = BOMBS[name]
+    with pytest.raises(TooManyFields, match=r"has over 100000 fields, which is the limit"):
+        parse_message(kind, encoded)
+
+
+def test_a_long_message_of_few_fields_is_built() -> None:
+    batch = pb.RecognizeBatchRequest(crops=[b"a" * 20] * 10_000)
+    assert len(batch.SerializeToString()) > LONG_BYTES
+    assert parse_message(pb.RecognizeBatchRequest, batch.SerializeToString()) == batch
+
+
+@pytest.mark.parametrize("tail", [b"\xff" * 20, b"\x0a", b"\x0a\xff", b"\x09", b"\x0f", b"\x0a\x05abc"])
+def test_a_malformed_long_message_is_left_to_the_parser(tail: bytes) -> None:
+    encoded = pb.RecognizeBatchRequest(images=bytes(LONG_BYTES)).SerializeToString() + tail
+    with pytest.raises(Exception, match=r"[Pp]ars|decod"):
+        parse_message(pb.RecognizeBatchRequest, encoded)
+
+
+def typed(pixels: list[int], **contents: object) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(id="a", model_name="digits")
+    tensor = request.inputs.add(name="images", datatype="UINT8", shape=[len(pixels) // 784, 28, 28])
+    tensor.parameters["p"].bool_param = True
+    tensor.contents.uint_contents.extend(pixels)
+    request.outputs.add(name="logits")
+    return request
+
+
+def test_typed_pixels_of_a_long_message_are_those_of_a_short_one() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, 784 * 2000)
+    encoded = typed(pixels.tolist()).SerializeToString()
+    assert cut_pixels(encoded).pixels is not None
+    request = parse_infer(encoded)
+    assert request.images.pixels == pixels.astype(np.uint8).tobytes()
+    assert (request.id, request.outputs, request.raw) == ("a", ["logits"], False)
+
+
+@pytest.mark.parametrize("value", [256, 300, 16_384, 1 << 31])
+def test_a_typed_value_over_255_is_refused(value: int) -> None:
+    with pytest.raises(InvalidRequest, match=r"images holds a value over 255, expected UINT8: 0 to 255"):
+        parse_infer(typed([*[7] * (784 * 200 - 1), value]).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("packed", "pixels"), [(b"", b""), (b"\x80\x00\x81\x01", b"\x00\x81"), (b"\x7f\xff\x01", b"\x7f\xff")]
+)
+def test_varints_of_one_or_two_bytes_are_pixels(packed: bytes, pixels: bytes) -> None:
+    assert decode_pixels(packed) == pixels
+
+
+@pytest.mark.parametrize("packed", [b"\x80", b"\x80\x80\x00", b"\x01\xff\x02"])
+def test_other_varints_are_no_pixels(packed: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_pixels(packed)
+
+
+def test_typed_pixels_in_two_parts_are_not_cut_out_but_counted() -> None:
+    encoded = typed([1] * 784_000).SerializeToString()
+    twice = encoded + oip.ModelInferRequest(inputs=[{"name": "second"}]).SerializeToString()
+    assert cut_pixels(twice) == (twice, None)
+    with pytest.raises(TooManyFields):
+        parse_infer(encoded + encoded)
+
+
+def test_long_typed_contents_of_two_kinds_are_refused() -> None:
+    request = typed([1] * 784_000)
+    request.inputs[0].contents.fp32_contents.append(1.0)
+    with pytest.raises(InvalidRequest, match=r"its contents are fp32_contents"):
+        parse_infer(request.SerializeToString())
