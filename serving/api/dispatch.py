@@ -114,6 +114,8 @@ class Dispatcher:
         code = Code.INTERNAL
         self._counter.begin()
         try:
+            if call.client is not None:
+                call.client.require_valid()  # it may have been revoked while its message arrived
             try:
                 request = await self._parse(method, encoded)
             except DecodeError:
@@ -153,7 +155,16 @@ class Dispatcher:
 
         Returns:
             The answer, or a RequestError that ends the stream. Cancelling it takes the request out of the service.
+
+        Raises:
+            Unauthenticated: the client was revoked, whatever the request is.
         """
+        if call.client is not None:
+            try:
+                call.client.require_valid()
+            except Unauthenticated as error:
+                self.count_refusal(method.name, error)
+                raise
         end_of_stream = call.deadline
         reply = StreamReply(functools.partial(_refuse, method, encoded))
         pending = self.enter(method, encoded, call, reply)

@@ -41,6 +41,11 @@ class Client:
         self.roles = entry.roles
         self._images_per_second = entry.images_per_second
 
+    def require_valid(self) -> None:
+        """Raises Unauthenticated if the client was revoked, as may happen in the middle of a stream."""
+        if self.revoked:
+            raise Unauthenticated(_UNAUTHENTICATED)
+
     def spend(self, images: int) -> None:
         """Charges `images` to the client's rate limit.
 
@@ -49,10 +54,9 @@ class Client:
 
         Raises:
             RateLimited: the limit is used up, and nothing was charged; the error has the time after which to retry.
-            Unauthenticated: the client was revoked, as may happen in the middle of a stream.
+            Unauthenticated: the client was revoked.
         """
-        if self.revoked:
-            raise Unauthenticated(_UNAUTHENTICATED)
+        self.require_valid()
         if self._images_per_second is None:
             return
         wait = self._limits.take(self._slot, images, self._images_per_second)

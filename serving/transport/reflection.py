@@ -29,15 +29,17 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
     async def run(requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         with places.take(call.peer()):
             # The stubs of grpc_reflection declare this async generator as a coroutine.
-            answers: Any = servicer.ServerReflectionInfo(_parsed(requests), None)
+            answers: Any = servicer.ServerReflectionInfo(_parsed(requests, call), None)
             async for answer in answers:
                 await write(answer.SerializeToString())
 
     return {f"/{name}/ServerReflectionInfo": Streaming(run, endless=True, max_bytes=_MAX_BYTES) for name in NAMES}
 
 
-async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+async def _parsed(requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
     async for encoded in requests:
+        if call.client is not None:
+            call.client.require_valid()
         try:
             yield reflection_pb2.ServerReflectionRequest.FromString(encoded)
         except DecodeError:

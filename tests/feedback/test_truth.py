@@ -213,7 +213,7 @@ async def test_a_long_report_lets_others_have_the_event_loop(
     truths: TruthCounter, ids: RecognitionIds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "_SECONDS", 0)
-    report = asyncio.create_task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
+    report = asyncio.Task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
     others = 0
     while not report.done():
         await asyncio.sleep(0)
@@ -226,7 +226,7 @@ async def test_a_report_whose_caller_goes_is_counted_whole(
     truths: TruthCounter, ids: RecognitionIds, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "_SECONDS", 0)
-    report = asyncio.create_task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
+    report = asyncio.Task(truths.report([keyed(issue(ids), 0, "7") for _ in range(100)]))
     for _ in range(150):
         await asyncio.sleep(0)
     assert report.cancel()

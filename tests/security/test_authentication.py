@@ -1,12 +1,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving.api import digits
+from serving.api import digits, open_inference
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.process.server import Server
@@ -101,6 +102,48 @@ async def test_a_stream_ends_when_its_clients_token_is_withdrawn(
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await stream.read()
     assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+STREAMS = {
+    **dict.fromkeys(
+        ["one image", "no message", "no image", "an unknown model", "nothing"], f"/{digits.NAME}/RecognizeStream"
+    ),
+    "no tensor": f"/{open_inference.NAME}/ModelStreamInfer",
+    "a listing": "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "no listing": "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+}
+MESSAGES = {
+    "one image": pb.RecognizeStreamRequest(request=pb.RecognizeRequest(image=bytes(784))).SerializeToString(),
+    "no image": pb.RecognizeStreamRequest(request=pb.RecognizeRequest(image=b"a")).SerializeToString(),
+    "an unknown model": pb.RecognizeStreamRequest(
+        request=pb.RecognizeRequest(image=bytes(784), model="letters")
+    ).SerializeToString(),
+    "no message": b"\xff",
+    "nothing": b"",
+    "no tensor": b"",
+    "a listing": reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString(),
+    "no listing": b"\xff",
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+async def test_a_stream_of_a_revoked_client_ends_whatever_it_sends_next(
+    channel: tuple[grpc.aio.Channel, Server], tokens: Path, kind: str
+) -> None:
+    opened, server = channel
+    stream: Any = opened.stream_stream(STREAMS[kind])(timeout=TIMEOUT, metadata=bearer(TOKEN))
+    if "Reflection" in STREAMS[kind]:
+        await stream.write(MESSAGES["a listing"])
+        assert await stream.read()
+    else:
+        await until(server.metrics.registry, "digits_open_streams", 1)
+    tokens.write_text(entry("desk", "d3", '"truth"'))
+    await until_calls_end(opened, TOKEN, grpc.StatusCode.UNAUTHENTICATED)
+    await stream.write(MESSAGES[kind])
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await stream.read()
+    assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert str(ended.value.details()).startswith("no valid token")
 
 
 async def test_a_client_over_its_limit_gets_a_retry_time_others_are_served(
