@@ -83,6 +83,7 @@ def run(arguments: list[str], metrics_directory: str) -> int:
         if settings.log_format == "json":
             logs.log_event(log, logging.CRITICAL, "not_started", str(error))
         else:
+            logs.flush()
             print(f"digits serve: {error}", file=sys.stderr)
         return 1
 

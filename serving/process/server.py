@@ -28,6 +28,7 @@ from serving.security.tls import TLS
 from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
+from serving.telemetry.logs import count_dropped_lines
 from serving.telemetry.metrics import Metrics
 from serving.transport import health, reflection
 from serving.transport.grpc_front import GrpcFront
@@ -82,6 +83,7 @@ class Server:
         self._background: set[asyncio.Task[None]] = set()
         self._tracing = tracing.start()
         self.metrics = Metrics(control.directory if control else None)
+        count_dropped_lines(self.metrics.log_lines_dropped.inc)
 
         self._tls = None
         if settings.tls_certificate and settings.tls_key:

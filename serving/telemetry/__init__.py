@@ -9,6 +9,8 @@ page, log lines on stderr, and spans in an OpenTelemetry collector.
     model_statistics       totals of each model version, read back from the metrics.
     multiprocess_metrics   the metrics of several worker processes as one page.
     logs                   the log format, `log_event`, and the trace id in the lines of a traced call.
+    log_queue              writes the log from a thread, and drops lines that nobody takes.
+    log_text               escapes and shortens text for the log.
     tracing                reads OpenTelemetry's environment variables; imports `spans` only if tracing is on.
     spans                  the span of a call, with child spans for framing, queue and inference.
 """

@@ -10,13 +10,16 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from serving.telemetry.log_queue import LogQueue
+from serving.telemetry.log_text import clean, clean_traceback
 
 trace_ids: ContextVar[Mapping[str, str]] = ContextVar("trace_ids", default=MappingProxyType({}))
 """Fields for each line that is logged in the current context: trace_id and span_id of a traced call, else empty.
@@ -35,8 +38,10 @@ def configure(form: str, level: str) -> None:
     Args:
         form: "text" or "json".
         level: the lowest level to log, in lower case. Debug lines of libraries are never logged.
+
+    A thread writes the lines. Where nobody takes them, the queue fills up, and further lines are dropped.
     """
-    handler = logging.StreamHandler()
+    handler = LogQueue()
     handler.addFilter(_RateLimit("opentelemetry", _OPENTELEMETRY_INTERVAL_SECONDS))
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -64,8 +69,24 @@ def log_event(
         logger.log(level, "%s", message, exc_info=exc_info, extra={"event": event, "fields": fields})
 
 
+def flush() -> None:
+    """Waits until the lines so far are written, for at most a second."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def count_dropped_lines(count: Callable[[], object]) -> None:
+    """Has each line counted that is dropped from now on; without `configure`, there are none."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogQueue):
+            handler.count_dropped = count
+
+
 class _JsonFormatter(JsonFormatter):
     """Formats each record as one JSON object on one line."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return clean_traceback(str(super().formatException(ei)), "")
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         log_data.update(
@@ -74,9 +95,11 @@ class _JsonFormatter(JsonFormatter):
             event=getattr(record, "event", "log"),
             pid=record.process,
             logger=record.name,
-            message=record.getMessage(),
-            **{**trace_ids.get(), **getattr(record, "fields", {})},
+            message=clean(record.getMessage(), one_line=False),
+            **trace_ids.get(),
         )
+        for name, value in getattr(record, "fields", {}).items():
+            log_data[name] = clean(value, one_line=False) if isinstance(value, str) else value
         if "exc_info" in message_dict:
             log_data["exception"] = message_dict["exc_info"]
 
@@ -88,9 +111,13 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        record.message = clean(record.message, one_line=True)
         line = super().formatMessage(record)
         ids = "".join(f" {name}={value}" for name, value in trace_ids.get().items())
         return line + ids
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return clean_traceback(super().formatException(ei), "  ")
 
 
 class _RateLimit(logging.Filter):

@@ -103,6 +103,10 @@ class Metrics:
             "idle_time, keepalive, handshake, handshakes_per_second, and http2 for a breach of the protocol or a flood.",
             ["limit"],
         )
+        self.log_lines_dropped = self._counter(
+            "digits_log_lines_dropped",
+            "Lines of the log that were dropped, because nobody took them from stderr as fast as they came.",
+        )
 
     def _define_queue_and_runs(self) -> None:
         self.queue_length = self._gauge("digits_queue_length_images", "Images waiting for a run now.", _VERSION)

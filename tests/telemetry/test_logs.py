@@ -1,3 +1,4 @@
+import fcntl
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.samples.draw import draw
 from serving.settings import BUNDLED
 from tests.support.calls import TIMEOUT
-from tests.support.service import launch
+from tests.support.service import launch, service
 
 
 def logged(form: str, level: str, code: str) -> list[str]:
@@ -223,3 +224,85 @@ def test_a_model_without_a_certified_threshold_is_an_event() -> None:
     assert all(
         "has no certified threshold for an error rate of 0.0001: it accepts no digit" in line["message"] for line in warned
     )
+
+
+HOSTILE = "a\x1b[31m\x85b\u2028c\u202ed\u200be\rf\x00g\ud800h\n2026-11-30 INFO forged"
+ESCAPED = r"a\x1b[31m\x85b\u2028c\u202ed\u200be\rf\x00g\ud800h"
+
+
+def test_a_text_line_shows_control_characters_escaped() -> None:
+    (line,) = logged("text", "info", f"log_event(logging.getLogger('serving'), 20, 'x', {HOSTILE!a})")
+    assert line.endswith(f" INFO {ESCAPED}" + r"\n2026-11-30 INFO forged")
+
+
+def test_json_strings_hold_no_control_characters_but_line_breaks() -> None:
+    (line,) = objects(f"log_event(logging.getLogger('serving'), 20, 'x', {HOSTILE!a}, model={HOSTILE!a})")
+    assert line["message"] == line["model"] == ESCAPED + "\n2026-11-30 INFO forged"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_long_message_is_shortened(form: str) -> None:
+    (line,) = logged(form, "info", "log_event(logging.getLogger('serving'), 20, 'x', 'x' * 1_000_000)")
+    assert len(line) < 9_000
+    assert "...(992000 characters)..." in line
+
+
+def test_the_text_of_an_exception_forges_no_line() -> None:
+    lines = logged(
+        "text",
+        "info",
+        f"try:\n    raise ValueError({HOSTILE!a})\n"
+        "except ValueError:\n    log_event(logging.getLogger('serving'), 40, 'x', 'oh', exc_info=True)",
+    )
+    assert lines[1].startswith("Traceback ")
+    assert lines[-2:] == [f"  ValueError: {ESCAPED}", "  2026-11-30 INFO forged"]
+
+
+def test_a_line_with_wrong_arguments_is_dropped_and_reported() -> None:
+    lines = objects("logging.getLogger('serving').error('%d', 'x')\nlogging.getLogger('serving').error('next')")
+    assert [line["message"] for line in lines[:1]] == ["next"]
+    assert all(line["event"] == "log_lines_dropped" for line in lines[1:])
+
+
+def test_a_log_that_nobody_reads_stops_nothing_and_its_lost_lines_are_counted() -> None:
+    program = (
+        "import logging\nfrom serving.telemetry.logs import configure, count_dropped_lines, log_event\n"
+        "configure('text', 'info')\nlost = []\ncount_dropped_lines(lambda: lost.append(1))\n"
+        "for number in range(2000): log_event(logging.getLogger('serving'), 20, 'x', 'x' * 5000)\n"
+        "print(len(lost), flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lost = int(process.stdout.readline())
+        assert 1000 < lost < 2000
+        process.wait(TIMEOUT)
+        assert process.returncode == 0
+        assert len(process.stderr.read().splitlines()) < 2000 - lost
+
+
+def test_a_log_that_is_read_again_says_how_many_lines_are_missing() -> None:
+    program = (
+        "import logging, sys\nfrom serving.telemetry.logs import configure, log_event\nconfigure('json', 'info')\n"
+        "for number in range(2000): log_event(logging.getLogger('serving'), 20, 'x', 'x' * 5000)\n"
+        "print('full', flush=True)\nsys.stdin.readline()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "full\n"
+        _, log = process.communicate("go on\n", timeout=TIMEOUT)
+    lines = [json.loads(line) for line in log.splitlines()]
+    lost = sum(line["lines"] for line in lines if line["event"] == "log_lines_dropped")
+    assert lost + sum(line["event"] == "x" for line in lines) == 2000
+
+
+def test_a_service_whose_log_nobody_reads_answers_and_stops() -> None:
+    with service("--workers", "1", "--log-level", "debug", "--drain-seconds", "0") as served:
+        assert served.process.stderr is not None
+        fcntl.fcntl(served.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        with DigitClient(served.address, timeout_seconds=TIMEOUT) as client:
+            for _ in range(200):
+                client.recognize(draw(7))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(TIMEOUT) == 0
