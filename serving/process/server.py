@@ -1,6 +1,7 @@
 """Wires the path from port to model, and takes it down without losing a call."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 
@@ -29,6 +30,7 @@ from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.logs import count_dropped_lines
+from serving.telemetry.loop_watchdog import LogHeld, LoopWatchdog
 from serving.telemetry.metrics import Metrics
 from serving.transport import health, reflection
 from serving.transport.grpc_front import GrpcFront
@@ -81,6 +83,7 @@ class Server:
         self._control = control
         self._draining = False
         self._background: set[asyncio.Task[None]] = set()
+        self._watchdog = contextlib.ExitStack()
         self._tracing = tracing.start()
         self.metrics = Metrics(control.directory if control else None)
         count_dropped_lines(self.metrics.log_lines_dropped.inc)
@@ -151,6 +154,8 @@ class Server:
         if self._capture:
             await self._capture.start()
         await self._front.start()
+        if self._settings.log_level == "debug":
+            self._watchdog.enter_context(LoopWatchdog(LogHeld()))
         self._health.set("", SERVING)
         self._report_readiness()
         self._in_background(self.repository.watch())
@@ -189,6 +194,7 @@ class Server:
             self._authenticator.close()
         if self._http:
             self._http.close()
+        self._watchdog.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)
         return stuck
