@@ -66,7 +66,7 @@ _DECISIONS = Tensor("decisions", "UINT8", ())
 _REQUESTABLE = {name: tensor for outputs in OUTPUTS.values() for name, tensor in outputs.items()} | {"decisions": _DECISIONS}
 
 
-def parse_images(request: pb.ModelInferRequest, typed: bytes | None = None) -> tuple[bytes, list[bytes]]:
+def parse_images(request: pb.ModelInferRequest, typed: memoryview | None = None) -> tuple[bytes, list[bytes]]:
     """Extracts the images or the crops of a request, from raw or typed contents.
 
     Args:
@@ -144,7 +144,7 @@ def quote(text: str) -> str:
     return repr(text) if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]!r}..."
 
 
-def _parse_pixels(request: pb.ModelInferRequest, count: int, typed: bytes | None) -> bytes:
+def _parse_pixels(request: pb.ModelInferRequest, count: int, typed: memoryview | None) -> bytes:
     if request.raw_input_contents:
         pixels = _parse_raw(request)
     elif typed is not None and not request.inputs[0].contents.ListFields():

@@ -12,7 +12,7 @@ from serving.pb.inference import open_inference_pb2 as pb
 
 _MOST_PARTS = 1000  # fields of a message that is cut: with more, it has no pixels in this form
 
-_CHUNK_BYTES = 1 << 20  # decoded at once: NumPy holds the interpreter for some milliseconds
+_CHUNK_BYTES = 1 << 18  # decoded at once: NumPy holds the interpreter for some of the time
 
 _INPUTS = pb.ModelInferRequest.INPUTS_FIELD_NUMBER
 _CONTENTS = pb.ModelInferRequest.InferInputTensor.CONTENTS_FIELD_NUMBER
@@ -28,22 +28,23 @@ class Cut(NamedTuple):
     """
 
     request: bytes
-    pixels: bytes | None
+    pixels: memoryview | None
 
 
 def cut_pixels(encoded: bytes) -> Cut:
     """Cuts `uint_contents` out of a request with one input. A request of any other form stays whole."""
     try:
-        before, tensor, after = _cut(encoded, _INPUTS)
+        before, tensor, after = _cut(memoryview(encoded), _INPUTS)
         tensor_before, contents, tensor_after = _cut(tensor, _CONTENTS)
         contents_before, pixels, contents_after = _cut(contents, _VALUES)
     except (IndexError, ValueError):
         return Cut(encoded, None)
-    shortened = tensor_before + pack_message(_CONTENTS, contents_before + contents_after) + tensor_after
-    return Cut(before + pack_message(_INPUTS, shortened) + after, pixels)
+    rest = pack_message(_CONTENTS, b"".join((contents_before, contents_after)))
+    rest = pack_message(_INPUTS, b"".join((tensor_before, rest, tensor_after)))
+    return Cut(b"".join((before, rest, after)), pixels)
 
 
-def decode_pixels(packed: bytes) -> bytes:
+def decode_pixels(packed: bytes | memoryview) -> bytes:
     """Decodes packed varints from 0 to 255 to one byte each.
 
     Raises:
@@ -71,7 +72,7 @@ def _decode(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return values
 
 
-def _cut(encoded: bytes, number: int) -> tuple[bytes, bytes, bytes]:
+def _cut(encoded: memoryview, number: int) -> tuple[memoryview, memoryview, memoryview]:
     """Splits a message into what precedes its one field of a number, the content of the field, and what follows.
 
     Raises:

@@ -1,6 +1,7 @@
 """Reads the wire format of protobuf without building messages. Source: protobuf.dev, "Encoding"."""
 
 import functools
+import time
 from typing import TypeAlias, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -20,6 +21,12 @@ _LONGEST_VARINT = 10  # bytes
 _PACKED_BYTES = 8
 
 Parsed = TypeVar("Parsed", bound=Message)
+
+# The interpreter changes to a waiting thread only every 5 ms, and the event loop would wait so several times for each call.
+_FIELDS_IN_A_ROW = 1000
+_PAUSE_SECONDS = 0.00005
+
+_GROUPS = {GROUP: 1, END_OF_GROUP: -1}  # the numbers of fields in an unknown group have other meanings
 
 _Parts: TypeAlias = "dict[int, Descriptor | None]"
 """By field number: the kind of a nested message, or None for numbers that may be packed. Other fields have no entry."""
@@ -44,34 +51,42 @@ def parse_message(kind: type[Parsed], encoded: bytes) -> Parsed:
 def require_few_fields(encoded: bytes, kind: Descriptor) -> None:
     """Counts the fields of a message, nested ones included: two bytes of an empty field become 100 bytes in memory.
 
-    Where the message is malformed, the rest of its part is not counted: a parser stops there, too.
+    Call it outside the event loop: it pauses now and then. What follows a malformed part is not counted, as a parser stops
+    there, too.
 
     Raises:
         TooManyFields: there are more than MOST_FIELDS. Packed numbers count by their bytes.
     """
-    left = MOST_FIELDS
-    waiting = [(0, len(encoded), kind)]
-    while waiting:
-        place, end, descriptor = waiting.pop()
-        parts = _parts(descriptor)
-        try:
+    left, place = MOST_FIELDS, 0
+    messages = [(len(encoded), kind)]  # the end and the kind of each message around the place
+    try:
+        while messages:
+            end, descriptor = messages[-1]
+            parts, groups = _parts(descriptor), 0
             while place < end:
                 tag, place = read_varint(encoded, place)
                 start, place = skip(encoded, place, tag & 7)
                 left -= 1
-                if tag & 7 == LENGTH_DELIMITED and tag >> 3 in parts:
-                    part = parts[tag >> 3]
-                    if part is None:
-                        left -= (place - start) // _PACKED_BYTES
-                    else:
-                        waiting.append((start, min(place, end), part))
+                groups += _GROUPS.get(tag & 7, 0)
+                is_part = tag & 7 == LENGTH_DELIMITED and not groups and tag >> 3 in parts
+                part = parts[tag >> 3] if is_part else None
+                if is_part and part is None:
+                    left -= (place - start) // _PACKED_BYTES
                 if left < 0:
                     raise TooManyFields(f"the {kind.full_name} has over {MOST_FIELDS} fields, which is the limit")
-        except (IndexError, ValueError):
-            continue
+                if not left % _FIELDS_IN_A_ROW:
+                    time.sleep(_PAUSE_SECONDS)
+                if part is not None and start < place <= end:
+                    messages.append((place, part))
+                    place = start
+                    break
+            else:
+                messages.pop()
+    except (IndexError, ValueError):
+        return
 
 
-def read_varint(encoded: bytes, place: int) -> tuple[int, int]:
+def read_varint(encoded: bytes | memoryview, place: int) -> tuple[int, int]:
     """Returns a number and the place after it. Raises IndexError or ValueError where there is none."""
     number = encoded[place]
     if number < 128:
@@ -85,7 +100,7 @@ def read_varint(encoded: bytes, place: int) -> tuple[int, int]:
     raise ValueError("a number has over ten bytes")
 
 
-def skip(encoded: bytes, place: int, wire_type: int) -> tuple[int, int]:
+def skip(encoded: bytes | memoryview, place: int, wire_type: int) -> tuple[int, int]:
     """Returns where the content of a field starts and ends, given the place after its tag.
 
     Raises:

@@ -30,6 +30,8 @@ BOMBS: dict[str, tuple[type[Message], bytes]] = {
         oip.ModelInferRequest,
         oip.ModelInferRequest(inputs=[{"contents": {"fp32_contents": [1.0] * 2 * MANY}}]).SerializeToString(),
     ),
+    "fields after a group of another meaning": (oip.ModelInferRequest, b"\x7b\x2a\x01\xff\x7c" + b"\x2a\x00" * MANY),
+    "tensors of one field": (oip.ModelInferRequest, b"\x2a\x02\x0a\x00" * MANY),
     "fields before a fault": (pb.ReportTruthRequest, b"\x0a\x00" * MANY + b"\xff"),
 }
 
