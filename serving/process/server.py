@@ -194,6 +194,7 @@ class Server:
             self._authenticator.close()
         if self._http:
             self._http.close()
+        self.dispatcher.side_thread.close()
         self._watchdog.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 
+from serving.api.side_thread import LONG_BYTES
 from serving.errors import InvalidRequest
 from serving.security.tokens import Metadata
 
@@ -20,11 +21,6 @@ _MILLISECONDS = re.compile(rb"\d{1,10}")
 _RESERVED = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
 
 
-# Headers that name the compression of messages: of gRPC and gRPC-Web, and of Connect.
-_ENCODINGS = (b"grpc-encoding", b"content-encoding")
-_PLAIN = b"identity"
-
-
 class Head:
     """The headers of one call.
 
@@ -34,11 +30,11 @@ class Head:
         path: the path, such as "/digits.v1.DigitService/Recognize".
         method: the method of HTTP.
         content_type: the media type of the request, in lower case and without parameters.
-        compressed: the headers name a compression, which some or all messages of the call have.
+        read_at_once: bytes of a body that is read on the event loop, at most; 0 where the headers name a compression.
         size: the size of the headers as HTTP/2 counts it, in bytes.
     """
 
-    __slots__ = ("compressed", "content_type", "fields", "headers", "method", "path", "size")
+    __slots__ = ("content_type", "fields", "headers", "method", "path", "read_at_once", "size")
 
     def __init__(self, headers: RawHeaders):
         self.headers = headers
@@ -46,7 +42,9 @@ class Head:
         self.path = self.fields.get(b":path", b"").decode("ascii", "replace")
         self.method = self.fields.get(b":method", b"")
         self.content_type = self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        self.compressed = any(self.fields.get(name, _PLAIN) != _PLAIN for name in _ENCODINGS)
+        # Of gRPC and gRPC-Web, and of Connect. Most calls have neither.
+        encoding = self.fields.get(b"grpc-encoding") or self.fields.get(b"content-encoding")
+        self.read_at_once = LONG_BYTES if encoding is None or encoding == b"identity" else 0
         self.size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
 
     def grpc_timeout(self) -> float | None:

@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING
 
 from serving.api.dispatch import release_frames
-from serving.api.side_thread import LONG_BYTES
 from serving.call import Call, Pending
 from serving.errors import RequestError, TooLarge
 from serving.transport.http2_front.dialect import Dialect
@@ -61,7 +60,7 @@ class UnaryExchange(Exchange):
         body, self._body = self._body, b""
         self.waits_since, self.request_ended = None, True
         self.connection.hold(self, self.head.size - self.held)
-        if len(body) > LONG_BYTES or self.head.compressed:
+        if len(body) > self.head.read_at_once:
             self._task = self.connection.front.loop.create_task(self._read_aside(body))
             return
         try:

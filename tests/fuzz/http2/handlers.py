@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from serving.api import digits, open_inference
+from serving.api.side_thread import SideThread
 from serving.call import Call, Reply
 from serving.errors import InvalidRequest, RequestError
 from serving.security.tokens import Metadata
@@ -63,6 +64,7 @@ class Handlers:
     Attributes:
         counts: calls by kind.
         methods: those of the dispatcher that `Routes` would make handlers for.
+        side_thread: decompresses messages.
         waiting: calls without a task that are not answered yet.
     """
 
@@ -70,6 +72,7 @@ class Handlers:
         self.counts: Counter[str] = Counter()
         self.waiting: set[Run] = set()
         self.methods: dict[str, Any] = {}
+        self.side_thread = SideThread()
 
     def admit(self, role: str | None, metadata: Callable[[], Metadata | None]) -> None:
         """Admits every caller, as a dispatcher without tokens does."""
@@ -79,6 +82,10 @@ class Handlers:
         """Counts a call that reached no handler."""
         peer()
         self.counts[f"refused: {error.code.name}"] += 1
+
+    def count_cancelled(self, name: str, call: Call) -> None:
+        """Counts a call whose caller has gone while its message was decompressed."""
+        self.counts["gone"] += 1
 
     def enter(self, method: object, encoded: bytes, call: Call, reply: Reply) -> Run | None:
         """Answers a call without a task: at once, soon, never if it is abandoned; None leaves it to its handler."""
