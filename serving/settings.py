@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         "text", description="Format of the log on stderr: text for people; json, one object per line, for machines."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged. debug adds a line per call, never an image or a token."
+        "info",
+        description="Lowest level that is logged. debug adds a line per call, never an image or a token, and names what "
+        "holds the event loop for over 20 ms.",
     )
     host: str = Field(
         "127.0.0.1", description="Address that both ports listen on. 0.0.0.0 accepts calls from other machines."

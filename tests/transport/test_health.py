@@ -4,6 +4,7 @@ import struct
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.api import digits
@@ -90,3 +91,20 @@ async def test_bytes_that_are_no_request_are_refused_by_check_and_watch(server: 
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert error.details() == "the request is not a grpc.health.v1.HealthCheckRequest message"
         assert await check(b"", timeout=TIMEOUT) == health_pb2.HealthCheckResponse(status=SERVING).SerializeToString()
+
+
+async def test_an_unexpected_exception_tells_callers_nothing_and_is_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: bytes) -> str:
+        raise ValueError("a secret of /the/server")
+
+    monkeypatch.setattr(health, "_parse", fail)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        check: Any = channel.unary_unary(f"/{health.NAME}/Check")
+        watch: Any = channel.unary_stream(f"/{health.NAME}/Watch")
+        for call in (check(b"", timeout=TIMEOUT), watch(b"", timeout=TIMEOUT).read()):
+            error = await refused(call)
+            assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+    logged = {record.getMessage() for record in caplog.records if record.levelname == "ERROR"}
+    assert logged == {"the handler of Check failed", "the handler of Watch failed"}
