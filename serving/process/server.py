@@ -188,14 +188,14 @@ class Server:
             stuck = await self.repository.close(max(0.0, end - time.monotonic()))
 
         await self._front.stop(grace_seconds, finish)
+        self._watchdog.close()
+        self.dispatcher.side_thread.close()
         if self._capture:
             await self._capture.close(max(_STORING_SECONDS, end - time.monotonic()))
         if self._authenticator:
             self._authenticator.close()
         if self._http:
             self._http.close()
-        self.dispatcher.side_thread.close()
-        self._watchdog.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop, _FLUSHING_SECONDS)
         return stuck
