@@ -13,7 +13,7 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
-from serving.api.side_thread import LONG_BYTES, SideThread
+from serving.api.side_thread import LONG_BYTES, SideThread, ThreadBusy
 from serving.api.stream_reply import StreamReply
 from serving.api.wire import TooManyFields
 from serving.call import Call, Pending, Reply
@@ -211,8 +211,9 @@ class _Unreadable(InvalidRequest):
     """Bytes that are not a protobuf message."""
 
 
-# Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under.
-_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable, TooManyFields)
+# Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under, or it
+# must not be parsed for its id.
+_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable, TooManyFields, ThreadBusy)
 
 
 def release_frames(error: RequestError) -> None:

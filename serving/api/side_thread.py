@@ -16,6 +16,10 @@ _MAX_WAITING_BYTES = 64 << 20
 Result = TypeVar("Result")
 
 
+class ThreadBusy(TooBusy):
+    """Too many long messages wait. Nothing is known of this one."""
+
+
 class SideThread:
     """Works on long messages one after the other, while the event loop goes on.
 
@@ -35,10 +39,10 @@ class SideThread:
             size: bytes of the message that it keeps.
 
         Raises:
-            TooBusy: too many bytes wait for the thread.
+            ThreadBusy: too many bytes wait for the thread.
         """
         if self._waiting_bytes + size > _MAX_WAITING_BYTES:
-            raise TooBusy(f"long messages of {_MAX_WAITING_BYTES} bytes wait to be parsed, which is the limit")
+            raise ThreadBusy(f"long messages of {_MAX_WAITING_BYTES} bytes wait to be parsed, which is the limit")
         self._waiting_bytes += size
         working = asyncio.get_running_loop().run_in_executor(self._thread, work)
         working.add_done_callback(lambda done: self._release(done, size))

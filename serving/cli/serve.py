@@ -7,6 +7,7 @@ from serving.cli import load_settings
 from serving.errors import CannotStart
 from serving.settings import Settings
 from serving.telemetry import logs
+from serving.telemetry.log_text import clean
 
 _DESCRIPTION = "Answers gRPC calls until SIGTERM or SIGINT, then drains and exits."
 
@@ -84,7 +85,7 @@ def run(arguments: list[str], metrics_directory: str) -> int:
             logs.log_event(log, logging.CRITICAL, "not_started", str(error))
         else:
             logs.flush()
-            print(f"digits serve: {error}", file=sys.stderr)
+            print(f"digits serve: {clean(str(error), one_line=False)}", file=sys.stderr)
         return 1
 
 

@@ -59,6 +59,7 @@ async def _work(end: socket.socket) -> int:
         if not isinstance(error, CannotStart):  # a bug
             reason = f"unexpected {type(error).__name__}: {error}; the log has its traceback"
             logs.log_event(log, logging.ERROR, "worker_broken", f"worker {number}: {reason}", exc_info=True)
+        logs.flush()  # the supervisor kills this process once it has the reason
         channel.send("failed", reason=reason)
         await channel.close()
         return 1

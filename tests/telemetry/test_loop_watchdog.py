@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.api import digits, open_inference
+from serving.api import digits, open_inference, side_thread
 from serving.api.packed import pack_message
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as oip
@@ -132,6 +132,26 @@ async def test_a_heavy_message_does_not_hold_the_loop(server: Server, kind: str)
 
     with loop_stays_free():
         assert await asyncio.to_thread(send) in expected
+
+
+@pytest.mark.parametrize(("waiting", "code"), [(64 << 20, "INVALID_ARGUMENT"), (0, "RESOURCE_EXHAUSTED")])
+@pytest.mark.parametrize("path", [f"/{digits.NAME}/RecognizeStream", f"/{open_inference.NAME}/ModelStreamInfer"])
+async def test_a_heavy_message_ends_its_stream_unparsed(
+    server: Server, path: str, waiting: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_thread, "_MAX_WAITING_BYTES", waiting)
+    message = b"\x22\x00" * (LARGEST // 2)
+
+    def send() -> str:
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            call: Any = channel.stream_stream(path)
+            try:
+                return str([*call(iter([message]), timeout=TIMEOUT)])
+            except grpc.RpcError as error:
+                return str(error.code().name)
+
+    with loop_stays_free():
+        assert await asyncio.to_thread(send) == code
 
 
 def inflated(kind: str) -> tuple[str, bytes, str]:
