@@ -4,6 +4,7 @@
     supervisor.py       serves with several workers on one port: starts, restarts and stops them.
     worker_process.py   one worker as its supervisor sees it.
     worker.py           the main program of a worker.
+    listening_sockets.py  frees the ports of a worker whose supervisor has ended.
     message_channel.py  JSON messages between a supervisor and a worker.
     supervisor_link.py  the worker's end of the messages.
     model_changes.py    the supervisor's end of loading and unloading models.

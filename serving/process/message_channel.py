@@ -12,8 +12,11 @@
 A Load or Unload call reaches one worker, which requests the change. The supervisor has every worker apply the change,
 then sends the result to the worker that requested it.
 
-The channel ends when either process ends. A worker without a supervisor drains and exits, as no one could restart or
-stop it.
+Texts are cut to 8,000 characters, so no message is longer than a line may be. A line that is too long, or is no message,
+raises BrokenChannel: it ends the worker at its other end, never the supervisor.
+
+The channel ends when either process ends. A worker without a supervisor stops listening, drains and exits, as no one could
+restart or stop it.
 """
 
 import asyncio
@@ -30,10 +33,17 @@ log = logging.getLogger(__name__)
 Message = dict[str, Any]
 Verb = Literal["load", "unload"]
 
-_LINE_BYTES = 1 << 20
+_LINE_BYTES = 4 << 20  # room for the names of thousands of unloaded models
+
+_TEXT_CHARACTERS = 8000
+_CUT = "… (cut off)"
 
 # The errors of a Load or Unload that its caller may see; any other is internal.
 _PUBLIC_ERRORS: dict[str, type[RequestError]] = {error.__name__: error for error in (UnknownModel, LoadFailed)}
+
+
+class BrokenChannel(Exception):
+    """The other process has sent something that is no message."""
 
 
 class MessageChannel:
@@ -51,15 +61,29 @@ class MessageChannel:
     def send(self, kind: str, **content: object) -> None:
         """Sends a message. The message is lost if the other process has ended; `receive` then returns None."""
         if not self._writer.is_closing():
-            self._writer.write(json.dumps({"kind": kind, **content}).encode() + b"\n")
+            bounded = {name: cut(value) if isinstance(value, str) else value for name, value in content.items()}
+            self._writer.write(json.dumps({"kind": kind, **bounded}).encode() + b"\n")
 
     async def receive(self) -> Message | None:
-        """Returns the next message; None once the other process has closed the channel."""
+        """Returns the next message; None once the other process has closed the channel.
+
+        Raises:
+            BrokenChannel: a line is too long, or is no message.
+        """
         try:
             line = await self._reader.readline()
         except ConnectionError:
             return None
-        message: Message | None = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError as error:
+            raise BrokenChannel(f"a message is longer than {_LINE_BYTES} bytes") from error
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BrokenChannel("a message is not JSON") from error
+        if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+            raise BrokenChannel("a message is not an object with a kind")
         return message
 
     async def close(self) -> None:
@@ -71,6 +95,11 @@ class MessageChannel:
             log.debug("the other end was closed first")
 
 
+def cut(text: str) -> str:
+    """Returns a text that a message can carry: all of it, or its beginning."""
+    return text if len(text) <= _TEXT_CHARACTERS else text[: _TEXT_CHARACTERS - len(_CUT)] + _CUT
+
+
 async def error_of(change: Callable[[str], Awaitable[None]], model: str) -> list[str] | None:
     """Applies a change to a model, and returns its error as a message carries it.
 
@@ -80,7 +109,7 @@ async def error_of(change: Callable[[str], Awaitable[None]], model: str) -> list
     try:
         await change(model)
     except tuple(_PUBLIC_ERRORS.values()) as error:
-        return [type(error).__name__, str(error)]
+        return [type(error).__name__, cut(str(error))]
     except Exception as error:
         log.exception("loading or unloading %s failed", model)
         return [type(error).__name__, "internal error"]

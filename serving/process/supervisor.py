@@ -24,7 +24,7 @@ from typing import Any
 from serving.errors import CannotStart
 from serving.ports import reserve
 from serving.process.heartbeat import Heartbeat
-from serving.process.message_channel import Message
+from serving.process.message_channel import BrokenChannel, Message
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop, watch_signals
 from serving.process.startup_log import ModelDescription, log_started, log_stopped
@@ -182,7 +182,7 @@ class Supervisor:
         for attempt in itertools.count():
             try:
                 worker = await self._start(number)
-            except OSError as error:  # no room for its metrics, no memory, no process
+            except Exception as error:  # no room for its metrics, no memory, no process, no thread
                 if self._fail_start(f"worker {number} can't be started: {error}"):
                     return
                 message = f"worker {number} can't be started: {error}; trying again in {backoff:g} s"
@@ -193,7 +193,8 @@ class Supervisor:
                 if self._stopping.is_set():
                     self._failed = self._failed or status != 0
                     return
-                if self._fail_start(f"worker {number} exited during its start, with status {status}"):
+                # A worker that a signal has ended, such as that of the kernel out of memory, may start the next time.
+                if status >= 0 and self._fail_start(f"worker {number} exited during its start, with status {status}"):
                     return
                 if time.monotonic() - worker.born >= _LONG_LIFE_SECONDS:
                     backoff = _FIRST_BACKOFF_SECONDS
@@ -224,9 +225,15 @@ class Supervisor:
 
     async def _follow(self, worker: WorkerProcess) -> int:
         """Receives the messages of a worker until it is dead; returns its exit status."""
-        while (message := await worker.channel.receive()) is not None:
-            worker.missed_checks = 0
-            self._receive(worker, message)
+        try:
+            while (message := await worker.channel.receive()) is not None:
+                worker.missed_checks = 0
+                self._receive(worker, message)
+        except Exception as error:  # whatever a worker sends may end that worker, and nothing else
+            reason = f"{worker} has sent a message that can't be used, killing it: {error}"
+            bug = not isinstance(error, BrokenChannel)
+            _log(logging.ERROR, "worker_message_refused", reason, worker, exc_info=bug)
+            worker.kill()
         worker.answers, worker.unready = False, "dead"
         self._count_answering()
         status = await worker.reap(kill=not self._stopping.is_set())
@@ -238,7 +245,7 @@ class Supervisor:
     def _receive(self, worker: WorkerProcess, message: Message) -> None:
         match message["kind"]:
             case "readiness":
-                worker.unready = message["unready"]
+                worker.unready = str(message["unready"])
             case "started":
                 worker.answers = True
                 self._count_answering()

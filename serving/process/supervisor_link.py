@@ -1,15 +1,21 @@
 """A worker's link to its supervisor: takes stop requests, and has every worker load or unload a model."""
 
 import asyncio
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from serving.errors import Stopping
-from serving.process.message_channel import Message, MessageChannel, Verb, error_of, resolve
+from serving.errors import Stopping, UnknownModel
+from serving.process.listening_sockets import ListeningSockets
+from serving.process.message_channel import BrokenChannel, Message, MessageChannel, Verb, error_of, resolve
 from serving.process.shutdown import Stop
 from serving.repository.model_control import ModelControl
+from serving.telemetry.logs import log_event
+
+log = logging.getLogger(__name__)
 
 _STOPPING = "the server is stopping"
+_NAME_BYTES = 255  # of a model, at most: its directory can have no longer name
 
 
 class SupervisorLink:
@@ -31,6 +37,13 @@ class SupervisorLink:
         self._pending: dict[int, asyncio.Future[None]] = {}  # changes that this worker has requested, by id
         self._last_id = 0
         self._alone = False  # the supervisor has ended
+        self._listening: ListeningSockets | None = None
+
+    def serve(self, listening: ListeningSockets) -> None:
+        """Takes the sockets of a worker that has started. It closes them once the supervisor has ended."""
+        self._listening = listening
+        if self._alone:
+            listening.close()
 
     def report_readiness(self, unready: str) -> None:
         """Reports the reason why this worker accepts no traffic; empty when it does."""
@@ -51,6 +64,8 @@ class SupervisorLink:
         await self._request("unload", name)
 
     async def _request(self, verb: Verb, model: str) -> None:
+        if len(model.encode()) > _NAME_BYTES:
+            raise UnknownModel(f"there is no model with a name of {len(model)} characters")
         if self._alone:
             raise Stopping(_STOPPING)
         self._last_id += 1
@@ -65,7 +80,7 @@ class SupervisorLink:
     async def follow(self, models: ModelControl) -> None:
         """Follows the supervisor's messages until it ends; changes are applied to `models`, this worker's own."""
         applying: set[asyncio.Task[None]] = set()
-        while (message := await self._channel.receive()) is not None:
+        while (message := await self._receive()) is not None:
             match message["kind"]:
                 case "stop":
                     self.stops.put_nowait(Stop(message["drain_seconds"], message["grace_seconds"]))
@@ -78,10 +93,21 @@ class SupervisorLink:
                     if waiting is not None and not waiting.done():
                         resolve(waiting, message["error"])
         self._alone = True
+        if self._listening:
+            self._listening.close()  # the next supervisor can take the ports at once
+        message = "the supervisor has ended: this worker stops listening, drains and exits"
+        log_event(log, logging.ERROR, "supervisor_lost", message)
         self.stops.put_nowait(self._orphaned)
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(Stopping(_STOPPING))
+
+    async def _receive(self) -> Message | None:
+        try:
+            return await self._channel.receive()
+        except BrokenChannel:
+            log_event(log, logging.ERROR, "supervisor_message_refused", "unusable message of the supervisor", exc_info=True)
+            return None
 
     async def _apply(self, models: ModelControl, message: Message) -> None:
         error = await error_of(models.load if message["verb"] == "load" else models.unload, message["model"])

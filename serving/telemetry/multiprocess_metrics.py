@@ -119,9 +119,10 @@ class MetricsDirectory(Collector):
         return collected
 
     def remove(self) -> None:
-        """Deletes the directory with its files, and releases the lock."""
+        """Deletes the directory with its files, releases the lock, and deletes what a killed supervisor has left beside it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.lock)
+        _remove_abandoned(self.path.parent)
 
 
 def candidate_directories(named: str) -> list[Path]:

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import grpc
+import pytest
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
@@ -74,3 +75,23 @@ def test_a_worker_that_hangs_at_the_shutdown_is_killed_and_the_status_is_1(tmp_p
         assert status == 1
         assert f"(pid {hanging}) has not ended; killing it" in log
         assert not lives(hanging)
+
+
+@pytest.mark.parametrize("front", ["http2", "grpcio"])
+async def test_a_killed_supervisor_is_replaced_on_its_ports_at_once(
+    tmp_path: Path, request_one: pb.RecognizeRequest, front: str
+) -> None:
+    with service("--workers", "2", "--front", front, "--drain-seconds", "30", **{DIRECTORY: str(tmp_path)}) as killed:
+        orphans = killed.workers()
+        async with connections(killed, 8) as stubs:
+            await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
+            killed.process.kill()
+            killed.process.wait()
+            ports = [where.rpartition(":")[2].partition("/")[0] for where in (killed.address, killed.metrics)]
+            flags = ("--workers", "2", "--front", front, "--grpc-port", ports[0], "--metrics-port", ports[1])
+            with service(*flags, "--drain-seconds", "0") as successor:
+                assert all(lives(pid) for pid in orphans), "they should still drain"
+                await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in stubs))
+                async with connections(successor, 8) as others:
+                    await asyncio.gather(*(stub.Recognize(request_one, timeout=TIMEOUT) for stub in others))
+                assert successor.scrape("digits_requests_total", code="OK") == 8, "orphans should take no new connection"

@@ -79,6 +79,9 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
+                if error.errno == errno.EINVAL:  # shut down from outside: the worker has lost its supervisor
+                    self._loop.remove_reader(listening)
+                    return
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
                 log_event(log, logging.ERROR, "accept_failed", f"can't accept connections: {error.strerror}")
