@@ -58,7 +58,9 @@ class Settings(BaseSettings):
         "holds the event loop for over 20 ms.",
     )
     host: str = Field(
-        "127.0.0.1", description="Address that both ports listen on. 0.0.0.0 accepts calls from other machines."
+        "127.0.0.1",
+        description="Address that both ports listen on; of a name, all addresses. 0.0.0.0 or :: accepts calls from other "
+        "machines, over IPv4 and IPv6.",
     )
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC, Connect and gRPC-Web. 0 takes any free port.")
     metrics_port: int = Field(

@@ -1,6 +1,7 @@
 """`digits serve`: answers gRPC calls until it receives a signal."""
 
 import logging
+import resource
 import sys
 
 from serving.cli import load_settings
@@ -8,6 +9,8 @@ from serving.errors import CannotStart
 from serving.settings import Settings
 from serving.telemetry import logs
 from serving.telemetry.log_text import clean
+
+_OPEN_FILES = 65_536
 
 _DESCRIPTION = "Answers gRPC calls until SIGTERM or SIGINT, then drains and exits."
 
@@ -70,6 +73,7 @@ def run(arguments: list[str], metrics_directory: str) -> int:
     if settings is None:
         return 2
 
+    _raise_file_limit()
     logs.configure(settings.log_format, settings.log_level)
     log = logging.getLogger("serving")
     unknown = load_settings.unknown_variables()
@@ -87,6 +91,16 @@ def run(arguments: list[str], metrics_directory: str) -> int:
             logs.flush()
             print(f"digits serve: {clean(str(error), one_line=False)}", file=sys.stderr)
         return 1
+
+
+def _raise_file_limit() -> None:
+    """Raises the limit of open files, within what the system allows.
+
+    Shells set 1,024, which the connections of callers alone may use up. Probes would then find no socket.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, hard), hard))
 
 
 def _serve_alone(settings: Settings) -> int:

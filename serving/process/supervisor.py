@@ -42,6 +42,7 @@ _LAST_BACKOFF_SECONDS = 10.0
 _LONG_LIFE_SECONDS = 60.0
 
 _CHECKS_PER_TIMEOUT = 3  # of the watchdog, for each worker
+_MISSED_CHECKS_OF_A_READY_WORKER = 1
 
 
 class StartFailed(CannotStart):
@@ -112,7 +113,7 @@ class Supervisor:
             return "draining"
         if not self._started.done():
             return "starting"
-        reasons = [worker.unready if worker.answers else "starting" for worker in [*self._workers.values()]]
+        reasons = [_unready(worker) for worker in [*self._workers.values()]]
         return min(reasons, default="no worker is alive")  # empty, that is ready, if one worker is: "" sorts first
 
     async def run(self, stops: "asyncio.Queue[Stop]", http_port: int) -> int:
@@ -272,6 +273,15 @@ class Supervisor:
 
     def _pids(self) -> list[int]:
         return [worker.process.pid for worker in [*self._workers.values()]]
+
+
+def _unready(worker: WorkerProcess) -> str:
+    """Returns the reason why a worker accepts no traffic; empty when it does."""
+    if not worker.answers:
+        return "starting"
+    if worker.missed_checks > _MISSED_CHECKS_OF_A_READY_WORKER:
+        return "no worker responds"
+    return worker.unready
 
 
 def _log(level: int, event: str, message: str, worker: WorkerProcess, **fields: Any) -> None:

@@ -95,8 +95,8 @@ class SupervisorLink:
         self._alone = True
         if self._listening:
             self._listening.close()  # the next supervisor can take the ports at once
-        message = "the supervisor has ended: this worker stops listening, drains and exits"
-        log_event(log, logging.ERROR, "supervisor_lost", message)
+        ended = "the supervisor has ended: this worker stops listening, drains and exits"
+        log_event(log, logging.ERROR, "supervisor_lost", ended)
         self.stops.put_nowait(self._orphaned)
         for waiting in self._pending.values():
             if not waiting.done():

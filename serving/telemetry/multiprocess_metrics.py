@@ -119,7 +119,7 @@ class MetricsDirectory(Collector):
         return collected
 
     def remove(self) -> None:
-        """Deletes the directory with its files, releases the lock, and deletes what a killed supervisor has left beside it."""
+        """Deletes the directory with its files, releases the lock, and deletes what killed supervisors have left there."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.lock)
         _remove_abandoned(self.path.parent)

@@ -1,35 +1,20 @@
 """The HTTP port for operators: /metrics for Prometheus, /healthz and /readyz for probes."""
 
-import contextlib
 import gzip
 import logging
-import socket
-import socketserver
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
-from typing import Any
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from serving.feedback.accuracy import AccuracyCollector
 from serving.feedback.drift import DriftCollector
-from serving.ports import PortTaken, address
+from serving.ports import listen
+from serving.web.bounded_http import Answer, BoundedHttp, Page, text
 
 log = logging.getLogger(__name__)
-
-# Timeout of a client, from its connection to the last byte of its answer. A timeout per byte would let clients that send a
-# byte now and then hold all slots forever.
-_TIMEOUT_SECONDS = 5.0
-
-# Clients at a time, each with a thread: one that hangs must not block a scrape, and a thousand must not fill the memory.
-_MAX_CLIENTS = 100
-
-_POLL_SECONDS = 0.1  # between checks for a shutdown and for timeouts
 
 
 class HttpServer:
@@ -49,119 +34,68 @@ class HttpServer:
             port: port to listen on; 0 takes any free port.
             metrics: collected for every scrape, in a thread of this server; accuracy and drift are derived from them.
             lost: returns the reason why the process should be restarted, empty if it is alive; called in a thread of
-                this server.
+                this server. It may take seconds.
             unready: returns the reason why the service accepts no traffic, empty if it does; called in such a thread.
 
         Raises:
             PortTaken: the port is taken or not allowed.
         """
-        try:
-            self._server = _Server(host, port, DriftCollector(AccuracyCollector(metrics)), lost, unready)
-        except OSError as error:
-            raise PortTaken(f"cannot listen on {address(host, port)} for metrics: {error.strerror}") from error
-        self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), name="http", daemon=True).start()
+        listening = listen(host, port, "metrics")
+        self.port: int = listening[0].getsockname()[1]
+        pages = {
+            "/metrics": _metrics_page(DriftCollector(AccuracyCollector(metrics))),
+            "/healthz": _state_page(lost, "alive"),
+            "/readyz": _state_page(lambda: unready() or lost(), "ready"),
+        }
+        self._http = BoundedHttp(listening, pages, "not found; this port has /metrics, /healthz and /readyz")
 
     def close(self) -> None:
         """Stops answering and closes the port."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._http.close()
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True  # else a restart fails until the kernel forgets the last connections
-    daemon_threads = True
-    request_queue_size = 128
+def _state_page(why_not: Callable[[], str], good: str) -> Page:
+    def make(_: None) -> Answer:
+        reason = why_not()
+        return text(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, f"{reason or good}\n")
 
-    def __init__(self, host: str, port: int, metrics: Collector, lost: Callable[[], str], unready: Callable[[], str]):
-        self.metrics = metrics
-        self.lost = lost
-        self.unready = unready
-        self._slots = threading.Semaphore(_MAX_CLIENTS)
-        self._deadlines: dict[Any, float] = {}  # of each client, by its socket; time.monotonic
-        self._closing = threading.Lock()  # a socket is not closed while another thread shuts it down
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        super().__init__((host, port), _Handler)
+    return Page(lambda _: None, make)
 
-    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        self._deadlines[request] = time.monotonic() + _TIMEOUT_SECONDS
+
+class _Form(NamedTuple):
+    """The content type that a scraper understands, and whether it takes gzip."""
+
+    content_type: str
+    gzip: bool
+
+
+def _metrics_page(metrics: Collector) -> Page:
+    encoders: dict[str, Callable[[Collector], bytes]] = {}  # by content type, of which there are a handful
+
+    def form(headers: Mapping[str, str]) -> _Form:
+        encode, content_type = _choose_encoder(headers.get("accept", ""))
+        encoders[content_type] = encode
+        return _Form(content_type, gzip_accepted(headers.get("accept-encoding", "")))
+
+    def make(form: _Form) -> Answer:
         try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started, so no thread will release the slot
-            self._slots.release()
-            raise
-
-    def process_request_thread(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
-
-    def service_actions(self) -> None:
-        """Disconnects the clients past their deadline; a thread that reads from one of them sees the end of the stream."""
-        now = time.monotonic()
-        with self._closing:
-            for request in [request for request, deadline in self._deadlines.items() if deadline <= now]:
-                del self._deadlines[request]
-                with contextlib.suppress(OSError):  # already disconnected
-                    request.shutdown(socket.SHUT_RDWR)
-
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        with self._closing:
-            self._deadlines.pop(request, None)
-            super().shutdown_request(request)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("an HTTP client disconnected", exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One client, one request: HTTP/1.0, so that no idle connection holds a thread."""
-
-    server: _Server
-    server_version = "digits"
-    sys_version = ""  # the version of Python is no concern of a client
-
-    def do_GET(self) -> None:
-        match urlsplit(self.path).path:
-            case "/metrics":
-                self._send_metrics()
-            case "/healthz":
-                self._send_state(self.server.lost(), "alive")
-            case "/readyz":
-                self._send_state(self.server.unready(), "ready")
-            case _:
-                self._send(HTTPStatus.NOT_FOUND, "not found; this port has /metrics, /healthz and /readyz\n")
-
-    do_HEAD = do_GET  # noqa: N815 - http.server looks for these names
-
-    def log_message(self, format: str, *values: object) -> None:  # noqa: A002 - the name is http.server's
-        log.debug(format, *values)
-
-    def _send_state(self, why_not: str, good: str) -> None:
-        self._send(HTTPStatus.SERVICE_UNAVAILABLE if why_not else HTTPStatus.OK, f"{why_not or good}\n")
-
-    def _send_metrics(self) -> None:
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        try:
-            page = encode(self.server.metrics)
+            page = encoders[form.content_type](metrics)
         except Exception:
             log.exception("the metrics could not be collected")
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics could not be collected; the log says why\n")
-        else:
-            self._send(HTTPStatus.OK, page, content_type)
+            return text(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics could not be collected; the log says why\n")
+        headers = {"Content-Type": form.content_type}
+        if form.gzip:
+            page = gzip.compress(page, compresslevel=1)
+            headers["Content-Encoding"] = "gzip"
+        return Answer(HTTPStatus.OK, page, headers)
 
-    def _send(self, status: HTTPStatus, body: str | bytes, content_type: str = "text/plain; charset=utf-8") -> None:
-        content = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        if gzip_accepted(self.headers.get("Accept-Encoding", "")):
-            content = gzip.compress(content, compresslevel=1)
-            self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+    return Page(form, make)
+
+
+def _choose_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Returns the encoder for an Accept header, and its content type: plain text for a header that is not understood."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
+    return encode, content_type

@@ -2,7 +2,6 @@ import gzip
 import http.client
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -49,15 +48,6 @@ def get(server: HttpServer, path: str, method: str = "GET", **headers: str) -> t
     return answer.status, answer.headers, body
 
 
-def lives_again(server: HttpServer) -> bool:
-    """Probes until a slot is free; returns true if the probe is answered with 200."""
-    end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end:
-        with suppress(ConnectionError):
-            return get(server, "/healthz")[0] == 200
-    return False
-
-
 def test_metrics_come_in_the_form_that_is_asked_for(server: HttpServer) -> None:
     status, headers, body = get(server, "/metrics")
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -82,7 +72,7 @@ def test_readiness_has_its_reason_and_is_apart_from_liveness(server: HttpServer,
 def test_a_process_that_stands_still_is_not_alive(server: HttpServer, state: State) -> None:
     state.hang = "the event loop has not turned for 2 s"
     assert get(server, "/healthz")[::2] == (503, b"the event loop has not turned for 2 s\n")
-    assert get(server, "/readyz")[::2] == (200, b"ready\n")
+    assert get(server, "/readyz")[::2] == (503, b"the event loop has not turned for 2 s\n")
 
 
 def test_unknown_paths_are_404_and_garbage_does_no_harm(server: HttpServer) -> None:
@@ -106,35 +96,124 @@ def test_clients_that_hang_block_no_other(server: HttpServer) -> None:
         connection.close()
 
 
-def test_hanging_clients_by_the_hundred_do_not_each_get_a_thread(server: HttpServer) -> None:
-    hanging = [socket.create_connection(("127.0.0.1", server.port), TIMEOUT) for _ in range(200)]
-    hanging[-1].settimeout(4)  # less than it has patience for a client that has a thread
-    assert hanging[-1].recv(1) == b"", "beyond its limit it should hang up at once"
+def probes_are_answered(server: HttpServer, count: int = 20) -> bool:
+    return all(get(server, path)[0] == 200 for _ in range(count) for path in ("/healthz", "/readyz"))
+
+
+@pytest.mark.parametrize("beginning", [b"", b"G", b"GET /metrics HTTP/1.1\r\nHost: here\r\n"])
+def test_probes_are_answered_beside_a_thousand_clients_that_hang(server: HttpServer, beginning: bytes) -> None:
+    hanging = []
+    for _ in range(1000):
+        hanging.append(socket.create_connection(("127.0.0.1", server.port), TIMEOUT))
+        hanging[-1].sendall(beginning)
+    assert probes_are_answered(server)
+    assert hanging[0].recv(1) == b"", "beyond the limit, the oldest should be disconnected"
+    assert get(server, "/metrics")[0] == 200
     for connection in hanging:
         connection.close()
-    assert lives_again(server)
+
+
+def test_probes_are_answered_while_clients_come_back_as_fast_as_they_can(server: HttpServer) -> None:
+    over = threading.Event()
+
+    def harass() -> None:
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.0\r\n")
+                over.wait(0.05)
+
+    threads = [threading.Thread(target=harass, daemon=True) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    assert probes_are_answered(server)
+    over.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+
+
+def test_clients_that_take_no_answer_do_not_keep_probes_or_scrapes_from_theirs() -> None:
+    class Large(Collector):
+        def collect(self) -> Iterator[Metric]:
+            metric = Metric("digits_large", "x" * 1_000_000, "gauge")
+            metric.add_sample("digits_large", {}, 1)
+            yield metric
+
+    server = HttpServer("127.0.0.1", 0, Large(), lost=str, unready=str)
+    taking_none = []
+    for _ in range(200):
+        taking_none.append(socket.create_connection(("127.0.0.1", server.port), TIMEOUT))
+        taking_none[-1].sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert probes_are_answered(server)
+    assert len(get(server, "/metrics")[2]) > 1_000_000
+    for connection in taking_none:
+        connection.close()
+    server.close()
+
+
+def test_a_slow_scrape_delays_no_probe_and_is_shared_by_all_who_wait() -> None:
+    collections = 0
+    going = threading.Event()
+
+    class Slow(Collector):
+        def collect(self) -> Iterator[Metric]:
+            nonlocal collections
+            collections += 1
+            going.wait(TIMEOUT)
+            return iter(())
+
+    collected = Slow()
+    going.set()
+    server = HttpServer("127.0.0.1", 0, collected, lost=str, unready=str)
+    going.clear()
+    collections = 0
+    scrapers = [threading.Thread(target=get, args=(server, "/metrics"), daemon=True) for _ in range(16)]
+    for scraper in scrapers:
+        scraper.start()
+    assert probes_are_answered(server)
+    going.set()
+    for scraper in scrapers:
+        scraper.join(TIMEOUT)
+    assert collections <= 2, "all who come during a collection should share the next"
+    server.close()
 
 
 def test_clients_that_send_a_byte_now_and_then_are_cut_off_in_the_end(server: HttpServer) -> None:
-    dribbling = [socket.create_connection(("127.0.0.1", server.port), TIMEOUT) for _ in range(100)]
-    over = threading.Event()
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as dribbling:
+        dribbling.settimeout(0.5)
+        for _ in range(4 * TIMEOUT):
+            try:
+                dribbling.send(b"G")
+                ended = dribbling.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                ended = True
+            assert ended, "it should be cut off, without an answer"
+            break
+        else:
+            pytest.fail("it should be cut off")
 
-    def dribble() -> None:
-        while not over.wait(0.5):
-            for connection in dribbling:
-                with suppress(OSError):  # it is cut off
-                    connection.send(b"G")
 
-    threading.Thread(target=dribble, daemon=True).start()
-    with pytest.raises(ConnectionError):
-        get(server, "/healthz")  # all places are taken
-    for connection in dribbling:
-        with suppress(ConnectionError):
-            assert connection.recv(1) == b"", "it should be cut off, without an answer"
-    over.set()
-    assert lives_again(server)
-    for connection in dribbling:
-        connection.close()
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(5000)) + b"\r\n", 431),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET /healthz\r\n", 400),
+        (b"GET //[ HTTP/1.1\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\n", 400),
+        (b"CONNECT here:1 HTTP/1.1\r\n\r\n", 501),
+        (b"GET http://here/healthz HTTP/1.1\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.0\n\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=a.b;escaping=;q=x\r\n\r\n", 200),
+    ],
+)
+def test_any_request_gets_an_answer_of_http(server: HttpServer, request_: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as connection:
+        connection.sendall(request_)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_a_metric_that_cannot_be_collected_is_a_500_without_a_traceback(

@@ -7,12 +7,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from serving.ports import PortTaken, address
+from serving.ports import listen
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 64  # connections in one turn of the event loop
 _OUT_OF_FILES_SECONDS = 1.0  # pause after the process has run out of file descriptors
 
@@ -39,27 +38,12 @@ class Listener:
         Raises:
             PortTaken: the port is taken or not allowed.
         """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, kind, _, _, endpoint in dict.fromkeys(found):
-                listening = socket.socket(family, kind)
-                self._listening.append(listening)
-                listening.setblocking(False)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Inherited by connections. Otherwise an answer that follows a window update waits for its acknowledgement,
-                # which the client's kernel delays by 40 ms.
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._shares_port:
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if family == socket.AF_INET6:  # alone, "::" also takes connections over IPv4
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, len(found) > 1)
-                listening.bind((endpoint[0], port, *endpoint[2:]))
-                listening.listen(_BACKLOG)
-                port = listening.getsockname()[1]
-        except OSError as error:
-            self._close()
-            raise PortTaken(f"cannot listen on {address(host, port)} for gRPC: {error.strerror}") from error
-        return port
+        self._listening = listen(host, port, "gRPC", shared=self._shares_port)
+        for listening in self._listening:
+            # Inherited by connections. Otherwise an answer that follows a window update waits for its acknowledgement,
+            # which the client's kernel delays by 40 ms.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return int(self._listening[0].getsockname()[1])
 
     def start(self) -> None:
         """Accepts connections."""
