@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Coroutine
 
@@ -21,6 +22,7 @@ from serving.process.startup_log import ModelDescription
 from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
+from serving.repository.catalog import ServedModel
 from serving.repository.loader import OpenModel
 from serving.repository.model_control import ModelControl
 from serving.repository.repository import Repository
@@ -29,9 +31,10 @@ from serving.security.tls import TLS
 from serving.security.tokens import TokenAuthenticator
 from serving.settings import Settings
 from serving.telemetry import tracing
-from serving.telemetry.logs import count_dropped_lines
+from serving.telemetry.logs import count_dropped_lines, log_event
 from serving.telemetry.loop_watchdog import LogHeld, LoopWatchdog
 from serving.telemetry.metrics import Metrics
+from serving.telemetry.retired_series import RetiredSeries
 from serving.transport import health, reflection
 from serving.transport.grpc_front import GrpcFront
 from serving.transport.health import Health
@@ -39,6 +42,8 @@ from serving.transport.http2_front.front import Http2Front
 from serving.transport.routes import Routes
 from serving.transport.stream import Streams
 from serving.web.operations import HttpServer
+
+log = logging.getLogger(__name__)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -85,13 +90,13 @@ class Server:
         self._background: set[asyncio.Task[None]] = set()
         self._watchdog = contextlib.ExitStack()
         self._tracing = tracing.start()
-        self.metrics = Metrics(control.directory if control else None)
+        self.metrics = Metrics(control.series if control else None)
         count_dropped_lines(self.metrics.log_lines_dropped.inc)
 
         self._tls = None
         if settings.tls_certificate and settings.tls_key:
             self._tls = TLS(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, self.metrics)
-        limits = control.directory / "rate-limits" if control else None
+        limits = control.series.directory / "rate-limits" if control else None
         self._authenticator = TokenAuthenticator(settings.tokens, self.metrics, limits) if settings.tokens else None
 
         self.repository = Repository(settings, self.metrics, self._report_readiness, open_model)
@@ -159,6 +164,7 @@ class Server:
         self._health.set("", SERVING)
         self._report_readiness()
         self._in_background(self.repository.watch())
+        self._in_background(self._expire_series())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
         if self._authenticator:
@@ -222,7 +228,27 @@ class Server:
         for name in (digits.NAME, open_inference.NAME):
             self._health.set(name, NOT_SERVING if unready else SERVING)
 
+    async def _expire_series(self) -> None:
+        """Lets go of the metrics of versions that no longer serve, until cancelled."""
+        retired = RetiredSeries(self.metrics)
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            models = self.repository.catalog.models.items()
+            serving = {(name, loaded.version) for name, model in models for loaded in model.roles.values()}
+            refused = {(name, str(number)) for name, model in models for number in (*model.refused, *_routed(model))}
+            on_disk = {(name, str(number)) for name, model in models for number in model.versions}
+            try:
+                await asyncio.to_thread(retired.expire, serving | refused, on_disk)
+                self.metrics.count_dropped()
+            except OSError:
+                log_event(log, logging.ERROR, "series_kept", "metrics could not be removed", exc_info=True)
+
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _routed(model: ServedModel) -> set[int]:
+    """Returns the versions that the routing of a model names; a metric reports those that are missing."""
+    return model.routing.named() if model.routing else set()

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Collection
-from pathlib import Path
 
 from serving.errors import Stopping, UnknownModel
 from serving.process.listening_sockets import ListeningSockets
@@ -11,6 +10,7 @@ from serving.process.message_channel import BrokenChannel, Message, MessageChann
 from serving.process.shutdown import Stop
 from serving.repository.model_control import ModelControl
 from serving.telemetry.logs import log_event
+from serving.telemetry.series_files import SeriesFiles
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ class SupervisorLink:
 
     Attributes:
         stops: the stop requests of the supervisor.
-        directory: directory for the files that the workers share: metrics and rate limits.
+        series: files in which this worker counts, in the directory that all workers share.
         unloaded: names of the models that must not answer from the start.
     """
 
-    def __init__(self, channel: MessageChannel, directory: Path, unloaded: Collection[str], orphaned: Stop):
+    def __init__(self, channel: MessageChannel, series: SeriesFiles, unloaded: Collection[str], orphaned: Stop):
         """Sends and receives over `channel`; once the supervisor has ended, puts `orphaned` into `stops`."""
         self.stops: asyncio.Queue[Stop] = asyncio.Queue()
-        self.directory = directory
+        self.series = series
         self.unloaded = unloaded
         self._channel = channel
         self._orphaned = orphaned

@@ -38,11 +38,11 @@ async def _work(end: socket.socket) -> int:
     if configuration is None:  # the supervisor has ended already
         return 1
     number, directory = configuration["number"], Path(configuration["directory"])
-    multiprocess_metrics.count_as(number, directory)
+    series = multiprocess_metrics.count_as(number, directory)
     settings = Settings(**configuration["settings"])
     logs.configure(settings.log_format, settings.log_level)
     orphaned = Stop(settings.drain_seconds, settings.grace_seconds)
-    link = SupervisorLink(channel, directory, configuration["unloaded"], orphaned)
+    link = SupervisorLink(channel, series, configuration["unloaded"], orphaned)
     following: asyncio.Task[None] | None = None
     try:
         server = Server(settings, control=link)

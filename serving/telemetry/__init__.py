@@ -7,6 +7,8 @@ page, log lines on stderr, and spans in an OpenTelemetry collector.
     version_metrics        the metrics of one model version, with their labels already looked up.
     histograms             a histogram and a summary that take an array at once; bucket edges for ink and centre of mass.
     model_statistics       totals of each model version, read back from the metrics.
+    series_files           the files in which a worker counts, and the series in them.
+    retired_series         ends the series of versions that no longer serve.
     multiprocess_metrics   the metrics of several worker processes as one page.
     logs                   the log format, `log_event`, and the trace id in the lines of a traced call.
     log_queue              writes the log from a thread, and drops lines that nobody takes.

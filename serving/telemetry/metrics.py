@@ -1,15 +1,15 @@
 """Every metric of a serving process. serving/README.md lists them for operators, from the help texts here."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
 
 from serving import build_info
 from serving.telemetry.histograms import CENTRE, INK, BulkHistogram, BulkSummary
 from serving.telemetry.model_statistics import Statistics, collect_statistics
+from serving.telemetry.series_files import SeriesFiles, merge, version_key
 
 # Bucket edges. prometheus_client's default edges begin at 5 ms, which most answers of this service stay below.
 _SECONDS = (
@@ -34,13 +34,13 @@ class Metrics:
         registry: the metrics of this process only.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, files: SeriesFiles | None = None) -> None:
         """Starts all counts at 0, or where the previous worker of the same number ended.
 
         Args:
-            directory: the workers' shared metrics directory; None if this process serves alone.
+            files: the files in which this worker counts; None if this process serves alone.
         """
-        self._directory = directory
+        self._files = files
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._define_build()
@@ -57,11 +57,39 @@ class Metrics:
 
         With several workers this reads their files, which is slow. Ask once for all versions, and never on the event loop.
         """
-        collected = self.registry
-        if self._directory is not None:
-            collected = CollectorRegistry()
-            MultiProcessCollector(collected, str(self._directory))
-        return collect_statistics(collected, versions)
+        metrics = self.registry.collect() if self._files is None else merge(self._files.directory)
+        return collect_statistics(metrics, versions)
+
+    def versions(self) -> set[tuple[str, str]]:
+        """Returns model and version of every version that has series in this process."""
+        return {(labels[0], labels[1]) for metric in self._of_versions() for labels in [*metric._metrics] if labels[1]}
+
+    def forget(self, version: tuple[str, str]) -> None:
+        """Removes the series of a model and version from this process. What still counts in them shows no more."""
+        for metric in self._of_versions():
+            with metric._lock:
+                for labels in [labels for labels in metric._metrics if labels[:2] == version]:
+                    del metric._metrics[labels]
+        if self._files:
+            self._files.forget(version_key(*version))
+
+    def left_by_others(self, known: Iterable[tuple[str, str]]) -> set[str]:
+        """Returns the keys of versions, except `known`, whose series a previous worker of the same number has left."""
+        return self._files.versions() - {version_key(*version) for version in known} if self._files else set()
+
+    def forget_left(self, key: str) -> None:
+        """Removes series that `left_by_others` has found."""
+        if self._files:
+            self._files.forget(key)
+
+    def count_dropped(self) -> None:
+        """Shows how many series have found no room."""
+        if self._files:
+            self.dropped_series.set(self._files.dropped)
+
+    def _of_versions(self) -> list[MetricWrapperBase]:
+        found = [metric for metric in vars(self).values() if isinstance(metric, MetricWrapperBase)]
+        return [metric for metric in found if metric._labelnames[:2] == _VERSION]
 
     def _define_build(self) -> None:
         self.build_info = self._gauge(
@@ -71,6 +99,11 @@ class Metrics:
             across_workers="livemax",
         )
         self.build_info.labels(build_info.version(), build_info.commit(), build_info.onnxruntime_version()).set(1)
+
+        self.dropped_series = self._gauge(
+            "digits_dropped_series",
+            "Series that are missing here, because the metrics directory has no room for them. Always 0 with one worker.",
+        )
 
     def _define_requests(self) -> None:
         self.requests = self._counter(

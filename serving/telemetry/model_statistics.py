@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prometheus_client.registry import Collector
+from prometheus_client.metrics_core import Metric
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Statistics:
     last_request_seconds: float
 
 
-def collect_statistics(metrics: Collector, versions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Statistics]:
-    """Collects all metrics once and sums up the given versions.
+def collect_statistics(metrics: Iterable[Metric], versions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Statistics]:
+    """Sums up the given versions.
 
     Args:
         metrics: the metrics of this process, or the merged metrics of all workers.
@@ -42,7 +42,7 @@ def collect_statistics(metrics: Collector, versions: Iterable[tuple[str, str]]) 
         The totals by model and version; all 0 for a version that has no metrics.
     """
     samples: dict[tuple[str, str], dict[tuple[str, str], float]] = {version: {} for version in versions}
-    for metric in metrics.collect():
+    for metric in metrics:
         for sample in metric.samples:
             values = samples.get((sample.labels.get("model", ""), sample.labels.get("version", "")))
             if values is not None:

@@ -1,11 +1,12 @@
-"""The metrics of several worker processes as one page, by the multiprocess mode of prometheus_client.
+"""The metrics of several worker processes as one page, in the files of prometheus_client's multiprocess mode.
 
 Each worker counts in memory-mapped files of its own, and a scrape adds up the files of all workers. A file is named after
 the worker's number, not its process id: the replacement of a dead worker continues the same counts. So no count is lost, and
-the number of files stays constant. Exemplars do not work in this mode.
+the number of files does not grow with restarts. Exemplars do not work in this mode.
 """
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -17,10 +18,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics, values
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from serving.errors import CannotStart
+from serving.telemetry.series_files import SIZES, VERSION_SIZES, SeriesFiles, allocate, merge, value_class
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable for the metrics directory. An operator may set it, and prometheus_client reads it."""
@@ -29,21 +30,11 @@ disable_created_metrics()  # as the workers do
 
 _PREFIX = "digits-metrics-"
 
-# Every file that a worker writes, with its size in bytes. A worker maps its files into memory. On a full disk or /dev/shm,
-# the first write to a page without a disk block would kill the worker (SIGBUS), so all blocks are allocated beforehand.
-#
-# One label set takes 5 KB in a histogram: 2 MiB hold 400 of them. The methods use 12 label sets, a model version 7, and
-# truth from all sources 12 more per version. One label set takes 0.2 KB in a counter or gauge: truth from all sources uses
-# 300 and more per version, and the drift reference 60 per version.
-_SIZES = {
-    "counter": 1 << 20,
-    "histogram": 2 << 20,
-    "gauge_livesum": 64 << 10,
-    "gauge_livemax": 512 << 10,
-    "gauge_livemin": 64 << 10,
-    "gauge_max": 64 << 10,
-    "summary": 64 << 10,
-}
+# Room for the files of so many versions is asked for at the start, in each worker.
+_VERSIONS = 4
+
+_WORKER_BYTES = sum(SIZES.values())
+_VERSIONS_BYTES = _VERSIONS * sum(VERSION_SIZES.values())
 
 
 class NoRoom(CannotStart):
@@ -75,12 +66,11 @@ class MetricsDirectory(Collector):
             except OSError as error:
                 failures.append(f"{parent}: {error.strerror}")
         else:
-            need = math.ceil(workers * sum(_SIZES.values()) / (1 << 20))
+            need = math.ceil(workers * (_WORKER_BYTES + _VERSIONS_BYTES) / (1 << 20))
             raise NoRoom(
                 f"no room for the metrics of {workers} workers, {need} MiB ({'; '.join(failures)}): free some space, name "
                 f"another directory in {DIRECTORY}, or use --workers 1, which needs no such directory"
             )
-        self._collector = MultiProcessCollector(None, str(self.path))
 
     def _create(self, parent: Path, workers: int) -> None:
         _remove_abandoned(parent)
@@ -91,32 +81,31 @@ class MetricsDirectory(Collector):
         try:
             for number in range(workers):
                 self.reserve(number)
+            free = os.statvfs(self.path)
+            if free.f_bavail * free.f_frsize < workers * _VERSIONS_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             self.remove()
             raise
 
     def reserve(self, number: int) -> None:
-        """Creates the missing files of worker `number`, and allocates the disk blocks of all its files.
+        """Creates the missing files of worker `number`, and allocates the disk blocks of its files.
 
         Raises:
             OSError: the disk has no room for them.
         """
-        for kind, size in _SIZES.items():
-            file = self.path / f"{kind}_{number}.db"
-            # Under a temporary name until its size is allocated: an empty file would fail a scrape.
-            reserved = file if file.exists() else file.with_suffix(".new")
-            with reserved.open("ab") as opened:
-                os.posix_fallocate(opened.fileno(), 0, max(size, file.stat().st_size if reserved is file else 0))
-            reserved.rename(file)
+        for kind, size in SIZES.items():
+            allocate(self.path / f"{kind}_{number}.db", size)
 
     def forget(self, number: int) -> None:
         """Drops the live gauges of the dead worker `number`. Its counts stay."""
-        mark_process_dead(number, str(self.path))
+        for pattern in (f"gauge_live*_{number}.db", f"gauge_live*_{number}-*.db"):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
 
     def collect(self) -> Iterable[Metric]:
         """Merges the files of all workers."""
-        collected: Iterable[Metric] = self._collector.collect()
-        return collected
+        return merge(self.path)
 
     def remove(self) -> None:
         """Deletes the directory with its files, releases the lock, and deletes what killed supervisors have left there."""
@@ -147,10 +136,12 @@ def count_alone() -> str:
     return named[0] or named[1]
 
 
-def count_as(number: int, directory: Path) -> None:
+def count_as(number: int, directory: Path) -> SeriesFiles:
     """Makes this process count in the files of worker `number`. Call it before the first metric is created."""
-    os.environ[DIRECTORY] = str(directory)  # prometheus_client reads it each time a metric is created
-    values.ValueClass = values.MultiProcessValue(lambda: number)
+    os.environ[DIRECTORY] = str(directory)  # prometheus_client looks whether it is set, to leave exemplars out
+    files = SeriesFiles(number, directory)
+    values.ValueClass = value_class(files)
+    return files
 
 
 def _lock(directory: Path) -> int:

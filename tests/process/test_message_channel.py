@@ -13,6 +13,7 @@ from serving.process import message_channel
 from serving.process.message_channel import BrokenChannel, MessageChannel
 from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
+from serving.telemetry.series_files import SeriesFiles
 from tests.process.test_workers_start import break_workers
 from tests.support.calls import TIMEOUT
 from tests.support.service import service
@@ -55,7 +56,7 @@ async def test_a_line_that_is_no_message_breaks_the_channel(line: bytes) -> None
 async def test_a_name_that_no_directory_can_have_never_reaches_the_supervisor(
     ends: tuple[MessageChannel, MessageChannel],
 ) -> None:
-    link = SupervisorLink(ends[0], Path(), (), orphaned=Stop(1, 2))
+    link = SupervisorLink(ends[0], SeriesFiles(0, Path()), (), orphaned=Stop(1, 2))
     for change in (link.load, link.unload):
         with pytest.raises(UnknownModel, match="there is no model with a name of 1100000 characters"):
             await change("a" * 1_100_000)

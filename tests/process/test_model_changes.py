@@ -10,6 +10,7 @@ from serving.process.message_channel import MessageChannel
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
+from serving.telemetry.series_files import SeriesFiles
 from tests.support.calls import TIMEOUT
 
 
@@ -52,7 +53,7 @@ class Team:
         """Adds a worker; returns its link and the supervisor's end of its channel."""
         near, far = socket.socketpair()
         near_end, far_end = await MessageChannel.open(near), await MessageChannel.open(far)
-        link = SupervisorLink(far_end, Path(), (), orphaned=Stop(1, 2))
+        link = SupervisorLink(far_end, SeriesFiles(0, Path()), (), orphaned=Stop(1, 2))
         for name in self.changes.unloaded:
             await models.unload(name)
         self.changes.add_worker(near_end)

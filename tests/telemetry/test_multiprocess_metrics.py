@@ -21,9 +21,9 @@ import os, signal, sys
 from pathlib import Path
 from serving.telemetry import multiprocess_metrics
 number, calls, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-multiprocess_metrics.count_as(number, directory)
+files = multiprocess_metrics.count_as(number, directory)
 from serving.telemetry.metrics import Metrics
-metrics = Metrics(directory)
+metrics = Metrics(files)
 metrics.requests.labels("Recognize", "OK").inc(calls)
 metrics.in_flight_requests.inc()
 metrics.tls_certificate_expiry.set(calls)
@@ -80,16 +80,18 @@ def test_the_oldest_certificate_of_all_workers_shows(directory: MetricsDirectory
     assert value(SupervisorMetrics(directory, list).registry, EXPIRY) == 2000
 
 
-def test_a_worker_writes_only_to_its_reserved_files(directory: MetricsDirectory) -> None:
+def test_a_worker_writes_only_to_blocks_that_are_allocated(directory: MetricsDirectory) -> None:
     before = {file.name: file.stat().st_size for file in directory.path.iterdir()}
     count(directory, 0, 1)
-    assert {file.name: file.stat().st_size for file in directory.path.iterdir()} == before
+    after = {file.name: file.stat() for file in directory.path.iterdir()}
+    assert before == {name: after[name].st_size for name in before}
+    assert [name for name, status in after.items() if status.st_blocks * 512 < status.st_size] == []
 
 
 def test_a_full_disk_is_an_error_before_any_worker_starts(
     small_disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with pytest.raises(NoRoom, match=rf"2 workers, 8 MiB \({small_disk}: No space left on device\).* --workers 1"):
+    with pytest.raises(NoRoom, match=rf"2 workers, 2 MiB \({small_disk}: No space left on device\).* --workers 1"):
         MetricsDirectory(2, [small_disk])
     assert not [*small_disk.iterdir()], "the unfinished directory is removed"
     second = tmp_path_factory.mktemp("second")
