@@ -1,5 +1,6 @@
 """Lexicons: the valid codes of a field, such as the postcodes of a country."""
 
+import codecs
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ class Lexicon:
             LexiconError: the file can't be read, has a line that is not 1 to 18 digits, or has no code.
         """
         try:
-            content = file.read_bytes().replace(b"\r\n", b"\n") + b"\n"
+            content = file.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n") + b"\n"
         except OSError as error:
             raise LexiconError(f"cannot read the lexicon {file}: {error.strerror}") from error
         characters = np.frombuffer(content, np.uint8)

@@ -143,7 +143,7 @@ def unknown_variables() -> list[str]:
 def _read_file(path: Path) -> dict[str, Any]:
     # pydantic-settings has a source for TOML as well, but ignores a file that does not exist.
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:

@@ -7,16 +7,19 @@ imports nothing of `serving` except the stubs in `pb`, and it imports them relat
     arguments     checks the other arguments of the client.
     requests      checks images and crops, and builds the requests.
     truths        builds the requests that report true values.
-    answers       Recognition, Field, Decision, and the errors of refused calls.
+    answers       Recognition, Field, Decision.
+    failed_calls  the errors of calls that failed.
+    proxy         the proxy that the environment puts in the way.
     channel       connections: load balancing, retries, replacement when certificates are renewed.
     credentials   TLS from PEM files.
     pem           checks PEM files.
     image_files   reads image files with Pillow, which nothing else here needs.
 """
 
-from .answers import Decision, Field, Recognition, Refusal, ResourceExhausted
+from .answers import Decision, Field, Recognition, Refusal
 from .client import DigitClient
 from .credentials import channel_credentials
+from .failed_calls import ProxyUnavailable, ResourceExhausted
 from .pem import CredentialsError
 from .truths import NO_DIGIT
 
@@ -26,6 +29,7 @@ __all__ = [
     "Decision",
     "DigitClient",
     "Field",
+    "ProxyUnavailable",
     "Recognition",
     "Refusal",
     "ResourceExhausted",

@@ -1,9 +1,7 @@
-"""Answers of the service as the client returns them, and the errors of refused calls."""
+"""Answers of the service as the client returns them."""
 
 import enum
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import numpy as np
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 from ..pb.digits.v1 import digit_service_pb2 as pb
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_RETRY_AFTER = "grpc-retry-pushback-ms"
 
 
 class Decision(enum.IntEnum):
@@ -128,63 +125,6 @@ class Refusal:
     retry_after: float | None = None
 
 
-class ResourceExhausted(grpc.RpcError, grpc.Call):
-    """The server refused the call, because its queue is full or the caller exceeds a rate limit. It did no work.
-
-    Attributes:
-        retry_after: seconds to wait before a retry. None if the server gave no time: too many streams are open, or the
-            message is too large, and a retry fails again.
-    """
-
-    def __init__(self, error: Any):
-        """Wraps the error that gRPC raised, which is also a grpc.Call."""
-        self._error = error
-        self.retry_after = _retry_after(error.trailing_metadata() or ())
-        hint = "" if self.retry_after is None else f"; retry after {self.retry_after:g} seconds"
-        super().__init__(f"RESOURCE_EXHAUSTED: {self.details()}{hint}")
-
-    def code(self) -> grpc.StatusCode:
-        """Returns RESOURCE_EXHAUSTED."""
-        return grpc.StatusCode.RESOURCE_EXHAUSTED
-
-    def details(self) -> str:
-        """Returns the server's reason."""
-        return str(self._error.details())
-
-    def initial_metadata(self) -> Any:
-        """Returns the metadata that the server started its answer with."""
-        return self._error.initial_metadata()
-
-    def trailing_metadata(self) -> Any:
-        """Returns the metadata that the server ended the call with."""
-        return self._error.trailing_metadata()
-
-    def debug_error_string(self) -> str:
-        """Returns gRPC's own description of the error."""
-        return str(self._error.debug_error_string())
-
-    def is_active(self) -> bool:
-        """Returns False, because the call has ended."""
-        return False
-
-    def time_remaining(self) -> Any:
-        """Returns None, because the call has ended."""
-        return None
-
-    def cancel(self) -> bool:
-        """Returns False: a call that has ended can't be cancelled."""
-        return False
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Returns False: the call has ended, so the callback never runs."""
-        return False
-
-
-def refine(error: grpc.RpcError) -> grpc.RpcError:
-    """Returns ResourceExhausted for a call that the server refused, and any other error unchanged."""
-    return ResourceExhausted(error) if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else error
-
-
 def recognition(answer: pb.RecognizeResponse) -> Recognition:
     """Converts the answer for one image."""
     return Recognition(
@@ -266,11 +206,3 @@ def _threshold(
     answer: pb.RecognizeResponse | pb.RecognizeBatchResponse | pb.ReadFieldResponse,
 ) -> tuple[float | None, float | None]:
     return (answer.threshold, answer.target_error_rate) if answer.HasField("threshold") else (None, None)
-
-
-def _retry_after(metadata: Iterable[tuple[str, str | bytes]]) -> float | None:
-    """Seconds to wait. Source of the metadata, and of "negative means no retry": gRFC A6, client retries."""
-    for key, value in metadata:
-        if key == _RETRY_AFTER and str(value).isdigit():
-            return int(value) / 1000
-    return None

@@ -89,6 +89,7 @@ class Connections:
         self._current = _Connection(address, credentials)
         self._replaced: set[_Connection] = set()
         self._polled = time.monotonic()
+        self._warned = ""  # the latest error of changed files, once logged
         self._closed = False
         self._lock = threading.Lock()
 
@@ -128,7 +129,9 @@ class Connections:
         try:
             renewed = self._credentials.renewed()
         except CredentialsError as error:
-            log.warning("the changed certificate files can't be used, the previous ones stay in use: %s", error)
+            if self._warned != str(error):
+                log.warning("the changed certificate files can't be used, the previous ones stay in use: %s", error)
+            self._warned = str(error)
             return
         if renewed is not None:
             self._replaced.add(self._current)

@@ -11,6 +11,7 @@ from . import answers
 from .answers import Field, Recognition, Refusal
 from .arguments import check_address, check_credentials, check_options, check_timeout, check_token
 from .channel import Connections
+from .failed_calls import refine
 from .requests import EMPTY_CROP, Image, Images, image_request, is_empty, put_images
 from .truths import Truth, truth_request
 
@@ -57,7 +58,8 @@ class DigitClient:
         """
         self._timeout = check_timeout(timeout_seconds)
         token = check_token(token)
-        self._connections = Connections(check_address(address), check_credentials(credentials))
+        self._address = check_address(address)
+        self._connections = Connections(self._address, check_credentials(credentials))
         # gRPC refuses to send grpc.CallCredentials without TLS, so the token goes into the metadata of each call.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
@@ -197,7 +199,7 @@ class DigitClient:
                     else:
                         yield answer.id, answers.streamed(answer)
             except grpc.RpcError as error:
-                raise answers.refine(error) from None
+                raise refine(error, self._address) from None
             finally:
                 stream.cancel()
         if failure:
@@ -220,4 +222,4 @@ class DigitClient:
             try:
                 return getattr(stub, method)(request, timeout=self._timeout, metadata=self._metadata)
             except grpc.RpcError as error:
-                raise answers.refine(error) from None
+                raise refine(error, self._address) from None

@@ -6,7 +6,7 @@ from typing import Self
 
 import grpc
 
-from .pem import CredentialsError, check_authorities, check_pair
+from .pem import CredentialsError, NotYetValid, check_authorities, check_pair
 
 
 class TLSCredentials(grpc.ChannelCredentials):
@@ -41,8 +41,12 @@ class TLSCredentials(grpc.ChannelCredentials):
         contents = [_content(path) for path in self._paths]
         if contents == self._seen:
             return None
-        self._seen = contents
-        return type(self)(self._paths)
+        before, self._seen = self._seen, contents
+        try:
+            return type(self)(self._paths)
+        except NotYetValid:
+            self._seen = before  # the same files are tried again
+            raise
 
     def _check(self) -> None:
         contents: list[bytes] = []

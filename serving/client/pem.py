@@ -14,6 +14,10 @@ class CredentialsError(ValueError):
     """A certificate or key file can't be used. The message names the file and the reason."""
 
 
+class NotYetValid(CredentialsError):
+    """A certificate can't be used before a time that is still to come."""
+
+
 def check_pair(paths: Sequence[Path], contents: Sequence[bytes], files: Sequence[str | Path]) -> float:
     """Checks that a certificate chain and its private key can be used now.
 
@@ -26,6 +30,7 @@ def check_pair(paths: Sequence[Path], contents: Sequence[bytes], files: Sequence
         The expiry of the first certificate, Unix time.
 
     Raises:
+        NotYetValid: the certificate can be used later.
         CredentialsError: a file is invalid, the certificate expired, or the key does not belong to it.
     """
     first = _parse_blocks(paths[0], contents[0], "CERTIFICATE")[0]
@@ -41,19 +46,37 @@ def check_pair(paths: Sequence[Path], contents: Sequence[bytes], files: Sequence
         if reason == "KEY_VALUES_MISMATCH":
             raise CredentialsError(f"{paths[1]} is not the key of {paths[0]}") from error
         raise CredentialsError(f"{paths[0]} with {paths[1]} cannot be used: {reason or error}") from error
-    expiry = _parse_expiry(ssl.PEM_cert_to_DER_cert(first.decode()))
+    begin, expiry = _parse_validity(ssl.PEM_cert_to_DER_cert(first.decode()))
     if expiry <= time.time():
-        raise CredentialsError(f"{paths[0]} expired on {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M} UTC")
+        raise CredentialsError(f"{paths[0]} expired on {_date(expiry)}")
+    if begin > time.time():
+        raise NotYetValid(f"{paths[0]} is not valid before {_date(begin)}")
     return expiry
 
 
+def first_certificate(content: bytes) -> bytes:
+    """Returns the first PEM certificate of a chain that `check_pair` has accepted."""
+    return next(block[0] for block in _BLOCK.finditer(content) if block[1].endswith(b"CERTIFICATE"))
+
+
 def check_authorities(path: Path, content: bytes) -> None:
-    """Checks that a file holds certificates of authorities. Raises CredentialsError."""
+    """Checks that a file holds certificates of authorities, one of which is valid now. Raises CredentialsError."""
     blocks = _parse_blocks(path, content, "CERTIFICATE")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=b"\n".join(blocks).decode())
     except ssl.SSLError as error:
         raise CredentialsError(f"{path} cannot be used: {error.reason or error}") from error
+    validities = [_parse_validity(ssl.PEM_cert_to_DER_cert(block.decode())) for block in blocks]
+    last = max(expiry for _, expiry in validities)
+    if last <= time.time():
+        raise CredentialsError(f"{path} expired on {_date(last)}")
+    first = min(begin for begin, expiry in validities if expiry > time.time())
+    if first > time.time():
+        raise NotYetValid(f"{path} is not valid before {_date(first)}")
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _parse_blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
@@ -65,10 +88,10 @@ def _parse_blocks(path: Path, content: bytes, kind: str) -> list[bytes]:
     return found
 
 
-def _parse_expiry(certificate: bytes) -> float:
-    """Returns the expiry of a DER certificate that OpenSSL has accepted, Unix time.
+def _parse_validity(certificate: bytes) -> tuple[float, float]:
+    """Returns the begin and the end of the validity of a DER certificate that OpenSSL has accepted, Unix time.
 
-    Python's ssl shows the expiry only for a verified certificate of a peer. Source: RFC 5280, section 4.1.
+    Python's ssl shows them only for a verified certificate of a peer. Source: RFC 5280, section 4.1.
     """
     _, body, _ = _parse_element(certificate)
     _, rest, _ = _parse_element(body)  # tbsCertificate
@@ -78,8 +101,12 @@ def _parse_expiry(certificate: bytes) -> float:
     for _ in range(3):  # serialNumber, signature, issuer
         _, _, rest = _parse_element(rest)
     _, validity, _ = _parse_element(rest)
-    _, _, rest = _parse_element(validity)  # notBefore
-    tag, text, _ = _parse_element(rest)  # notAfter
+    begin, text, rest = _parse_element(validity)  # notBefore
+    end, later, _ = _parse_element(rest)  # notAfter
+    return _parse_time(begin, text), _parse_time(end, later)
+
+
+def _parse_time(tag: int, text: bytes) -> float:
     year = "%y" if tag == 0x17 else "%Y"  # UTCTime, for 1950 to 2049; else GeneralizedTime
     return datetime.strptime(text.decode(), f"{year}%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 

@@ -11,6 +11,8 @@ from ..pb.digits.v1 import digit_service_pb2 as pb
 
 SIDE = 28  # pixels of an image
 
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8")
+
 Crop: TypeAlias = bytes | bytearray | memoryview
 Image: TypeAlias = NDArray[np.uint8] | Crop
 Images: TypeAlias = NDArray[np.uint8] | Iterable[Crop]
@@ -31,7 +33,7 @@ def image_request(image: Image, model: str, key: str, target_error_rate: float) 
         ValueError: the array has another shape, dtype or range.
     """
     request = pb.RecognizeRequest(model=model, key=key, target_error_rate=target_error_rate)
-    if isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray) and not _is_file(image):
         request.image = _checked(image, one=True).tobytes()
     else:
         request.crop = _crop(image, "image", _ONE)
@@ -45,11 +47,15 @@ def put_images(images: Images, request: pb.RecognizeBatchRequest | pb.ReadFieldR
         TypeError: `images` is neither an array nor an iterable of bytes-like crops.
         ValueError: the array has another shape, dtype or range, or there are no images.
     """
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) and not _is_file(images):
         request.images = _checked(images, one=False).tobytes()
         return
-    if isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(images, Iterable):
-        hint = "" if isinstance(images, str) or not isinstance(images, Crop) else "; put one crop in a list: [crop]"
+    if isinstance(images, (str, bytes, bytearray, memoryview, np.ndarray)) or not isinstance(images, Iterable):
+        hint = (
+            ""
+            if isinstance(images, str) or not isinstance(images, Crop | np.ndarray)
+            else "; put one crop in a list: [crop]"
+        )
         raise TypeError(f"images has type {type(images).__name__}, {_MANY}{hint}")
     crops = [_crop(crop, f"images[{index}]", _MANY) for index, crop in enumerate(images)]
     if not crops:
@@ -62,9 +68,18 @@ def is_empty(request: pb.RecognizeRequest) -> bool:
     return not request.crop and not request.image
 
 
+def _is_file(array: NDArray[np.generic]) -> bool:
+    """Returns True for a flat array that holds the bytes of an image file, as np.fromfile and OpenCV return them."""
+    if array.ndim != 1 or array.dtype != np.uint8:
+        return False
+    return len(array) != SIDE * SIDE or array[:4].tobytes().startswith(_SIGNATURES)
+
+
 def _crop(crop: object, name: str, expected: str) -> bytes:
     """Returns the bytes of anything that has the buffer protocol, such as bytearray, memoryview and mmap."""
     if isinstance(crop, np.ndarray):
+        if _is_file(crop):
+            return crop.tobytes()
         raise TypeError(f"{name} is an array in a list, {expected}; join arrays with np.stack(images)")
     try:
         if isinstance(crop, np.generic):  # a single number has the buffer protocol, too
@@ -80,9 +95,22 @@ def _checked(images: NDArray[np.uint8], *, one: bool) -> NDArray[np.uint8]:
     expected = "(28, 28)" if one else "(n, 28, 28), n at least 1,"
     axes = 2 if one else 3
     if images.dtype == np.uint8 and images.ndim == axes and images.shape[-2:] == (SIDE, SIDE) and len(images):
+        _refuse_scaled(images)
         return images
     hint = _shape_hint(images.shape, one=one) or _dtype_hint(images)
     raise ValueError(f"images have shape {images.shape} and dtype {images.dtype}, expected {expected} and uint8: {hint}")
+
+
+def _refuse_scaled(images: NDArray[np.uint8]) -> None:
+    """Refuses images whose values are all 0 or 1. An image of zeros alone is blank paper, and may be sent.
+
+    Raises:
+        ValueError: an image was scaled.
+    """
+    darkest = images.max(axis=(-2, -1))
+    if (scaled := np.flatnonzero(darkest == 1)).size:
+        which = "image" if images.ndim == 2 else f"images[{scaled[0]}]"
+        raise ValueError(f"the values of {which} are all 0 or 1, expected 0 (paper) to 255 (ink): multiply them by 255")
 
 
 def _shape_hint(shape: tuple[int, ...], *, one: bool) -> str:

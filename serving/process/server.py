@@ -26,6 +26,7 @@ from serving.repository.catalog import ServedModel
 from serving.repository.loader import OpenModel
 from serving.repository.model_control import ModelControl
 from serving.repository.repository import Repository
+from serving.repository.skipped import SkippedDirectories
 from serving.security.signing_keys import read_signing_keys
 from serving.security.tls import TLS
 from serving.security.tokens import TokenAuthenticator
@@ -165,8 +166,10 @@ class Server:
         self._report_readiness()
         self._in_background(self.repository.watch())
         self._in_background(self._expire_series())
+        self._in_background(self._log_skipped())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
+            self._in_background(self._watch_expiry(self._tls))
         if self._authenticator:
             self._in_background(self._authenticator.watch(self._settings.poll_seconds))
 
@@ -210,7 +213,9 @@ class Server:
         """Returns the reason that the server wants no traffic; "" when it is ready."""
         if self._draining:
             return "draining"
-        return "" if self.repository.catalog.answering() else f"model {self.repository.catalog.default!r} is not loaded"
+        if not self.repository.catalog.answering():
+            return f"model {self.repository.catalog.default!r} is not loaded"
+        return self._tls.expired() if self._tls else ""
 
     def describe(self) -> ModelDescription:
         """Describes the model that answers when a request names none, and its execution provider."""
@@ -227,6 +232,22 @@ class Server:
             self._control.report_readiness(unready)
         for name in (digits.NAME, open_inference.NAME):
             self._health.set(name, NOT_SERVING if unready else SERVING)
+
+    async def _log_skipped(self) -> None:
+        """Logs the directories of the repository that are not served, until cancelled."""
+        directories = SkippedDirectories(self._settings.models)
+        while True:
+            await asyncio.to_thread(directories.poll)
+            await asyncio.sleep(self._settings.poll_seconds)
+
+    async def _watch_expiry(self, tls: TLS) -> None:
+        """Reports the moments at which the certificate expires, and at which another takes its place, until cancelled."""
+        reported = tls.expired()
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            if tls.expired() != reported:
+                reported = tls.expired()
+                self._report_readiness()
 
     async def _expire_series(self) -> None:
         """Lets go of the metrics of versions that no longer serve, until cancelled."""

@@ -4,6 +4,7 @@
 - repository.py: polls the disk, and assigns the roles stable, canary and shadow.
 - loader.py: opens, checks and warms up one version, and drains it when it is retired.
 - versions.py: version directories on disk.
+- skipped.py: logs the directories that are not served, with the reason.
 - routing.py: routing.toml, which names the version of each role.
 - shadow.py: runs a second version on the images that stable has answered, and counts disagreement.
 - model_control.py: interface to load and unload a model on request.

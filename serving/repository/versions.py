@@ -101,7 +101,7 @@ def _read_versions(directory: Path) -> dict[int, ModelVersion]:
 def _read_routing(directory: Path) -> tuple[str, str]:
     """Reads routing.toml; returns its text, and the reason why it can't be read."""
     try:
-        return (directory / "routing.toml").read_text("utf-8"), ""
+        return (directory / "routing.toml").read_text("utf-8-sig"), ""
     except FileNotFoundError:
         return "", ""
     except OSError as error:

@@ -4,6 +4,7 @@
 - token_file.py: TOML file of the clients.
 - rate_limits.py: images a second of each client, shared by the processes of one machine.
 - tls.py: TLS and mutual TLS, for the server.
+- tls_trial.py: a handshake with ourselves, before a certificate is used.
 - signing_keys.py: keys that sign recognition ids.
 - credential_files.py: reloads tokens and certificates when their files change.
 """

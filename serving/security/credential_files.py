@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,17 +16,30 @@ log = logging.getLogger(__name__)
 # Interval between the two reads that confirm a change.
 _SETTLING_SECONDS = 0.5
 
+_MAX_BYTES = 16 << 20
+
 
 class CredentialsError(CannotStart):
     """A file of tokens, certificates or keys can't be used; the message names the file and the reason."""
 
 
+class UsableLater(CredentialsError):
+    """A file can't be used now, for a reason that may end without a change of the file."""
+
+
 def read(path: Path) -> bytes:
-    """Reads a file. Raises CredentialsError."""
+    """Reads a regular file of at most 16 MiB. Raises CredentialsError."""
     try:
-        return path.read_bytes()
+        # A pipe without a writer would hold the reader for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CredentialsError(f"{path} is not a regular file")
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise CredentialsError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > _MAX_BYTES:
+        raise CredentialsError(f"{path} has more than {_MAX_BYTES} bytes")
+    return content
 
 
 class CredentialFiles:
@@ -32,6 +47,8 @@ class CredentialFiles:
 
     Each poll reads the files whole and compares the content. This detects every kind of change: a rename, a symbolic link
     that is switched (as Kubernetes updates a Secret), two writes within one tick of the file system's clock.
+
+    Files that may be usable later, such as a certificate before its validity, are tried again at every poll.
 
     A change is applied once two reads in a row find the same content. A half-written list of clients can look like a valid
     shorter list, and must not lock clients out.
@@ -58,6 +75,7 @@ class CredentialFiles:
         apply(contents)
         self._last_read: Sequence[bytes] | str = contents  # contents, or the error of reading them
         self._last_settled: Sequence[bytes] | str = contents  # the latest that two reads in a row have found
+        self._try_again = False  # at the next poll, also without a change
         self._error = ""  # reason why self._last_settled can't be used
 
     def poll(self) -> bool:
@@ -70,12 +88,13 @@ class CredentialFiles:
         settled, self._last_read = found == self._last_read, found
         if not settled:
             return False
-        if found != self._last_settled:
-            self._last_settled, self._error = found, self._try_to_apply(found)
-            if self._error:
+        if found != self._last_settled or self._try_again:
+            previous, self._error = self._error, self._try_to_apply(found)
+            if self._error and (self._error != previous or found != self._last_settled):
                 message = f"{self._error}; the previous content stays in use"
                 log_event(log, logging.ERROR, "credentials_refused", message, kind=self._kind)
-            else:
+            self._last_settled = found
+            if not self._error:
                 message = f"{self._kind} reloaded: {', '.join(map(str, self._paths))}"
                 log_event(log, logging.INFO, "credentials_changed", message, kind=self._kind)
         if self._error:
@@ -91,11 +110,13 @@ class CredentialFiles:
 
     def _try_to_apply(self, found: Sequence[bytes] | str) -> str:
         """Applies contents; returns the reason why they can't be used, empty on success."""
+        self._try_again = False
         if isinstance(found, str):
             return found
         try:
             self._apply(found)
         except CredentialsError as error:
+            self._try_again = isinstance(error, UsableLater)
             return str(error)
         except Exception as error:  # an unexpected error must not end the watch
             message = f"{self._kind} cannot be used"

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from serving.client import pem
-from serving.security.credential_files import CredentialFiles, CredentialsError
+from serving.security.credential_files import CredentialFiles, CredentialsError, UsableLater
+from serving.security.tls_trial import TrialFailed, try_handshakes
 from serving.telemetry.metrics import Metrics
 
 
@@ -69,16 +71,26 @@ class TLS:
                 expiry = pem.check_pair(self._paths, contents, [certificate_file, key_file])
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(certificate_file, key_file)
+            try_handshakes(context, pem.first_certificate(certificate), certificate, key)
             if authorities:
                 pem.check_authorities(self._paths[2], authorities[0])
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(cadata=authorities[0].decode())
+        except pem.NotYetValid as error:
+            raise UsableLater(str(error)) from error
         except pem.CredentialsError as error:
             raise CredentialsError(str(error)) from error
+        except TrialFailed as error:
+            raise CredentialsError(f"{self._paths[0]} cannot be used: {error}") from error
         context.set_alpn_protocols(["h2"])
         self._context = context
         self._configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], *authorities)
         self._metrics.tls_certificate_expiry.set(expiry)
+        self._expiry = expiry
+
+    def expired(self) -> str:
+        """Returns the reason why callers refuse the certificate; empty while it is valid."""
+        return "" if time.time() < self._expiry else f"the certificate {self._paths[0].name} has expired"
 
 
 @contextmanager

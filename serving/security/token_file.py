@@ -66,7 +66,7 @@ def parse(path: Path, content: bytes) -> dict[str, ClientEntry]:
         CredentialsError: the file is not valid; the message lists every error, and shows no value.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(content.decode())
+        tables: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise CredentialsError(f"{path} is not valid TOML: {error}") from error
     try:

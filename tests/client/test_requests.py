@@ -187,3 +187,22 @@ def test_an_image_that_can_not_be_sent_as_it_is_is_refused(tmp_path: Path) -> No
     for image in (transparent, Image.fromarray(SEVEN.astype(np.uint16) * 257)):
         with pytest.raises(ImageError, match="save the image without transparency, with 8 bits"):
             read_image(save(image, tmp_path / "a.png"))
+
+
+def test_a_crop_may_be_a_flat_array_as_opencv_returns_it(client: DigitClient, content: bytes) -> None:
+    crop = np.frombuffer(content, np.uint8)
+    assert client.recognize(crop).digit == 7
+    assert [one.digit for one in client.recognize_batch([crop, content])] == [7, 7]
+    with pytest.raises(TypeError, match=r"put one crop in a list: \[crop\]"):
+        client.recognize_batch(crop)
+    with pytest.raises(ValueError, match=r"the pixels are flat, convert with images.reshape\(28, 28\)"):
+        client.recognize(SEVEN.reshape(-1))
+
+
+def test_images_that_were_scaled_to_0_and_1_are_refused_and_blank_ones_are_not(client: DigitClient) -> None:
+    scaled = (SEVEN > 127).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"the values of image are all 0 or 1.*multiply them by 255"):
+        client.recognize(scaled)
+    with pytest.raises(ValueError, match=r"the values of images\[1\] are all 0 or 1"):
+        client.recognize_batch(np.stack([SEVEN, scaled]))
+    assert client.recognize(np.zeros((28, 28), np.uint8)).decision is Decision.REJECT_INVALID_IMAGE

@@ -1,0 +1,85 @@
+"""A handshake of the server with itself, before a certificate replaces one that works.
+
+OpenSSL loads keys that no handshake can use, such as keys on a curve that clients do not offer. The trial uses both
+libraries with which this service and its callers speak TLS: OpenSSL, for the front http2, curl and Python; and the BoringSSL
+of gRPC, for the front grpcio and the clients of gRPC. The certificate is its own authority in the trial, because a server
+does not know which authorities its clients trust.
+"""
+
+import secrets
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+
+_SECONDS = 10.0
+_ROUNDS = 5  # of messages in a handshake, at most
+
+
+class TrialFailed(Exception):
+    """A handshake failed; the message has the reason."""
+
+
+def try_handshakes(context: ssl.SSLContext, certificate: bytes, chain: bytes, key: bytes) -> None:
+    """Does a handshake with each library.
+
+    Args:
+        context: context of the server, with chain and key, which asks for no client certificate.
+        certificate: certificate of the server, PEM.
+        chain: the certificate and its intermediate certificates, PEM.
+        key: private key, PEM.
+
+    Raises:
+        TrialFailed: a handshake failed.
+    """
+    name = _try_openssl(context, certificate)
+    _try_grpc(certificate, chain, key, name)
+
+
+def _try_openssl(context: ssl.SSLContext, certificate: bytes) -> str:
+    """Does a handshake in memory; returns a name of the certificate."""
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client_context.load_verify_locations(cadata=certificate.decode())
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for _ in range(_ROUNDS):
+            for side in (client, server):
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        raise TrialFailed(f"clients refuse it: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise TrialFailed(f"no handshake is possible: {error.reason}") from error
+    found = client.getpeercert()
+    if not found:
+        raise TrialFailed("the handshake does not end")
+    names = [str(name) for _, name in found.get("subjectAltName", ())]  # type: ignore[misc]
+    subject = [str(name) for part in found.get("subject", ()) for kind, name in part if kind == "commonName"]  # type: ignore[misc]
+    if not [*names, *subject]:
+        raise TrialFailed("it names no host, neither as subjectAltName nor as commonName")
+    return [*names, *subject][0].replace("*", "any")
+
+
+def _try_grpc(certificate: bytes, chain: bytes, key: bytes, name: str) -> None:
+    """Calls a server of gRPC that has no methods, over a socket without a file."""
+    address = f"unix-abstract:digits-tls-{secrets.token_hex(8)}"
+    server = grpc.server(ThreadPoolExecutor(1))
+    try:
+        server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))
+        server.start()
+        options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options) as channel:
+            channel.unary_unary("/digits/Trial", _registered_method=False)(b"", timeout=_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # the answer of a server without methods
+            reason = (error.details() or "").rpartition(f"{address}: ")[2]
+            raise TrialFailed(f"clients of gRPC refuse it: {reason}") from error
+    except RuntimeError as error:
+        raise TrialFailed("gRPC can't use it") from error
+    finally:
+        server.stop(None)
