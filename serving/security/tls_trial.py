@@ -10,6 +10,7 @@ import secrets
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import grpc
 
@@ -58,11 +59,13 @@ def _try_openssl(context: ssl.SSLContext, certificate: bytes) -> str:
     found = client.getpeercert()
     if not found:
         raise TrialFailed("the handshake does not end")
-    names = [str(name) for _, name in found.get("subjectAltName", ())]  # type: ignore[misc]
-    subject = [str(name) for part in found.get("subject", ()) for kind, name in part if kind == "commonName"]  # type: ignore[misc]
-    if not [*names, *subject]:
+    alternatives: Any = found.get("subjectAltName", ())
+    subject: Any = found.get("subject", ())
+    names = [str(name) for _, name in alternatives]
+    names += [str(name) for part in subject for kind, name in part if kind == "commonName"]
+    if not names:
         raise TrialFailed("it names no host, neither as subjectAltName nor as commonName")
-    return [*names, *subject][0].replace("*", "any")
+    return names[0].replace("*", "any")
 
 
 def _try_grpc(certificate: bytes, chain: bytes, key: bytes, name: str) -> None:
@@ -74,7 +77,8 @@ def _try_grpc(certificate: bytes, chain: bytes, key: bytes, name: str) -> None:
         server.start()
         options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options) as channel:
-            channel.unary_unary("/digits/Trial", _registered_method=False)(b"", timeout=_SECONDS)
+            call: Any = channel.unary_unary("/digits/Trial")
+            call(b"", timeout=_SECONDS)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # the answer of a server without methods
             reason = (error.details() or "").rpartition(f"{address}: ")[2]

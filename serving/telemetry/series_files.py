@@ -99,9 +99,14 @@ class _AllocatedDict(MmapedDict):
 
     def __init__(self, path: Path):
         """Maps a file that `allocate` has made."""
-        super().__init__(str(path))
+        super().__init__(str(path))  # type: ignore[no-untyped-call]
         self._path = path
         self._f.close()  # the mapping needs no open file
+
+    def read(self, key: str) -> float:
+        """Returns a value, which is added at 0 if it is missing. Raises OSError if the disk has no room for it."""
+        value: float = self.read_value(key)[0]  # type: ignore[no-untyped-call]
+        return value
 
     def _init_value(self, key: str) -> None:
         """Adds a value. Raises OSError, and changes nothing, if the disk has no room for it."""
@@ -114,7 +119,7 @@ class _AllocatedDict(MmapedDict):
                 os.posix_fallocate(file.fileno(), 0, capacity)
                 self._m = mmap.mmap(file.fileno(), capacity)
             self._capacity = capacity
-        super()._init_value(key)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
 class SeriesFiles:
@@ -152,7 +157,7 @@ class SeriesFiles:
                 self._files[version, kind] = self._open(kind, version)
             file = self._files[version, kind]
             if file is not None:
-                file.read_value(key)
+                file.read(key)
         except OSError as error:
             self._files.setdefault((version, kind), None)
             file = None
@@ -207,19 +212,19 @@ def value_class(files: SeriesFiles) -> type:
             self._key = mmap_key(metric_name, name, [*labelnames], [*labelvalues], help_text)
             with files.lock:
                 self._file = files.open_value(f"{typ}_{multiprocess_mode}" if multiprocess_mode else typ, self._key, version)
-                self._value = self._file.read_value(self._key)[0] if self._file else 0.0
+                self._value = self._file.read(self._key) if self._file else 0.0
 
         def inc(self, amount: float) -> None:
             with files.lock:
                 self._value += amount
                 if self._file:
-                    self._file.write_value(self._key, self._value, 0.0)
+                    self._file.write_value(self._key, self._value, 0.0)  # type: ignore[no-untyped-call]
 
         def set(self, value: float, timestamp: float | None = None) -> None:
             with files.lock:
                 self._value = value
                 if self._file:
-                    self._file.write_value(self._key, value, timestamp or 0.0)
+                    self._file.write_value(self._key, value, timestamp or 0.0)  # type: ignore[no-untyped-call]
 
         def get(self) -> float:
             with files.lock:

@@ -190,7 +190,7 @@ def test_an_image_that_can_not_be_sent_as_it_is_is_refused(tmp_path: Path) -> No
 
 
 def test_a_crop_may_be_a_flat_array_as_opencv_returns_it(client: DigitClient, content: bytes) -> None:
-    crop = np.frombuffer(content, np.uint8)
+    crop: Any = np.frombuffer(content, np.uint8)
     assert client.recognize(crop).digit == 7
     assert [one.digit for one in client.recognize_batch([crop, content])] == [7, 7]
     with pytest.raises(TypeError, match=r"put one crop in a list: \[crop\]"):

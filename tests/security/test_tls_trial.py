@@ -8,6 +8,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from serving.client import CredentialsError as ClientCredentialsError
 from serving.client import channel_credentials
@@ -52,7 +53,7 @@ BAD: dict[str, Callable[[Files], None]] = {
     "a curve that gRPC lacks": lambda files: write_own(files, ec.generate_private_key(ec.SECP224R1())),
     "a key that gRPC lacks": lambda files: write_own(files, ed25519.Ed25519PrivateKey.generate()),
     "a certificate of a client": lambda files: write_own(
-        files, ec.generate_private_key(ec.SECP256R1()), usage=x509.ExtendedKeyUsageOID.CLIENT_AUTH
+        files, ec.generate_private_key(ec.SECP256R1()), usage=ExtendedKeyUsageOID.CLIENT_AUTH
     ),
     "no name": lambda files: write_own(files, ec.generate_private_key(ec.SECP256R1()), names=()),
     "the future": lambda files: write_own(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import values
 
-from serving.telemetry import multiprocess_metrics, retired_series
+from serving.telemetry import multiprocess_metrics
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.multiprocess_metrics import DIRECTORY, MetricsDirectory, SupervisorMetrics
 from serving.telemetry.retired_series import RetiredSeries
@@ -71,7 +71,7 @@ def test_a_version_that_is_gone_from_disk_keeps_its_series_for_an_hour(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(retired_series.time, "monotonic", lambda: now)
+    monkeypatch.setattr("serving.telemetry.retired_series.time.monotonic", lambda: now)
     retired = RetiredSeries(metrics)
     for version in ("1", "2", "3"):
         VersionMetrics(metrics, "digits", version).batch_size.observe(1)
@@ -98,7 +98,7 @@ def test_counts_of_a_retired_version_go_on_where_no_one_sees_them(metrics: Metri
 
 def test_series_that_a_dead_worker_has_left_end_too(in_files: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(retired_series.time, "monotonic", lambda: now)
+    monkeypatch.setattr("serving.telemetry.retired_series.time.monotonic", lambda: now)
     VersionMetrics(in_files, "digits", "1").batch_size.observe(3)
     VersionMetrics(in_files, "digits", "2").batch_size.observe(3)
     assert in_files._files
