@@ -3,13 +3,26 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from serving.errors import RequestError
+from serving.peers import network_of
 from serving.security.tokens import Client, Metadata
 
 if TYPE_CHECKING:
     from serving.telemetry.spans import CallSpan
+
+
+class Source(NamedTuple):
+    """Whom a call counts for where callers share what there is.
+
+    Attributes:
+        client: name of the authenticated client; where the server asks for no tokens, the network of the caller.
+        connection: address and port of the caller: a client may have many connections.
+    """
+
+    client: str
+    connection: str
 
 
 @dataclass(slots=True)
@@ -35,6 +48,12 @@ class Call:
     model: str = ""
     version: str = ""
     images: int = 0
+
+    @property
+    def source(self) -> Source:
+        """Whom the call counts for. Looked up when it is needed: most calls need not wait for a turn."""
+        peer = self.peer()
+        return Source(self.client.name if self.client else network_of(peer), peer)
 
 
 class Reply(Protocol):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # The packages and modules of `serving`, from the bottom up: each may import those before it.
 ORDER = [
     *["build_info", "client", "contract", "cores", "errors", "imaging", "samples"],
-    *["settings", "ports"],
+    *["settings", "ports", "peers"],
     "answers",
     "telemetry",
     *["security", "feedback"],

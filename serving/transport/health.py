@@ -53,7 +53,7 @@ class Health:
 
     async def _watch(self, requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
         """Sends the status of a service now and after each change, until the caller cancels."""
-        with self._watches.take(call.peer()):
+        with self._watches.take(call.source):
             service = _parse(await anext(requests, b""))
             sent = None
             while True:

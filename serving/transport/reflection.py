@@ -27,7 +27,7 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
     places = Places(_MAX_STREAMS, f"{_MAX_STREAMS} streams of reflection are open, which is the limit")
 
     async def run(requests: AsyncIterator[bytes], write: Write, call: Call) -> None:
-        with places.take(call.peer()):
+        with places.take(call.source):
             # The stubs of grpc_reflection declare this async generator as a coroutine.
             answers: Any = servicer.ServerReflectionInfo(_parsed(requests, call), None)
             async for answer in answers:

@@ -1,34 +1,20 @@
 """Who gives way when what all callers share runs out: whoever has most of it.
 
-Shares are compared by network first, which one client can't multiply, and then by connection: many honest clients may stand
+Shares are compared by client first, which is a token or a network, and then by connection: many honest clients may stand
 behind one address.
 """
 
 import asyncio
-import ipaddress
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
+from serving.call import Source
 from serving.errors import TooBusy
 
 Holder = TypeVar("Holder")
-
-
-def network(host: str) -> str:
-    """Returns what counts as one client: an IPv4 address, or an IPv6 network of 64 bits, which one client owns."""
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
-
-
-def network_of(peer: str) -> str:
-    """Returns the network of an address as gRPC writes it, such as "ipv4:10.0.0.1:1234" or "ipv6:[::1]:1234"."""
-    host = unquote(peer).partition(":")[2].rpartition(":")[0]  # gRPC's own front writes %5B for [
-    return network(host.strip("[]"))
+Name = TypeVar("Name", bound=Hashable)
 
 
 def heaviest(holders: Iterable[Holder], weight: Callable[[Holder], int], *groups: Callable[[Holder], Hashable]) -> Holder:
@@ -53,15 +39,13 @@ class Place:
     """What one call takes while it is open.
 
     Attributes:
-        peer: the caller's address and port, as gRPC writes it: its connection.
-        network: the caller's network.
+        source: the client, and its connection.
         held: bytes that the call keeps in memory.
         idle: returns True while the call has no work to lose.
     """
 
-    def __init__(self, peer: str, idle: Callable[[], bool]):
-        self.peer = peer
-        self.network = network_of(peer)
+    def __init__(self, source: Source, idle: Callable[[], bool]):
+        self.source = source
         self.held = 0
         self.idle = idle
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
@@ -103,30 +87,30 @@ class Places:
         self._limit = limit
         self._full = full
         self._taken: dict[Place, None] = {}  # a set in the order of arrival
-        self._networks: Counter[str] = Counter()  # counts, so that a refusal costs little: a flood has many
-        self._connections: Counter[str] = Counter()
+        self._clients: Counter[str] = Counter()  # counts, so that a refusal costs little: a flood has many
+        self._connections: Counter[Source] = Counter()
 
     def __iter__(self) -> Iterator[Place]:
         """Yields the places that are taken."""
         return iter(self._taken)
 
     @contextmanager
-    def take(self, peer: str, idle: Callable[[], bool] = lambda: True) -> Iterator[Place]:
+    def take(self, source: Source, idle: Callable[[], bool] = lambda: True) -> Iterator[Place]:
         """Gives the running task a place, at the cost of a caller with at least two more if all are taken.
 
         Args:
-            peer: the caller's address and port.
+            source: the client, and its connection.
             idle: returns True while the call has no work to lose. Such calls give way first.
 
         Raises:
             TooBusy: there is no place; or another caller needs it, which cancels the task where it waits.
         """
         if len(self._taken) >= self._limit:
-            self._make_room(peer)
-        place = Place(peer, idle)
+            self._make_room(source)
+        place = Place(source, idle)
         self._taken[place] = None
-        self._networks[place.network] += 1
-        self._connections[peer] += 1
+        self._clients[source.client] += 1
+        self._connections[source] += 1
         try:
             with place.kept():
                 yield place
@@ -136,23 +120,27 @@ class Places:
     def _free(self, place: Place) -> None:
         if place in self._taken:
             del self._taken[place]
-            for counts, name in ((self._networks, place.network), (self._connections, place.peer)):
-                counts[name] -= 1
-                if not counts[name]:
-                    del counts[name]
+            _subtract(self._clients, place.source.client)
+            _subtract(self._connections, place.source)
 
-    def _make_room(self, peer: str) -> None:
-        own = network_of(peer)
-        network = max(self._networks, key=lambda name: self._networks[name])
-        if self._networks[network] < self._networks[own] + 2:
-            network = own
-        if network == own and max(self._connections.values()) < self._connections[peer] + 2:
+    def _make_room(self, source: Source) -> None:
+        client = max(self._clients, key=lambda name: self._clients[name])
+        if self._clients[client] < self._clients[source.client] + 2:
+            client = source.client
+        own = self._connections[source]
+        if client == source.client and max(self._connections.values()) < own + 2:
             raise TooBusy(self._full)
-        sizes = {place.peer: self._connections[place.peer] for place in self._taken if place.network == network}
-        connection = max(sizes, key=lambda name: sizes[name], default=peer)
-        if network == own and self._connections[connection] < self._connections[peer] + 2:
+        sizes = {place.source: self._connections[place.source] for place in self._taken if place.source.client == client}
+        connection = max(sizes, key=lambda name: sizes[name], default=source)
+        if client == source.client and self._connections[connection] < own + 2:
             raise TooBusy(self._full)
-        candidates = [place for place in self._taken if place.peer == connection]
+        candidates = [place for place in self._taken if place.source == connection]
         victim = next((place for place in candidates if place.idle()), candidates[0])
         self._free(victim)
         victim.lose(TooBusy(f"{self._full}, and other clients have fewer"))
+
+
+def _subtract(counts: Counter[Name], name: Name) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

@@ -75,7 +75,7 @@ class Streams:
             return self._dispatcher.begin(method, encoded, Call(call.deadline, call.client, call.span, call.peer))
 
         try:
-            with self._places.take(call.peer(), lambda: stream.idle) as place:
+            with self._places.take(call.source, lambda: stream.idle) as place:
                 self._open.add(stream)
                 self._metrics.open_streams.inc()
                 try:
@@ -96,7 +96,7 @@ class Streams:
             return
         lasting = [one for one in self._places if not one.lost]  # the others have not given their bytes back yet
         if sum(one.held for one in lasting) > self._max_bytes:
-            largest = heaviest(lasting, lambda one: one.held, lambda one: one.network, lambda one: one.peer)
+            largest = heaviest(lasting, lambda one: one.held, lambda one: one.source.client, lambda one: one.source)
             largest.lose(TooBusy(f"requests of over {self._max_bytes} bytes of streams are unanswered, which is the limit"))
 
     def _counted(self, method: Method[Any, Any], error: RequestError) -> RequestError:

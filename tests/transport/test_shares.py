@@ -7,11 +7,12 @@ from typing import Any, cast
 import pytest
 from grpc_health.v1 import health_pb2
 
-from serving.call import Call
+from serving.call import Call, Source
+from serving.peers import network_of
 from serving.transport import health, reflection
 from serving.transport.health import Health
 from serving.transport.routes import Streaming
-from serving.transport.shares import Places, heaviest, network_of
+from serving.transport.shares import Places, heaviest
 from tests.support.event_loop import turns
 
 
@@ -41,9 +42,11 @@ class Callers:
     def __init__(self, limit: int):
         self._places = Places(limit, "full")
 
-    async def enter(self, peer: str, *, idle: bool = True) -> asyncio.Task[None]:
+    async def enter(self, peer: str, *, client: str = "", idle: bool = True) -> asyncio.Task[None]:
+        source = Source(client, peer) if client else Call(peer=lambda: peer).source
+
         async def wait() -> None:
-            with self._places.take(peer, lambda: idle):
+            with self._places.take(source, lambda: idle):
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(wait())
@@ -59,6 +62,13 @@ async def test_a_caller_with_most_places_gives_one_to_another_network() -> None:
     ended = [task.exception() for task in hoard if task.done()]
     assert [str(error) for error in ended] == ["full, and other clients have fewer"] * 2
     assert str(honest[2].exception()) == "full"
+
+
+async def test_a_token_with_most_places_gives_one_to_another_token() -> None:
+    callers = Callers(3)
+    hoard = [await callers.enter(f"ipv4:10.0.0.{host}:1", client="hoarder") for host in (1, 2, 3)]
+    honest = await callers.enter("ipv4:10.0.0.1:1", client="honest")
+    assert [task.done() for task in [*hoard, honest]] == [True, False, False, False], "one token, many networks"
 
 
 async def test_a_connection_with_most_places_gives_one_to_another_of_its_network() -> None:
