@@ -1,5 +1,6 @@
 """The context of one call: its deadline, its client, its trace; and the way back of a call that has no task."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from serving.security.tokens import Client, Metadata
 
 if TYPE_CHECKING:
     from serving.telemetry.spans import CallSpan
+
+_SOURCES = 4096  # remembered: most calls come from a connection that has called before
 
 
 class Source(NamedTuple):
@@ -52,8 +55,12 @@ class Call:
     @property
     def source(self) -> Source:
         """Whom the call counts for. Looked up when it is needed: most calls need not wait for a turn."""
-        peer = self.peer()
-        return Source(self.client.name if self.client else network_of(peer), peer)
+        return _source(self.client.name if self.client else "", self.peer())
+
+
+@functools.lru_cache(_SOURCES)
+def _source(client: str, peer: str) -> Source:
+    return Source(client or network_of(peer), peer)
 
 
 class Reply(Protocol):

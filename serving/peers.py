@@ -1,10 +1,7 @@
 """Addresses of clients: which of them count as one client."""
 
-import functools
 import ipaddress
 from urllib.parse import unquote
-
-_REMEMBERED = 4096  # connections; most calls come from a connection that has called before
 
 
 def network(host: str) -> str:
@@ -15,7 +12,6 @@ def network(host: str) -> str:
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 
-@functools.lru_cache(_REMEMBERED)
 def network_of(peer: str) -> str:
     """Returns the network of an address as gRPC writes it, such as "ipv4:10.0.0.1:1234" or "ipv6:[::1]:1234"."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0]  # gRPC's own front writes %5B for [

@@ -294,7 +294,8 @@ class Settings(BaseSettings):
         20_000,
         ge=1,
         le=100_000_000,
-        description="Images that may wait in a worker. Beyond it, calls are refused with RESOURCE_EXHAUSTED.",
+        description="Images of each priority that may wait in a worker. Beyond it, the client with most loses requests to a "
+        "client with fewer; else calls are refused with RESOURCE_EXHAUSTED.",
     )
     max_pending_calls: int = Field(
         1000,

@@ -4,8 +4,10 @@
         |                                                              ^
     batcher      a bounded queue, and runners that empty it            |
         |  entry        what waits in the queue, and whom to tell      |
-        |  entry_queue  entries take turns                             |
-        |  pace         estimates the wait: would a request be late?   |
+        |  admission    has the queue room and time for a request?     |
+        |  entry_queue  live before batch                              |
+        |  fair_queue   clients take turns                             |
+        |  pace         seconds an image, from the last runs           |
         |  batch        the slices of a run, and their way back        |
         v                                                              |
     classifier   one ONNX Runtime run: logits, probabilities, whole, digit, confidence, flags

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, InferenceFailed, RequestError
+from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS
 from serving.inference.entry import Entry, Group, Request, SingleImage
 from serving.telemetry.logs import log_event
 from serving.telemetry.version_metrics import VersionMetrics
@@ -81,6 +82,21 @@ def distribute(batch: Sequence[Slice], rows: NDArray[np.float32], now: float, me
     for group, (images, places) in groups.items():
         group.answer(images, rows if len(places) == len(rows) else rows[places], now)
     metrics.count_answered(answered, now)
+
+
+def count_predictions(images: NDArray[np.uint8], rows: NDArray[np.float32], metrics: VersionMetrics) -> None:
+    """Counts the predictions of a run that mean something: of one digit, by a finite confidence.
+
+    Args:
+        images: (n, 784) uint8.
+        rows: (n, columns) float32, one row an image.
+        metrics: counts them.
+    """
+    digits, shows, confidences = rows[:, DIGIT], rows[:, SHOWS], rows[:, CONFIDENCE]
+    readable = (shows == ONE_DIGIT) & np.isfinite(confidences)
+    if not readable.all():
+        images, digits, confidences = images[readable], digits[readable], confidences[readable]
+    metrics.count_predictions(images, digits, confidences)
 
 
 def fail(entry: Entry, error: RequestError, metrics: VersionMetrics) -> None:

@@ -15,10 +15,12 @@ from contextvars import Context
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.call import Call
 from serving.contract import IMAGE_BYTES
 from serving.errors import RequestError, Stopping
-from serving.inference.batch import Slice, distribute, fail_all, fail_run, join
-from serving.inference.classifier import CONFIDENCE, DIGIT, ONE_DIGIT, SHOWS, Network
+from serving.inference.admission import Admission
+from serving.inference.batch import Slice, count_predictions, distribute, fail_all, fail_run, join
+from serving.inference.classifier import Network
 from serving.inference.entry import Answer, Entry, Request, SingleImage
 from serving.inference.entry_queue import EntryQueue
 from serving.inference.pace import Pace
@@ -57,7 +59,7 @@ class Batcher:
             metrics: counts queue, batches, runs and predictions.
             instances: runs at the same time.
             max_batch_size: images in one run, at most.
-            max_queue_size: images that may wait, at most.
+            max_queue_size: images of each priority that may wait, at most.
             max_queue_delay_seconds: time a free runner waits for a full batch before it runs a smaller one.
             brief_seconds: a run that is expected to take less stays on the event loop, where nothing can cut it off.
         """
@@ -69,11 +71,13 @@ class Batcher:
         self._brief = brief_seconds
         self._queue = EntryQueue(metrics, max_batch_size)
         self._pace = Pace()
+        self._admission = Admission(self._queue, self._pace, max_queue_size)
         self._crowded = False  # True if the last run served several callers
         self._soon = 0.0  # a caller of the last run can't come back over a network before this time
         self._ran_in_turn = False  # True if a lone image was run in this turn of the event loop
         self._met = False  # True if an image was queued in such a turn
         self._running = 0  # runs under way
+        self._batch_waiting = 0  # images of priority batch in the queue
         self._stopping = False
         self.idle = asyncio.Event()
         self._work = asyncio.Event()  # set while there is anything to do
@@ -85,12 +89,16 @@ class Batcher:
         # An empty context: the log lines of a batcher that a traced call loads must not carry that call's ids.
         self._runners = [asyncio.create_task(self._run_batches(), context=Context()) for _ in range(instances)]
 
-    async def submit(self, pixels: bytes, deadline: float = math.inf) -> Answer:
+    async def submit(
+        self, pixels: bytes, deadline: float = math.inf, call: Call | None = None, *, batch: bool = False
+    ) -> Answer:
         """Queues the images of one request and waits for their answer.
 
         Args:
             pixels: n images of 784 bytes, at least one.
             deadline: on the clock of time.monotonic.
+            call: the call that the images belong to, whose client gets a turn; None for one without a client.
+            batch: True for priority batch, False for live.
 
         Returns:
             One row an image, in order.
@@ -106,7 +114,7 @@ class Batcher:
         if rest or not count:
             raise ValueError(f"{len(pixels)} bytes are not a whole number of images")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        request = Request(memoryview(pixels), count, deadline, time.monotonic(), future)
+        request = Request(memoryview(pixels), count, deadline, time.monotonic(), future, call or Call(), batch)
         self.enter(request)
         try:
             return await future
@@ -127,13 +135,7 @@ class Batcher:
         if self._stopping:
             raise Stopping("the server is stopping")
         if self._queue.waiting or entry.count > self._max_queue_size:
-            self._pace.refuse_excess(
-                self._queue.waiting,
-                entry.count,
-                entry.deadline - entry.arrived,
-                max_queue_size=self._max_queue_size,
-                turn=self._queue.turn,
-            )
+            self._admission.refuse_excess(entry)
         if self._is_lone(entry):
             self._run_at_once(entry)
             return
@@ -189,7 +191,7 @@ class Batcher:
             await asyncio.sleep(0)
             quiet = quiet + 1 if self._queue.waiting == before else 0
         while self._delay and self._queue.waiting and not self._full.is_set():
-            remaining = self._queue.next.arrived + self._delay - time.monotonic()
+            remaining = min(entry.arrived for entry in self._queue) + self._delay - time.monotonic()
             if remaining <= 0:
                 return
             with contextlib.suppress(TimeoutError):
@@ -283,22 +285,18 @@ class Batcher:
         distribute(batch, rows, end, self._metrics)
         self._metrics.batch_size.observe(len(rows))
         self._metrics.inference_seconds.observe(end - start)
-        self._count_predictions(images.reshape(-1, IMAGE_BYTES), rows)
-
-    def _count_predictions(self, images: NDArray[np.uint8], rows: NDArray[np.float32]) -> None:
-        """Counts the predictions that mean something: of one digit, by a finite confidence."""
-        digits, shows, confidences = rows[:, DIGIT], rows[:, SHOWS], rows[:, CONFIDENCE]
-        readable = (shows == ONE_DIGIT) & np.isfinite(confidences)
-        if not readable.all():
-            images, digits, confidences = images[readable], digits[readable], confidences[readable]
-        self._metrics.count_predictions(images, digits, confidences)
+        count_predictions(images.reshape(-1, IMAGE_BYTES), rows, self._metrics)
 
     def _drop(self, entry: Entry) -> None:
         if self._queue.drop(entry):
             self._queue_changed()
 
     def _queue_changed(self) -> None:
-        self._metrics.queue_length.set(self._queue.waiting)
+        batch_waiting = self._queue.batch.waiting
+        self._metrics.queue_length.set(self._queue.waiting - batch_waiting)
+        if batch_waiting != self._batch_waiting:
+            self._batch_waiting = batch_waiting
+            self._metrics.batch_queue_length.set(batch_waiting)
         idle = not self._queue.waiting and not self._running
         work = self._queue.waiting > 0 or self._stopping
         full = self._queue.waiting >= self._max_batch_size or self._stopping

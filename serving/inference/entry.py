@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.call import Call, Reply
-from serving.errors import RequestError
+from serving.call import Call, Reply, Source
+from serving.errors import QueueFull, RequestError
 
 
 class Entry(Protocol):
@@ -21,6 +21,7 @@ class Entry(Protocol):
         arrived: when the entry joined the queue.
         started: when the first run with an image of the entry began.
         taken: images already taken into a run.
+        batch: True for priority batch, False for live.
     """
 
     count: int
@@ -28,6 +29,11 @@ class Entry(Protocol):
     arrived: float
     started: float
     taken: int
+    batch: bool
+
+    @property
+    def source(self) -> Source:
+        """The client, and its connection."""
 
     @property
     def pixels(self) -> bytes | memoryview:
@@ -62,6 +68,8 @@ class Request:
     """An entry of n images, with the future that resolves to their answer.
 
     Attributes:
+        call: the call that the images belong to.
+        batch: True for priority batch, False for live.
         answer: resolves when all rows are there, or when the request fails.
         rows: (count, columns) float32, filled run by run; None before the first run.
         answered: images whose rows are back.
@@ -72,10 +80,17 @@ class Request:
     deadline: float
     arrived: float
     answer: asyncio.Future[Answer]
+    call: Call
+    batch: bool = False
     rows: NDArray[np.float32] | None = None
     started: float = 0.0
     taken: int = 0
     answered: int = 0
+
+    @property
+    def source(self) -> Source:
+        """The client, and its connection."""
+        return self.call.source
 
     @property
     def done(self) -> bool:
@@ -113,6 +128,7 @@ class SingleImage:
         outcomes: tells the caller how the call has ended, and counts that.
         tail: fields of the encoded answer that belong to this call alone, such as the request's own id.
         group: the calls that are answered alike; set before the image joins the queue.
+        batch: True for priority batch, False for live.
         done: True once the call was answered or has failed, or its caller has gone.
         read: True once the model has read the image, and the queue has no part in the call any more.
     """
@@ -128,11 +144,19 @@ class SingleImage:
     count: int = field(default=1, init=False)
     started: float = field(default=0.0, init=False)
     taken: int = field(default=0, init=False)
+    batch: bool = field(default=False, init=False)
     done: bool = field(default=False, init=False)
     read: bool = field(default=False, init=False)
 
+    @property
+    def source(self) -> Source:
+        """The client, and its connection."""
+        return self.call.source
+
     def fail(self, error: RequestError) -> None:
         """Ends the call with an error."""
+        if self.call.client and isinstance(error, QueueFull):  # it had a place, and gives way to another client
+            self.call.client.give_back(1)
         self.outcomes.fail(self, error)
 
     def abandon(self) -> None:

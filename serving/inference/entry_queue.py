@@ -1,21 +1,27 @@
-"""The queue of a batcher: entries take turns, so that a large request does not hold up small ones."""
+"""The queue of a batcher: live requests before batch ones, each kind in fair turns."""
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from serving.errors import DeadlineExceeded
+from serving.errors import DeadlineExceeded, QueueFull
 from serving.inference.batch import Slice, fail
 from serving.inference.entry import Entry
+from serving.inference.fair_queue import FairQueue
 from serving.telemetry.version_metrics import VersionMetrics
+
+# Live images for each image of priority batch, while both wait: batch is slow then, and never starves.
+_LIVE_FOR_BATCH = 15
 
 
 class EntryQueue:
-    """Entries that wait for a run, in order of turn.
+    """Entries that wait for a run.
+
+    As long as all of them fit into one batch, their order means nothing: live entries are sorted into turns only once more
+    of them wait.
 
     Attributes:
         waiting: images in the queue.
-        turn: a large request gets this many images into a batch before the next request has its turn.
+        batch: entries of priority batch.
     """
 
     def __init__(self, metrics: VersionMetrics, max_batch_size: int):
@@ -26,60 +32,135 @@ class EntryQueue:
             max_batch_size: images in one batch, at most.
         """
         self.waiting = 0
-        self.turn = max(1, max_batch_size // 8)
+        turn = max(1, max_batch_size // 8)
+        self.batch: FairQueue[Entry] = FairQueue(turn)
+        self._live: FairQueue[Entry] = FairQueue(turn)
+        self._unsorted: dict[Entry, None] = {}  # live entries; a dict, so that any of them can leave
         self._metrics = metrics
         self._max_batch_size = max_batch_size
-        self._entries: OrderedDict[Entry, None] = OrderedDict()  # a dict, so that any entry can leave
+        self._live_read = 0  # live images since priority batch had its share
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._unsorted) + len(self._live) + len(self.batch)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter([*self._entries])
+        return iter([*self._live, *self.batch, *self._unsorted])
 
     @property
-    def next(self) -> Entry:
-        """The entry whose turn is next."""
-        return next(iter(self._entries))
+    def turn(self) -> int:
+        """Images that a connection gets into a batch before another has its turn."""
+        return self._live.turn
 
     def add(self, entry: Entry) -> None:
         """Queues an entry."""
-        self._entries[entry] = None
         self.waiting += entry.count
+        if entry.batch:
+            self.batch.add(entry)
+        else:
+            self._unsorted[entry] = None
 
     def drop(self, entry: Entry) -> bool:
         """Drops an entry; returns False if it was not in the queue."""
-        if entry not in self._entries:
+        if entry in self._unsorted:
+            del self._unsorted[entry]
+        elif not (self.batch if entry.batch else self._live).drop(entry):
             return False
-        del self._entries[entry]
         self.waiting -= entry.count - entry.taken
         return True
 
+    def waiting_with(self, entry: Entry) -> int:
+        """Returns the images that wait with the priority of an entry."""
+        return self.batch.waiting if entry.batch else self.waiting - self.batch.waiting
+
+    def ahead(self, entry: Entry) -> int:
+        """Estimates the images that are read before the last one of a new entry."""
+        self._sort()
+        if entry.batch:
+            return self._live.waiting + self.batch.ahead(entry.source, entry.count)
+        ahead = self._live.ahead(entry.source, entry.count)
+        in_its_batch = min(self._max_batch_size - entry.count, self.waiting)
+        return max(ahead + min(ahead // _LIVE_FOR_BATCH, self.batch.waiting), in_its_batch)
+
+    def make_room(self, entry: Entry, images: int, retry_after_seconds: float) -> bool:
+        """Makes room for an entry: clients with more images of its priority lose some, with QueueFull.
+
+        Args:
+            entry: not in the queue yet.
+            images: images to make room for.
+            retry_after_seconds: the hint to those who lose.
+
+        Returns:
+            False if the client would have most itself then, and so has to give way.
+        """
+        self._sort()
+        queue = self.batch if entry.batch else self._live
+        while images > 0:
+            largest = queue.heavier_than(entry.source, entry.count, images)
+            if largest is None:
+                return False
+            images -= largest.count - largest.taken
+            self.drop(largest)
+            error = QueueFull("the queue is full, and other clients have fewer images in it", retry_after_seconds)
+            fail(largest, error, self._metrics)
+        return True
+
     def take_batch(self) -> list[Slice]:
-        """Takes up to a batch of images off the queue, entry by entry in turns, and drops late entries."""
+        """Takes up to a batch of images off the queue, and drops late entries."""
         now = time.monotonic()
-        room = self._max_batch_size
-        batch = []
-        while self._entries:
-            entry = self.next
+
+        def is_over(entry: Entry) -> bool:
+            """Fails a late entry. Returns True also for one that failed in another run, or whose caller has gone."""
             if entry.deadline <= now:
                 fail(entry, DeadlineExceeded("the deadline passed while the request waited"), self._metrics)
-            if entry.done:  # late, failed in another run, or its caller has gone
-                self.drop(entry)
-                continue
-            left = entry.count - entry.taken
-            share = room if len(self._entries) == 1 else min(room, self.turn)
-            size = left if left <= self.turn else min(left, share)  # a request within one turn is never split
-            if not 0 < size <= room:
-                break
-            if entry.taken == 0:
-                entry.started = now
-            batch.append(Slice(entry, entry.taken, entry.taken + size))
-            entry.taken += size
-            self.waiting -= size
-            room -= size
-            if size == left:
-                del self._entries[entry]
-            else:
-                self._entries.move_to_end(entry)
+            return entry.done
+
+        if self.waiting > self._max_batch_size:
+            return self._take_turns(now, is_over)
+        entries = [*self._live.clear(), *self.batch.clear()] if len(self._live) or len(self.batch) else []
+        entries.extend(self._unsorted)
+        self._unsorted.clear()
+        self.waiting = 0
+        batch = []
+        for entry in entries:
+            if not is_over(entry):
+                if not entry.taken:
+                    entry.started = now
+                batch.append(Slice(entry, entry.taken, entry.count))
+                entry.taken = entry.count
         return batch
+
+    def _take_turns(self, now: float, is_over: Callable[[Entry], bool]) -> list[Slice]:
+        """Takes a batch of images off a queue that holds more."""
+        self._sort()
+        batch: list[Slice] = []
+        room = self._max_batch_size
+        while room and (taken := self._take_turn(room, is_over)):
+            for entry, images in taken:
+                end, room = entry.taken, room - images
+                if end == images:
+                    entry.started = now
+                if batch and batch[-1].entry is entry:
+                    batch[-1].end = end
+                else:
+                    batch.append(Slice(entry, end - images, end))
+        self.waiting = self._live.waiting + self.batch.waiting
+        return batch
+
+    def _take_turn(self, room: int, is_over: Callable[[Entry], bool]) -> list[tuple[Entry, int]]:
+        """Takes what is next: live before batch, but for the share that batch is due."""
+        both = self._live.waiting and self.batch.waiting
+        in_order = [self.batch, self._live] if both and self._live_read >= _LIVE_FOR_BATCH else [self._live, self.batch]
+        for queue in in_order:
+            taken = queue.take_turn(room, is_over)
+            if taken:
+                if both:
+                    images = sum(count for _, count in taken)
+                    self._live_read += images if queue is self._live else -images * _LIVE_FOR_BATCH
+                return taken
+        return []
+
+    def _sort(self) -> None:
+        """Sorts the live entries into turns."""
+        for entry in self._unsorted:
+            self._live.add(entry)
+        self._unsorted.clear()

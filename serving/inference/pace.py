@@ -1,6 +1,4 @@
-"""Estimates how long a request would wait in the queue, and refuses a request that would be late."""
-
-from serving.errors import QueueFull
+"""Estimates how long a request would wait in the queue, from the time that the last runs took."""
 
 # Safety factor on the estimated queue wait; run times vary about twofold. A request that is taken in several turns gets
 # twice this factor, since other requests have their turns in between.
@@ -13,7 +11,7 @@ class Pace:
     """Running averages over the last runs: seconds per image off the queue, and seconds per image within a run.
 
     Example: two runners finish runs of 100 images, each in 20 ms and one every 10 ms. The queue then moves at 0.1 ms an
-    image, and a run takes 0.2 ms an image. With 500 images waiting, a request of one image is expected after
+    image, and a run takes 0.2 ms an image. With 500 images ahead, a request of one image is expected after
     (2 * 500 + 1) * 0.1 ms = 100.1 ms, with the safety factor of 2. A caller who gave it 80 ms is refused, with a hint to
     retry 20.1 ms later; a caller who gave it 200 ms is admitted.
 
@@ -29,46 +27,20 @@ class Pace:
         self._last_end = 0.0
         self._was_behind = False  # True if images waited when the last run ended
 
-    def seconds_late(self, waiting: int, count: int, seconds_left: float, *, in_turns: bool) -> float:
+    def seconds_late(self, ahead: int, count: int, seconds_left: float, *, in_turns: bool) -> float:
         """Estimates how late the answer to a new request would be.
 
         Args:
-            waiting: images in the queue already.
+            ahead: images that are read before those of the request.
             count: images of the request.
             seconds_left: time until the deadline of the request; infinite without a deadline.
-            in_turns: True if the request is too large for one turn.
+            in_turns: True if the request is too large for one turn, so that requests to come have turns before its last.
 
         Returns:
             Seconds past the deadline; 0 or less when the answer is expected in time.
         """
         factor = 2 * _SAFETY_FACTOR if in_turns else _SAFETY_FACTOR
-        return (factor * waiting + count) * self.seconds_per_image - seconds_left
-
-    def refuse_excess(self, waiting: int, count: int, seconds_left: float, *, max_queue_size: int, turn: int) -> None:
-        """Refuses a request for which the queue has no room, or no time: running late work delays all other work.
-
-        Args:
-            waiting: images in the queue already.
-            count: images of the request.
-            seconds_left: time until the deadline of the request; infinite without a deadline.
-            max_queue_size: images that may wait, at most.
-            turn: images that a request gets into a batch before the next request has its turn.
-
-        Raises:
-            QueueFull: with the time after which to retry.
-        """
-        excess = waiting + count - max_queue_size
-        if excess > 0:
-            raise QueueFull(
-                f"the queue is full: {waiting} images wait, and {count} more would pass its limit of {max_queue_size}",
-                retry_after_seconds=excess * self.seconds_per_image,
-            )
-        late = self.seconds_late(waiting, count, seconds_left, in_turns=count > turn)
-        if late > 0:
-            raise QueueFull(
-                f"{waiting} images wait, and {count} more would hardly be answered within their deadline",
-                retry_after_seconds=late,
-            )
+        return (factor * ahead + count) * self.seconds_per_image - seconds_left
 
     def learn(self, start: float, end: float, images: int, *, run_seconds: float, runners: int, waiting: int) -> None:
         """Learns from a run that has ended.

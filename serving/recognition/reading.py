@@ -34,6 +34,7 @@ class ReadOptions(NamedTuple):
         partial: a crop that can't be decoded is rejected, and the others are answered; otherwise the request fails.
         audit: accepted answers may be marked for audit; False where the caller could not see the mark.
         lexicon: name of the lexicon that a field is looked up in; "" for none.
+        batch: True for priority batch, which gets what live requests leave; False for live.
     """
 
     model: str = ""
@@ -44,6 +45,7 @@ class ReadOptions(NamedTuple):
     partial: bool = False
     audit: bool = True
     lexicon: str = ""
+    batch: bool = False
 
 
 class Reading(NamedTuple):

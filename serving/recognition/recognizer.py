@@ -92,6 +92,9 @@ class Recognizer:
                 loaded.groups.clear()
             group = loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
         image.group = group
+        if options.batch:
+            image.batch = True
+            loaded.metrics.batch_images.inc()
         if call.client:
             call.client.spend(1)
         try:
@@ -139,13 +142,15 @@ class Recognizer:
         call.model, call.version = loaded.name, loaded.version
         pixels, crops = images
         framed = None
+        if options.batch:
+            loaded.metrics.batch_images.inc(call.images)
         if call.client:
             call.client.spend(call.images)
         try:
             if crops:
                 framed = await self._frame(crops, options, call)
                 pixels = framed.pixels
-            answer = await loaded.batcher.submit(pixels, call.deadline)
+            answer = await loaded.batcher.submit(pixels, call.deadline, call, batch=options.batch)
         except (QueueFull, Stopping):
             if call.client:
                 call.client.give_back(call.images)

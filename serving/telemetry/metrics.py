@@ -142,7 +142,15 @@ class Metrics:
         )
 
     def _define_queue_and_runs(self) -> None:
-        self.queue_length = self._gauge("digits_queue_length_images", "Images waiting for a run now.", _VERSION)
+        self.queue_length = self._gauge(
+            "digits_queue_length_images", "Images of priority live waiting for a run now.", _VERSION
+        )
+        self.batch_queue_length = self._gauge(
+            "digits_batch_queue_length_images", "Images of priority batch waiting for a run now.", _VERSION
+        )
+        self.batch_images = self._counter(
+            "digits_batch_images", "Images that came with priority batch, refused ones included.", _VERSION
+        )
         self.queue_seconds = self._histogram(
             "digits_queue_seconds",
             "Time from a request's arrival to the start of the run with its first image, for answered requests.",

@@ -31,7 +31,9 @@ class VersionMetrics:
     """Counts what one model version does. Looking labels up once, not per request, keeps the request path short.
 
     Attributes:
-        queue_length: images waiting for a run now.
+        queue_length: live images waiting for a run now.
+        batch_queue_length: images of priority batch waiting for a run now.
+        batch_images: images that came with priority batch.
         queue_seconds: time from arrival to first run, per answered request.
         batch_size: images per run.
         inference_seconds: time per run.
@@ -45,6 +47,8 @@ class VersionMetrics:
 
     def __init__(self, metrics: Metrics, model: str, version: str):
         self.queue_length = metrics.queue_length.labels(model, version)
+        self.batch_queue_length = metrics.batch_queue_length.labels(model, version)
+        self.batch_images = metrics.batch_images.labels(model, version)
         self.queue_seconds = metrics.queue_seconds.labels(model, version)
         self.batch_size = metrics.batch_size.labels(model, version)
         self.inference_seconds = metrics.inference_seconds.labels(model, version)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.call import Call
 from serving.errors import DeadlineExceeded, InferenceFailed, Stopping
 from serving.inference import batch
 from serving.inference.batch import Slice, fail
@@ -22,7 +23,7 @@ def distribute(parts: list[Slice], rows: NDArray[np.float32], now: float, metric
 
 def entry(count: int, deadline: float = math.inf) -> Request:
     future = asyncio.get_running_loop().create_future()
-    return Request(memoryview(bytes(784 * count)), count, deadline, arrived=1.0, answer=future, started=2.0)
+    return Request(memoryview(bytes(784 * count)), count, deadline, arrived=1.0, answer=future, call=Call(), started=2.0)
 
 
 def rows(*values: float) -> NDArray[np.float32]:
