@@ -5,7 +5,8 @@
     batcher      a bounded queue, and runners that empty it            |
         |  entry        what waits in the queue, and whom to tell      |
         |  admission    has the queue room and time for a request?     |
-        |  entry_queue  live before batch                              |
+        |  entry_queue  what waits for a run                           |
+        |  priorities   live before batch                              |
         |  fair_queue   clients take turns                             |
         |  pace         seconds an image, from the last runs           |
         |  batch        the slices of a run, and their way back        |

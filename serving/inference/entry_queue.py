@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator
 from serving.errors import DeadlineExceeded, QueueFull
 from serving.inference.batch import Slice, fail
 from serving.inference.entry import Entry
-from serving.inference.fair_queue import FairQueue
+from serving.inference.priorities import Priorities
 from serving.telemetry.version_metrics import VersionMetrics
-
-# Live images for each image of priority batch, while both wait: batch is slow then, and never starves.
-_LIVE_FOR_BATCH = 15
 
 
 class EntryQueue:
@@ -33,23 +30,22 @@ class EntryQueue:
         """
         self.waiting = 0
         turn = max(1, max_batch_size // 8)
-        self.batch: FairQueue[Entry] = FairQueue(turn)
-        self._live: FairQueue[Entry] = FairQueue(turn)
+        self._sorted: Priorities[Entry] = Priorities(turn)
+        self.batch = self._sorted.batch
         self._unsorted: dict[Entry, None] = {}  # live entries; a dict, so that any of them can leave
         self._metrics = metrics
         self._max_batch_size = max_batch_size
-        self._live_read = 0  # live images since priority batch had its share
 
     def __len__(self) -> int:
-        return len(self._unsorted) + len(self._live) + len(self.batch)
+        return len(self._unsorted) + len(self._sorted)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter([*self._live, *self.batch, *self._unsorted])
+        return iter([*self._sorted, *self._unsorted])
 
     @property
     def turn(self) -> int:
         """Images that a connection gets into a batch before another has its turn."""
-        return self._live.turn
+        return self._sorted.live.turn
 
     def add(self, entry: Entry) -> None:
         """Queues an entry."""
@@ -63,7 +59,7 @@ class EntryQueue:
         """Drops an entry; returns False if it was not in the queue."""
         if entry in self._unsorted:
             del self._unsorted[entry]
-        elif not (self.batch if entry.batch else self._live).drop(entry):
+        elif not self._sorted.queue_of(entry).drop(entry):
             return False
         self.waiting -= entry.count - entry.taken
         return True
@@ -75,11 +71,8 @@ class EntryQueue:
     def ahead(self, entry: Entry) -> int:
         """Estimates the images that are read before the last one of a new entry."""
         self._sort()
-        if entry.batch:
-            return self._live.waiting + self.batch.ahead(entry.source, entry.count)
-        ahead = self._live.ahead(entry.source, entry.count)
         in_its_batch = min(self._max_batch_size - entry.count, self.waiting)
-        return max(ahead + min(ahead // _LIVE_FOR_BATCH, self.batch.waiting), in_its_batch)
+        return max(self._sorted.ahead(entry), in_its_batch)
 
     def make_room(self, entry: Entry, images: int, retry_after_seconds: float) -> bool:
         """Makes room for an entry: clients with more images of its priority lose some, with QueueFull.
@@ -93,7 +86,7 @@ class EntryQueue:
             False if the client would have most itself then, and so has to give way.
         """
         self._sort()
-        queue = self.batch if entry.batch else self._live
+        queue = self._sorted.queue_of(entry)
         while images > 0:
             largest = queue.heavier_than(entry.source, entry.count, images)
             if largest is None:
@@ -116,7 +109,7 @@ class EntryQueue:
 
         if self.waiting > self._max_batch_size:
             return self._take_turns(now, is_over)
-        entries = [*self._live.clear(), *self.batch.clear()] if len(self._live) or len(self.batch) else []
+        entries = [*self._sorted.live.clear(), *self.batch.clear()] if len(self._sorted) else []
         entries.extend(self._unsorted)
         self._unsorted.clear()
         self.waiting = 0
@@ -134,7 +127,7 @@ class EntryQueue:
         self._sort()
         batch: list[Slice] = []
         room = self._max_batch_size
-        while room and (taken := self._take_turn(room, is_over)):
+        while room and (taken := self._sorted.take_turn(room, is_over)):
             for entry, images in taken:
                 end, room = entry.taken, room - images
                 if end == images:
@@ -143,24 +136,11 @@ class EntryQueue:
                     batch[-1].end = end
                 else:
                     batch.append(Slice(entry, end - images, end))
-        self.waiting = self._live.waiting + self.batch.waiting
+        self.waiting = self._sorted.live.waiting + self.batch.waiting
         return batch
-
-    def _take_turn(self, room: int, is_over: Callable[[Entry], bool]) -> list[tuple[Entry, int]]:
-        """Takes what is next: live before batch, but for the share that batch is due."""
-        both = self._live.waiting and self.batch.waiting
-        in_order = [self.batch, self._live] if both and self._live_read >= _LIVE_FOR_BATCH else [self._live, self.batch]
-        for queue in in_order:
-            taken = queue.take_turn(room, is_over)
-            if taken:
-                if both:
-                    images = sum(count for _, count in taken)
-                    self._live_read += images if queue is self._live else -images * _LIVE_FOR_BATCH
-                return taken
-        return []
 
     def _sort(self) -> None:
         """Sorts the live entries into turns."""
         for entry in self._unsorted:
-            self._live.add(entry)
+            self._sorted.live.add(entry)
         self._unsorted.clear()

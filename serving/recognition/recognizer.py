@@ -183,7 +183,7 @@ class Recognizer:
     async def _frame(self, crops: Sequence[bytes], options: ReadOptions, call: Call) -> FramedCrops:
         """Frames crops. Raises InvalidRequest for a crop that can't be decoded, unless the options take partial answers."""
         began = time.monotonic()
-        framed = await self._crops.frame(crops, call.deadline)
+        framed = await self._crops.frame(crops, call.deadline, call, batch=options.batch)
         if call.span is not None:
             call.span.framed(began, time.monotonic(), len(crops))
         if framed.errors and not options.partial:

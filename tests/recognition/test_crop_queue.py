@@ -2,11 +2,13 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.call import Call
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.imaging.crop import frame_crop
 from serving.recognition import crop_queue
@@ -39,14 +41,14 @@ async def test_crops_are_framed_in_order_and_broken_ones_are_reported(images: Im
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Slows framing down; returns the growing list of the number of crops in each step."""
     framed: list[int] = []
-    frame_all = crop_queue._frame_all
+    frame_some = crop_queue._frame_some
 
-    def frame_slowly(part: Sequence[bytes]) -> list[tuple[bytes, bool, str, float]]:
+    def frame_slowly(part: Sequence[bytes]) -> list[Any]:
         framed.append(len(part))
         time.sleep(0.05)
-        return frame_all(part)
+        return frame_some(part)
 
-    monkeypatch.setattr(crop_queue, "_frame_all", frame_slowly)
+    monkeypatch.setattr(crop_queue, "_frame_some", frame_slowly)
     return framed
 
 
@@ -111,3 +113,76 @@ async def test_crops_that_take_longer_than_the_grace_end_as_stopping(slow: list[
             await call
     with pytest.raises(Stopping):
         await queue.frame([b""], math.inf)
+
+
+def call(peer: str) -> Call:
+    return Call(peer=lambda: peer)
+
+
+GREEDY, POLITE = call("ipv4:10.0.0.1:1"), call("ipv4:10.0.0.2:1")
+
+
+async def test_clients_take_turns_however_many_calls_one_has(slow: list[int]) -> None:
+    queue = CropQueue(1000, Metrics())
+    greedy = [asyncio.create_task(queue.frame([b""] * 5, math.inf, GREEDY)) for _ in range(20)]
+    await asyncio.sleep(0)
+    await queue.frame([b""], time.monotonic() + TIMEOUT, POLITE)
+    assert len(slow) <= 3
+    await queue.close(0)
+    await asyncio.gather(*greedy, return_exceptions=True)
+
+
+async def test_crops_of_priority_batch_wait_for_live_ones(slow: list[int]) -> None:
+    queue = CropQueue(1000, Metrics())
+    batch = [asyncio.create_task(queue.frame([b""] * 5, math.inf, GREEDY, batch=True)) for _ in range(4)]
+    live = [asyncio.create_task(queue.frame([b""] * 5, math.inf, GREEDY)) for _ in range(2)]
+    await asyncio.gather(*live)
+    assert sum(task.done() for task in batch) <= 1
+    await asyncio.gather(*batch)
+    await queue.close(TIMEOUT)
+
+
+async def test_a_turn_of_crops_that_take_long_ends_early_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crop_queue, "_TURN_SECONDS", 0.0)
+    metrics = Metrics()
+    queue = CropQueue(1000, metrics)
+    pixels, _, errors = await queue.frame([b"no picture", b"", b"x" * 3] * 4, math.inf)
+    assert len(pixels) == 12 * 784
+    assert [errors[index] for index in range(12)] == [
+        f"neither a PNG nor a JPEG, but {size} bytes of something else" for size in (10, 0, 3) * 4
+    ]
+    assert value(metrics.registry, "digits_crops_waiting") == 0
+    await queue.close(TIMEOUT)
+
+
+@pytest.mark.parametrize("crops", [[b""] * 50, [bytes(1 << 25)]], ids=["crops", "bytes"])
+async def test_a_full_queue_gives_way_to_a_client_with_less(slow: list[int], crops: list[bytes]) -> None:
+    metrics = Metrics()
+    queue = CropQueue(100, metrics)
+    greedy = [asyncio.create_task(queue.frame(crops, math.inf, GREEDY)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="there is no room for"):
+        await queue.frame(crops, math.inf, GREEDY)
+    await queue.frame([b"x"], math.inf, POLITE)
+    assert isinstance(greedy[1].exception(), QueueFull), "the newest"
+    await greedy[0]
+    assert value(metrics.registry, "digits_crops_waiting") == 0
+    await queue.close(TIMEOUT)
+
+
+async def test_a_fault_of_the_framing_ends_its_calls_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame_some = crop_queue._frame_some
+
+    def fail_once(crops: Sequence[bytes]) -> list[Any]:
+        if crops[0] == b"fault":
+            raise RuntimeError("no")
+        return frame_some(crops)
+
+    monkeypatch.setattr(crop_queue, "_frame_some", fail_once)
+    queue = CropQueue(100, Metrics())
+    faulty = asyncio.create_task(queue.frame([b"fault"] * 9, math.inf, GREEDY))
+    fine = asyncio.create_task(queue.frame([b""], math.inf, POLITE))
+    with pytest.raises(RuntimeError):
+        await faulty
+    assert len((await fine).errors) == 1
+    await queue.close(TIMEOUT)
