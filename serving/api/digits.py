@@ -19,6 +19,7 @@ from serving.recognition.reading import DigitAnswers, FieldAnswer, Images, ReadO
 from serving.recognition.recognizer import Recognizer
 
 _SOURCES = {number: name.removeprefix("TRUTH_SOURCE_").lower() for name, number in pb.TruthSource.items() if number}
+_PRIORITIES = frozenset(pb.Priority.values())
 
 # Size of the largest report: for each truth, what it takes with the id of one image and a long model name.
 _TRUTH_BYTES = 512
@@ -128,7 +129,8 @@ def parse_batch(encoded: bytes) -> ImageRequest:
     """Parses a RecognizeBatchRequest."""
     request = parse_message(pb.RecognizeBatchRequest, encoded)
     require_short_texts(request)
-    options = ReadOptions(request.model, "", request.key, request.target_error_rate, partial=True)
+    rate, batch = request.target_error_rate, _is_batch(request.priority)
+    options = ReadOptions(request.model, "", request.key, rate, partial=True, batch=batch)
     return ImageRequest(Images(request.images, [*request.crops]), options)
 
 
@@ -140,8 +142,9 @@ def parse_field(encoded: bytes) -> ImageRequest:
     length = len(images.crops) or len(images.pixels) // IMAGE_BYTES
     if length > LONGEST:
         raise InvalidRequest(f"the field has {length} digits, expected {LONGEST} at most")
-    lexicon, rate = request.lexicon, request.target_error_rate
-    return ImageRequest(images, ReadOptions(request.model, "", request.key, rate, partial=True, lexicon=lexicon))
+    lexicon, rate, batch = request.lexicon, request.target_error_rate, _is_batch(request.priority)
+    options = ReadOptions(request.model, "", request.key, rate, partial=True, lexicon=lexicon, batch=batch)
+    return ImageRequest(images, options)
 
 
 def parse_stream_request(encoded: bytes) -> ImageRequest:
@@ -155,8 +158,17 @@ def _image_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0, s
     image, crop = request.image, request.crop  # each access to a protobuf field copies its bytes
     if len(image) != IMAGE_BYTES and not crop:
         raise InvalidRequest(f"image is {len(image)} bytes, expected {IMAGE_BYTES}: 28 rows of 28 pixels")
-    options = ReadOptions(request.model, "", request.key, request.target_error_rate, timeout_seconds)
+    rate, batch = request.target_error_rate, _is_batch(request.priority)
+    options = ReadOptions(request.model, "", request.key, rate, timeout_seconds, batch=batch)
     return ImageRequest(Images(image, [crop] if crop else []), options, stream_id)
+
+
+def _is_batch(priority: int) -> bool:
+    """Returns True for priority batch, and False for live. Raises InvalidRequest for none of the two."""
+    if priority not in _PRIORITIES:
+        known = ", ".join(f"{number} ({name})" for name, number in pb.Priority.items())
+        raise InvalidRequest(f"priority is {priority}, expected one of {known}")
+    return priority == pb.PRIORITY_BATCH
 
 
 def encode_digit(answers: DigitAnswers) -> bytes:

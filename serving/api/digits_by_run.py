@@ -68,7 +68,7 @@ _MAX_BYTES = IMAGE_BYTES + LONGEST_TEXT
 
 
 def parse_single_image(encoded: bytes) -> SingleRequest | None:
-    """Parses a RecognizeRequest; returns None for one with a crop or without a whole image, and for other bytes."""
+    """Parses a RecognizeRequest; returns None for one with a crop or without a whole image, and for a broken one."""
     if len(encoded) > _MAX_BYTES:
         return None
     try:
@@ -101,4 +101,9 @@ def _single_request(request: pb.RecognizeRequest, timeout_seconds: float = 0.0) 
     if len(image) != IMAGE_BYTES or request.crop:
         return None
     options = ReadOptions(request.model, "", request.key, request.target_error_rate, timeout_seconds)
+    priority = request.priority
+    if priority == pb.PRIORITY_BATCH:
+        options = options._replace(batch=True)
+    elif priority and priority != pb.PRIORITY_LIVE:
+        return None
     return SingleRequest(image, options, RECOGNIZE)

@@ -16,6 +16,8 @@ from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
 # Triton's signal to clients that read a stream until a request has had all its answers; here it has one.
 FINAL = "triton_final_response"
 
+_PRIORITIES: dict[str | int | None, bool] = {"live": False, "batch": True, 0: False, 1: False, 2: True}  # is it batch?
+
 
 class InferRequest(NamedTuple):
     """A request to run a model.
@@ -60,6 +62,7 @@ def parse_infer(encoded: bytes) -> InferRequest:
         timeout_seconds=_timeout_seconds(request),
         partial="decisions" in outputs,  # without decisions, a caller would not see which crops could not be decoded
         audit=False,  # the protocol has no place for the mark
+        batch=_is_batch(request),
     )
     return InferRequest(request.id, images, options, outputs, bool(request.raw_input_contents))
 
@@ -131,6 +134,23 @@ def _key(request: pb.ModelInferRequest) -> str:
     if len(value.string_param) > LONGEST_TEXT:
         raise InvalidRequest(f"parameter key has {len(value.string_param)} characters, expected {LONGEST_TEXT} at most")
     return value.string_param
+
+
+def _is_batch(request: pb.ModelInferRequest) -> bool:
+    """Reads the parameter `priority`, a name or a level of Triton, of which 1 is the highest and 0 the default."""
+    if "priority" not in request.parameters:
+        return False
+    value = request.parameters["priority"]
+    kind = value.WhichOneof("parameter_choice")
+    found = getattr(value, kind) if kind in ("string_param", "int64_param", "uint64_param") else None
+    if found not in _PRIORITIES:
+        quoted = tensors.quote(found) if isinstance(found, str) else found
+        was = "of another type" if found is None else quoted
+        raise InvalidRequest(
+            f"parameter priority is {was}, expected live or batch, as string_param; or 0 or 1 (live) or 2 (batch), as "
+            "uint64_param"
+        )
+    return _PRIORITIES[found]
 
 
 def _target_error_rate(request: pb.ModelInferRequest) -> float:

@@ -70,6 +70,7 @@ def _read_field(client: DigitClient, sent: Images, options: argparse.Namespace) 
         model=options.model,
         key=options.key,
         target_error_rate=options.target_error_rate,
+        priority=options.priority,
     )
     print(_json(answer) if options.json else _text(answer, options.files))
     for index, reason in sorted(answer.troubles.items()):

@@ -60,6 +60,12 @@ def add_flags(parser: argparse.ArgumentParser, *, files: str) -> None:
         metavar="RATE",
         help="highest share of wrong answers among the accepted ones, such as 0.005 (default: 0, the service's)",
     )
+    parser.add_argument(
+        "--priority",
+        choices=("live", "batch"),
+        default="live",
+        help="batch where nobody waits for the answers: the service reads live images first (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 

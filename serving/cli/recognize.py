@@ -92,6 +92,7 @@ def _send(client: DigitClient, part: list[images.ImageFile], options: argparse.N
                 model=options.model,
                 key=options.key,
                 target_error_rate=options.target_error_rate,
+                priority=options.priority,
             )
             answers.update(zip(places, recognitions, strict=True))
     return [answers[place] for place in range(len(part))]

@@ -6,6 +6,10 @@ from typing import Any
 
 import grpc
 
+from ..pb.digits.v1 import digit_service_pb2 as pb
+
+_PRIORITIES = {"live": pb.PRIORITY_UNSPECIFIED, "batch": pb.PRIORITY_BATCH}  # servers before priorities know none
+
 
 def check_address(address: Any) -> str:
     """Returns the address. Raises TypeError or ValueError."""
@@ -63,6 +67,13 @@ def check_options(*, target_error_rate: Any, **names: Any) -> None:
     for name, value in names.items():
         _text(value, name)
     _number(target_error_rate, "target_error_rate")
+
+
+def check_priority(priority: Any) -> pb.Priority:
+    """Returns the priority as requests carry it. Raises TypeError or ValueError."""
+    if _text(priority, "priority") not in _PRIORITIES:
+        raise ValueError(f"priority is {priority!r}, expected 'live' or 'batch'")
+    return _PRIORITIES[priority]
 
 
 def _text(value: Any, name: str) -> str:

@@ -9,7 +9,7 @@ import grpc
 from ..pb.digits.v1 import digit_service_pb2 as pb
 from . import answers
 from .answers import Field, Recognition, Refusal
-from .arguments import check_address, check_credentials, check_options, check_timeout, check_token
+from .arguments import check_address, check_credentials, check_options, check_priority, check_timeout, check_token
 from .channel import Connections
 from .failed_calls import refine
 from .requests import EMPTY_CROP, Image, Images, image_request, is_empty, put_images
@@ -63,7 +63,9 @@ class DigitClient:
         # gRPC refuses to send grpc.CallCredentials without TLS, so the token goes into the metadata of each call.
         self._metadata = None if token is None else (("authorization", f"Bearer {token}"),)
 
-    def recognize(self, image: Image, *, model: str = "", key: str = "", target_error_rate: float = 0.0) -> Recognition:
+    def recognize(
+        self, image: Image, *, model: str = "", key: str = "", target_error_rate: float = 0.0, priority: str = "live"
+    ) -> Recognition:
         """Recognizes one image.
 
         Args:
@@ -71,6 +73,7 @@ class DigitClient:
             model: name of the model; "" selects the server's default model.
             key: during a canary rollout, calls with the same key go to the same model version.
             target_error_rate: largest acceptable share of wrong answers among accepted ones; 0 selects the server's target.
+            priority: "live", or "batch" where nobody waits for the answer: the server reads live images first.
 
         Raises:
             TypeError: `image` is neither an array nor bytes-like, or an option has another type.
@@ -78,13 +81,13 @@ class DigitClient:
             grpc.RpcError: the call failed.
         """
         check_options(model=model, key=key, target_error_rate=target_error_rate)
-        request = image_request(image, model, key, target_error_rate)
+        request = image_request(image, model, key, target_error_rate, check_priority(priority))
         if is_empty(request):
             raise ValueError(EMPTY_CROP)
         return answers.recognition(self._call("Recognize", request))
 
     def recognize_batch(
-        self, images: Images, *, model: str = "", key: str = "", target_error_rate: float = 0.0
+        self, images: Images, *, model: str = "", key: str = "", target_error_rate: float = 0.0, priority: str = "live"
     ) -> list[Recognition]:
         """Recognizes n images in one call.
 
@@ -96,6 +99,7 @@ class DigitClient:
             model: as for `recognize`.
             key: as for `recognize`.
             target_error_rate: as for `recognize`.
+            priority: as for `recognize`.
 
         Raises:
             TypeError: `images` is neither an array nor an iterable of bytes-like crops, or an option has another type.
@@ -103,12 +107,21 @@ class DigitClient:
             grpc.RpcError: the call failed.
         """
         check_options(model=model, key=key, target_error_rate=target_error_rate)
-        request = pb.RecognizeBatchRequest(model=model, key=key, target_error_rate=target_error_rate)
+        request = pb.RecognizeBatchRequest(
+            model=model, key=key, target_error_rate=target_error_rate, priority=check_priority(priority)
+        )
         put_images(images, request)
         return answers.recognitions(self._call("RecognizeBatch", request))
 
     def read_field(
-        self, images: Images, *, lexicon: str = "", model: str = "", key: str = "", target_error_rate: float = 0.0
+        self,
+        images: Images,
+        *,
+        lexicon: str = "",
+        model: str = "",
+        key: str = "",
+        target_error_rate: float = 0.0,
+        priority: str = "live",
     ) -> Field:
         """Reads one field from the images of its digits.
 
@@ -118,6 +131,7 @@ class DigitClient:
             model: as for `recognize`.
             key: as for `recognize`.
             target_error_rate: largest acceptable share of wrong fields among accepted ones; 0 selects the server's target.
+            priority: as for `recognize`.
 
         Raises:
             TypeError: `images` is neither an array nor an iterable of bytes-like crops, or an option has another type.
@@ -125,7 +139,13 @@ class DigitClient:
             grpc.RpcError: the call failed.
         """
         check_options(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
-        request = pb.ReadFieldRequest(model=model, key=key, lexicon=lexicon, target_error_rate=target_error_rate)
+        request = pb.ReadFieldRequest(
+            model=model,
+            key=key,
+            lexicon=lexicon,
+            target_error_rate=target_error_rate,
+            priority=check_priority(priority),
+        )
         put_images(images, request)
         return answers.field(self._call("ReadField", request))
 
@@ -150,7 +170,13 @@ class DigitClient:
         return int(self._call("ReportTruth", truth_request(truths, source)).counted)
 
     def recognize_stream(
-        self, images: Iterable[Image], *, model: str = "", key: str = "", target_error_rate: float = 0.0
+        self,
+        images: Iterable[Image],
+        *,
+        model: str = "",
+        key: str = "",
+        target_error_rate: float = 0.0,
+        priority: str = "live",
     ) -> Iterator[tuple[int, Recognition | Refusal]]:
         """Recognizes images as they arrive, on one stream with many images in flight.
 
@@ -160,6 +186,7 @@ class DigitClient:
             model: as for `recognize`.
             key: as for `recognize`.
             target_error_rate: as for `recognize`.
+            priority: as for `recognize`.
 
         Yields:
             The index of an image in `images`, from 0, with its answer or its error, in the order in which they become ready.
@@ -172,6 +199,7 @@ class DigitClient:
             grpc.RpcError: the stream ended before all images were answered.
         """
         check_options(model=model, key=key, target_error_rate=target_error_rate)
+        urgency = check_priority(priority)
         milliseconds = max(1, round(self._timeout * 1000))
         failure: Exception | None = None
         # The server's error for an empty crop can only state that the image is missing. The request is still sent, so that
@@ -182,7 +210,7 @@ class DigitClient:
             nonlocal failure
             try:
                 for index, image in enumerate(images):
-                    request = image_request(image, model, key, target_error_rate)
+                    request = image_request(image, model, key, target_error_rate, urgency)
                     if is_empty(request):
                         empty.add(index)
                     yield pb.RecognizeStreamRequest(id=index, request=request, timeout_ms=milliseconds)

@@ -22,7 +22,9 @@ EMPTY_CROP = f"image is an empty crop, {_ONE}"
 _MANY = "expected an (n, 28, 28) uint8 array, or a list of crops, each the bytes of a PNG or JPEG file"
 
 
-def image_request(image: Image, model: str, key: str, target_error_rate: float) -> pb.RecognizeRequest:
+def image_request(
+    image: Image, model: str, key: str, target_error_rate: float, priority: pb.Priority
+) -> pb.RecognizeRequest:
     """Builds the request for one image.
 
     Returns:
@@ -32,7 +34,7 @@ def image_request(image: Image, model: str, key: str, target_error_rate: float) 
         TypeError: `image` is neither an array nor bytes-like.
         ValueError: the array has another shape, dtype or range.
     """
-    request = pb.RecognizeRequest(model=model, key=key, target_error_rate=target_error_rate)
+    request = pb.RecognizeRequest(model=model, key=key, target_error_rate=target_error_rate, priority=priority)
     if isinstance(image, np.ndarray) and not _is_file(image):
         request.image = _checked(image, one=True).tobytes()
     else:

@@ -27,21 +27,23 @@ class Kind:
 
     Attributes:
         method: path of the method.
-        request: builds the request message from images, (n, 28, 28) uint8, and a model name.
+        request: builds the request message from images, (n, 28, 28) uint8, and the plan.
         response: type of the response message.
         digits: returns the digits in a response.
     """
 
     method: str
-    request: Callable[[Images, str], Any]
+    request: Callable[[Images, Plan], Any]
     response: Any
     digits: Callable[[Any], Digits]
 
 
-def _infer(images: Images, model: str) -> inference.ModelInferRequest:
-    request = inference.ModelInferRequest(model_name=model, raw_input_contents=[images.tobytes()])
+def _infer(images: Images, plan: Plan) -> inference.ModelInferRequest:
+    request = inference.ModelInferRequest(model_name=plan.model, raw_input_contents=[images.tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     request.outputs.add(name="probabilities")
+    if plan.priority != "live":
+        request.parameters["priority"].string_param = plan.priority
     return request
 
 
@@ -50,23 +52,27 @@ def _inferred(answer: inference.ModelInferResponse) -> Digits:
     return tuple(probabilities.argmax(axis=1).tolist())
 
 
+def _options(plan: Plan) -> dict[str, Any]:
+    return {"model": plan.model, "priority": digits.PRIORITY_BATCH if plan.priority == "batch" else digits.PRIORITY_LIVE}
+
+
 _NATIVE = "/digits.v1.DigitService/"
 KINDS: dict[Rpc, Kind] = {
     "recognize": Kind(
         _NATIVE + "Recognize",
-        lambda images, model: digits.RecognizeRequest(image=images[0].tobytes(), model=model),
+        lambda images, plan: digits.RecognizeRequest(image=images[0].tobytes(), **_options(plan)),
         digits.RecognizeResponse,
         lambda answer: (answer.digit,),
     ),
     "batch": Kind(
         _NATIVE + "RecognizeBatch",
-        lambda images, model: digits.RecognizeBatchRequest(images=images.tobytes(), model=model),
+        lambda images, plan: digits.RecognizeBatchRequest(images=images.tobytes(), **_options(plan)),
         digits.RecognizeBatchResponse,
         lambda answer: tuple(answer.digits),
     ),
     "field": Kind(
         _NATIVE + "ReadField",
-        lambda images, model: digits.ReadFieldRequest(images=images.tobytes(), model=model),
+        lambda images, plan: digits.ReadFieldRequest(images=images.tobytes(), **_options(plan)),
         digits.ReadFieldResponse,
         lambda answer: tuple(map(int, answer.value)),
     ),
@@ -95,7 +101,7 @@ class GrpcTarget:
     def request(self, plan: Plan, images: Images) -> bytes:
         """Encodes a request of `images`."""
         kind = KINDS["recognize" if plan.rpc == "stream" else plan.rpc]
-        return bytes(kind.request(images, plan.model).SerializeToString())
+        return bytes(kind.request(images, plan).SerializeToString())
 
     def callers(self, plan: Plan) -> list[Caller]:
         """Opens channels that share no connection, because the workers of a service divide up connections, not calls.

@@ -39,7 +39,7 @@ class ConnectTarget:
 
     def request(self, plan: Plan, images: Images) -> bytes:
         """Encodes a request of `images`."""
-        return bytes(KINDS[plan.rpc].request(images, plan.model).SerializeToString())
+        return bytes(KINDS[plan.rpc].request(images, plan).SerializeToString())
 
     def callers(self, plan: Plan) -> list[Caller]:
         """Returns a caller for each connection of the plan."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from serving.loadtest import objectives
-from serving.loadtest.plan import LATE_SECONDS, Plan, Rpc
+from serving.loadtest.plan import LATE_SECONDS, Plan, Priority, Rpc
 
 IMAGES = 64  # per call of batch and infer, by default
 
@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="per process; workers divide them up (default: %(default)s)",
     )
     parser.add_argument("--model", default="", help="name of the model (default: that of the service)")
+    parser.add_argument(
+        "--priority", choices=get_args(Priority), default="live", help="priority of the calls (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
     parser.add_argument("--png", type=Path, metavar="FILE", help="with --find-knee: draw latency against throughput")
@@ -101,6 +104,7 @@ def read_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> P
         late_seconds=_late_seconds(options.slo),
         timeout_seconds=options.timeout,
         model=options.model,
+        priority=options.priority,
         connections=options.connections,
         seed=options.seed,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Rpc = Literal["recognize", "batch", "stream", "field", "infer"]
+Priority = Literal["live", "batch"]
 Arrivals = Literal["poisson", "fixed"]
 
 LATE_SECONDS = 0.01  # an event loop that serves a few dozen callers stays below, one that lacks CPU time does not
@@ -25,6 +26,7 @@ class Plan:
         late_seconds: delay of the sender beyond which the calls of the window are discarded; see `lateness`.
         timeout_seconds: deadline of each call.
         model: name of the model; empty for the server's default.
+        priority: of all calls.
         connections: connections per process.
         seed: seed of the random arrivals and of the images in the requests.
     """
@@ -39,5 +41,6 @@ class Plan:
     late_seconds: float = LATE_SECONDS
     timeout_seconds: float = 5.0
     model: str = ""
+    priority: Priority = "live"
     connections: int = 8
     seed: int = 0

@@ -64,6 +64,21 @@ def test_an_empty_crop_of_a_batch_is_rejected_alone(client: DigitClient, content
     assert field.decision is Decision.REJECT_INVALID_IMAGE
 
 
+def test_every_read_takes_a_priority_and_explains_a_wrong_one(client: DigitClient, content: bytes) -> None:
+    for priority in ("live", "batch"):
+        assert client.recognize(SEVEN, priority=priority).digit == 7
+        assert client.recognize_batch([content], priority=priority)[0].digit == 7
+        assert client.read_field([content], priority=priority).value == "7"
+        assert [index for index, _ in client.recognize_stream([SEVEN], priority=priority)] == [0]
+    reads: list[tuple[Any, Any]] = [
+        (client.recognize, content),
+        *[(read, [content]) for read in (client.recognize_batch, client.read_field, client.recognize_stream)],
+    ]
+    for read, images in reads:
+        with pytest.raises(ValueError, match="priority is 'urgent', expected 'live' or 'batch'"):
+            list(read(images, priority="urgent"))
+
+
 def test_an_empty_crop_of_a_stream_gets_an_error_alone(client: DigitClient, content: bytes) -> None:
     outcomes = dict(client.recognize_stream([content, b"", content, bytearray(), SEVEN]))
     assert sorted(outcomes) == [0, 1, 2, 3, 4]

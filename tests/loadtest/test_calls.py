@@ -27,6 +27,15 @@ async def test_every_rpc_in_either_loop_gets_right_answers(server: Server, rpc: 
     assert tally.microseconds.get_total_count() == tally.calls
 
 
+@pytest.mark.parametrize("rpc", [*KINDS, "stream"])
+async def test_every_rpc_takes_a_priority(server: Server, rpc: Rpc) -> None:
+    images = {"batch": 16, "field": 5, "infer": 3}.get(rpc, 1)
+    target = GrpcTarget(f"127.0.0.1:{server.grpc_port}")
+    tally = await run_plan(target, rpc=rpc, images=images, callers=1, priority="batch")
+    assert (tally.wrong, tally.errors) == (0, 0.0)
+    assert value(server.metrics.registry, "digits_batch_images_total") >= images * tally.calls > 0
+
+
 async def test_an_open_loop_counts_all_calls_due_while_the_server_stalls() -> None:
     async def stall_once(request: pb.RecognizeRequest, _: Any) -> pb.RecognizeResponse:
         if next(calls) == 40:

@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_LIVE: _ClassVar[Priority]
+    PRIORITY_BATCH: _ClassVar[Priority]
+
 class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DECISION_UNSPECIFIED: _ClassVar[Decision]
@@ -23,6 +29,9 @@ class TruthSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRUTH_SOURCE_KEYING: _ClassVar[TruthSource]
     TRUTH_SOURCE_AUDIT: _ClassVar[TruthSource]
     TRUTH_SOURCE_REPLAY: _ClassVar[TruthSource]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_LIVE: Priority
+PRIORITY_BATCH: Priority
 DECISION_UNSPECIFIED: Decision
 DECISION_ACCEPT: Decision
 DECISION_REJECT_LOW_CONFIDENCE: Decision
@@ -36,18 +45,20 @@ TRUTH_SOURCE_AUDIT: TruthSource
 TRUTH_SOURCE_REPLAY: TruthSource
 
 class RecognizeRequest(_message.Message):
-    __slots__ = ("image", "crop", "model", "key", "target_error_rate")
+    __slots__ = ("image", "crop", "model", "key", "target_error_rate", "priority")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     CROP_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     crop: bytes
     model: str
     key: str
     target_error_rate: float
-    def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, image: _Optional[bytes] = ..., crop: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., target_error_rate: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
     __slots__ = ("digit", "confidence", "probabilities", "model_version", "decision", "threshold", "target_error_rate", "recognition_id", "audit", "captured", "whole")
@@ -76,18 +87,20 @@ class RecognizeResponse(_message.Message):
     def __init__(self, digit: _Optional[int] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., recognition_id: _Optional[str] = ..., audit: bool = ..., captured: bool = ..., whole: _Optional[float] = ...) -> None: ...
 
 class RecognizeBatchRequest(_message.Message):
-    __slots__ = ("images", "model", "key", "crops", "target_error_rate")
+    __slots__ = ("images", "model", "key", "crops", "target_error_rate", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     CROPS_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: bytes
     model: str
     key: str
     crops: _containers.RepeatedScalarFieldContainer[bytes]
     target_error_rate: float
-    def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, images: _Optional[bytes] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., crops: _Optional[_Iterable[bytes]] = ..., target_error_rate: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class RecognizeBatchResponse(_message.Message):
     __slots__ = ("digits", "confidences", "probabilities", "model_version", "decisions", "threshold", "target_error_rate", "troubles", "recognition_id", "audits", "captured", "whole")
@@ -125,20 +138,22 @@ class RecognizeBatchResponse(_message.Message):
     def __init__(self, digits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probabilities: _Optional[_Iterable[float]] = ..., model_version: _Optional[str] = ..., decisions: _Optional[_Iterable[_Union[Decision, str]]] = ..., threshold: _Optional[float] = ..., target_error_rate: _Optional[float] = ..., troubles: _Optional[_Mapping[int, str]] = ..., recognition_id: _Optional[str] = ..., audits: _Optional[_Iterable[int]] = ..., captured: bool = ..., whole: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReadFieldRequest(_message.Message):
-    __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate")
+    __slots__ = ("images", "crops", "model", "key", "lexicon", "target_error_rate", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CROPS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     LEXICON_FIELD_NUMBER: _ClassVar[int]
     TARGET_ERROR_RATE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: bytes
     crops: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
     key: str
     lexicon: str
     target_error_rate: float
-    def __init__(self, images: _Optional[bytes] = ..., crops: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., lexicon: _Optional[str] = ..., target_error_rate: _Optional[float] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, images: _Optional[bytes] = ..., crops: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., key: _Optional[str] = ..., lexicon: _Optional[str] = ..., target_error_rate: _Optional[float] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class ReadFieldResponse(_message.Message):
     __slots__ = ("value", "confidence", "digits", "model_version", "decision", "threshold", "target_error_rate", "troubles", "recognition_id", "audit", "captured")
