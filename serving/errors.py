@@ -130,7 +130,7 @@ class LoadFailed(RequestError):
 
 
 class Refused(RequestError):
-    """The server sheds the request: there is more load than it can take. No part of the request was processed.
+    """The server sheds the request: there is more load than it can take. The request has no effect.
 
     Attributes:
         retry_after_seconds: time to wait before a retry; None without an estimate.
@@ -144,7 +144,7 @@ class Refused(RequestError):
 
 
 class QueueFull(Refused):
-    """The queue has no room for the images of the request."""
+    """The queue has no room or no time for the images of the request, or a client with fewer needs their place."""
 
     reason = "queue_full"
 
