@@ -24,8 +24,6 @@ class Admission:
         Raises:
             QueueFull: with the time after which to retry.
         """
-        if self._queue.waiting + entry.count > self._max_queue_size:
-            self._make_room(entry)
         count, seconds_left, in_turns = entry.count, entry.deadline - entry.arrived, entry.count > self._queue.turn
         if self._pace.seconds_late(self._queue.waiting, count, seconds_left, in_turns=in_turns) > 0:
             late = self._pace.seconds_late(self._queue.ahead(entry), count, seconds_left, in_turns=in_turns)
@@ -34,6 +32,8 @@ class Admission:
                     f"{self._queue.waiting} images wait, and {count} more would hardly be answered within their deadline",
                     retry_after_seconds=late,
                 )
+        if self._queue.waiting + entry.count > self._max_queue_size:
+            self._make_room(entry)
 
     def _make_room(self, entry: Entry) -> None:
         waiting = self._queue.waiting_with(entry)

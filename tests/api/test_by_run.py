@@ -174,6 +174,23 @@ async def test_a_call_that_the_queue_sheds_is_refunded_to_its_client(
     gated.open()
 
 
+async def test_a_call_that_gives_way_to_another_client_is_refunded(
+    start_server: StartServer, gated: GatedModel, tmp_path: Path
+) -> None:
+    greedy, polite = Sent(SEVEN, metadata=bearer(TOKEN)), Sent(SEVEN, metadata=bearer("polite"))
+    (tmp_path / "tokens.toml").write_text(entry("greedy", more="images_per_second = 3") + entry("polite", "polite"))
+    limits = {"max_queue_size": 2, "max_images_per_request": 1}
+    server = await start_server(gated, instances=1, tokens=tmp_path / "tokens.toml", **limits)
+    enter(server, greedy, Outcome())
+    await gated.run_starts()
+    first, second, others, again = (Outcome() for _ in range(4))
+    for sent, outcome in ((greedy, first), (greedy, second), (polite, others), (greedy, again)):
+        enter(server, sent, outcome)
+    assert [outcome.ended.is_set() for outcome in (first, second, others, again)] == [False, True, False, True]
+    assert [type(outcome.error) for outcome in (second, again)] == [QueueFull] * 2, "not RateLimited"
+    gated.open()
+
+
 async def test_a_fault_of_the_server_is_logged_once_and_fails_its_whole_run(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
