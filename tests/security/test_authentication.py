@@ -176,14 +176,15 @@ async def test_images_refused_by_a_full_queue_are_not_charged(
     one_image = "images_per_second = 0.001"  # the second image only after 1,000 s
     tokens.write_text(entry("sorter-7", more=one_image) + entry("sorter-8", "t8"))
     server = await start_server(gated, tokens=tokens, instances=1, max_queue_size=10, max_images_per_request=10)
-    batch = pb.RecognizeBatchRequest(images=bytes(10 * 784)).SerializeToString()
+    ten, six = (pb.RecognizeBatchRequest(images=bytes(count * 784)).SerializeToString() for count in (10, 6))
+    path = f"/{digits.NAME}/RecognizeBatch"
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
         running = asyncio.create_task(call(opened, "t8"))
         await gated.run_starts()
-        waiting = asyncio.create_task(call(opened, "t8", f"/{digits.NAME}/RecognizeBatch", batch))
+        waiting = asyncio.create_task(call(opened, "t8", path, ten))
         await until(server.metrics.registry, "digits_queue_length_images", 10)
         for _ in range(3):
-            error = await call(opened, TOKEN)
+            error = await call(opened, TOKEN, path, six)  # it would have more than half of the queue
             assert error
             assert "the queue is full" in (error.details() or "")
         gated.open()
