@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import CannotStart
+from serving.regular_file import read_regular
 
 LONGEST = 18  # most digits in a code: 18 digits fit into 64 bits
+_MOST_BYTES = 64 << 20  # of a file: ten million codes of five digits
 UNLISTED = 0.01  # prior share of fields that show no code of the lexicon: new codes, slips of the pen
 
 # If a length has at most _FEW codes, every code is weighed. Otherwise a beam search keeps the _HYPOTHESES most probable
@@ -65,7 +67,7 @@ class Lexicon:
             LexiconError: the file can't be read, has a line that is not 1 to 18 digits, or has no code.
         """
         try:
-            content = file.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n") + b"\n"
+            content = read_regular(file, _MOST_BYTES).removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n") + b"\n"
         except OSError as error:
             raise LexiconError(f"cannot read the lexicon {file}: {error.strerror}") from error
         characters = np.frombuffer(content, np.uint8)
