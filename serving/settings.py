@@ -82,6 +82,25 @@ class Settings(BaseSettings):
         le=86_400,
         description="Polling interval, seconds. A file is loaded once it is unchanged between two polls.",
     )
+    refusals: Path | None = Field(
+        None,
+        description="Directory that keeps the refusals of model files across restarts; replicas may share it. By default "
+        ".refused in the model repository if it is writable, and the temporary directory of this machine.",
+    )
+    load_seconds: float = Field(
+        30.0,
+        ge=0.1,
+        le=86_400,
+        description="Time to load and try a version in a process of its own, seconds. A slower version is refused.",
+    )
+    load_memory_bytes: int = Field(
+        256 << 20,
+        ge=16 << 20,
+        le=1 << 50,
+        description="Memory that this process may take for a version, beyond its own 70 MB. A version that needs more is "
+        "refused. Not limited on a GPU.",
+    )
+    max_model_bytes: int = Field(64 << 20, ge=1, le=1 << 40, description="Size of a model file. Larger ones are refused.")
     model_control: bool = Field(
         False, description="Accept calls that load and unload models. Without tokens, any caller may make them."
     )

@@ -25,7 +25,7 @@ from serving.transport import grpc_front
 from tests.support.calls import TIMEOUT
 from tests.support.drawings import draw_many
 from tests.support.environment import unset_machine_variables
-from tests.support.models import GatedModel, WarmModel
+from tests.support.models import GatedModel, WarmModel, opens
 from tests.support.postgres import Postgres, programs, stopped
 from tests.support.servers import StartServer
 
@@ -148,7 +148,7 @@ async def start_server(model: Classifier, one_model: Path, front: str) -> AsyncI
 
     async def start(served: Classifier | None = warm, **settings: Any) -> Server:
         """Serves `served`, which is loaded already; None loads the versions of the repository in `models`."""
-        opener = open_model if served is None else lambda *_: served
+        opener = None if served is None else opens(served)
         server = Server(
             Settings(**{"grpc_port": 0, "metrics_port": 0, "front": front, "models": one_model, **settings}), opener
         )

@@ -8,8 +8,8 @@ _DESCRIPTION = "Reports all mistakes that `digits serve` would meet in its setti
 
 _MANUAL = """\
 Takes the settings of `digits serve`, from the same places; `digits serve
---help` explains them. Loads every version of every model, and warms up those
-with a role. Binds no port.
+--help` explains them. Loads and tries every version of every model, each in a
+process of its own, also a version that was refused before. Binds no port.
 
 Prints a table of the versions. ACCURACY is the share of MNIST's test images
 that the version reads right. CONTRACT is the version of the model contract.

@@ -1,5 +1,7 @@
 """The checks of `digits check`: everything that the settings lead to, without binding a port."""
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 
 from serving.answers.lexicon import LexiconError, read_lexicons
@@ -9,9 +11,9 @@ from serving.feedback.capture import open_store
 from serving.feedback.capture_records import CaptureError, NotStored
 from serving.inference.classifier import Classifier
 from serving.inference.metadata import ModelError, ModelMetadata
-from serving.inference.model import open_model
+from serving.repository.quarantine.quarantine import Quarantine
 from serving.repository.routing import Routing, RoutingError
-from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
+from serving.repository.versions import ModelDirectory, ModelMissing, RepositoryError, scan
 from serving.security.credential_files import CredentialsError
 from serving.security.signing_keys import read_signing_keys
 from serving.security.tls import TLS
@@ -98,11 +100,12 @@ def _check_models(settings: Settings, findings: Findings) -> None:
     for file in sorted(settings.models.glob("*/*/model.onnx")):
         if file not in known:
             findings.warnings.append(f"{file} is ignored: the version {file.parent.name!r} is not a whole number")
+    quarantine = Quarantine(settings)
     for name, model in found.items():
-        _check_model(settings, name, model, findings)
+        _check_model(settings, name, model, quarantine, findings)
 
 
-def _check_model(settings: Settings, name: str, found: ModelDirectory, findings: Findings) -> None:
+def _check_model(settings: Settings, name: str, found: ModelDirectory, quarantine: Quarantine, findings: Findings) -> None:
     file, versions = settings.models / name / "routing.toml", found.versions
     routing = Routing()
     try:
@@ -117,7 +120,7 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
     loaded: dict[int, Classifier] = {}
     for number, version in sorted(versions.items(), reverse=True):
         try:
-            loaded[number] = _load(settings, version, runs=number in {*routing.named(), max(versions)})
+            loaded[number] = asyncio.run(quarantine.open(version, since=time.time()))
         except ModelError as error:
             findings.mistakes.append(f"{version.path} {error}")
     stable = next((number for number in routing.stable_candidates(versions) if number in loaded), None)
@@ -132,14 +135,6 @@ def _check_model(settings: Settings, name: str, found: ModelDirectory, findings:
         metadata = loaded[number].metadata if number in loaded else None
         role = roles.get(number, "") if metadata else ""
         findings.versions.append(Version(name, number, metadata, role))
-
-
-def _load(settings: Settings, version: ModelVersion, *, runs: bool) -> Classifier:
-    """Loads a version as the server does, and warms it up if `runs`. Raises ModelError."""
-    model = open_model(version.path, str(version.number), settings.provider)
-    if runs:
-        model.warm_up(settings.max_batch_size)
-    return model
 
 
 def _check_lexicons(settings: Settings, findings: Findings) -> None:

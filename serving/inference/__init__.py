@@ -13,5 +13,6 @@
         v                                                              |
     classifier   one ONNX Runtime run: logits, probabilities, whole, digit, confidence, flags
 
-`model` opens an ONNX file and checks it against the contract; `metadata` parses the properties that the file carries.
+`model` opens an ONNX file and checks it against the contract; `metadata` parses the properties that the file carries;
+`external_data` finds weights that lie outside the file.
 """

@@ -53,12 +53,20 @@ class Classifier:
         Returns:
             (N, 21) float32: ten logits, ten calibrated probabilities, and the probability that the image shows one whole
             digit, which is 1 where the model has contract 1.
+
+        Raises:
+            ValueError: the outputs have other shapes. ONNX Runtime does not check them, and NumPy would repeat one row.
         """
         logits, probabilities, *whole = self._session.run(self._outputs, {"images": images})
-        outputs = np.empty((len(images), _OUTPUT_COLUMNS), np.float32)
+        count = len(images)
+        sizes = 10 * count  # cheaper to compare than shapes; the assignments below refuse other shapes of this size
+        if logits.size != sizes or probabilities.size != sizes or (whole and whole[0].size != count):
+            shapes = [output.shape for output in (logits, probabilities, *whole)]
+            raise ValueError(f"the model returned the shapes {shapes} for {count} images")
+        outputs = np.empty((count, _OUTPUT_COLUMNS), np.float32)
         outputs[:, LOGITS] = logits
         outputs[:, PROBABILITIES] = probabilities
-        outputs[:, WHOLE] = whole[0][:, 0] if whole else 1
+        outputs[:, WHOLE:DIGIT] = whole[0] if whole else 1
         return outputs
 
     def classify(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

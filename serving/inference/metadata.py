@@ -14,21 +14,38 @@ from serving import contract
 from serving.answers.decision import Threshold
 from serving.telemetry.histograms import CENTRE, INK
 
-REFUSALS = ("unreadable", "contract", "self_check")
-"""Reasons to refuse a model file, as the metric digits_model_refused labels them."""
+REFUSALS = ("unreadable", "contract", "self_check", "crashed", "hung", "memory", "environment")
+"""Reasons to refuse a model file, as the metric digits_model_refused labels them: faults of the file, and the last."""
+
+ENVIRONMENT = "environment"
+"""The reason for which a version is tried again: a cause outside the file, such as permissions, a disk or a GPU."""
+
+_MOST_MESSAGE = 400  # characters of an error, which may quote the file
+
+# The bundled models have 7 KB of metadata in 21 properties.
+_MOST_PROPERTIES = 100
+_MOST_METADATA = 1 << 16  # characters
+_MOST_NAME = 64  # characters of a recipe or a precision, which become labels of metrics
+_LONGEST_FIELD = 1000  # digits
+
+# json raises RecursionError for deep nesting, and float OverflowError for a whole number of many digits.
+_MALFORMED = (ValueError, OverflowError, RecursionError)
 
 _EDGES = {"ink": INK, "row": CENTRE, "column": CENTRE}
 
 
 class ModelError(Exception):
-    """A file that can't be served: not a model, against the contract, or without its execution provider.
+    """A file that can't be served: not a model, against the contract, dangerous, or without its execution provider.
+
+    The message is one line of bounded length, whatever the file says of itself.
 
     Attributes:
         reason: one of REFUSALS.
     """
 
     def __init__(self, reason: str, message: str):
-        super().__init__(message)
+        clipped = message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in clipped))
         self.reason = reason
 
 
@@ -63,6 +80,12 @@ class ModelMetadata:
         Raises:
             ModelError: a property is missing, or is not as the contract states it.
         """
+        size = sum(len(name) + len(text) for name, text in properties.items())
+        if len(properties) > _MOST_PROPERTIES or size > _MOST_METADATA:
+            raise breach(
+                f"its metadata are {len(properties)} properties of {size} characters, "
+                f"expected at most {_MOST_PROPERTIES} of {_MOST_METADATA}"
+            )
         missing = {"contract", "labels", "recipe", "test_accuracy"} - set(properties)
         if missing:
             raise breach(f"its metadata lack {', '.join(sorted(missing))}")
@@ -75,19 +98,19 @@ class ModelMetadata:
         try:
             thresholds = parse_thresholds(properties.get("thresholds", "{}"))
             field_thresholds = parse_field_thresholds(properties.get("field_thresholds", "{}"))
-        except ValueError as error:
+        except _MALFORMED as error:
             raise breach(f"its thresholds are {error}") from error
         try:
             stated = properties.get("drift_reference")
             drift_reference = parse_drift_reference(stated) if stated is not None else {}
-        except ValueError as error:
+        except _MALFORMED as error:
             raise breach(f"its drift_reference is {error}") from error
         return cls(
             contract=properties["contract"],
             whole_threshold=_parse_whole_threshold(properties),
-            recipe=properties["recipe"],
+            recipe=_parse_name("recipe", properties["recipe"]),
             test_accuracy=_parse_share("test_accuracy", properties["test_accuracy"]),
-            precision=properties.get("precision", ""),
+            precision=_parse_name("precision", properties.get("precision", "")),
             thresholds=thresholds,
             field_thresholds=field_thresholds,
             drift_reference=drift_reference,
@@ -129,7 +152,10 @@ def parse_field_thresholds(text: str) -> dict[int, tuple[Threshold, ...]]:
     stated = json.loads(text)
     if not isinstance(stated, dict):
         raise ValueError(f"not lengths with their thresholds: {text}")
-    return {int(length): _parse_thresholds(found) for length, found in stated.items()}
+    found = {int(length): _parse_thresholds(thresholds) for length, thresholds in stated.items()}
+    if not all(1 <= length <= _LONGEST_FIELD for length in found):
+        raise ValueError(f"not for lengths from 1 to {_LONGEST_FIELD}: {text}")
+    return found
 
 
 def parse_drift_reference(text: str) -> dict[str, dict[str, float]]:
@@ -168,6 +194,12 @@ def _parse_whole_threshold(properties: Mapping[str, str]) -> float:
     if "whole_threshold" not in properties:
         raise breach("its metadata lack whole_threshold, which version 2 requires")
     return _parse_share("whole_threshold", properties["whole_threshold"])
+
+
+def _parse_name(name: str, text: str) -> str:
+    if len(text) > _MOST_NAME or not text.isprintable():
+        raise breach(f"its {name} is {text!r}, expected at most {_MOST_NAME} printable characters")
+    return text
 
 
 def _parse_share(name: str, text: str) -> float:

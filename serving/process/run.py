@@ -26,12 +26,35 @@ async def serve(settings: Settings) -> None:
     stops = watch_signals(settings)
     server = Server(settings)
     relax_garbage_collection()
-    await server.start()
+    if not await start_unless_stopped(server, stops):
+        log_stopped(server.metrics.registry)
+        return
     log_started(settings, server.describe(), server.grpc_port, server.metrics_port)
     unfinished = await run_until_stopped(server, stops)
     log_stopped(server.metrics.registry)
     if unfinished:
         exit_now()
+
+
+async def start_unless_stopped(server: Server, stops: "asyncio.Queue[Stop]") -> bool:
+    """Starts a server. A stop request ends the start, which may wait for a model that hangs; returns False then.
+
+    Raises:
+        CannotStart: as `Server.start` does.
+    """
+    starting = asyncio.create_task(server.start())
+    requested = asyncio.create_task(stops.get())
+    await asyncio.wait({starting, requested}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await server.repository.close(0)
+        return False
+    if requested.done():
+        stops.put_nowait(requested.result())
+    requested.cancel()
+    await starting
+    return True
 
 
 async def run_until_stopped(server: Server, stops: "asyncio.Queue[Stop]") -> int:

@@ -16,15 +16,14 @@ from serving.api.dispatch import Dispatcher
 from serving.api.open_inference import OpenInference
 from serving.feedback.capture import Capture, open_store
 from serving.feedback.truth import TruthCounter
-from serving.inference.model import open_model
 from serving.process.heartbeat import Heartbeat
 from serving.process.startup_log import ModelDescription
 from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
 from serving.repository.catalog import ServedModel
-from serving.repository.loader import OpenModel
 from serving.repository.model_control import ModelControl
+from serving.repository.quarantine.quarantine import OpenVersion
 from serving.repository.repository import Repository
 from serving.repository.skipped import SkippedDirectories
 from serving.security.signing_keys import read_signing_keys
@@ -71,12 +70,12 @@ class Server:
         metrics_port: the port of HTTP once the server has started; 0 in one of several workers.
     """
 
-    def __init__(self, settings: Settings, open_model: OpenModel = open_model, control: SupervisorLink | None = None):
+    def __init__(self, settings: Settings, open_version: OpenVersion | None = None, control: SupervisorLink | None = None):
         """Puts the path together on the running event loop. Nothing is loaded, and nothing listens yet.
 
         Args:
             settings: the operator's settings.
-            open_model: opens and checks one version of a model.
+            open_version: opens and checks one version of a model; by default in quarantine.
             control: the link to the supervisor, which answers HTTP for all workers; None without other workers.
 
         Raises:
@@ -100,7 +99,7 @@ class Server:
         limits = control.series.directory / "rate-limits" if control else None
         self._authenticator = TokenAuthenticator(settings.tokens, self.metrics, limits) if settings.tokens else None
 
-        self.repository = Repository(settings, self.metrics, self._report_readiness, open_model)
+        self.repository = Repository(settings, self.metrics, self._report_readiness, open_version)
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
         keys = read_signing_keys(settings.recognition_key) if settings.recognition_key else ()
         ids = RecognitionIds(keys, settings.max_images_per_request)

@@ -38,12 +38,17 @@ class SupervisorLink:
         self._last_id = 0
         self._alone = False  # the supervisor has ended
         self._listening: ListeningSockets | None = None
+        self._started = asyncio.Event()  # set once changes can be applied
 
     def serve(self, listening: ListeningSockets) -> None:
         """Takes the sockets of a worker that has started. It closes them once the supervisor has ended."""
         self._listening = listening
         if self._alone:
             listening.close()
+
+    def apply_changes(self) -> None:
+        """Begins to apply the changes that the supervisor sends. Changes from the time of the start have waited."""
+        self._started.set()
 
     def report_readiness(self, unready: str) -> None:
         """Reports the reason why this worker accepts no traffic; empty when it does."""
@@ -110,5 +115,6 @@ class SupervisorLink:
             return None
 
     async def _apply(self, models: ModelControl, message: Message) -> None:
+        await self._started.wait()
         error = await error_of(models.load if message["verb"] == "load" else models.unload, message["model"])
         self._channel.send("applied", id=message["id"], error=error)

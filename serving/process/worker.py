@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.errors import CannotStart
 from serving.process.listening_sockets import ListeningSockets
 from serving.process.message_channel import MessageChannel
-from serving.process.run import exit_now, relax_garbage_collection, run_until_stopped
+from serving.process.run import exit_now, relax_garbage_collection, run_until_stopped, start_unless_stopped
 from serving.process.server import Server
 from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
@@ -47,12 +47,10 @@ async def _work(end: socket.socket) -> int:
     try:
         server = Server(settings, control=link)
         relax_garbage_collection()
-        starting = asyncio.create_task(server.start())  # first: it locks the models, whose changes wait for it
         following = asyncio.create_task(link.follow(server.repository))
-        await asyncio.wait((starting, following), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():  # the supervisor has ended: its successor must not find this worker on the port
-            exit_now()
-        await starting
+        if not await start_unless_stopped(server, link.stops):
+            await channel.close()
+            return 0
     except Exception as error:
         reason = str(error)
         if not isinstance(error, CannotStart):  # a bug
@@ -66,6 +64,7 @@ async def _work(end: socket.socket) -> int:
         return 1
     link.serve(ListeningSockets())
     channel.send("started", **server.describe()._asdict())
+    link.apply_changes()
     beating = asyncio.create_task(link.send_heartbeats(settings.watchdog_seconds / _HEARTBEATS_PER_TIMEOUT))
     unfinished = await run_until_stopped(server, link.stops)
     following.cancel()

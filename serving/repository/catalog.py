@@ -3,6 +3,7 @@
 Repository writes the catalog, and requests read it. Both run on the event loop, so the catalog needs no lock.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,10 +48,21 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A version file that can't be served, and the reason."""
+    """A version file that can't be served.
+
+    Attributes:
+        source: the file.
+        reason: what is wrong, in words.
+        kind: one of REFUSALS.
+        attempts: times that the file was tried in a row.
+        retry_at: when it is tried again, `time.monotonic`; infinity if the fault is in the file.
+    """
 
     source: ModelVersion
     reason: str
+    kind: str
+    attempts: int = 1
+    retry_at: float = math.inf
 
 
 @dataclass
@@ -63,8 +75,9 @@ class ServedModel:
         routing: version of each role; None until a valid routing was read.
         roles: loaded version of each role, stable first. Replaced as a whole, so that requests see one switch.
         refused: versions that can't be served, by number.
-        loading: number of the version that is being loaded.
+        loading: numbers of the versions that are being loaded, once per load.
         unloaded: True from an unload request to the next load request.
+        asked: time of the last load request, `time.time`; kept refusals from before don't count.
     """
 
     name: str
@@ -72,8 +85,9 @@ class ServedModel:
     routing: Routing | None = None
     roles: dict[RoutingRole, Loaded] = field(default_factory=dict)
     refused: dict[int, Refusal] = field(default_factory=dict)
-    loading: int | None = None
+    loading: list[int] = field(default_factory=list)
     unloaded: bool = False
+    asked: float = 0.0
 
     @property
     def stable(self) -> Loaded | None:
@@ -162,11 +176,11 @@ def _index_entry(model: ServedModel, number: int) -> IndexEntry:
     version = str(number)
     roles = [role for role, loaded in model.roles.items() if loaded.version == version]
     state: State = "UNAVAILABLE"
-    if model.loading == number:
-        state, reason = "LOADING", ""
-    elif roles:
+    if roles:
         state = "UNAVAILABLE" if roles == ["shadow"] else "READY"
         reason = ", ".join(roles)
+    elif number in model.loading and number not in model.refused:
+        state, reason = "LOADING", ""
     else:
         reason = "unloaded" if model.unloaded else "it has no role"
     if number in model.refused:

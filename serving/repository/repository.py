@@ -1,18 +1,21 @@
 """Model repository: follows the versions and the routing on disk while requests are served.
 
-A poll lists the directories. What has changed, and is unchanged since the poll before, is loaded and gets its role.
+A poll lists the directories. What has changed, and is unchanged since the poll before, begins to load. Nothing waits for
+it: the end of a load brings its model in line with the directory once more, and then the version gets its role.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass, field
 
 from serving.errors import LoadFailed, UnknownModel
-from serving.inference.model import open_model
 from serving.repository.catalog import Catalog, Loaded, RoutingRole, ServedModel
-from serving.repository.loader import Loader, OpenModel
-from serving.repository.routing import Routing, RoutingError
+from serving.repository.disk_thread import on_disk_thread
+from serving.repository.followed import Followed
+from serving.repository.loader import Loader
+from serving.repository.quarantine.quarantine import OpenVersion, Quarantine
+from serving.repository.routing import Routing
 from serving.repository.versions import ModelDirectory, ModelMissing, ModelVersion, RepositoryError, scan
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
@@ -20,26 +23,11 @@ from serving.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class _Followed:
-    """Directory of one model, as far as it was followed.
-
-    Attributes:
-        directory: directory as of the last poll.
-        routing_source: text of routing.toml, and the error of reading it, that were applied last.
-        routing_error: reason why the current routing.toml can't be applied; empty if it is.
-        missing: versions that the routing names, and that are not on disk.
-    """
-
-    directory: ModelDirectory = field(default_factory=ModelDirectory)
-    routing_source: tuple[str, str] | None = None
-    routing_error: str = ""
-    missing: set[int] = field(default_factory=set)
+_LOOK_SECONDS = 0.5  # between two looks at versions that load, when somebody waits for them
 
 
 class Repository:
-    """Keeps a catalog in line with a model repository on disk. Only file reading and model loading leave the event loop.
+    """Keeps a catalog in line with a model repository on disk. Reading files and loading models leave the event loop.
 
     Attributes:
         catalog: loaded models.
@@ -50,7 +38,7 @@ class Repository:
         settings: Settings,
         metrics: Metrics,
         on_ready_change: Callable[[], object] = lambda: None,
-        open_model: OpenModel = open_model,
+        open_version: OpenVersion | None = None,
     ):
         """Reads nothing yet.
 
@@ -58,15 +46,15 @@ class Repository:
             settings: path of the repository, polling interval, default model, and all that the Loader needs.
             metrics: counts roles, refusals, and everything that the versions do.
             on_ready_change: called when the default model starts or stops answering.
-            open_model: opens and checks one file; raises ModelError.
+            open_version: opens and checks one version, raises ModelError; by default a Quarantine.
         """
         self.catalog = Catalog(settings.default_model)
-        self._loader = Loader(settings, metrics, open_model)
+        self._loader = Loader(settings, metrics, open_version or Quarantine(settings).open, self._follow)
         self._settings = settings
         self._metrics = metrics
         self._on_ready_change = on_ready_change
-        self._followed: dict[str, _Followed] = {}
-        self._lock = asyncio.Lock()  # one change at a time
+        self._followed: dict[str, Followed] = {}
+        self._lock = asyncio.Lock()  # one listing of the directories at a time, so that an older one is never applied last
         self._requested: set[asyncio.Task[None]] = set()
         self._logged_error = ""  # reason why the repository can't be read, once logged
 
@@ -78,10 +66,12 @@ class Repository:
         """
         default = self.catalog.default
         directory = self._settings.models / default
-        async with self._lock:
-            for name, found in (await asyncio.to_thread(scan, self._settings.models)).items():
-                self.catalog.models[name] = ServedModel(name, unloaded=name in unloaded)
-                await self._reconcile(name, found, settled=True)
+        found = await on_disk_thread(scan, self._settings.models)
+        for name in found:
+            self.catalog.models[name] = ServedModel(name, unloaded=name in unloaded)
+            self._reconcile(name, found[name], settled=True)
+        for name in found:
+            await self._loaded(name, self._can_start)
         model = self.catalog.models.get(default)
         if model is None:
             raise ModelMissing(self._settings.models, default)
@@ -106,7 +96,7 @@ class Repository:
         """Polls once: applies the changes on disk that are unchanged since the poll before."""
         async with self._lock:
             try:
-                found = await asyncio.to_thread(scan, self._settings.models)
+                found = await on_disk_thread(scan, self._settings.models)
             except RepositoryError as error:
                 if self._logged_error != str(error):
                     message = f"{error}; loaded models keep serving"
@@ -115,7 +105,7 @@ class Repository:
                 return
             self._logged_error = ""
             for name in {*found, *self.catalog.models}:
-                await self._reconcile(name, found.get(name, ModelDirectory()), settled=False)
+                self._reconcile(name, found.get(name, ModelDirectory()), settled=False)
 
     async def load(self, name: str) -> None:
         """Applies the current directory of a model at once, ends an unload, and tries refused versions again.
@@ -153,34 +143,49 @@ class Repository:
     async def _load(self, name: str) -> None:
         async with self._lock:
             try:
-                found = await asyncio.to_thread(scan, self._settings.models)
+                found = await on_disk_thread(scan, self._settings.models)
             except RepositoryError as error:
                 log_event(log, logging.ERROR, "repository_unreadable", str(error), path=str(self._settings.models))
                 raise LoadFailed("the model repository can't be read; the server's log has the reason") from error
             if name not in found and name not in self.catalog.models:
                 raise UnknownModel(f"there is no model {name!r}")
             model = self.catalog.models.setdefault(name, ServedModel(name))
-            model.unloaded = False
+            model.unloaded, model.asked = False, time.time()
+            self._loader.drop_all_but(model, ())
             for number in [*model.refused]:
                 self._loader.forget_refusal(model, number)
-            await self._reconcile(name, found.get(name, ModelDirectory()), settled=True)
-            reasons = [f"version {number} {refusal.reason}" for number, refusal in model.refused.items()]
-            if routing_error := self._followed[name].routing_error:
-                reasons.insert(0, f"routing.toml: {routing_error}")
-            if reasons or not model.stable:
-                still = f"; version {model.stable.version} keeps serving" if model.stable else ""
-                raise LoadFailed(
-                    f"model {name!r}: {'; '.join(reasons) or 'its stable version is not in the repository'}{still}"
-                )
+            self._reconcile(name, found.get(name, ModelDirectory()), settled=True)
+        await self._loaded(name, lambda _: False)
+        reasons = [f"version {number} {refusal.reason}" for number, refusal in model.refused.items()]
+        if routing_error := self._followed[name].routing_error:
+            reasons.insert(0, f"routing.toml: {routing_error}")
+        if reasons or not model.stable:
+            still = f"; version {model.stable.version} keeps serving" if model.stable else ""
+            raise LoadFailed(f"model {name!r}: {'; '.join(reasons) or 'its stable version is not in the repository'}{still}")
 
     async def _unload(self, name: str) -> None:
-        async with self._lock:
-            model = self.catalog.find(name)
-            model.unloaded = True
-            retiring = self._assign(model, {})
-        await asyncio.gather(*retiring)
+        model = self.catalog.find(name)
+        model.unloaded = True
+        self._loader.drop_all_but(model, ())
+        await asyncio.gather(*self._assign(model, {}))
 
-    async def _reconcile(self, name: str, found: ModelDirectory, *, settled: bool) -> None:
+    async def _loaded(self, name: str, is_enough: Callable[[str], bool]) -> None:
+        """Waits until no version of a model is loading, or it `is_enough`."""
+        while (loading := self._loader.loading(name)) and not is_enough(name):
+            await asyncio.wait(loading, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            self._follow(name)
+
+    def _can_start(self, name: str) -> bool:
+        """Returns True if a model need not be waited for at the start: what still loads takes its role later."""
+        needed = name == self.catalog.default and not self.catalog.models[name].stable
+        return not needed and not self._loader.loading_soon(name)
+
+    def _follow(self, name: str) -> None:
+        """Brings a model in line with its directory as it was last listed: a version is loaded or refused."""
+        followed = self._followed[name]
+        self._give_roles(self.catalog.models[name], followed)
+
+    def _reconcile(self, name: str, found: ModelDirectory, *, settled: bool) -> None:
         """Brings one model in line with its directory.
 
         Args:
@@ -189,77 +194,66 @@ class Repository:
             settled: False leaves a file that has changed since the last poll to the next poll: it may still be written.
         """
         model = self.catalog.models.setdefault(name, ServedModel(name))
-        followed = self._followed.setdefault(name, _Followed())
+        followed = self._followed.setdefault(name, Followed())
         previous, followed.directory = followed.directory, found
         model.versions = found.versions
         source = (found.routing, found.routing_error)
         if source != followed.routing_source and (settled or source == (previous.routing, previous.routing_error)):
             followed.routing_source = source
-            self._apply_routing(model, followed)
-        routing = model.routing
-        if routing is None or model.unloaded or not (found.versions or model.stable):
-            return
-        settled_versions = {
+            followed.apply_routing(model, self._metrics)
+        followed.settled = {
             number: version
             for number, version in found.versions.items()
             if settled or previous.versions.get(number) == version
         }
-        for number, refusal in [*model.refused.items()]:
-            if refusal.source != found.versions.get(number):
-                self._loader.forget_refusal(model, number)
-        self._report_missing(model, followed, routing.named() - set(found.versions))
-        wanted: dict[RoutingRole, Loaded | None] = {"stable": await self._choose_stable(model, routing, settled_versions)}
-        if routing.canary:
-            wanted["canary"] = await self._obtain(model, routing.canary.version, settled_versions)
-        if routing.shadow:
-            wanted["shadow"] = await self._obtain(model, routing.shadow.version, settled_versions)
-        self._assign(model, {role: loaded for role, loaded in wanted.items() if loaded})
+        self._give_roles(model, followed)
 
-    def _apply_routing(self, model: ServedModel, followed: _Followed) -> None:
-        error = followed.directory.routing_error
-        try:
-            routing = Routing.parse(followed.directory.routing)
-        except RoutingError as refusal:
-            error = str(refusal)
-        followed.routing_error = error
-        self._metrics.model_refused.labels(model.name, "", "routing").set(bool(error))
-        if error:
-            effect = "the previous routing stays" if model.routing else "the model is not loaded"
-            message = f"{model.name}/routing.toml is not valid, {effect}: {error}"
-            log_event(log, logging.ERROR, "routing_refused", message, model=model.name, reason=error)
+    def _give_roles(self, model: ServedModel, followed: Followed) -> None:
+        """Gives every role to the best version that is loaded, and begins to load those that should have one."""
+        routing, found = model.routing, followed.directory.versions
+        if routing is None or model.unloaded or not (found or model.stable):
             return
-        if routing != (model.routing or Routing()):
-            roles = routing.model_dump(exclude_none=True)
-            message = f"{model.name}: routing {roles or 'by the highest version'}"
-            log_event(log, logging.INFO, "routing_changed", message, model=model.name, routing=roles)
-        model.routing = routing
+        for number, refusal in [*model.refused.items()]:
+            if refusal.source != found.get(number):
+                self._loader.forget_refusal(model, number)
+        followed.report_missing(model, routing, self._metrics)
+        wanted: set[ModelVersion] = set()
+        roles: dict[RoutingRole, Loaded | None] = {"stable": self._choose_stable(model, routing, followed.settled, wanted)}
+        if routing.canary:
+            roles["canary"] = self._obtain(model, routing.canary.version, followed.settled, wanted)
+        if routing.shadow:
+            roles["shadow"] = self._obtain(model, routing.shadow.version, followed.settled, wanted)
+        self._loader.drop_all_but(model, wanted)
+        self._assign(model, {role: loaded for role, loaded in roles.items() if loaded})
 
-    def _report_missing(self, model: ServedModel, followed: _Followed, missing: set[int]) -> None:
-        for number in missing - followed.missing:
-            message = f"{model.name}: routing names version {number}, which is not in the repository"
-            log_event(log, logging.ERROR, "model_missing", message, model=model.name, version=str(number))
-        for number in missing ^ followed.missing:
-            self._metrics.model_refused.labels(model.name, str(number), "missing").set(number in missing)
-        followed.missing = missing
-
-    async def _choose_stable(self, model: ServedModel, routing: Routing, settled: dict[int, ModelVersion]) -> Loaded | None:
+    def _choose_stable(
+        self, model: ServedModel, routing: Routing, settled: dict[int, ModelVersion], wanted: set[ModelVersion]
+    ) -> Loaded | None:
         """Returns the most preferred version that can be served, at worst the current stable version."""
         current = model.stable
         for number in routing.stable_candidates(model.versions):
-            loaded = await self._obtain(model, number, settled)
+            loaded = self._obtain(model, number, settled, wanted)
             if loaded:
                 return loaded
             if current and number == int(current.version):
                 break
+            if number in settled and self._loader.waits_for(model, settled[number]):
+                break
         return current
 
-    async def _obtain(self, model: ServedModel, number: int, settled: dict[int, ModelVersion]) -> Loaded | None:
-        """Returns a version, loaded now or before; None if it was refused, or its file is not there or not settled yet."""
+    def _obtain(
+        self, model: ServedModel, number: int, settled: dict[int, ModelVersion], wanted: set[ModelVersion]
+    ) -> Loaded | None:
+        """Returns a version that is loaded; None if it is refused or still loading, or its file is not there or not settled.
+
+        Adds the file to `wanted` if it is not loaded.
+        """
         running = next((loaded for loaded in model.roles.values() if loaded.version == str(number)), None)
         source = settled.get(number)
-        if source is None or (running and running.source == source) or number in model.refused:
+        if source is None or (running and running.source == source):
             return running
-        return await self._loader.load(model, source) or running
+        wanted.add(source)
+        return self._loader.obtain(model, source) or running
 
     def _assign(self, model: ServedModel, roles: dict[RoutingRole, Loaded]) -> list[asyncio.Task[int]]:
         """Switches all roles of a model at once, and retires the versions that have none any more.

@@ -1,11 +1,13 @@
 """Model versions on disk: MODELS/NAME/VERSION/model.onnx, VERSION a whole number, and MODELS/NAME/routing.toml."""
 
 import contextlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.errors import CannotStart
+from serving.regular_file import read_regular
+
+_MOST_ROUTING_BYTES = 1 << 16
 
 
 class RepositoryError(CannotStart):
@@ -85,23 +87,39 @@ def _is_model_name(name: str) -> bool:
 
 def _read_versions(directory: Path) -> dict[int, ModelVersion]:
     versions: dict[int, ModelVersion] = {}
-    if not os.access(directory, os.R_OK | os.X_OK):  # one unreadable directory must not hide the other models
+    try:
+        directories = list(directory.iterdir())
+    except OSError:  # one unreadable directory must not hide the other models
         return versions
-    for file in directory.glob("*/model.onnx"):
-        number = file.parent.name
+    for version in directories:
+        number = version.name
         if not (number.isascii() and number.isdecimal() and number == str(int(number))):
             continue
-        with contextlib.suppress(FileNotFoundError):  # removed since the listing
-            status = file.stat()
-            fingerprint = (status.st_mtime_ns, status.st_size, status.st_ino)
-            versions[int(number)] = ModelVersion(int(number), file, fingerprint)
+        file = version / "model.onnx"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # still without its file, or removed meanwhile
+            versions[int(number)] = ModelVersion(int(number), file, _fingerprint(file))
     return versions
+
+
+def _fingerprint(file: Path) -> tuple[int, ...]:
+    """Returns the fingerprint of a file; an empty one if there is a file that can't be looked at.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no file.
+    """
+    try:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError:  # one file on a bad disk, or behind a loop of links, must not hide the other versions
+        return ()
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _read_routing(directory: Path) -> tuple[str, str]:
     """Reads routing.toml; returns its text, and the reason why it can't be read."""
     try:
-        return (directory / "routing.toml").read_text("utf-8-sig"), ""
+        return read_regular(directory / "routing.toml", _MOST_ROUTING_BYTES).decode("utf-8-sig"), ""
     except FileNotFoundError:
         return "", ""
     except OSError as error:

@@ -279,7 +279,8 @@ class Metrics:
         self.model_refused = self._gauge(
             "digits_model_refused",
             "1 for each version in the repository that can't be served, by reason: unreadable, contract, self_check, "
-            "missing (routing names it). With reason routing and no version: routing.toml is invalid.",
+            "crashed, hung, memory, environment (a cause outside the file; tried again), missing (routing names it). With "
+            "reason routing and no version: routing.toml is invalid.",
             [*_VERSION, "reason"],
             across_workers="livemax",
         )

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving.inference.classifier import Classifier
+from serving.inference.external_data import refuse_external_data
 from serving.inference.metadata import ModelError
 from serving.inference.model import open_model
 from serving.repository import versions
+from tests.support.hostile_models import publish_hostile
+from tests.support.model_files import bundled as bundled_file
 from tests.support.model_files import rename_output, set_properties
 
 
@@ -69,6 +73,11 @@ def normalise_over_the_batch(model: onnx.ModelProto) -> None:
         (lambda model: set_properties(model, test_accuracy="high"), "test_accuracy is 'high', expected a share"),
         (lambda model: set_properties(model, test_accuracy="nan"), "test_accuracy is 'nan'"),
         (lambda model: set_properties(model, labels="[]"), "with labels"),
+        (lambda model: set_properties(model, recipe="a\nb"), r"its recipe is 'a\\nb', expected at most 64 printable"),
+        (lambda model: set_properties(model, precision="x" * 65), "its precision is 'xxx"),
+        (lambda model: set_properties(model, comment="x" * 70_000), r"its metadata are \d+ properties of \d+ characters"),
+        (lambda model: set_properties(model, thresholds="[" * 20_000), "its thresholds are"),
+        (lambda model: set_properties(model, field_thresholds='{"1001": {}}'), "not for lengths from 1 to 1000"),
         (negate_logits, "name different digits"),
         (rename_input, r"its inputs are \{'pixels'"),
         (fix_batch_size, r"its inputs are .*\[8, 28, 28\]"),
@@ -89,6 +98,22 @@ def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion, tmp_p
     file.write_bytes(bundled.path.read_bytes()[:10_000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         open_model(file, "1")
+
+
+def test_external_data_is_found_and_any_cut_of_a_file_is_survived(tmp_path: Path) -> None:
+    refuse_external_data(bundled_file().read_bytes())
+    content = publish_hostile(tmp_path, 1, "external").read_bytes()
+    with pytest.raises(ModelError, match="it has external data"):
+        refuse_external_data(content)
+    for end in range(0, len(content), 7):
+        with suppress(ModelError):
+            refuse_external_data(content[:end])
+
+
+def test_a_message_about_a_file_is_one_short_line() -> None:
+    message = str(ModelError("contract", f"is \x1b[31m bad\n{'x' * 10_000}"))
+    assert message.startswith(r"is \x1b[31m bad\nxxx")
+    assert len(message) < 500
 
 
 def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Classifier, bundled: versions.ModelVersion) -> None:

@@ -54,6 +54,7 @@ class Team:
         near, far = socket.socketpair()
         near_end, far_end = await MessageChannel.open(near), await MessageChannel.open(far)
         link = SupervisorLink(far_end, SeriesFiles(0, Path()), (), orphaned=Stop(1, 2))
+        link.apply_changes()
         for name in self.changes.unloaded:
             await models.unload(name)
         self.changes.add_worker(near_end)

@@ -42,6 +42,13 @@ async def until_stable(server: Server, version: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_listed(server: Server, version: str, entry: tuple[str, str]) -> None:
+    """Waits until a version of the model `digits` is listed with this state and reason."""
+    async with asyncio.timeout(TIMEOUT):
+        while index(server)["digits", version] != entry:
+            await asyncio.sleep(0.01)
+
+
 async def until_refused(server: Server, reason: str) -> None:
     """Waits until one version, or the routing, is refused for a reason."""
     await until(server.metrics.registry, "digits_model_refused", 1, reason=reason)

@@ -79,14 +79,14 @@ def test_a_version_is_known_if_it_is_on_disk_or_loaded() -> None:
 def test_the_index_has_state_and_reason_of_each_version_newest_first() -> None:
     served = catalog(stable=2, shadow=1)
     model = served.models["digits"]
-    model.loading = 3
+    model.loading = [3]
     assert served.index() == [
         IndexEntry("digits", "3", "LOADING", ""),
         IndexEntry("digits", "2", "READY", "stable"),
         IndexEntry("digits", "1", "UNAVAILABLE", "shadow"),
     ]
-    model.loading = None
-    model.refused = {3: Refusal(on_disk(3), "is damaged"), 2: Refusal(on_disk(2), "is damaged")}
+    model.loading = []
+    model.refused = {number: Refusal(on_disk(number), "is damaged", "unreadable") for number in (3, 2)}
     del model.versions[1]
     assert served.index() == [
         IndexEntry("digits", "3", "UNAVAILABLE", "is damaged"),

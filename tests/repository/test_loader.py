@@ -6,9 +6,9 @@ import pytest
 
 from serving.errors import Stopping
 from serving.inference.classifier import Classifier
-from serving.inference.model import open_model
 from serving.repository.catalog import Loaded, ServedModel
-from serving.repository.loader import Loader, OpenModel
+from serving.repository.loader import Loader
+from serving.repository.quarantine.quarantine import OpenVersion, Quarantine
 from serving.repository.versions import ModelVersion, latest
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -16,7 +16,7 @@ from tests.repository.rollout import Images
 from tests.support.calls import TIMEOUT
 from tests.support.metrics import value
 from tests.support.model_files import place, publish
-from tests.support.models import GatedModel
+from tests.support.models import GatedModel, opens
 
 
 @pytest.fixture
@@ -24,12 +24,20 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def loader(metrics: Metrics, open_model: OpenModel = open_model, **settings: Any) -> Loader:
-    return Loader(Settings(instances=1, **settings), metrics, open_model)
+def loader(metrics: Metrics, open_version: OpenVersion | None = None, **settings: Any) -> Loader:
+    chosen = Settings(instances=1, **settings)
+    return Loader(chosen, metrics, open_version or Quarantine(chosen).open, lambda name: None)
+
+
+async def obtain(loader: Loader, model: ServedModel, source: ModelVersion) -> Loaded | None:
+    """Loads a version; returns None if it is refused."""
+    assert loader.obtain(model, source) is None, "it is loaded beside the event loop"
+    await asyncio.wait(loader.loading(model.name), timeout=TIMEOUT)
+    return loader.obtain(model, source)
 
 
 async def load(loader: Loader, source: ModelVersion) -> Loaded:
-    loaded = await loader.load(ServedModel("digits"), source)
+    loaded = await obtain(loader, ServedModel("digits"), source)
     assert loaded
     return loaded
 
@@ -46,8 +54,8 @@ async def test_a_loaded_version_answers_and_carries_its_source(metrics: Metrics,
 async def test_an_invalid_file_is_refused_until_the_refusal_is_forgotten(metrics: Metrics, tmp_path: Path) -> None:
     place(tmp_path, 7).write_bytes(b"no model")
     source, opener, model = latest(tmp_path), loader(metrics), ServedModel("digits")
-    assert await opener.load(model, source) is None
-    assert model.loading is None
+    assert await obtain(opener, model, source) is None
+    assert model.loading == []
     assert model.refused[7].source == source
     assert model.refused[7].reason.startswith("cannot be loaded: ")
     refused = {"model": "digits", "version": "7", "reason": "unreadable"}
@@ -57,27 +65,27 @@ async def test_an_invalid_file_is_refused_until_the_refusal_is_forgotten(metrics
     assert value(metrics.registry, "digits_model_refused", **refused) == 0
 
 
-async def test_a_version_is_loading_from_opening_to_the_end_of_warm_up(
+async def test_a_version_is_loading_until_it_is_opened_or_refused(
     metrics: Metrics, model: Classifier, bundled: ModelVersion
 ) -> None:
     served = ServedModel("digits")
-    seen: list[int | None] = []
+    seen: list[list[int]] = []
 
-    class Watched(GatedModel):
-        def warm_up(self, max_batch_size: int) -> None:
-            seen.append(served.loading)
+    async def open_version(source: ModelVersion, since: float) -> Classifier:
+        seen.append([*served.loading])
+        return GatedModel(model)
 
-    opener = loader(metrics, lambda *_: Watched(model))
-    loaded = await opener.load(served, bundled)
+    opener = loader(metrics, open_version)
+    loaded = await obtain(opener, served, bundled)
     assert loaded
-    assert (seen, served.loading) == ([bundled.number], None)
+    assert (seen, served.loading) == ([[bundled.number]], [])
     await opener.close([loaded], TIMEOUT)
 
 
 async def test_a_retired_version_answers_its_queue_and_then_stops(
     metrics: Metrics, gated: GatedModel, bundled: ModelVersion, images: Images
 ) -> None:
-    opener = loader(metrics, lambda *_: gated)
+    opener = loader(metrics, opens(gated))
     loaded = await load(opener, bundled)
     opener.set_info(loaded, serving=True)
     running = asyncio.create_task(loaded.batcher.submit(images[:1].tobytes()))
@@ -97,8 +105,7 @@ async def test_closing_counts_runs_that_have_not_ended_retired_ones_too(
     metrics: Metrics, model: Classifier, bundled: ModelVersion, images: Images
 ) -> None:
     models = [GatedModel(model), GatedModel(model)]
-    opening = iter(models)
-    opener = loader(metrics, lambda *_: next(opening), grace_seconds=TIMEOUT)
+    opener = loader(metrics, opens(*models), grace_seconds=TIMEOUT)
     versions = [await load(opener, bundled) for _ in models]
     calls = [asyncio.create_task(loaded.batcher.submit(images[:1].tobytes())) for loaded in versions]
     for gated in models:
@@ -116,7 +123,7 @@ async def test_closing_counts_runs_that_have_not_ended_retired_ones_too(
 async def test_the_shadow_is_kept_while_its_model_stays_and_ends_with_none(
     metrics: Metrics, model: Classifier, bundled: ModelVersion
 ) -> None:
-    opener = loader(metrics, lambda *_: GatedModel(model))
+    opener = loader(metrics, opens(*(GatedModel(model) for _ in range(3))))
     stable, first, second = [await load(opener, bundled) for _ in range(3)]
     opener.set_shadow(stable, first)
     running = stable.shadow

@@ -118,7 +118,7 @@ async def test_a_file_is_not_loaded_while_it_is_being_written(
             await server.repository.refresh()
     await server.repository.refresh()
     await server.repository.refresh()
-    assert stable_version(server) == "2"
+    await until_stable(server, "2")
     assert "refused" not in caplog.text
 
 

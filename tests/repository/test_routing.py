@@ -5,7 +5,16 @@ import pytest
 
 from serving.repository.routing import Routing, RoutingError
 from serving.repository.versions import RepositoryError
-from tests.repository.rollout import Images, index, recognize_all, stable_version, until_refused, until_stable, write_routing
+from tests.repository.rollout import (
+    Images,
+    index,
+    recognize_all,
+    stable_version,
+    until_listed,
+    until_refused,
+    until_stable,
+    write_routing,
+)
 from tests.support.metrics import value
 from tests.support.model_files import publish
 from tests.support.servers import StartServer
@@ -115,12 +124,12 @@ async def test_a_routing_is_not_applied_while_it_is_being_written(start_server: 
         assert [loaded.version for loaded in server.repository.catalog.answering()] == ["1"]
     assert value(server.metrics.registry, "digits_model_refused") == 0
     await server.repository.refresh()
-    assert index(server)["digits", "2"] == ("UNAVAILABLE", "shadow")
+    await until_listed(server, "2", ("UNAVAILABLE", "shadow"))
     (tmp_path / "digits" / "routing.toml").unlink()
     await server.repository.refresh()
     assert stable_version(server) == "1"
     await server.repository.refresh()
-    assert stable_version(server) == "2"
+    await until_stable(server, "2")
 
 
 @pytest.mark.parametrize("invalid", [b"stable = one", b"stable = 1 # \xff"])

@@ -174,7 +174,7 @@ def test_a_server_logs_its_life_as_events() -> None:
     lines = serve_one_digit()
     assert {line["model"] for line in lines if line["event"] == "model_loaded"} == {"digits", "digits-flagship"}
     events = {line["event"]: line for line in lines if line.get("model") in (None, "digits")}
-    assert list(events) == ["model_loaded", "model_role", "started", "draining", "stopped"]
+    assert list(events) == ["model_loading", "model_loaded", "model_role", "started", "draining", "stopped"]
     assert events["model_loaded"]["model"] == "digits"
     assert events["model_loaded"]["test_accuracy"] > 0.99
     assert events["started"]["version"] == events["model_loaded"]["version"]

@@ -16,7 +16,7 @@ from serving.transport.http2_front.front import Http2Front
 from serving.transport.routes import Handler, Routes
 from serving.transport.stream import Streams
 from tests.support.calls import TIMEOUT
-from tests.support.models import WarmModel
+from tests.support.models import WarmModel, opens
 
 CALLS_PER_CONNECTION = 100
 
@@ -53,7 +53,7 @@ async def wire_server(model: Classifier, one_model: Path) -> AsyncIterator[Serve
     settings = Settings(
         grpc_port=0, metrics_port=0, front="http2", models=one_model, max_calls_per_connection=CALLS_PER_CONNECTION
     )
-    server = Server(settings, lambda *_: WarmModel(model))
+    server = Server(settings, opens(WarmModel(model)))
     await server.start()
     yield server
     await server.stop(drain_seconds=0, grace_seconds=TIMEOUT)

@@ -1,0 +1,112 @@
+"""Opens versions after a child process has examined them, or did so before."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import onnxruntime
+
+from serving import contract
+from serving.inference.classifier import Classifier
+from serving.inference.metadata import ENVIRONMENT, ModelError
+from serving.inference.model import open_model
+from serving.repository.disk_thread import on_disk_thread
+from serving.repository.quarantine.examination import Examination, Verdict, examination
+from serving.repository.quarantine.verdicts import Verdicts
+from serving.repository.versions import ModelVersion
+from serving.settings import Settings
+
+# A second file is examined while a first one hangs. Each child may take `load_memory_bytes`.
+_EXAMINED_AT_ONCE = 2
+
+# A child that was killed or starved this often has a bad file.
+_MOST_SUSPICIONS = 3
+
+OpenVersion = Callable[[ModelVersion, float], Awaitable[Classifier]]
+"""Opens a version; refusals from before the given time don't count. Raises ModelError."""
+
+
+class Quarantine:
+    """Opens versions. Whatever is wrong with a file happens in a child process."""
+
+    def __init__(self, settings: Settings):
+        """Takes provider, batch size and limits from the settings."""
+        self._settings = settings
+        self._verdicts = Verdicts(settings, _conditions(settings))
+        self._slots = asyncio.Semaphore(_EXAMINED_AT_ONCE)
+        self._suspicions: dict[str, int] = {}
+
+    async def open(self, source: ModelVersion, since: float = 0.0) -> Classifier:
+        """Opens a version once a child process has examined its file, or did so before; then warms it up.
+
+        Args:
+            source: the version on disk.
+            since: time of `time.time()` before which refusals don't count.
+
+        Raises:
+            ModelError: the version can't be served.
+        """
+        memory = _memory_file(source)
+        try:
+            async with examination(memory, self._settings) as child:
+                digest = await child.read(source)
+                verdict = await self._judge(child, digest, source, since)
+            if verdict.reason:
+                raise ModelError(verdict.reason, verdict.message)
+            return await asyncio.to_thread(self._open_sealed, os.dup(memory), source)
+        finally:
+            os.close(memory)
+
+    async def _judge(self, child: Examination, digest: str, source: ModelVersion, since: float) -> Verdict:
+        """Returns the kept verdict on a content, or has the child check it."""
+        known = await on_disk_thread(self._verdicts.find, digest, since)
+        if known is not None:
+            return known
+        async with self._verdicts.lock(digest, 2 * self._settings.load_seconds), self._slots:
+            known = await on_disk_thread(self._verdicts.find, digest, since)  # another worker may have had the lock
+            if known is not None:
+                return known
+            verdict = self._suspect(digest, await child.check(source))
+            if verdict.reason != ENVIRONMENT:
+                await on_disk_thread(self._verdicts.keep, digest, verdict)
+            return verdict
+
+    def _suspect(self, digest: str, verdict: Verdict) -> Verdict:
+        """Counts how often the environment is blamed for a child's end, and blames the file at last."""
+        if not verdict.suspicious:
+            self._suspicions.pop(digest, None)
+            return verdict
+        times = self._suspicions[digest] = self._suspicions.get(digest, 0) + 1
+        if times < _MOST_SUSPICIONS:
+            return verdict
+        return Verdict("crashed", f"crashed the process that tried it, {times} times in a row: it {verdict.message}")
+
+    def _open_sealed(self, memory: int, source: ModelVersion) -> Classifier:
+        """Opens and warms up the content that was examined, and closes `memory`. Raises ModelError."""
+        with os.fdopen(memory, "rb"):
+            content = os.pread(memory, os.fstat(memory).st_size, 0)
+            try:
+                opened = open_model(content, str(source.number), self._settings.provider)
+                opened.warm_up(self._settings.max_batch_size)
+            except ModelError as error:  # what was sound a moment ago fails here for want of memory or of a device
+                raise ModelError(ENVIRONMENT, str(error)) from error
+        return opened
+
+
+def _conditions(settings: Settings) -> str:
+    """Returns what a verdict depends on besides the content: the software that checks, and the limits."""
+    package = Path(contract.__file__).parent
+    checks = hashlib.sha256()
+    for file in sorted([package / "contract.py", *package.glob("inference/*.py")]):
+        checks.update(file.read_bytes())
+    limits = (settings.max_batch_size, settings.max_model_bytes, settings.load_seconds, settings.load_memory_bytes)
+    return repr((checks.hexdigest(), onnxruntime.__version__, settings.provider, *limits))
+
+
+def _memory_file(source: ModelVersion) -> int:
+    try:
+        return os.memfd_create(f"digits-{source.number}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise ModelError(ENVIRONMENT, f"was not tried: no memory file can be made: {error.strerror}") from error

@@ -1,0 +1,193 @@
+import asyncio
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.inference.metadata import ModelError
+from serving.repository.quarantine.examination import Examination, Verdict
+from serving.repository.quarantine.quarantine import Quarantine
+from serving.repository.versions import ModelVersion, latest
+from serving.settings import Settings
+from tests.support.hostile_models import publish_hostile
+from tests.support.model_files import place, publish
+
+
+def quarantine(models: Path, **settings: Any) -> Quarantine:
+    return Quarantine(Settings(models=models, **{"load_seconds": 20, **settings}))
+
+
+async def refusal(of: Quarantine, source: ModelVersion, since: float = 0.0) -> ModelError:
+    with pytest.raises(ModelError) as refused:
+        await of.open(source, since)
+    return refused.value
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the versions that child processes have tried."""
+    tried: list[int] = []
+    check = Examination.check
+
+    async def counted(self: Examination, source: ModelVersion) -> Verdict:
+        tried.append(source.number)
+        return await check(self, source)
+
+    monkeypatch.setattr(Examination, "check", counted)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "message"),
+    [
+        ("crash", "crashed", "crashed the process that tried it: SIGFPE"),
+        ("hang", "hung", "hung the process that tried it: it had not ended after 2 s"),
+        ("memory", "memory", "ran out of memory while it was tried with 268435456 bytes"),
+        ("external", "contract", "it has external data"),
+        ("address", "contract", "it has external data"),
+        (
+            "rows3",
+            "self_check",
+            "the shapes [(1, 10), (1, 10)] for 3 images",
+        ),
+    ],
+)
+async def test_a_hostile_file_is_refused_with_a_reason_of_its_own(
+    tmp_path: Path, kind: str, reason: str, message: str
+) -> None:
+    publish_hostile(tmp_path, 7, kind)
+    refused = await refusal(quarantine(tmp_path, load_seconds=2 if kind == "hang" else 20), latest(tmp_path))
+    assert refused.reason == reason
+    assert message in str(refused)
+
+
+async def test_a_sound_file_is_opened_and_tried_once_per_content(tmp_path: Path, checks: list[int]) -> None:
+    publish(tmp_path, 1)
+    assert (await quarantine(tmp_path).open(latest(tmp_path))).version == "1"
+    publish(tmp_path, 2)
+    assert (await quarantine(tmp_path).open(latest(tmp_path))).version == "2"
+    assert checks == [1]
+
+
+async def test_a_refusal_outlives_the_process_until_an_operator_asks(
+    tmp_path: Path, private: Path, checks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_hostile(tmp_path, 7, "crash")
+    first = await refusal(quarantine(tmp_path), latest(tmp_path))
+    again = await refusal(quarantine(tmp_path), latest(tmp_path))
+    assert (first.reason, str(first)) == (again.reason, str(again))
+    for file in private.rglob("*.json"):  # another machine, with the same repository
+        file.unlink()
+    assert (await refusal(quarantine(tmp_path), latest(tmp_path))).reason == "crashed"
+    assert checks == [7]
+    assert (await refusal(quarantine(tmp_path), latest(tmp_path), since=time.time())).reason == "crashed"
+    assert checks == [7, 7]
+
+
+async def test_a_refusal_does_not_outlive_other_limits(tmp_path: Path, checks: list[int]) -> None:
+    publish_hostile(tmp_path, 7, "memory")
+    await refusal(quarantine(tmp_path), latest(tmp_path))
+    await refusal(quarantine(tmp_path, load_memory_bytes=300 << 20), latest(tmp_path))
+    assert checks == [7, 7]
+
+
+async def test_who_can_publish_models_cannot_vouch_for_one(tmp_path: Path, private: Path, checks: list[int]) -> None:
+    publish_hostile(tmp_path, 7, "crash")
+    await refusal(quarantine(tmp_path), latest(tmp_path))
+    for file in private.rglob("*.json"):
+        file.unlink()
+    (kept,) = (tmp_path / ".refused").glob("*.json")
+    kept.write_text(json.dumps({"time": time.time() + 1000, "reason": "", "message": ""}))
+    assert (await refusal(quarantine(tmp_path), latest(tmp_path))).reason == "crashed"
+    assert checks == [7, 7]
+
+
+async def test_several_workers_try_a_file_only_once(tmp_path: Path, checks: list[int]) -> None:
+    publish_hostile(tmp_path, 7, "crash")
+    workers = [quarantine(tmp_path) for _ in range(3)]
+    refused = await asyncio.gather(*(refusal(worker, latest(tmp_path)) for worker in workers))
+    assert [error.reason for error in refused] == ["crashed"] * 3
+    assert checks == [7]
+
+
+async def test_a_repository_that_is_read_only_keeps_refusals_on_the_machine(
+    tmp_path: Path, checks: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_hostile(tmp_path, 7, "crash")
+    (tmp_path / ".refused").write_text("no directory")
+    await refusal(quarantine(tmp_path), latest(tmp_path))
+    assert "refusals are kept on this machine only; --refusals names a directory that lasts" in caplog.text
+    await refusal(quarantine(tmp_path), latest(tmp_path))
+    assert checks == [7]
+
+
+async def test_a_killed_child_blames_the_file_only_the_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, 7)
+
+    async def killed(self: Examination, source: ModelVersion) -> Verdict:
+        self._process.kill()
+        return await self._silent()
+
+    monkeypatch.setattr(Examination, "check", killed)
+    of = quarantine(tmp_path)
+    assert [(await refusal(of, latest(tmp_path))).reason for _ in range(3)] == ["environment", "environment", "crashed"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large", "socket"])
+async def test_only_a_regular_file_of_bounded_size_is_read(tmp_path: Path, kind: str) -> None:
+    file = place(tmp_path, 7)
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "directory":
+        file.mkdir()
+    elif kind == "socket":
+        os.mknod(file, 0o140644)
+    else:
+        with file.open("wb") as sparse:
+            sparse.truncate(3 << 30)
+    refused = await refusal(quarantine(tmp_path), latest(tmp_path))
+    assert refused.reason == "unreadable"
+
+
+async def test_a_file_that_changed_since_the_poll_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    publish(tmp_path, 7)
+    source = latest(tmp_path)
+    os.utime(source.path)
+    refused = await refusal(quarantine(tmp_path), source)
+    assert (refused.reason, str(refused)) == ("environment", "cannot be read: it changed meanwhile")
+
+
+async def test_without_processes_a_version_waits_for_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, 7)
+
+    async def fail(*arguments: str, **named: Any) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    refused = await refusal(quarantine(tmp_path), latest(tmp_path))
+    assert refused.reason == "environment"
+    assert str(refused) == "was not tried: no process can be started: Resource temporarily unavailable"
+
+
+async def test_a_child_gets_no_settings_which_may_be_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIGITS_CAPTURE", "postgresql://user:password@host/database")
+    publish_hostile(tmp_path, 7, "hang")
+    loading = asyncio.create_task(quarantine(tmp_path).open(latest(tmp_path)))
+    async with asyncio.timeout(20):
+        while not (children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+    environment = Path(f"/proc/{children[0]}/environ").read_bytes()
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    assert b"PYTHONPATH" in environment
+    assert b"user:password" not in environment
+    assert not Path(f"/proc/{children[0]}").exists(), "a load that is not wanted any more leaves no process"
