@@ -32,7 +32,7 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --quiet --gene
 	--no-annotate
 LOCK = $(COMPILE) pyproject.toml --group build
 
-.PHONY: help install install-gpu serve train test test-slow prove node-client check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz lint types protos client lock format readme samples dashboards image clean
+.PHONY: help install install-gpu serve train test test-slow prove node-client check bench bench-peers bench-export bench-drift capacity loop overload faults soak fuzz harm lint types protos client lock format readme samples dashboards image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +57,8 @@ serve: .venv/.serving ## serve the newest model: ./models if `make train` made o
 train: .venv/.everything ## train, export and verify a new model version in ./models [RECIPE=folded HOLD_OUT=10000 DIGITS_DATA=mnist.npz]
 	$(BIN)/digits-train run $(RECIPE) --hold-out $(HOLD_OUT) --models models
 
-test: .venv/.everything ## run the tests in parallel, except those of test-slow and prove [WORKERS=auto]
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -rs -m 'not slow and not deploy'
+test: .venv/.everything ## run the tests in parallel, except those of test-slow, prove and harm [WORKERS=auto]
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -rs -m 'not slow and not deploy and not harm'
 
 test-slow: .venv/.everything ## run the tests that train larger networks
 	$(BIN)/pytest -rs -m slow
@@ -113,6 +113,9 @@ soak: .venv/.everything ## send every kind of call at once; memory and open file
 fuzz: .venv/.everything ## send malformed requests to the tensor API, and broken HTTP/2 to the front [SECONDS=30]
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
 	$(BIN)/python -m tests.fuzz.http2 $(SECONDS)
+
+harm: .venv/.everything ## attack a running service beside a polite caller, in some eighty ways; or compare with another checkout [OTHER=../before]
+	$(if $(OTHER),$(BIN)/python -m tests.robustness.table --other $(OTHER),$(BIN)/pytest -rs -m harm tests/robustness)
 
 protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
