@@ -153,5 +153,5 @@ def _crop(content: bytes) -> bytes:
 CASES = (
     Case("files that are hard to decode", _each, _RIGHT),
     Case("many expensive files at once", _many, _RIGHT),
-    Case("batches of many crops", _in_batches, _RIGHT),
+    Case("batches of many crops", _in_batches, _RIGHT, fronts=("http2",)),
 )

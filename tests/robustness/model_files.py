@@ -46,15 +46,21 @@ async def state(target: Target, version: int, *wanted: str, seconds: float = TAK
     return now
 
 
-async def _beside_sound_versions(target: Target, put: Callable[[Path, int], None]) -> Counter[str]:
-    """Puts something into the directory as a version, then publishes a sound version, and looks what becomes of both."""
+async def _beside_sound_versions(target: Target, put: Callable[[Path, int], None], *, listed: bool) -> Counter[str]:
+    """Puts something into the directory as a version, then publishes a sound version, and looks what becomes of both.
+
+    Args:
+        target: the service.
+        put: takes the repository and the number of the hostile version.
+        listed: True if the service must list the hostile version, with the reason for which it is refused.
+    """
     hostile, sound = next(_NUMBERS), next(_NUMBERS)
     try:
         put(target.models, hostile)
         await asyncio.sleep(1)  # two polls
         target.publish(sound)
         taken = await state(target, sound, "READY")
-        came = await state(target, hostile, "UNAVAILABLE", seconds=TAKE_UP_SECONDS if taken[0] == "READY" else 0)
+        came = await state(target, hostile, "UNAVAILABLE", seconds=TAKE_UP_SECONDS if listed else 0)
     finally:
         _clear(target.models / "digits" / str(hostile))
     outcomes = Counter([_TAKEN_UP if taken[0] == "READY" else f"sound version {taken}"])
@@ -174,7 +180,6 @@ _FILES: dict[str, Callable[[Path, int], None]] = {
     "a FIFO": _made(_fifo),
     "a link to an endless device": _made(_link_to("/dev/zero")),
     "a link to a terminal": _made(_link_to("/dev/tty")),
-    "a link to itself": _made(_link_to("model.onnx")),
     "a link to secrets": _made(_link_to("/etc/shadow")),
     "a sparse file of 3 GB": _made(_sparse),
     "an empty file": _network(lambda: b""),
@@ -194,6 +199,7 @@ _FILES: dict[str, Callable[[Path, int], None]] = {
 }
 
 _DIRECTORIES: dict[str, Callable[[Path, int], None]] = {
+    "a link to itself": _made(_link_to("model.onnx")),
     "a directory named model.onnx": _made(_in_directory),
     "a directory that nobody may read": _made(_unreadable),
     "a FIFO named routing.toml": _routing(_fifo),
@@ -204,7 +210,7 @@ _DIRECTORIES: dict[str, Callable[[Path, int], None]] = {
 
 
 def _in_repository(name: str, put: Callable[[Path, int], None], right: frozenset[str]) -> Case:
-    attack = partial(_beside_sound_versions, put=put)
+    attack = partial(_beside_sound_versions, put=put, listed=right == _RIGHT)
     return Case(f"{name} in the repository", attack, right, fronts=("http2",), limits=_LARGE)
 
 

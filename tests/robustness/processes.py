@@ -1,6 +1,7 @@
 """Processes of a service: the one that was started and all below it, and the memory that they hold."""
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -9,6 +10,9 @@ from pathlib import Path
 _PAGE_MEGABYTES = os.sysconf("SC_PAGESIZE") / 1e6
 _SAMPLE_SECONDS = 0.02
 _GONE = (FileNotFoundError, ProcessLookupError)
+
+_GUARD_MEGABYTES = 4000.0
+"""Memory beyond which a service is killed, so that an attack that works does not take the whole machine."""
 
 
 def tree(pid: int) -> list[int]:
@@ -36,8 +40,15 @@ def megabytes(pid: int) -> float:
     return total
 
 
+def kill(pid: int) -> None:
+    """Kills a process and all below it."""
+    for one in tree(pid):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
 class MemoryWatch:
-    """Samples the memory of a service in a thread, until it is closed.
+    """Samples the memory of a service in a thread, until it is closed. A service that takes far too much is killed.
 
     Attributes:
         peak: the highest sum of resident memory, megabytes.
@@ -53,7 +64,9 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         while not self._closed.wait(_SAMPLE_SECONDS):
-            self.peak = max(self.peak, megabytes(self._pid))
+            self.peak = max(self.peak, now := megabytes(self._pid))
+            if now > _GUARD_MEGABYTES:
+                kill(self._pid)
 
     def close(self) -> None:
         """Ends the thread."""

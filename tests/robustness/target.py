@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from serving.repository.versions import latest
-from tests.robustness.processes import tree
+from tests.robustness.processes import kill, tree
 from tests.support.service import DIGITS, ROOT, free_ports
 
 VERSION = 100
@@ -127,9 +127,7 @@ class Target:
 
     def close(self) -> None:
         """Kills every process of the service."""
-        for pid in tree(self.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(self.pid)
         with suppress(ProcessLookupError):  # workers without a supervisor are in its process group
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
