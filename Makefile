@@ -114,7 +114,7 @@ fuzz: .venv/.everything ## send malformed requests to the tensor API, and broken
 	$(BIN)/python -m tests.fuzz.tensors $(SECONDS)
 	$(BIN)/python -m tests.fuzz.http2 $(SECONDS)
 
-harm: .venv/.everything ## attack a running service beside a polite caller, in some eighty ways; or compare with another checkout [OTHER=../before]
+harm: .venv/.everything ## attack a running service beside a polite caller, in over a hundred ways; or compare with another checkout [OTHER=../before]
 	$(if $(OTHER),$(BIN)/python -m tests.robustness.table --other $(OTHER),$(BIN)/pytest -rs -m harm tests/robustness)
 
 protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
