@@ -39,6 +39,7 @@ class Connection(asyncio.BufferedProtocol):
         engine: reads and writes HTTP/2.
         exchanges: the open calls, by stream.
         blocked: streams whose handlers wait until the client takes their answers.
+        given_way: calls that have made room for others, until their ends are sent.
         heard: when the client last sent anything, on the clock of the event loop.
         held: bytes of requests that no handler has taken.
         untaken: bytes of answers that wait for the client.
@@ -58,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
         self.engine = http2.Engine(front.limits)
         self.exchanges: dict[int, Exchange] = {}
         self.blocked: set[StreamingExchange] = set()
+        self.given_way: set[Exchange] = set()
         self.heard = began
         self.held = 0
         self.untaken = 0
@@ -182,6 +184,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._reset_unneeded()
             self._handle(self.engine.events())
             self._finished |= self.engine.finished
+            if self.given_way:
+                self.given_way.clear()
         except http2.Http2Error:
             self._transport.close()
             return

@@ -127,11 +127,12 @@ class Http2Front:
             return
         self.count_limit("calls")
         error = TooBusy(f"{self.open_calls} calls are open, which is the limit")
-        largest = self._largest(lambda one: len(one.exchanges))
+        largest = self._largest(lambda one: len(one.exchanges) - len(one.given_way))
         expendable = largest.expendable()
         if expendable is None or largest is connection:
             raise error
         expendable.give_way(error)
+        largest.given_way.add(expendable)
 
     def take_reset(self, network: str, now: float) -> bool:
         """Counts a call that a client has cancelled; returns False for one too many of its network."""

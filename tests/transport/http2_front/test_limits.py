@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import struct
 import zlib
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from serving.api import digits
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
-from tests.support import http2_client
+from tests.support import http2_client, http2_wire
 from tests.support.calls import TIMEOUT
 from tests.support.http2_checks import assert_answers, assert_closes, image_message
 from tests.support.http2_client import (
@@ -73,6 +74,22 @@ async def test_a_full_worker_gives_room_by_the_client_with_most_calls(start_serv
         assert begun[0].headers["grpc-status"] == BUSY
         assert sum(response.ended.is_set() for response in begun) <= polite
     assert value(server.metrics.registry, "digits_limits_reached_total", limit="calls") >= 1
+
+
+async def test_many_calls_that_come_at_once_find_room_in_several_connections(start_server: StartServer) -> None:
+    server = await start_server(max_open_calls=10)
+    async with AsyncExitStack() as stack:
+        for count in (3, 3, 2, 2):
+            client = http2_client.http2_client(server.grpc_port, local_address=("127.0.0.2", 0))
+            hoarder = await stack.enter_async_context(client)
+            for _ in range(count):
+                hoarder.send(RECOGNIZE, ends=False)
+        await until(server.metrics.registry, "digits_open_connections", 4)
+        polite = await stack.enter_async_context(http2_wire.wire(server.grpc_port))
+        streams = range(1, 10, 2)
+        polite.send(b"".join(http2_wire.call(stream) for stream in streams))
+        await polite.until(lambda: all(polite.has_ended(stream) for stream in streams))
+        assert [polite.data(stream) for stream in streams] == [http2_wire.ANSWER] * len(streams)
 
 
 async def test_calls_that_run_are_kept_and_a_new_one_is_refused(start_server: StartServer, gated: GatedModel) -> None:
