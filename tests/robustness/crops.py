@@ -12,7 +12,7 @@ from serving.imaging.headers import MAX_SCANS
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.samples.photograph import encode
 from tests.robustness.attacker import DIGITS, connected, outcome
-from tests.robustness.case import Case
+from tests.robustness.case import Case, Limits
 from tests.robustness.target import Target
 from tests.support.http2_client import grpc_message
 
@@ -152,6 +152,6 @@ def _crop(content: bytes) -> bytes:
 
 CASES = (
     Case("files that are hard to decode", _each, _RIGHT),
-    Case("many expensive files at once", _many, _RIGHT),
+    Case("many expensive files at once", _many, _RIGHT, limits=Limits(peak_megabytes=500.0)),
     Case("batches of many crops", _in_batches, _RIGHT, fronts=("http2",)),
 )
