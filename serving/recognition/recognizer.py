@@ -150,6 +150,9 @@ class Recognizer:
             if crops:
                 framed = await self._frame(crops, options, call)
                 pixels = framed.pixels
+                # Another version may have taken over while the crops were framed, and the first one has closed.
+                loaded = self._catalog.route(options.model, options.version, options.key)
+                call.model, call.version = loaded.name, loaded.version
             answer = await loaded.batcher.submit(pixels, call.deadline, call, batch=options.batch)
         except (QueueFull, Stopping):
             if call.client:

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -11,6 +12,7 @@ from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds
 from serving.call import Call
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited, UnknownModel
+from serving.imaging import crop
 from serving.imaging.crop import frame_crop
 from serving.inference.batcher import Batcher
 from serving.inference.classifier import BLANK, ONE_DIGIT, PROBABILITIES, Classifier
@@ -41,14 +43,18 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def start(model: Classifier, bundled: ModelVersion, metrics: Metrics) -> AsyncIterator[Start]:
+def catalog() -> Catalog:
+    return Catalog("digits")
+
+
+@pytest.fixture
+async def start(model: Classifier, bundled: ModelVersion, metrics: Metrics, catalog: Catalog) -> AsyncIterator[Start]:
     """Starts recognizers on one model, with requests of at most 10 images; after the test they close."""
     closing: list[Callable[[float], Awaitable[object]]] = []
 
     def start_recognizer(model: Classifier = model, max_queue_size: int = 100) -> Recognizer:
         version = VersionMetrics(metrics, "digits", model.version)
         batcher = Batcher(model, version, instances=1, max_batch_size=32, max_queue_size=max_queue_size)
-        catalog = Catalog("digits")
         stable = Loaded("digits", model.version, bundled, model, batcher, version)
         catalog.models["digits"] = ServedModel("digits", roles={"stable": stable})
         policy = Policy(0.01, 0.05, {}, RecognitionIds(), 0.0, None)
@@ -135,6 +141,29 @@ async def test_broken_crops_of_a_partial_request_are_rejected_alone(start: Start
     assert list(reading.errors) == [1]
     assert reading.pixels == frame_crop(crops[0]).image.tobytes() + bytes(784) + frame_crop(crops[1]).image.tobytes()
     assert [decision == Decision.REJECT_INVALID_IMAGE for decision in verdict.decisions] == [False, True, False]
+
+
+async def test_a_crop_is_read_by_the_version_that_takes_over_meanwhile(
+    start: Start, catalog: Catalog, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framing, go_on = threading.Event(), threading.Event()
+
+    def frame_slowly(content: bytes) -> object:
+        framing.set()
+        assert go_on.wait(TIMEOUT)
+        return frame_crop(content)
+
+    monkeypatch.setattr(crop, "frame_crop", frame_slowly)
+    recognizer = start()
+    old = catalog.route()
+    crops = [photograph(images[0], np.random.default_rng(1))]
+    answering = asyncio.create_task(recognizer.recognize(Images(b"", crops), ReadOptions(), Call()))
+    assert await asyncio.to_thread(framing.wait, TIMEOUT)
+    start()  # puts another version into the catalog
+    await old.batcher.close(TIMEOUT)
+    go_on.set()
+    reading, _ = await answering
+    assert reading.loaded is catalog.route()
 
 
 @pytest.mark.parametrize(("count", "reason"), [(1, "crop: neither a PNG"), (2, "crop 0 can't be read: neither a PNG")])
