@@ -37,6 +37,25 @@ class Limits:
     same_processes: bool = True
 
 
+ENDING = Limits(
+    peak_megabytes=500.0,
+    polite=frozenset(
+        {
+            "OK",
+            "UNAVAILABLE",
+            "14 in the stream",
+            "CANCELLED",
+            "URLError",
+            "ConnectionResetError",
+            "RemoteDisconnected",
+            "503",
+        }
+    ),
+    same_processes=False,
+)
+"""Limits where the attack ends processes: calls and probes may fail for a moment, so that clients try again."""
+
+
 @dataclass(frozen=True)
 class Case:
     """An attack, and what must come of it.

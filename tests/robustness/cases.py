@@ -1,6 +1,6 @@
 """All cases of the suite."""
 
-from tests.robustness import crops, floods, hoards, loads, messages, model_files, mutations, operations
+from tests.robustness import captures, crops, floods, hoards, loads, messages, model_files, mutations, operations
 from tests.robustness.case import Case
 
 CASES: tuple[Case, ...] = (
@@ -12,4 +12,5 @@ CASES: tuple[Case, ...] = (
     *mutations.CASES,
     *model_files.CASES,
     *operations.CASES,
+    *captures.CASES,
 )

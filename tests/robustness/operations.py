@@ -11,20 +11,16 @@ from functools import partial
 
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from tests.robustness.attacker import ADDRESS, DIGITS, call, close, connected, discard, outcome
-from tests.robustness.case import Case, Limits, flags
+from tests.robustness.case import ENDING, Case, Limits, flags
 from tests.robustness.crops import then_stops
 from tests.robustness.judge import MARK
 from tests.robustness.model_files import TAKE_UP_SECONDS, state
-from tests.robustness.processes import tree
+from tests.robustness.processes import children, tree
 from tests.robustness.target import Target
 from tests.support.http2_client import grpc_message
 
 _HELD_SECONDS = 6.0
 _ONE = ("http2",)  # where the front makes no difference
-_ENDED = Limits(
-    polite=frozenset({"OK", "UNAVAILABLE", "CANCELLED", "URLError", "ConnectionResetError", "503"}), same_processes=False
-)
-"""Limits where the attack ends processes: calls may fail for a moment, so that clients try again."""
 
 _REQUESTS = (
     b"GET /healthz HTTP/1.0\r\n",
@@ -147,15 +143,16 @@ async def _kill_while_loading(target: Target) -> Counter[str]:
 
 
 async def _kill_workers(target: Target) -> Counter[str]:
-    """Kills a worker five times. Another must take its place each time."""
-    for _ in range(5):
-        workers = tree(target.pid)[1:]
-        os.kill(workers[0], signal.SIGKILL)
+    """Kills a worker three times. Another must take its place each time."""
+    for _ in range(3):
+        victim = children(target.pid)[0]
+        os.kill(victim, signal.SIGKILL)
         end = time.monotonic() + 30
-        while (workers[0] in tree(target.pid) or len(tree(target.pid)) <= len(workers)) and time.monotonic() < end:
+        while (victim in (now := children(target.pid)) or len(now) < 2) and time.monotonic() < end:
             await asyncio.sleep(0.1)
-        await asyncio.sleep(0.5)
-    return Counter([f"{len(tree(target.pid)) - 1} workers"])
+    while target.get("readyz") != "200" and time.monotonic() < end:
+        await asyncio.sleep(0.1)
+    return Counter([f"{len(children(target.pid))} workers, readyz {target.get('readyz')}"])
 
 
 CASES = (
@@ -174,17 +171,17 @@ CASES = (
         _kill_the_supervisor,
         frozenset({"a call after the start: OK", "0 orphans left"}),
         flags=flags(workers=2),
-        limits=_ENDED,
+        limits=ENDING,
     ),
-    Case("all processes killed", _kill_everything, frozenset({"ready again"}), _ONE, flags=flags(workers=2), limits=_ENDED),
+    Case("all processes killed", _kill_everything, frozenset({"ready again"}), _ONE, flags=flags(workers=2), limits=ENDING),
     Case(
         "processes killed while a version loads",
         _kill_while_loading,
         frozenset({"the last version is READY", "the supervisor lives"}),
         flags=flags(workers=2),
         fronts=_ONE,
-        limits=_ENDED,
+        limits=ENDING,
     ),
-    Case("workers killed", _kill_workers, frozenset({"2 workers"}), _ONE, flags=flags(workers=2), limits=_ENDED),
-    Case("SIGTERM while crops are decoded", then_stops, frozenset({"exit 0"}), limits=_ENDED),
+    Case("workers killed", _kill_workers, frozenset({"2 workers, readyz 200"}), _ONE, flags=flags(workers=2), limits=ENDING),
+    Case("SIGTERM while crops are decoded", then_stops, frozenset({"exit 0"}), limits=ENDING),
 )

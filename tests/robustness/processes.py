@@ -15,13 +15,20 @@ _GUARD_MEGABYTES = 4000.0
 """Memory beyond which a service is killed, so that an attack that works does not take the whole machine."""
 
 
+def children(pid: int) -> list[int]:
+    """Returns the ids of the processes that a process has started: the workers of a supervisor."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(*_GONE):
+            found += map(int, listing.read_text().split())
+    return found
+
+
 def tree(pid: int) -> list[int]:
     """Returns the ids of a process and of all processes below it; empty once it has ended."""
     found = [pid] if _lives(pid) else []
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(*_GONE):
-            for child in listing.read_text().split():
-                found += tree(int(child))
+    for child in children(pid):
+        found += tree(child)
     return found
 
 

@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from serving.repository.versions import latest
-from tests.robustness.processes import kill, tree
+from tests.robustness.processes import kill
 from tests.support.service import DIGITS, ROOT, free_ports
 
 VERSION = 100
@@ -41,7 +41,6 @@ class Target:
     flags: tuple[str, ...] = ()
     checkout: Path = ROOT
     wrapper: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
     log_read: bool = True
 
     def __post_init__(self) -> None:
@@ -58,7 +57,7 @@ class Target:
         command += ["--models", str(self.models), *self.flags]
         if (self.checkout / "serving" / "transport" / "http2_front").is_dir():  # version 0.1.0 has no other front
             command += ["--front", self.front]
-        variables = {**os.environ, "PYTHONPATH": str(self.checkout), **self.environment}
+        variables = {**os.environ, "PYTHONPATH": str(self.checkout)}
         with self._log() as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.directory, env=variables, process_group=0
@@ -89,10 +88,6 @@ class Target:
     def pid(self) -> int:
         """Process id of the server, or of the supervisor of its workers."""
         return self.process.pid
-
-    def workers(self) -> list[int]:
-        """Returns the ids of the processes below the first: its workers, if it is a supervisor."""
-        return tree(self.pid)[1:]
 
     def log(self) -> str:
         """Returns all of the log so far. Bytes that are not UTF-8 become escapes."""
