@@ -212,10 +212,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def expendable(self) -> Exchange | None:
         """Returns the call that is least worth keeping; None if all are being answered."""
+        for exchange in self.exchanges.values():  # not ranked with the others: a flood begins thousands of such calls
+            if exchange.waits_since is not None:
+                return exchange
 
         def rank(exchange: Exchange) -> int:
-            if exchange.waits_since is not None:
-                return 3
             if exchange.done:  # with an answer that is about to be sent, or that its client does not take
                 return 2 if self._flush_due is None and self.engine.queued(exchange.stream_id) else 0
             return 1 if exchange.endless else 0

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 15  # read at once from one client, so that no client holds the event loop for long
 _SWEEP_SECONDS = 1.0
+_GIVEN_WAY_AT_ONCE = 64  # calls of one connection, until their ends are sent: the search for the next call passes them
 _POLL_SECONDS = 0.01  # while waiting for the last calls
 
 # Time between the notice of a shutdown and the last stream that is answered: calls that are on their way arrive meanwhile.
@@ -133,6 +134,8 @@ class Http2Front:
             raise error
         expendable.give_way(error)
         largest.given_way.add(expendable)
+        if len(largest.given_way) == _GIVEN_WAY_AT_ONCE:
+            largest.flush()
 
     def take_reset(self, network: str, now: float) -> bool:
         """Counts a call that a client has cancelled; returns False for one too many of its network."""
