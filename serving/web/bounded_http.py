@@ -111,7 +111,7 @@ class BoundedHttp:
                 await self._answer(writer, method, path, headers)
             await _linger(reader, writer)
         except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
-            log.debug("an HTTP client disconnected, or was disconnected")
+            pass  # the client has gone, or had to go
         except Exception:
             log.exception("an HTTP request failed")
         finally:
