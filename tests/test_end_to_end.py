@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.inference.model import open_model
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.repository.versions import latest
 from tests.support.calls import TIMEOUT
 from tests.support.drawings import draw_many
 from tests.support.servers import StartServer
@@ -39,9 +37,7 @@ async def test_the_server_gives_the_answers_of_a_trained_keras_network(
     version = pipeline.run(recipe, dataset, seed=0, epochs=12, model_directory=tmp_path / "digits", teacher=teacher)
     assert sorted(file.name for file in version.iterdir()) == ["MODEL_CARD.md", "model.keras", "model.onnx", "run.json"]
 
-    found = latest(tmp_path)
-    model = open_model(found.path, str(found.number))
-    server = await start_server(model)
+    server = await start_server(None, models=tmp_path)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         request = pb.RecognizeBatchRequest(images=test.images.tobytes())
         answer = await DigitServiceStub(channel).RecognizeBatch(request, timeout=TIMEOUT)
@@ -52,5 +48,5 @@ async def test_the_server_gives_the_answers_of_a_trained_keras_network(
     np.testing.assert_allclose(np.array(answer.probabilities).reshape(-1, 10), expected, atol=1e-4)
     assert answer.model_version == version.name
     accuracy = np.mean(np.array(answer.digits) == test.labels)
-    assert accuracy == pytest.approx(model.metadata.test_accuracy)
+    assert accuracy == pytest.approx(server.repository.catalog.route().model.metadata.test_accuracy)
     assert accuracy > 0.9, "600 drawings suffice to recognize drawings"

@@ -221,9 +221,10 @@ class Server:
         how = f"on {self._settings.provider}, {self._settings.instances} at a time"
         if not self.repository.catalog.answering():
             return ModelDescription(f"no model {how}", "")
-        model = self.repository.catalog.route().model
-        accuracy = f"{model.metadata.test_accuracy:.4f} on the MNIST test images"
-        return ModelDescription(f"model {model.version} ({model.metadata.recipe}, {accuracy}) {how}", model.version)
+        loaded = self.repository.catalog.route()
+        metadata = loaded.model.metadata
+        accuracy = f"{metadata.test_accuracy:.4f} on the MNIST test images"
+        return ModelDescription(f"model {loaded.version} ({metadata.recipe}, {accuracy}) {how}", loaded.version)
 
     def _report_readiness(self) -> None:
         unready = self.unready()

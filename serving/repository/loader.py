@@ -199,7 +199,8 @@ class Loader:
         """Gives an opened version its queue."""
         if source.number in model.refused:
             self.forget_refusal(model, source.number)
-        metrics = VersionMetrics(self._metrics, model.name, opened.version)
+        version = str(source.number)
+        metrics = VersionMetrics(self._metrics, model.name, version)
         batcher = Batcher(
             opened,
             metrics,
@@ -213,16 +214,16 @@ class Loader:
             log,
             logging.INFO,
             "model_loaded",
-            f"loaded {model.name} version {opened.version} ({opened.metadata.recipe}, {opened.metadata.test_accuracy:.4f})",
+            f"loaded {model.name} version {version} ({opened.metadata.recipe}, {opened.metadata.test_accuracy:.4f})",
             model=model.name,
-            version=opened.version,
+            version=version,
             recipe=opened.metadata.recipe,
             test_accuracy=opened.metadata.test_accuracy,
         )
         if lack := opened.metadata.missing_certificate(self._settings.target_error_rate):
-            message = f"{model.name} version {opened.version} {lack}"
-            log_event(log, logging.WARNING, "model_not_certified", message, model=model.name, version=opened.version)
-        return Loaded(model.name, opened.version, source, opened, batcher, metrics)
+            message = f"{model.name} version {version} {lack}"
+            log_event(log, logging.WARNING, "model_not_certified", message, model=model.name, version=version)
+        return Loaded(model.name, version, source, opened, batcher, metrics)
 
     def _refuse(self, model: ServedModel, source: ModelVersion, error: ModelError) -> None:
         version = str(source.number)
