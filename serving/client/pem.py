@@ -9,6 +9,9 @@ from pathlib import Path
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
 
+# The clock of whole seconds, which TLS libraries read, is that much behind.
+_CLOCK_SECONDS = 0.02
+
 
 class CredentialsError(ValueError):
     """A certificate or key file can't be used. The message names the file and the reason."""
@@ -49,7 +52,7 @@ def check_pair(paths: Sequence[Path], contents: Sequence[bytes], files: Sequence
     begin, expiry = _parse_validity(ssl.PEM_cert_to_DER_cert(first.decode()))
     if expiry <= time.time():
         raise CredentialsError(f"{paths[0]} expired on {_date(expiry)}")
-    if begin > time.time():
+    if begin + _CLOCK_SECONDS > time.time():
         raise NotYetValid(f"{paths[0]} is not valid before {_date(begin)}")
     return expiry
 
@@ -71,7 +74,7 @@ def check_authorities(path: Path, content: bytes) -> None:
     if last <= time.time():
         raise CredentialsError(f"{path} expired on {_date(last)}")
     first = min(begin for begin, expiry in validities if expiry > time.time())
-    if first > time.time():
+    if first + _CLOCK_SECONDS > time.time():
         raise NotYetValid(f"{path} is not valid before {_date(first)}")
 
 

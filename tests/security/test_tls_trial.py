@@ -128,5 +128,5 @@ def test_a_pipe_or_an_endless_file_is_refused_at_once(tmp_path: Path) -> None:
             credential_files.read(path)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(CredentialsError, match="has more than 16777216 bytes"):
+    with pytest.raises(CredentialsError, match="larger than 4194304 bytes"):
         credential_files.read(tmp_path / "large")
