@@ -154,7 +154,7 @@ def _crop(content: bytes) -> bytes:
 _LARGE = Limits(peak_megabytes=500.0, kept_megabytes=260.0)
 
 CASES = (
-    Case("files that are hard to decode", _each, _RIGHT),
+    Case("files that are hard to decode", _each, _RIGHT, limits=_LARGE),
     Case("many expensive files at once", _many, _RIGHT, limits=_LARGE),
     Case("batches of many crops", _in_batches, _RIGHT, fronts=("http2",)),
 )

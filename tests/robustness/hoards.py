@@ -103,8 +103,9 @@ _ONE = ("http2",)
 CASES = (
     Case("20000 calls without a message", _half_open(f"{DIGITS}/Recognize"), fronts=_ONE),
     Case("20000 calls with a part of a message", _half_open(f"{DIGITS}/RecognizeBatch", _STREAMED[:100]), fronts=_ONE),
-    Case("1600 idle streams", _idle_streams),
-    Case("1600 idle streams of health and reflection", _idle_watches),
+    # gRPC's own server ends calls of anybody as CANCELLED while more than --max-pending-calls come at once.
+    Case("1600 idle streams", _idle_streams, fronts=_ONE),
+    Case("1600 idle streams of health and reflection", _idle_watches, fronts=_ONE),
     Case("1100 idle connections", partial(_idle_connections, opening=OPENING), fronts=_ONE),
     Case("1100 connections without a byte", partial(_idle_connections, opening=b""), fronts=_ONE),
     Case("answers of a megabyte not taken", partial(_answers_not_taken, message=_large_batch(), count=8), fronts=_ONE),
