@@ -13,6 +13,7 @@ from serving.inference.classifier import Classifier
 from serving.inference.metadata import ModelError, ModelMetadata
 from serving.repository.quarantine.quarantine import Quarantine
 from serving.repository.routing import Routing, RoutingError
+from serving.repository.skipped import skipped
 from serving.repository.versions import ModelDirectory, ModelMissing, RepositoryError, scan
 from serving.security.credential_files import CredentialsError
 from serving.security.signing_keys import read_signing_keys
@@ -96,10 +97,7 @@ def _check_models(settings: Settings, findings: Findings) -> None:
         return
     if settings.default_model not in found:
         findings.mistakes.append(str(ModelMissing(settings.models, settings.default_model)))
-    known = {version.path for model in found.values() for version in model.versions.values()}
-    for file in sorted(settings.models.glob("*/*/model.onnx")):
-        if file not in known:
-            findings.warnings.append(f"{file} is ignored: the version {file.parent.name!r} is not a whole number")
+    findings.warnings += [f"{path} {reason}" for path, reason in skipped(settings.models).items()]
     quarantine = Quarantine(settings)
     for name, model in found.items():
         _check_model(settings, name, model, quarantine, findings)

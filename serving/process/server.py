@@ -22,6 +22,7 @@ from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
 from serving.repository.catalog import ServedModel
+from serving.repository.disk_thread import on_disk_thread
 from serving.repository.model_control import ModelControl
 from serving.repository.quarantine.quarantine import OpenVersion
 from serving.repository.repository import Repository
@@ -237,7 +238,7 @@ class Server:
         """Logs the directories of the repository that are not served, until cancelled."""
         directories = SkippedDirectories(self._settings.models)
         while True:
-            await asyncio.to_thread(directories.poll)
+            await on_disk_thread(directories.poll)
             await asyncio.sleep(self._settings.poll_seconds)
 
     async def _watch_expiry(self, tls: TLS) -> None:

@@ -5,6 +5,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from serving.repository.versions import is_model_name, is_version_number
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def skipped(models: Path) -> dict[Path, str]:
     """Returns the reason by directory, without hidden directories. What can't be read is not looked at."""
     reasons: dict[Path, str] = {}
     for model in _directories(models):
-        if not (model.name.isprintable() and model.name == model.name.encode("utf-8", "replace").decode()):
+        if not is_model_name(model.name):
             reasons[model] = "is skipped: no request can carry its name"
         elif not os.access(model, os.R_OK | os.X_OK):
             reasons[model] = "is skipped: this user may not read it"
@@ -49,10 +50,8 @@ def skipped(models: Path) -> dict[Path, str]:
 def _reason(version: Path) -> str:
     """Returns what is wrong with the directory of a version; empty if nothing is."""
     name = version.name
-    if not (name.isascii() and name.isdecimal()):
-        return "is skipped: its name is not a whole number"
-    if name != "0" and name.startswith("0"):
-        return f"is skipped: a version number has no leading zero, expected {name.lstrip('0') or '0'}"
+    if not is_version_number(name):
+        return "is skipped: its name is not a whole number without leading zeros"
     if not os.path.lexists(version / "model.onnx"):
         return "is skipped: it holds no model.onnx"
     try:

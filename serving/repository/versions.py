@@ -71,7 +71,7 @@ def scan(models: Path) -> dict[str, ModelDirectory]:
         RepositoryError: the repository can't be read.
     """
     try:
-        directories = sorted(path for path in models.iterdir() if path.is_dir() and _is_model_name(path.name))
+        directories = sorted(path for path in models.iterdir() if path.is_dir() and is_model_name(path.name))
         found = {
             directory.name: ModelDirectory(_read_versions(directory), *_read_routing(directory)) for directory in directories
         }
@@ -80,9 +80,14 @@ def scan(models: Path) -> dict[str, ModelDirectory]:
     return {name: model for name, model in found.items() if model.versions}
 
 
-def _is_model_name(name: str) -> bool:
+def is_model_name(name: str) -> bool:
     """Returns False for hidden directories, and for names that don't fit into a protobuf string or a metric label."""
     return not name.startswith(".") and name.isprintable() and name == name.encode("utf-8", "replace").decode()
+
+
+def is_version_number(name: str) -> bool:
+    """Returns True for a whole number without leading zeros."""
+    return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def _read_versions(directory: Path) -> dict[int, ModelVersion]:
@@ -93,7 +98,7 @@ def _read_versions(directory: Path) -> dict[int, ModelVersion]:
         return versions
     for version in directories:
         number = version.name
-        if not (number.isascii() and number.isdecimal() and number == str(int(number))):
+        if not is_version_number(number):
             continue
         file = version / "model.onnx"
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # still without its file, or removed meanwhile

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -53,7 +53,8 @@ _ODD = (
     *(b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\0"),
 )
 _CUT_SHORT = "Internal error from Core"  # what gRPC's own client reports where it still writes when the call has ended
-_RIGHT = frozenset({"the server ended a stream before its client"}) | (
+_ENDED_EARLY = "the server ended a stream before its client"
+_RIGHT = frozenset({_ENDED_EARLY}) | (
     {code.name for code in grpc.StatusCode} - {"UNKNOWN", "INTERNAL", "DATA_LOSS", "ABORTED", "UNAVAILABLE"}
 )
 
@@ -150,9 +151,13 @@ async def attack(target: Target, messages: int) -> Counter[str]:
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
                 if error.details() == _CUT_SHORT:
-                    code = "the server ended a stream before its client"
+                    code = _ENDED_EARLY
                 odd = code not in _RIGHT or (code == "DEADLINE_EXCEEDED" and seconds == _SECONDS)
                 codes[f"{code} of {path}: {(error.details() or '')[:80]}, sent {sent[0][:40]!r}" if odd else code] += 1
+            except asyncio.CancelledError:  # gRPC's client cancels its own call where it can't send on
+                if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                    raise
+                codes[_ENDED_EARLY] += 1
 
     await asyncio.gather(*[caller(number) for number in range(_AT_ONCE)])
     for channel in channels:
