@@ -12,10 +12,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _MOST_BYTES = 4096  # of a kept verdict
 _MOST_KEPT = 1000  # files in a directory; beyond, the oldest go
 _LOCK_POLL_SECONDS = 0.02
+_MODE = 0o644  # a machine whose service runs as another user reads the refusals, too
+_OWN_NAME = re.compile(r"[0-9a-f]{64}[-.]")  # verdicts, locks, and what a killed process has left half written
 
 
 class Verdicts:
@@ -64,14 +67,15 @@ class Verdicts:
 
     def keep(self, digest: str, verdict: Verdict) -> None:
         """Keeps a verdict on a content for later starts, and logs if it can't be kept."""
-        self._own[digest] = (time.time(), verdict)
+        when = time.time()
+        self._own[digest] = (when, verdict)
         errors = []
         for directory in filter(None, (self._private, self._shared)):
             try:
                 if directory == self._shared and not verdict.reason:
                     self._file(directory, digest).unlink(missing_ok=True)
                 else:
-                    self._write(directory, digest, verdict)
+                    self._write(directory, digest, verdict, when)
             except OSError as error:
                 errors.append(f"{directory}: {error.strerror}")
         if verdict.reason and (errors or not self._private) and not self._complained:
@@ -109,17 +113,26 @@ class Verdicts:
         try:
             kept = json.loads(read_regular(self._file(directory, digest), _MOST_BYTES))
             when, reason, message = float(kept["time"]), kept["reason"], str(kept["message"])
+            if kept["sha256"] != digest:  # the file was renamed or copied
+                return []
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             return []
         return [(when, Verdict(reason, message))] if reason in (*REFUSALS, "") and reason != ENVIRONMENT else []
 
-    def _write(self, directory: Path, digest: str, verdict: Verdict) -> None:
+    def _write(self, directory: Path, digest: str, verdict: Verdict, when: float) -> None:
         """Writes a verdict by an atomic rename. Raises OSError."""
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"time": time.time(), "reason": verdict.reason, "message": verdict.message})
-        new = directory / f".{os.getpid()}.new"
-        new.write_text(text)
-        new.replace(self._file(directory, digest))
+        text = json.dumps({"sha256": digest, "time": when, "reason": verdict.reason, "message": verdict.message})
+        # A name of its own for each write: threads write at once, and so do machines whose processes have equal ids.
+        descriptor, new = tempfile.mkstemp(".new", f"{digest}.", directory)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                os.fchmod(descriptor, _MODE)
+                file.write(text)
+            Path(new).replace(self._file(directory, digest))
+        except BaseException:
+            Path(new).unlink(missing_ok=True)
+            raise
         _prune(directory)
 
 
@@ -143,13 +156,13 @@ def _temporary_directories() -> Sequence[str]:
 
 
 def _prune(directory: Path) -> None:
-    """Removes the oldest files of a directory that has too many."""
-    files = [entry for entry in _entries(directory) if entry.name.endswith((".json", ".lock"))]
-    if len(files) > _MOST_KEPT:
-        for entry in sorted(files, key=lambda entry: entry.stat().st_mtime)[: len(files) - _MOST_KEPT]:
-            Path(entry.path).unlink(missing_ok=True)
-
-
-def _entries(directory: Path) -> Iterator["os.DirEntry[str]"]:
+    """Removes the oldest of our files from a directory that has too many. Leaves what others have put there."""
+    files = []
     with os.scandir(directory) as entries:
-        yield from entries
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                if _OWN_NAME.match(entry.name):
+                    files.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
+    for _, path in sorted(files)[: max(0, len(files) - _MOST_KEPT)]:
+        with contextlib.suppress(OSError):  # the verdict is kept all the same
+            Path(path).unlink()

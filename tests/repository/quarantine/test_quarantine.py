@@ -101,7 +101,8 @@ async def test_who_can_publish_models_cannot_vouch_for_one(tmp_path: Path, priva
     for file in private.rglob("*.json"):
         file.unlink()
     (kept,) = (tmp_path / ".refused").glob("*.json")
-    kept.write_text(json.dumps({"time": time.time() + 1000, "reason": "", "message": ""}))
+    vouched = json.loads(kept.read_text()) | {"time": time.time() + 1000, "reason": "", "message": ""}
+    kept.write_text(json.dumps(vouched))
     assert (await refusal(quarantine(tmp_path), latest(tmp_path))).reason == "crashed"
     assert checks == [7, 7]
 
