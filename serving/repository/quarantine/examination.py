@@ -25,6 +25,14 @@ _KILLED_SECONDS = 1.0  # for a child that was killed
 # its time was over waited for a disk or for the processor.
 _ENOUGH_SHARE = 0.15
 
+# Signals that a process causes by what it does itself.
+_FAULTS = frozenset(
+    {
+        *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+        *(signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP, signal.SIGXFSZ),
+    }
+)
+
 # A child needs no settings: among them are passwords.
 _SECRET = ("DIGITS_", "OTEL_")
 
@@ -35,12 +43,10 @@ class Verdict(NamedTuple):
     Attributes:
         reason: one of REFUSALS; empty if the version may be served.
         message: what the version does or is, in words; empty if the version may be served.
-        suspicious: the cause may be the file, although it looks like the environment.
     """
 
     reason: str
     message: str
-    suspicious: bool = False
 
 
 class Examination:
@@ -107,7 +113,7 @@ class Examination:
         if used >= _ENOUGH_SHARE * seconds:
             return Verdict("hung", _hung(seconds))
         message = f"was not loaded within {seconds:g} s, of which the process for it ran {used:.1f} s: the machine is slow"
-        return Verdict(ENVIRONMENT, message, suspicious=True)
+        return Verdict(ENVIRONMENT, message)
 
     async def _silent(self) -> Verdict:
         """Judges a child that has ended without an answer."""
@@ -116,13 +122,12 @@ class Examination:
         except TimeoutError:
             return Verdict("hung", "hung the process that tried it: it did not exit")
         if status >= 0:
-            return Verdict(ENVIRONMENT, f"was not tried: the process for it ended with status {status}", suspicious=True)
-        name = signal.Signals(-status).name
+            return Verdict(ENVIRONMENT, f"was not tried: the process for it ended with status {status}")
         if -status == signal.SIGXCPU:
             return Verdict("hung", _hung(self._settings.load_seconds))
-        if -status == signal.SIGKILL:
-            return Verdict(ENVIRONMENT, "was not tried: the kernel or somebody killed the process for it", suspicious=True)
-        return Verdict("crashed", f"crashed the process that tried it: {name}")
+        if -status not in _FAULTS:  # short of memory, the kernel kills; so do people
+            return Verdict(ENVIRONMENT, "was not tried: the kernel or somebody killed the process for it")
+        return Verdict("crashed", f"crashed the process that tried it: {signal.Signals(-status).name}")
 
 
 @asynccontextmanager

@@ -21,9 +21,6 @@ from serving.settings import Settings
 # A second file is examined while a first one hangs. Each child may take `load_memory_bytes`.
 _EXAMINED_AT_ONCE = 2
 
-# A child that was killed or starved this often has a bad file.
-_MOST_SUSPICIONS = 3
-
 OpenVersion = Callable[[ModelVersion, float], Awaitable[Classifier]]
 """Opens a version; refusals from before the given time don't count. Raises ModelError."""
 
@@ -36,7 +33,6 @@ class Quarantine:
         self._settings = settings
         self._verdicts = Verdicts(settings, _conditions(settings))
         self._slots = asyncio.Semaphore(_EXAMINED_AT_ONCE)
-        self._suspicions: dict[str, int] = {}
 
     async def open(self, source: ModelVersion, since: float = 0.0) -> Classifier:
         """Opens a version once a child process has examined its file, or did so before; then warms it up.
@@ -68,20 +64,10 @@ class Quarantine:
             known = await on_disk_thread(self._verdicts.find, digest, since)  # another worker may have had the lock
             if known is not None:
                 return known
-            verdict = self._suspect(digest, await child.check(source))
+            verdict = await child.check(source)
             if verdict.reason != ENVIRONMENT:
                 await on_disk_thread(self._verdicts.keep, digest, verdict)
             return verdict
-
-    def _suspect(self, digest: str, verdict: Verdict) -> Verdict:
-        """Counts how often the environment is blamed for a child's end, and blames the file at last."""
-        if not verdict.suspicious:
-            self._suspicions.pop(digest, None)
-            return verdict
-        times = self._suspicions[digest] = self._suspicions.get(digest, 0) + 1
-        if times < _MOST_SUSPICIONS:
-            return verdict
-        return Verdict("crashed", f"crashed the process that tried it, {times} times in a row: it {verdict.message}")
 
     def _open_sealed(self, memory: int, source: ModelVersion) -> Classifier:
         """Opens and warms up the content that was examined, and closes `memory`. Raises ModelError."""

@@ -2,6 +2,7 @@ import asyncio
 import errno
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -126,16 +127,34 @@ async def test_a_repository_that_is_read_only_keeps_refusals_on_the_machine(
     assert checks == [7]
 
 
-async def test_a_killed_child_blames_the_file_only_the_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(tmp_path, 7)
-
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN + 1])
+async def test_a_child_killed_from_outside_never_blames_the_file(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def killed(self: Examination, source: ModelVersion) -> Verdict:
-        self._process.kill()
+        self._process.send_signal(number)
         return await self._silent()
 
-    monkeypatch.setattr(Examination, "check", killed)
+    publish(tmp_path, 7)
     of = quarantine(tmp_path)
-    assert [(await refusal(of, latest(tmp_path))).reason for _ in range(3)] == ["environment", "environment", "crashed"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Examination, "check", killed)
+        assert [(await refusal(of, latest(tmp_path))).reason for _ in range(4)] == ["environment"] * 4
+    assert (await of.open(latest(tmp_path))).version == "7"
+
+
+async def test_a_child_that_waits_for_the_machine_never_blames_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def starved(self: Examination, source: ModelVersion) -> Verdict:
+        self._process.send_signal(signal.SIGSTOP)
+        return await check(self, source)
+
+    publish(tmp_path, 7)
+    check = Examination.check
+    monkeypatch.setattr(Examination, "check", starved)
+    of = quarantine(tmp_path, load_seconds=1)
+    assert [(await refusal(of, latest(tmp_path))).reason for _ in range(4)] == ["environment"] * 4
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large", "socket"])
