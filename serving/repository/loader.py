@@ -191,8 +191,9 @@ class Loader:
     def _end(self, model: ServedModel, source: ModelVersion, task: "asyncio.Task[Classifier | None]") -> None:
         model.loading.remove(source.number)
         if not task.cancelled():
-            if not task.result():
-                self._loads.pop((model.name, source), None)
+            load = self._loads.get((model.name, source))
+            if not task.result() and load and load.task is task:  # else it was dropped, and perhaps begun again
+                del self._loads[model.name, source]
             self._on_loaded(model.name)
 
     def _accept(self, model: ServedModel, source: ModelVersion, opened: Classifier) -> Loaded:

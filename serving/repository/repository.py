@@ -211,12 +211,16 @@ class Repository:
     def _give_roles(self, model: ServedModel, followed: Followed) -> None:
         """Gives every role to the best version that is loaded, and begins to load those that should have one."""
         routing, found = model.routing, followed.directory.versions
-        if routing is None or model.unloaded or not (found or model.stable):
-            return
         for number, refusal in [*model.refused.items()]:
             if refusal.source != found.get(number):
                 self._loader.forget_refusal(model, number)
+        if routing is None or model.unloaded:
+            self._loader.drop_all_but(model, ())
+            return
         followed.report_missing(model, routing, self._metrics)
+        if not (found or model.stable):
+            self._loader.drop_all_but(model, ())
+            return
         wanted: set[ModelVersion] = set()
         roles: dict[RoutingRole, Loaded | None] = {"stable": self._choose_stable(model, routing, followed.settled, wanted)}
         if routing.canary:

@@ -6,6 +6,7 @@ import pytest
 
 from serving.errors import Stopping
 from serving.inference.classifier import Classifier
+from serving.inference.metadata import ModelError
 from serving.repository.catalog import Loaded, ServedModel
 from serving.repository.loader import Loader
 from serving.repository.quarantine.quarantine import OpenVersion, Quarantine
@@ -79,6 +80,32 @@ async def test_a_version_is_loading_until_it_is_opened_or_refused(
     loaded = await obtain(opener, served, bundled)
     assert loaded
     assert (seen, served.loading) == ([[bundled.number]], [])
+    await opener.close([loaded], TIMEOUT)
+
+
+async def test_a_dropped_load_that_ends_does_not_end_its_successor(
+    metrics: Metrics, model: Classifier, bundled: ModelVersion
+) -> None:
+    begun = 0
+
+    async def refused_at_first(source: ModelVersion, since: float) -> Classifier:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            raise ModelError("unreadable", "cannot be loaded")
+        await asyncio.sleep(0.05)
+        return GatedModel(model)
+
+    opener, served = loader(metrics, refused_at_first), ServedModel("digits")
+    assert opener.obtain(served, bundled) is None
+    (first,) = opener.loading("digits")
+    while not first.done():
+        await asyncio.sleep(0)
+    opener.drop_all_but(served, ())
+    opener.forget_refusal(served, bundled.number)
+    loaded = await obtain(opener, served, bundled)
+    assert loaded
+    assert begun == 2
     await opener.close([loaded], TIMEOUT)
 
 

@@ -15,7 +15,10 @@ from serving.errors import LoadFailed, ModelNotReady, UnknownModel
 from serving.inference.classifier import Classifier
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
-from serving.repository.versions import RepositoryError
+from serving.repository.repository import Repository
+from serving.repository.versions import ModelVersion, RepositoryError
+from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
 from tests.repository.rollout import Images, index, recognize_all, stable_version, until_refused, until_stable
 from tests.support.calls import TIMEOUT
 from tests.support.metrics import until, value
@@ -129,6 +132,39 @@ async def test_a_deleted_version_is_replaced_by_the_one_before(start_server: Sta
     assert stable_version(server) == "2"
     shutil.rmtree(tmp_path / "digits" / "2")
     await until_stable(server, "1")
+
+
+async def test_a_model_removed_while_it_loads_ends_its_load(model: Classifier, tmp_path: Path) -> None:
+    opening, may_open = asyncio.Event(), asyncio.Event()
+
+    async def open_version(source: ModelVersion, since: float) -> Classifier:
+        opening.set()
+        await may_open.wait()
+        return GatedModel(model)
+
+    publish(tmp_path, 1, "other")
+    repository = Repository(Settings(models=tmp_path), Metrics(), open_version=open_version)
+    loading = asyncio.create_task(repository.load("other"))
+    async with asyncio.timeout(TIMEOUT):
+        await opening.wait()
+        shutil.rmtree(tmp_path / "other")
+        await repository.refresh()
+        may_open.set()
+        with pytest.raises(LoadFailed, match="its stable version is not in the repository"):
+            await loading
+    assert repository.catalog.models["other"].loading == []
+    await repository.close(0)
+
+
+async def test_the_refusals_of_a_model_end_with_its_directory(start_server: StartServer, tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    server = await start_server(None, models=tmp_path, poll_seconds=0.02)
+    place(tmp_path, 2, "other").write_bytes(b"no model")
+    (tmp_path / "other" / "routing.toml").write_text("stable = 2\ncanary = {version = 3, percent = 10}\n")
+    await until_refused(server, "unreadable")
+    await until_refused(server, "missing")
+    shutil.rmtree(tmp_path / "other")
+    await until(server.metrics.registry, "digits_model_refused", 0)
 
 
 async def test_several_models_serve_side_by_side(
