@@ -18,8 +18,12 @@ from serving.repository.quarantine.verdicts import Verdicts
 from serving.repository.versions import ModelVersion
 from serving.settings import Settings
 
-# A second file is examined while a first one hangs. Each child may take `load_memory_bytes`.
-_EXAMINED_AT_ONCE = 2
+# Each child holds its file in memory, and waits until it may try the file. Without a bound, a repository of many models
+# would start a child for each of them at once.
+_CHILDREN = 4
+
+# A second file is tried while a first one hangs. Each child that tries one may take `load_memory_bytes` more.
+_TRIED_AT_ONCE = 2
 
 OpenVersion = Callable[[ModelVersion, float], Awaitable[Classifier]]
 """Opens a version; refusals from before the given time don't count. Raises ModelError."""
@@ -32,7 +36,8 @@ class Quarantine:
         """Takes provider, batch size and limits from the settings."""
         self._settings = settings
         self._verdicts = Verdicts(settings, _conditions(settings))
-        self._slots = asyncio.Semaphore(_EXAMINED_AT_ONCE)
+        self._children = asyncio.Semaphore(_CHILDREN)
+        self._trials = asyncio.Semaphore(_TRIED_AT_ONCE)
 
     async def open(self, source: ModelVersion, since: float = 0.0) -> Classifier:
         """Opens a version once a child process has examined its file, or did so before; then warms it up.
@@ -44,23 +49,24 @@ class Quarantine:
         Raises:
             ModelError: the version can't be served.
         """
-        memory = _memory_file(source)
-        try:
-            async with examination(memory, self._settings) as child:
-                digest = await child.read(source)
-                verdict = await self._judge(child, digest, source, since)
-            if verdict.reason:
-                raise ModelError(verdict.reason, verdict.message)
-            return await asyncio.to_thread(self._open_sealed, os.dup(memory), source)
-        finally:
-            os.close(memory)
+        async with self._children:
+            memory = _memory_file(source)
+            try:
+                async with examination(memory, self._settings) as child:
+                    digest = await child.read(source)
+                    verdict = await self._judge(child, digest, source, since)
+                if verdict.reason:
+                    raise ModelError(verdict.reason, verdict.message)
+                return await asyncio.to_thread(self._open_sealed, os.dup(memory), source)
+            finally:
+                os.close(memory)
 
     async def _judge(self, child: Examination, digest: str, source: ModelVersion, since: float) -> Verdict:
         """Returns the kept verdict on a content, or has the child check it."""
         known = await on_disk_thread(self._verdicts.find, digest, since)
         if known is not None:
             return known
-        async with self._verdicts.lock(digest, 2 * self._settings.load_seconds), self._slots:
+        async with self._verdicts.lock(digest, 2 * self._settings.load_seconds), self._trials:
             known = await on_disk_thread(self._verdicts.find, digest, since)  # another worker may have had the lock
             if known is not None:
                 return known

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -72,6 +73,62 @@ async def test_a_sound_file_is_opened_and_tried_once_per_content(tmp_path: Path,
     publish(tmp_path, 2)
     assert (await quarantine(tmp_path).open(latest(tmp_path))).version == "2"
     assert checks == [1]
+
+
+def memory_files() -> list[str]:
+    """Names of the memory files of models that this process has open, one per descriptor."""
+    names = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.append(str(link.readlink()))
+    return [name for name in names if name.startswith("/memfd:digits")]
+
+
+async def test_many_versions_start_few_processes_and_all_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = range(1, 10)
+    sources = []
+    for number in numbers:
+        publish(tmp_path, number)
+        sources.append(latest(tmp_path))
+    at_once: list[int] = []
+    read = Examination.read
+
+    async def slow(self: Examination, source: ModelVersion) -> str:
+        at_once.append(len({*memory_files()}))
+        await asyncio.sleep(0.1)  # the others would start meanwhile
+        return await read(self, source)
+
+    monkeypatch.setattr(Examination, "read", slow)
+    of = quarantine(tmp_path)
+    opened = await asyncio.gather(*(of.open(source) for source in sources))
+    assert [model.version for model in opened] == [str(number) for number in numbers]
+    assert max(at_once) == 4
+    assert memory_files() == []
+
+
+async def test_sound_versions_are_opened_after_four_that_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    for number in range(1, 7):
+        if number <= 4:
+            place(tmp_path, number).write_bytes(b"hangs %d" % number)
+        else:
+            publish(tmp_path, number)
+        sources.append(latest(tmp_path))
+    check = Examination.check
+
+    async def hang(self: Examination, source: ModelVersion) -> Verdict:
+        if source.number > 4:
+            return await check(self, source)
+        await asyncio.sleep(0.1)
+        return Verdict("hung", "hung the process that tried it")
+
+    monkeypatch.setattr(Examination, "check", hang)
+    of = quarantine(tmp_path)
+    opened = await asyncio.gather(*(of.open(source) for source in sources), return_exceptions=True)
+    assert [getattr(result, "reason", None) or getattr(result, "version", None) for result in opened] == [
+        *["hung"] * 4,
+        *["5", "6"],
+    ]
 
 
 async def test_a_refusal_outlives_the_process_until_an_operator_asks(
