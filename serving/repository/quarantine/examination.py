@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,9 @@ from serving.inference.metadata import ENVIRONMENT, REFUSALS, ModelError
 from serving.repository.quarantine.child import SEALS
 from serving.repository.versions import ModelVersion
 from serving.settings import Settings
+from serving.telemetry.logs import log_event
+
+log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 5.0  # for a child that has closed its output
 _KILLED_SECONDS = 1.0  # for a child that was killed
@@ -24,6 +28,9 @@ _KILLED_SECONDS = 1.0  # for a child that was killed
 # Processor time in which a sound version is loaded and tried by far, as a share of the limit. A child that had less when
 # its time was over waited for a disk or for the processor.
 _ENOUGH_SHARE = 0.15
+
+_PIPE_BYTES = 1 << 16  # of a pipe on Linux
+_MOST_LOGGED = 2000  # characters of what a child wrote to stderr
 
 # Signals that a process causes by what it does itself.
 _FAULTS = frozenset(
@@ -52,12 +59,13 @@ class Verdict(NamedTuple):
 class Examination:
     """A child process that has one file to read, and perhaps to try."""
 
-    def __init__(self, process: Process, memory: int, settings: Settings):
-        """Takes over a process that waits for its first message."""
+    def __init__(self, process: Process, memory: int, errors: int, settings: Settings):
+        """Takes over a process that waits for its first message, and writes its errors to the pipe `errors`."""
         self._process = process
         self._input = cast("asyncio.StreamWriter", process.stdin)
         self._output = cast("asyncio.StreamReader", process.stdout)
         self._memory = memory
+        self._errors = errors
         self._settings = settings
 
     async def read(self, source: ModelVersion) -> str:
@@ -67,7 +75,10 @@ class Examination:
             ModelError: the file can't be read, is no regular file, or is too large.
         """
         answer = await self._ask(
-            path=str(source.path.absolute()), fingerprint=source.fingerprint, max_bytes=self._settings.max_model_bytes
+            source,
+            path=str(source.path.absolute()),
+            fingerprint=source.fingerprint,
+            max_bytes=self._settings.max_model_bytes,
         )
         if isinstance(answer, Verdict):
             raise ModelError(answer.reason, answer.message)
@@ -79,6 +90,7 @@ class Examination:
     async def check(self, source: ModelVersion) -> Verdict:
         """Has the child load and try what it has read, within limits of time and memory."""
         answer = await self._ask(
+            source,
             version=str(source.number),
             provider=self._settings.provider,
             max_batch_size=self._settings.max_batch_size,
@@ -87,7 +99,7 @@ class Examination:
         )
         return answer if isinstance(answer, Verdict) else Verdict("crashed", "crashed the process that tried it")
 
-    async def _ask(self, **wanted: Any) -> dict[str, Any] | Verdict:
+    async def _ask(self, source: ModelVersion, **wanted: Any) -> dict[str, Any] | Verdict:
         """Sends one message, and returns the answer: a verdict, if need be one on the child's silence."""
         seconds = self._settings.load_seconds
         try:
@@ -99,7 +111,7 @@ class Examination:
         except ValueError:  # a line that is too long, or no JSON
             return Verdict("crashed", "crashed the process that tried it: its answer makes no sense")
         if answer is None:
-            return await self._silent()
+            return await self._silent(source)
         if not isinstance(answer, dict):
             return Verdict("crashed", "crashed the process that tried it: its answer makes no sense")
         reason, message = answer.get("reason"), answer.get("message")
@@ -115,12 +127,13 @@ class Examination:
         message = f"was not loaded within {seconds:g} s, of which the process for it ran {used:.1f} s: the machine is slow"
         return Verdict(ENVIRONMENT, message)
 
-    async def _silent(self) -> Verdict:
+    async def _silent(self, source: ModelVersion) -> Verdict:
         """Judges a child that has ended without an answer."""
         try:
             status = await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
         except TimeoutError:
             return Verdict("hung", "hung the process that tried it: it did not exit")
+        self._log_errors(source, status)
         if status >= 0:
             return Verdict(ENVIRONMENT, f"was not tried: the process for it ended with status {status}")
         if -status == signal.SIGXCPU:
@@ -128,6 +141,13 @@ class Examination:
         if -status not in _FAULTS:  # short of memory, the kernel kills; so do people
             return Verdict(ENVIRONMENT, "was not tried: the kernel or somebody killed the process for it")
         return Verdict("crashed", f"crashed the process that tried it: {signal.Signals(-status).name}")
+
+    def _log_errors(self, source: ModelVersion, status: int) -> None:
+        """Logs what an ended child wrote to stderr: a traceback shows a broken installation, which no verdict can name."""
+        with contextlib.suppress(BlockingIOError):  # it wrote nothing
+            text = os.read(self._errors, _PIPE_BYTES).decode("utf-8", "replace").strip()[-_MOST_LOGGED:]
+            message = f"the process that tried {source.path} ended with status {status}: {text}"
+            log_event(log, logging.WARNING, "model_process_ended", message, path=str(source.path), status=status)
 
 
 @asynccontextmanager
@@ -146,27 +166,40 @@ async def examination(memory: int, settings: Settings) -> AsyncIterator[Examinat
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), environment.get("PYTHONPATH")]))
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     module = "serving.repository.quarantine.child"
+    with contextlib.ExitStack() as pipe:
+        try:
+            errors, written = pipe.enter_context(_full_pipe_drops())
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-B", "-P", "-m", module, str(os.getpid()), str(memory)),
+                executable="/proc/self/exe",  # this very interpreter, even if an upgrade has removed it from the disk
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=written,
+                pass_fds=(memory,),
+                env={**environment, **threads, "PYTHONPATH": path},
+                start_new_session=True,  # a signal for the service's process group is not for the child
+            )
+        except OSError as error:
+            raise ModelError(ENVIRONMENT, f"was not tried: no process can be started: {error.strerror}") from error
+        try:
+            yield Examination(process, memory, errors, settings)
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            with contextlib.suppress(TimeoutError):  # a process that waits for a dead disk ends when the disk answers
+                await asyncio.wait_for(process.wait(), _KILLED_SECONDS)
+
+
+@contextmanager
+def _full_pipe_drops() -> Iterator[tuple[int, int]]:
+    """Opens a pipe that nobody need read: what is written once it is full is lost. Yields both ends. Raises OSError."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-B", "-P", "-m", module, str(os.getpid()), str(memory)),
-            executable="/proc/self/exe",  # this very interpreter, even if an upgrade has removed it from the disk
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=DEVNULL,
-            pass_fds=(memory,),
-            env={**environment, **threads, "PYTHONPATH": path},
-            start_new_session=True,  # a signal for the service's process group is not for the child
-        )
-    except OSError as error:
-        raise ModelError(ENVIRONMENT, f"was not tried: no process can be started: {error.strerror}") from error
-    try:
-        yield Examination(process, memory, settings)
+        yield reading, writing
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        with contextlib.suppress(TimeoutError):  # a process that waits for a dead disk ends when the disk answers
-            await asyncio.wait_for(process.wait(), _KILLED_SECONDS)
+        os.close(reading)
+        os.close(writing)
 
 
 def _hung(seconds: float) -> str:

@@ -190,7 +190,7 @@ async def test_a_child_killed_from_outside_never_blames_the_file(
 ) -> None:
     async def killed(self: Examination, source: ModelVersion) -> Verdict:
         self._process.send_signal(number)
-        return await self._silent()
+        return await self._silent(source)
 
     publish(tmp_path, 7)
     of = quarantine(tmp_path)
@@ -252,6 +252,33 @@ async def test_without_processes_a_version_waits_for_the_environment(
     refused = await refusal(quarantine(tmp_path), latest(tmp_path))
     assert refused.reason == "environment"
     assert str(refused) == "was not tried: no process can be started: Resource temporarily unavailable"
+
+
+async def test_what_a_broken_installation_says_goes_to_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path / "models", 7)
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "onnxruntime.py").write_text(
+        "raise ImportError('libonnx.so: cannot open' + 3000 * '.' + 'end')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    refused = await refusal(quarantine(tmp_path / "models"), latest(tmp_path / "models"))
+    assert (refused.reason, str(refused)) == ("environment", "was not tried: the process for it ended with status 1")
+    (record,) = caplog.records
+    assert f"the process that tried {tmp_path}/models/digits/7/model.onnx ended with status 1" in record.message
+    assert record.message.endswith("...end")
+    assert len(record.message) < 2200
+
+
+async def test_a_child_that_prints_without_end_is_not_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path / "models", 7)
+    (tmp_path / "installed").mkdir()
+    floods = "import os, sys\nfor _ in range(100):\n    try: os.write(2, 10_000 * b'x')\n    except BlockingIOError: pass\n"
+    (tmp_path / "installed" / "sitecustomize.py").write_text(floods)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    opened = await quarantine(tmp_path / "models").open(latest(tmp_path / "models"))
+    assert opened.version == "7"
 
 
 async def test_a_child_gets_no_settings_which_may_be_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
