@@ -83,9 +83,9 @@ class Metrics:
             self._files.forget(key)
 
     def count_dropped(self) -> None:
-        """Shows how many series have found no room."""
+        """Shows how many series have found no room, and logs the first."""
         if self._files:
-            self.dropped_series.set(self._files.dropped)
+            self.dropped_series.set(self._files.report_dropped())
 
     def _of_versions(self) -> list[MetricWrapperBase]:
         found = [metric for metric in vars(self).values() if isinstance(metric, MetricWrapperBase)]

@@ -143,6 +143,7 @@ class SeriesFiles:
         self._files: dict[tuple[str, str], _AllocatedDict | None] = {}  # by version and kind; None if there is no room
         self.lock = threading.Lock()
         self.dropped = 0
+        self._unreported = ""  # reason why the first series was dropped, until the log has it
 
     def open_value(self, kind: str, key: str, version: str) -> _AllocatedDict | None:
         """Returns the file that holds a value; None if there is no room for it. Hold the lock.
@@ -161,12 +162,20 @@ class SeriesFiles:
         except OSError as error:
             self._files.setdefault((version, kind), None)
             file = None
-            if not self.dropped:
-                message = f"no room for metrics in {self.directory}: {error.strerror}; series are missing from now on"
-                log_event(log, logging.ERROR, "metrics_dropped", message, path=str(self.directory))
+            # Not logged here: where the log is full, it counts the lost line, which takes the lock that is held.
+            self._unreported = self._unreported if self.dropped else error.strerror or str(error)
         if file is None:
             self.dropped += 1
         return file
+
+    def report_dropped(self) -> int:
+        """Logs the first series that was dropped, once, and returns how many were. Don't hold the lock."""
+        with self.lock:
+            reason, self._unreported = self._unreported, ""
+        if reason:
+            message = f"no room for metrics in {self.directory}: {reason}; series are missing from now on"
+            log_event(log, logging.ERROR, "metrics_dropped", message, path=str(self.directory))
+        return self.dropped
 
     def forget(self, version: str) -> None:
         """Deletes the files of a version. Values that are still held count on where no one sees them."""

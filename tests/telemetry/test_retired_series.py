@@ -30,6 +30,27 @@ metrics.requests.labels("Recognize", "OK").inc()
 metrics.count_dropped()
 """
 
+FILL_LOG_AND_DISK = """
+import logging, resource, sys
+from pathlib import Path
+from serving.telemetry.logs import configure, count_dropped_lines
+from serving.telemetry.multiprocess_metrics import count_as
+configure("text", "info")
+files = count_as(0, Path(sys.argv[1]))
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.version_metrics import VersionMetrics
+metrics = Metrics(files)
+count_dropped_lines(metrics.log_lines_dropped.inc)
+for size in (5000, 1):
+    dropped = metrics.log_lines_dropped._value.get()
+    while metrics.log_lines_dropped._value.get() == dropped:
+        logging.getLogger("serving").error("x" * size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+VersionMetrics(metrics, "digits", "1")
+metrics.count_dropped()
+print(files.dropped, flush=True)
+"""
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[MetricsDirectory]:
@@ -143,3 +164,14 @@ def test_series_without_room_are_dropped_and_counted_and_kill_no_worker(tmp_path
         directory.remove()
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_a_full_log_and_a_full_disk_together_stop_no_worker(directory: MetricsDirectory) -> None:
+    command = [sys.executable, "-c", FILL_LOG_AND_DISK, str(directory.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:  # no one reads its log
+        try:
+            assert worker.wait(TIMEOUT) == 0
+            assert worker.stdout
+            assert int(worker.stdout.read()) > 10
+        finally:
+            worker.kill()
