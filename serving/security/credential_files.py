@@ -22,10 +22,6 @@ class CredentialsError(CannotStart):
     """A file of tokens, certificates or keys can't be used; the message names the file and the reason."""
 
 
-class UsableLater(CredentialsError):
-    """A file can't be used now, for a reason that may end without a change of the file."""
-
-
 def read(path: Path) -> bytes:
     """Reads a regular file of at most 4 MiB. Raises CredentialsError."""
     try:
@@ -40,7 +36,8 @@ class CredentialFiles:
     Each poll reads the files whole and compares the content. This detects every kind of change: a rename, a symbolic link
     that is switched (as Kubernetes updates a Secret), two writes within one tick of the file system's clock.
 
-    Files that may be usable later, such as a certificate before its validity, are tried again at every poll.
+    Files that are refused are tried again at every poll. The cause may lie outside them and end, as when a certificate is
+    not valid yet, no file can be opened, or a trial took too long. A reason is logged once, while it stays the same.
 
     A change is applied once two reads in a row find the same content. A half-written list of clients can look like a valid
     shorter list, and must not lock clients out.
@@ -67,7 +64,6 @@ class CredentialFiles:
         apply(contents)
         self._last_read: Sequence[bytes] | str = contents  # contents, or the error of reading them
         self._last_settled: Sequence[bytes] | str = contents  # the latest that two reads in a row have found
-        self._try_again = False  # at the next poll, also without a change
         self._error = ""  # reason why self._last_settled can't be used
 
     def poll(self) -> bool:
@@ -80,12 +76,11 @@ class CredentialFiles:
         settled, self._last_read = found == self._last_read, found
         if not settled:
             return False
-        if found != self._last_settled or self._try_again:
-            previous, self._error = self._error, self._try_to_apply(found)
-            if self._error and (self._error != previous or found != self._last_settled):
-                message = f"{self._error}; the previous content stays in use"
-                log_event(log, logging.ERROR, "credentials_refused", message, kind=self._kind)
+        if found != self._last_settled or self._error:
+            if found != self._last_settled:
+                self._error = ""
             self._last_settled = found
+            self._error = self._try_to_apply(found)
             if not self._error:
                 message = f"{self._kind} reloaded: {', '.join(map(str, self._paths))}"
                 log_event(log, logging.INFO, "credentials_changed", message, kind=self._kind)
@@ -101,17 +96,18 @@ class CredentialFiles:
             settled = await asyncio.to_thread(self.poll)
 
     def _try_to_apply(self, found: Sequence[bytes] | str) -> str:
-        """Applies contents; returns the reason why they can't be used, empty on success."""
-        self._try_again = False
-        if isinstance(found, str):
-            return found
+        """Applies contents; returns the reason why they can't be used, empty on success. Logs a reason that is new."""
+        bug = False
         try:
-            self._apply(found)
-        except CredentialsError as error:
-            self._try_again = isinstance(error, UsableLater)
-            return str(error)
-        except Exception as error:  # an unexpected error must not end the watch
-            message = f"{self._kind} cannot be used"
-            log_event(log, logging.ERROR, "credentials_refused", message, exc_info=True, kind=self._kind)
-            return f"{self._paths[0]} cannot be used: {type(error).__name__}"
-        return ""
+            if not isinstance(found, str):
+                self._apply(found)
+                return ""
+            error = found
+        except CredentialsError as refusal:
+            error = str(refusal)
+        except Exception as unexpected:  # it must not end the watch
+            error, bug = f"{self._paths[0]} cannot be used: {type(unexpected).__name__}", True
+        if error != self._error:
+            message = f"{error}; the previous content stays in use"
+            log_event(log, logging.ERROR, "credentials_refused", message, exc_info=bug, kind=self._kind)
+        return error

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.security.credential_files import CredentialsError, UsableLater
+from serving.security.credential_files import CredentialsError
 
 # A slot of the file: the first 8 bytes of the SHA-256 of the client's name, and the time at which its debt is paid off.
 _SLOT = struct.Struct("=8sd")
@@ -54,7 +54,7 @@ class RateLimits:
             try:
                 os.pwrite(self._file, _SLOT.pack(key, 0.0), end)
             except OSError as error:
-                raise UsableLater(f"the rate limits cannot be stored: {error.strerror}") from error
+                raise CredentialsError(f"the rate limits cannot be stored: {error.strerror}") from error
             return end
 
     def take(self, slot: int, images: int, images_per_second: float) -> float:

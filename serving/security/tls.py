@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from serving.client import pem
-from serving.security.credential_files import CredentialFiles, CredentialsError, UsableLater
+from serving.security.credential_files import CredentialFiles, CredentialsError
 from serving.security.tls_trial import TrialFailed, try_handshakes
 from serving.telemetry.metrics import Metrics
 
@@ -76,8 +76,6 @@ class TLS:
                 pem.check_authorities(self._paths[2], authorities[0])
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(cadata=authorities[0].decode())
-        except pem.NotYetValid as error:
-            raise UsableLater(str(error)) from error
         except pem.CredentialsError as error:
             raise CredentialsError(str(error)) from error
         except TrialFailed as error:

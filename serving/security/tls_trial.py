@@ -81,7 +81,7 @@ def _try_grpc(certificate: bytes, chain: bytes, key: bytes, name: str) -> None:
             call(b"", timeout=_SECONDS)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # the answer of a server without methods
-            reason = (error.details() or "").rpartition(f"{address}: ")[2]
+            reason = (error.details() or "").rpartition(f"{address}: ")[2].replace(address, "the trial")
             raise TrialFailed(f"clients of gRPC refuse it: {reason}") from error
     except RuntimeError as error:
         raise TrialFailed("gRPC can't use it") from error

@@ -60,6 +60,28 @@ def test_content_that_is_refused_counts_at_every_poll_until_repaired(
     assert applied.contents == [[b"1", b"1"], [b"1", b"1"]]
 
 
+@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread"), None])
+def test_content_that_fails_for_an_outside_cause_is_tried_again(
+    paths: list[Path], metrics: Metrics, caplog: pytest.LogCaptureFixture, failure: Exception | None
+) -> None:
+    applied, failures = [], 3
+
+    def apply(contents: Sequence[bytes]) -> None:
+        nonlocal failures
+        if contents[0] == b"2" and failures:
+            failures -= 1
+            raise failure or CredentialsError("the trial took too long")
+        applied.append(contents[0])
+
+    files = CredentialFiles("keys", paths, apply, metrics)
+    paths[0].write_bytes(b"2")
+    for _ in range(6):
+        files.poll()
+    assert applied == [b"1", b"2"]
+    assert caplog.text.count("the previous content stays in use") == 1
+    assert value(metrics.registry, "digits_credentials_reload_failures_total", kind="keys") == 3
+
+
 def test_a_missing_or_refused_file_at_start_is_an_error(paths: list[Path], metrics: Metrics) -> None:
     paths[0].write_bytes(b"no")
     with pytest.raises(CredentialsError, match="refused"):
