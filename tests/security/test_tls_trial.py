@@ -1,4 +1,5 @@
 import datetime
+import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,17 @@ NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 
 
-def write_own(files: Files, private, *, begin=NOW - DAY, end=NOW + DAY, usage=None, names=("localhost",)) -> None:  # type: ignore[no-untyped-def]
+def write_own(files: Files, private, *, begin=NOW - DAY, end=NOW + DAY, usage=None, names=("localhost",), common=()) -> None:  # type: ignore[no-untyped-def]
     """Writes a certificate that is its own authority."""
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "tests")])
+    subject = x509.Name(
+        [
+            x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "tests"),
+            *(x509.NameAttribute(x509.NameOID.COMMON_NAME, name) for name in common),
+        ]
+    )
     builder = x509.CertificateBuilder(subject, subject, private.public_key(), x509.random_serial_number(), begin, end)
     if names:
-        alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+        alternatives = x509.SubjectAlternativeName([x509.DNSName(n) if isinstance(n, str) else n for n in names])
         builder = builder.add_extension(alternatives, critical=False)
     if usage:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -47,6 +53,17 @@ GOOD: dict[str, Callable[[Files], None]] = {
     "RSA": lambda files: write_own(files, rsa.generate_private_key(65537, 2048)),
     "a wildcard": lambda files: write_own(files, ec.generate_private_key(ec.SECP256R1()), names=("*.example",)),
 }
+URI = x509.UniformResourceIdentifier("spiffe://example/digits")
+EMAIL = x509.RFC822Name("digits@example")
+DIRECTORY = x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "digits")]))
+IPV4, IPV6 = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "2001:db8::1"))
+for names in ((URI, "localhost"), (EMAIL, "localhost"), (DIRECTORY, IPV4), (IPV6, "localhost"), (IPV6,), (URI,)):
+    GOOD[", ".join(str(name) for name in names)] = lambda files, names=names: write_own(  # type: ignore[misc]
+        files, ec.generate_private_key(ec.SECP256R1()), names=names
+    )
+GOOD["a common name beside an address of mail"] = lambda files: write_own(
+    files, ec.generate_private_key(ec.SECP256R1()), names=(EMAIL,), common=("localhost",)
+)
 BAD: dict[str, Callable[[Files], None]] = {
     "a short key": lambda files: write_own(files, rsa.generate_private_key(65537, 1024)),  # noqa: S505
     "a curve of no client": lambda files: write_own(files, ec.generate_private_key(ec.SECP256K1())),
@@ -55,6 +72,8 @@ BAD: dict[str, Callable[[Files], None]] = {
     "a certificate of a client": lambda files: write_own(
         files, ec.generate_private_key(ec.SECP256R1()), usage=ExtendedKeyUsageOID.CLIENT_AUTH
     ),
+    "an address of mail only": lambda files: write_own(files, ec.generate_private_key(ec.SECP256R1()), names=(EMAIL,)),
+    "a URI with a key that gRPC lacks": lambda files: write_own(files, ed25519.Ed25519PrivateKey.generate(), names=(URI,)),
     "no name": lambda files: write_own(files, ec.generate_private_key(ec.SECP256R1()), names=()),
     "the future": lambda files: write_own(
         files, ec.generate_private_key(ec.SECP256R1()), begin=NOW + DAY, end=NOW + 2 * DAY
