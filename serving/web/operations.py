@@ -62,6 +62,20 @@ def _state_page(why_not: Callable[[], str], good: str) -> Page:
     return Page(lambda _: None, make)
 
 
+# All that a scraper can get, by content type. A fixed set: a client could ask for any number of versions.
+_ESCAPINGS = ("underscores", "dots", "values", "allow-utf-8")
+_ACCEPTED = [
+    "application/openmetrics-text",
+    *(
+        f"{kind};version=1.0.0;escaping={way}"
+        for kind in ("application/openmetrics-text", "text/plain")
+        for way in _ESCAPINGS
+    ),
+]
+_PLAIN = choose_encoder("")[1]
+_ENCODERS = {content_type: encode for encode, content_type in map(choose_encoder, ["", *_ACCEPTED])}
+
+
 class _Form(NamedTuple):
     """The content type that a scraper understands, and whether it takes gzip."""
 
@@ -70,16 +84,12 @@ class _Form(NamedTuple):
 
 
 def _metrics_page(metrics: Collector) -> Page:
-    encoders: dict[str, Callable[[Collector], bytes]] = {}  # by content type, of which there are a handful
-
     def form(headers: Mapping[str, str]) -> _Form:
-        encode, content_type = _choose_encoder(headers.get("accept", ""))
-        encoders[content_type] = encode
-        return _Form(content_type, gzip_accepted(headers.get("accept-encoding", "")))
+        return _Form(_content_type(headers.get("accept", "")), gzip_accepted(headers.get("accept-encoding", "")))
 
     def make(form: _Form) -> Answer:
         try:
-            page = encoders[form.content_type](metrics)
+            page = _ENCODERS[form.content_type](metrics)
         except Exception:
             log.exception("the metrics could not be collected")
             return text(HTTPStatus.INTERNAL_SERVER_ERROR, "the metrics could not be collected; the log says why\n")
@@ -92,10 +102,10 @@ def _metrics_page(metrics: Collector) -> Page:
     return Page(form, make)
 
 
-def _choose_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """Returns the encoder for an Accept header, and its content type: plain text for a header that is not understood."""
+def _content_type(accept: str) -> str:
+    """Returns the content type for an Accept header; plain text if the header or its version is unknown."""
     try:
-        encode, content_type = choose_encoder(accept)
+        _, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is no number
-        encode, content_type = choose_encoder("")
-    return encode, content_type
+        return _PLAIN
+    return content_type if content_type in _ENCODERS else _PLAIN

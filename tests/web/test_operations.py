@@ -216,6 +216,19 @@ def test_any_request_gets_an_answer_of_http(server: HttpServer, request_: bytes,
     assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
+def test_a_client_cannot_ask_for_more_than_a_handful_of_forms(server: HttpServer) -> None:
+    form = server._http._pages["/metrics"]._page.form
+    kinds = ("application/openmetrics-text", "text/plain")
+    asked = [f"{kind}; version=1.0.{n}; escaping={n}" for kind in kinds for n in range(500)]
+    asked += [f"{kind}; version={'0' * n}1.0.0" for kind in kinds for n in range(500)]
+    assert len({form({"accept": accept, "accept-encoding": f"gzip;q=0.{n}"}) for n, accept in enumerate(asked)}) < 10
+    for accept in asked[::300]:
+        status, headers, body = get(server, "/metrics", Accept=accept)
+        assert status == 200
+        assert b"digits_seen_total 3.0" in body
+        assert "version=1.0.3" not in headers["Content-Type"]
+
+
 def test_a_metric_that_cannot_be_collected_is_a_500_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
