@@ -104,7 +104,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._failed = False  # a worker did not exit with 0 at the shutdown
         self._signal_mask = asyncio.Lock()
-        self._changes = ModelChanges()
+        self._changes = ModelChanges(settings.load_seconds)
         self.metrics = SupervisorMetrics(directory, self._pids)
 
     def unready(self) -> str:

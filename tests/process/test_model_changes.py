@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import LoadFailed, Stopping, UnknownModel
-from serving.process.message_channel import MessageChannel
+from serving.process.message_channel import BrokenChannel, MessageChannel
 from serving.process.model_changes import ModelChanges
 from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
@@ -21,6 +21,7 @@ class Models:
         self.loaded = set(loaded)
         self.broken = False
         self.waiting = 0
+        self.quick = ""  # a model that does not wait at the gate
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -32,7 +33,8 @@ class Models:
 
     async def _change(self, name: str, change: Callable[[str], None]) -> None:
         self.waiting += 1
-        await self.gate.wait()
+        if name != self.quick:
+            await self.gate.wait()
         self.waiting -= 1
         if name not in ("digits", "letters"):
             raise UnknownModel(f"there is no model {name!r}")
@@ -45,7 +47,7 @@ class Team:
     """The ModelChanges of a supervisor, and workers with models of their own, connected by real channels."""
 
     def __init__(self) -> None:
-        self.changes = ModelChanges()
+        self.changes = ModelChanges(load_seconds=20)
         self._running: list[asyncio.Task[None]] = []
         self._channels: list[MessageChannel] = []
 
@@ -138,6 +140,50 @@ async def test_a_change_waits_for_no_dead_worker_and_reaches_a_new_one(team: Tea
     await asyncio.gather(unloading, changes)
     assert late.loaded == {"letters"}
     dying.gate.set()
+
+
+async def test_changes_wait_for_no_other_model_that_hangs(team: Team) -> None:
+    first, second = Models("digits", "letters"), Models("digits", "letters")
+    requester, _ = await team.add(first)
+    other, _ = await team.add(second)
+    second.gate.clear()
+    second.quick = "letters"
+    hanging = asyncio.create_task(requester.load("digits"))
+    behind = asyncio.create_task(other.unload("digits"))
+    while not second.waiting:
+        await asyncio.sleep(0)
+    await requester.unload("letters")
+    assert not hanging.done()
+    late = Models("digits", "letters")
+    await team.add(late)
+    second.gate.set()
+    await asyncio.gather(hanging, behind)
+    assert first.loaded == second.loaded == late.loaded == set(), "the changes of one model keep their order"
+    assert not team.changes._open
+    assert not team.changes._turns
+
+
+async def test_a_malformed_message_of_a_worker_changes_nothing(team: Team) -> None:
+    models = Models("digits")
+    requester, channel = await team.add(models)
+    models.gate.clear()
+    loading = asyncio.create_task(requester.load("letters"))
+    while not models.waiting:
+        await asyncio.sleep(0)
+    (number,) = team.changes._open
+    for error in ("text", [], ["LoadFailed"], [1, 2], ["LoadFailed", "broken", "twice"], {"a": 1}, 0):
+        with pytest.raises(BrokenChannel):
+            team.changes.acknowledge(channel, {"kind": "applied", "id": number, "error": error})
+    for message in ({"id": [number], "error": None}, {"id": number}, {"error": None}):
+        with pytest.raises(BrokenChannel):
+            team.changes.acknowledge(channel, {"kind": "applied", **message})
+    good = {"kind": "change", "id": 5, "verb": "unload", "model": "digits"}
+    for wrong in ({"id": "5"}, {"id": None}, {"verb": "drop"}, {"verb": None}, {"verb": ["unload"]}, {"model": 7}):
+        with pytest.raises(BrokenChannel):
+            team.changes.request(channel, good | wrong)
+    models.gate.set()
+    await loading
+    assert models.loaded == {"digits", "letters"}
 
 
 async def test_a_worker_drains_when_its_supervisor_ends(team: Team) -> None:
