@@ -8,7 +8,7 @@ from serving.api import tensors
 from serving.api.bounds import LONGEST_TEXT, require_short_texts
 from serving.api.side_thread import LONG_BYTES
 from serving.api.typed_pixels import cut_pixels
-from serving.api.wire import parse_message
+from serving.api.wire import MOST_FIELDS, parse_message
 from serving.errors import InvalidRequest, RequestError, Unsupported
 from serving.pb.inference import open_inference_pb2 as pb
 from serving.recognition.reading import Images, Reading, ReadOptions, Verdict
@@ -45,14 +45,14 @@ class InferAnswer(NamedTuple):
     verdict: Verdict | None
 
 
-def parse_infer(encoded: bytes) -> InferRequest:
-    """Parses a ModelInferRequest."""
+def parse_infer(encoded: bytes, most_crops: int = MOST_FIELDS) -> InferRequest:
+    """Parses a ModelInferRequest with at most `most_crops` crops."""
     encoded, typed = cut_pixels(encoded) if len(encoded) > LONG_BYTES else (encoded, None)
     request = parse_message(pb.ModelInferRequest, encoded)
     require_short_texts(request)
     if "sequence_id" in request.parameters:
         raise Unsupported("this server has no sequences: every request is independent")
-    images = Images(*tensors.parse_images(request, typed))
+    images = Images(*tensors.parse_images(request, typed, most_crops))
     outputs = tensors.parse_output_names(request)
     options = ReadOptions(
         model=request.model_name,

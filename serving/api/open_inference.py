@@ -1,6 +1,7 @@
 """inference.GRPCInferenceService, the Open Inference Protocol: from encoded requests to encoded answers."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -78,6 +79,7 @@ class OpenInference:
     def methods(self) -> list[Method[Any, Any]]:
         """Lists the methods that callers may call. Any client may call those that only look."""
         parser = InferParser()
+        parse = functools.partial(parse_infer, most_crops=self._settings.max_images_per_request)
         return [
             _method("ServerLive", pb.ServerLiveRequest, self.server_live, None),
             _method("ServerReady", pb.ServerReadyRequest, self.server_ready, None),
@@ -88,7 +90,7 @@ class OpenInference:
                 NAME,
                 "ModelInfer",
                 _INFER_REQUEST,
-                parse_infer,
+                parse,
                 self.infer,
                 encode_infer,
                 "recognize",
@@ -98,7 +100,7 @@ class OpenInference:
                 NAME,
                 "ModelStreamInfer",
                 _INFER_REQUEST,
-                parse_infer,
+                parse,
                 self.infer,
                 encode_stream_infer,
                 "recognize",

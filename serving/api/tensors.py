@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from serving import contract
 from serving.api.bounds import require_few_parameters
 from serving.api.typed_pixels import decode_pixels
+from serving.api.wire import MOST_FIELDS
 from serving.errors import InvalidRequest
 from serving.pb.inference import open_inference_pb2 as pb
 
@@ -66,12 +67,15 @@ _DECISIONS = Tensor("decisions", "UINT8", ())
 _REQUESTABLE = {name: tensor for outputs in OUTPUTS.values() for name, tensor in outputs.items()} | {"decisions": _DECISIONS}
 
 
-def parse_images(request: pb.ModelInferRequest, typed: memoryview | None = None) -> tuple[bytes, list[bytes]]:
+def parse_images(
+    request: pb.ModelInferRequest, typed: memoryview | None = None, most_crops: int = MOST_FIELDS
+) -> tuple[bytes, list[bytes]]:
     """Extracts the images or the crops of a request, from raw or typed contents.
 
     Args:
         request: the request.
         typed: packed content of `uint_contents`, where it was cut out of the request.
+        most_crops: crops in one request, at most, and never above MOST_FIELDS.
 
     Returns:
         n images of 784 bytes, and no crops; or no images, and n crops. n is at least 1.
@@ -98,6 +102,9 @@ def parse_images(request: pb.ModelInferRequest, typed: memoryview | None = None)
         raise InvalidRequest(
             "crops is BYTES, which travels in bytes_contents or in raw_input_contents, not in uint_contents"
         )
+    most = min(most_crops, MOST_FIELDS)
+    if shape[0] > most:  # the elements of raw contents are no fields, which were counted, but cost about as much
+        raise InvalidRequest(f"crops holds {shape[0]} images, this server takes {most} a call")
     return b"", _parse_files(request, shape[0])
 
 
@@ -161,7 +168,7 @@ def _parse_files(request: pb.ModelInferRequest, count: int) -> list[bytes]:
     """Parses a BYTES tensor. In raw form, the length of each element precedes it: four bytes, little-endian."""
     if not request.raw_input_contents:
         _require_contents(request.inputs[0], "bytes_contents")
-        files = list(request.inputs[0].contents.bytes_contents)
+        files = request.inputs[0].contents.bytes_contents[: count + 1]
     else:
         content, files = memoryview(_parse_raw(request)), []
         while content and len(files) <= count:

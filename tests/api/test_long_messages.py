@@ -106,3 +106,19 @@ def test_long_typed_contents_of_two_kinds_are_refused() -> None:
     request.inputs[0].contents.fp32_contents.append(1.0)
     with pytest.raises(InvalidRequest, match=r"its contents are fp32_contents"):
         parse_infer(request.SerializeToString())
+
+
+def crops(contents: bytes, count: int) -> bytes:
+    tensor = oip.ModelInferRequest.InferInputTensor(name="crops", datatype="BYTES", shape=[count])
+    return oip.ModelInferRequest(inputs=[tensor], raw_input_contents=[contents]).SerializeToString()
+
+
+@pytest.mark.parametrize(("count", "most", "limit"), [(MANY, 1 << 20, MOST_FIELDS), (11, 10, 10)])
+def test_raw_crops_above_the_limit_are_refused_before_they_are_cut(count: int, most: int, limit: int) -> None:
+    unreadable = b"\xff" * 4 * count  # each element is longer than what follows; who cuts the first one says so
+    with pytest.raises(InvalidRequest, match=rf"crops holds {count} images, this server takes {limit} a call"):
+        parse_infer(crops(unreadable, count), most)
+
+
+def test_raw_crops_up_to_the_limit_are_cut() -> None:
+    assert parse_infer(crops(b"\x02\x00\x00\x00ab" * 10, 10), 10).images.crops == [b"ab"] * 10

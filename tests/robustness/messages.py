@@ -65,6 +65,17 @@ async def _typed_values(target: Target) -> Counter[str]:
     return Counter([await call(target.port, f"{INFER}/ModelInfer", request.SerializeToString())])
 
 
+async def _raw_crops(target: Target) -> Counter[str]:
+    """Sends one raw tensor of two million crops: no field of the message, but an element of its contents each."""
+    outcomes: Counter[str] = Counter()
+    for element in (b"\x02\x00\x00\x00ab", bytes(4)):
+        count = _LARGEST // len(element)
+        request = inference.ModelInferRequest(raw_input_contents=[element * count])
+        request.inputs.add(name="crops", datatype="BYTES", shape=[count])
+        outcomes[await call(target.port, f"{INFER}/ModelInfer", request.SerializeToString())] += 1
+    return outcomes
+
+
 async def _many_at_once(target: Target) -> Counter[str]:
     """Sends four of the largest messages at a time."""
     outcomes: Counter[str] = Counter()
@@ -205,6 +216,7 @@ _REFUSED_OR_UNKNOWN = _REFUSED | {"NOT_FOUND", "OK"}
 CASES = (
     *(_of_elements(path, size) for path in _WITH_ELEMENTS for size in _SIZES),
     Case("fifteen million values for one image", _typed_values, _REFUSED),
+    Case("two million raw crops", _raw_crops, _REFUSED),
     Case("four large messages at once", _many_at_once, _REFUSED),
     Case("a stream of empty elements", _elements_in_a_stream, _REFUSED),
     Case("many truths of answers never given", _truths, _REFUSED),
