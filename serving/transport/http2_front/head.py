@@ -30,7 +30,7 @@ class Head:
         path: the path, such as "/digits.v1.DigitService/Recognize".
         method: the method of HTTP.
         content_type: the media type of the request, in lower case and without parameters.
-        read_at_once: bytes of a body that is read on the event loop, at most; 0 where the headers name a compression.
+        read_at_once: bytes of a body that is read on the event loop, at most; 0 where a header names a compression.
         size: the size of the headers as HTTP/2 counts it, in bytes.
     """
 
@@ -42,9 +42,10 @@ class Head:
         self.path = self.fields.get(b":path", b"").decode("ascii", "replace")
         self.method = self.fields.get(b":method", b"")
         self.content_type = self.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        # Of gRPC and gRPC-Web, and of Connect. Most calls have neither.
-        encoding = self.fields.get(b"grpc-encoding") or self.fields.get(b"content-encoding")
-        self.read_at_once = LONG_BYTES if encoding is None or encoding == b"identity" else 0
+        # Of gRPC and gRPC-Web, and of Connect. Each protocol obeys its own header only, and a caller may send both.
+        get = self.fields.get
+        plain = get(b"grpc-encoding", b"identity") == get(b"content-encoding", b"identity") == b"identity"
+        self.read_at_once = LONG_BYTES if plain else 0
         self.size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
 
     def grpc_timeout(self) -> float | None:

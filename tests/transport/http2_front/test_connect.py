@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from serving.call import Call
 from serving.errors import Code, QueueFull, RequestError
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
+from serving.transport.connect import connect
+from serving.transport.http2_front import framing
 from serving.transport.routes import Unary
 from tests.support.http2_client import http2_client
 from tests.transport.http2_front.conftest import StartFront
@@ -99,6 +102,25 @@ async def test_a_compressed_body_is_read(start_front: StartFront, encoding: str,
     async with http2_client(port) as client:
         response = await client.call(ECHO, compress(b"seven" * 99), content_type=PROTO, content_encoding=encoding)
     assert (response.headers[":status"], response.body) == ("200", b"seven" * 99)
+
+
+@pytest.mark.parametrize("other", [{}, {"grpc_encoding": "identity"}, {"grpc_encoding": ""}])
+async def test_a_request_is_decompressed_off_the_loop_whatever_else_it_names(
+    start_front: StartFront, other: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def decompress(content: bytes, encoding: bytes, max_bytes: int) -> bytes:
+        threads.append(threading.current_thread())
+        return framing.decompress(content, encoding, max_bytes)
+
+    monkeypatch.setattr(connect, "decompress", decompress)
+    body = gzip.compress(b"seven" * 99)
+    async with http2_client(await start_front({ECHO: Unary(echo)})) as client:
+        response = await client.call(ECHO, body, content_type=PROTO, content_encoding="gzip", **other)
+    assert (response.headers[":status"], response.body) == ("200", b"seven" * 99)
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize(
