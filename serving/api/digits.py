@@ -25,6 +25,9 @@ _PRIORITIES = frozenset(pb.Priority.values())
 _TRUTH_BYTES = 512
 _LEAST_TRUTH_BYTES = 1 << 20
 
+# Each truth becomes Python objects of its own, and two bytes may be one: a report costs more by the byte than images.
+_LONG_TRUTH_BYTES = 1 << 14
+
 NAME = pb.DESCRIPTOR.services_by_name["DigitService"].full_name
 
 
@@ -77,6 +80,7 @@ class DigitService:
                 encode_counted,
                 "truth",
                 max_bytes=max(_LEAST_TRUTH_BYTES, self._max_truths_per_request * _TRUTH_BYTES),
+                long_bytes=_LONG_TRUTH_BYTES,
             ),
             _method(
                 "RecognizeStream",
@@ -108,16 +112,19 @@ class DigitService:
     def parse_truths(self, encoded: bytes) -> list[Truth]:
         """Parses a ReportTruthRequest."""
         request = parse_message(pb.ReportTruthRequest, encoded)
+        self._require_count(len(request.truths))  # first: to count the values takes longer than to build the message
         values = sum(len(reported.values) for reported in request.truths)
-        count = max(values, len(request.truths)) if values else 0
-        if not 0 < count <= self._max_truths_per_request:
-            raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
+        self._require_count(max(values, len(request.truths)) if values else 0)
         truths = []
         for index, reported in enumerate(request.truths):
             if reported.source not in _SOURCES:
                 raise InvalidRequest(f"truth {index}: its source is {reported.source}, expected one of TruthSource")
             truths.append(Truth(reported.recognition_id, _SOURCES[reported.source], dict(reported.values)))
         return truths
+
+    def _require_count(self, count: int) -> None:
+        if not 0 < count <= self._max_truths_per_request:
+            raise InvalidRequest(f"there are {count} truths, expected 1 to {self._max_truths_per_request}")
 
 
 def parse_image(encoded: bytes) -> ImageRequest:

@@ -13,7 +13,7 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
-from serving.api.side_thread import LONG_BYTES, SideThread, ThreadBusy
+from serving.api.side_thread import SideThread, ThreadBusy
 from serving.api.stream_reply import StreamReply
 from serving.api.wire import TooManyFields
 from serving.call import Call, Pending, Reply
@@ -175,7 +175,7 @@ class Dispatcher:
         return reply
 
     async def _parse(self, method: Method[Any, Any], encoded: bytes) -> Any:
-        if len(encoded) <= LONG_BYTES:
+        if len(encoded) <= method.long_bytes:
             return method.parse(encoded)
         return await self.side_thread.run(functools.partial(method.parse, encoded), len(encoded))
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+from serving.api.side_thread import LONG_BYTES
 from serving.call import Call
 from serving.errors import RequestError
 from serving.inference.entry import SingleImage
@@ -47,6 +48,7 @@ class Method(Generic[Request, Answer]):
         ordered: only of a stream: answers keep the order of the requests, instead of going out as they become ready.
         by_run: the way of the requests that are answered by the run of the model; None where no request is.
         max_bytes: size of a request, at most; None for the limit of the server.
+        long_bytes: requests above this size are parsed outside the event loop.
     """
 
     service: str
@@ -60,6 +62,7 @@ class Method(Generic[Request, Answer]):
     ordered: bool = False
     by_run: ByRun | None = None
     max_bytes: int | None = None
+    long_bytes: int = LONG_BYTES
 
     @property
     def path(self) -> str:

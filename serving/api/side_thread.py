@@ -8,7 +8,7 @@ from typing import TypeVar
 from serving.errors import TooBusy
 
 LONG_BYTES = 1 << 17
-"""Messages above this size are worked on aside. The worst message of this size takes 3 ms to parse."""
+"""Messages above this size are worked on aside. Methods whose messages take longer by the byte have a smaller limit."""
 
 # Bytes of messages that wait for the thread, at most: nothing else bounds them once they have arrived.
 _MAX_WAITING_BYTES = 64 << 20

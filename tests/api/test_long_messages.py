@@ -1,19 +1,26 @@
 """Long messages: their fields are counted before they are built, and typed pixels are read without building them."""
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from google.protobuf.message import Message
 
+from serving.api import digits
 from serving.api.infer_messages import parse_infer
 from serving.api.packed import pack_message
 from serving.api.side_thread import LONG_BYTES
 from serving.api.typed_pixels import cut_pixels, decode_pixels
 from serving.api.wire import MOST_FIELDS, TooManyFields, parse_message
+from serving.call import Call
 from serving.errors import InvalidRequest
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as oip
+from serving.process.server import Server
 
 MANY = MOST_FIELDS + 1
+TRUTH = f"/{digits.NAME}/ReportTruth"
 
 BOMBS: dict[str, tuple[type[Message], bytes]] = {
     "empty truths": (pb.ReportTruthRequest, b"\x0a\x00" * MANY),
@@ -122,3 +129,23 @@ def test_raw_crops_above_the_limit_are_refused_before_they_are_cut(count: int, m
 
 def test_raw_crops_up_to_the_limit_are_cut() -> None:
     assert parse_infer(crops(b"\x02\x00\x00\x00ab" * 10, 10), 10).images.crops == [b"ab"] * 10
+
+
+@pytest.mark.parametrize(("length", "aside"), [(16_000, False), (17_000, True)])
+async def test_a_report_of_over_16_kib_is_parsed_off_the_loop(server: Server, length: int, aside: bool) -> None:
+    threads: list[threading.Thread] = []
+    method = server.dispatcher.methods[TRUTH]
+
+    def parse(encoded: bytes) -> object:
+        threads.append(threading.current_thread())
+        return method.parse(encoded)
+
+    report = pb.ReportTruthRequest(truths=[pb.Truth(recognition_id="A" * length, source=pb.TRUTH_SOURCE_KEYING)])
+    with pytest.raises(InvalidRequest, match="there are 0 truths"):
+        await server.dispatcher.answer(replace(method, parse=parse), report.SerializeToString(), Call())
+    assert [thread is not threading.current_thread() for thread in threads] == [aside]
+
+
+async def test_truths_without_values_are_counted_first(server: Server) -> None:
+    with pytest.raises(InvalidRequest, match="there are 60000 truths, expected 1 to 10000"):
+        await server.dispatcher.answer(server.dispatcher.methods[TRUTH], b"\x0a\x00" * 60_000, Call())
