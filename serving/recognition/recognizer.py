@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.call import Call
 from serving.contract import IMAGE_BYTES
-from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, Stopping
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull, Stopping, UnknownModel
 from serving.inference.classifier import (
     BLANK,
     CONFIDENCE,
@@ -92,11 +92,11 @@ class Recognizer:
                 loaded.groups.clear()
             group = loaded.groups[shared] = CallGroup(loaded, threshold, request.form, self._policy)
         image.group = group
+        if call.client:
+            call.client.spend(1)
         if options.batch:
             image.batch = True
             loaded.metrics.batch_images.inc()
-        if call.client:
-            call.client.spend(1)
         try:
             loaded.batcher.enter(image)
         except (QueueFull, Stopping):
@@ -137,24 +137,25 @@ class Recognizer:
         return count
 
     async def _read(self, images: Images, options: ReadOptions, call: Call) -> Reading:
-        """Routes, frames and reads images. The client's rate limit is not charged for images that a queue sheds."""
+        """Routes, frames and reads images. The client's rate limit is not charged for images that the service sheds."""
         loaded = self._catalog.route(options.model, options.version, options.key)
         call.model, call.version = loaded.name, loaded.version
         pixels, crops = images
         framed = None
-        if options.batch:
-            loaded.metrics.batch_images.inc(call.images)
         if call.client:
             call.client.spend(call.images)
         try:
             if crops:
                 framed = await self._frame(crops, options, call)
                 pixels = framed.pixels
-                # Another version may have taken over while the crops were framed, and the first one has closed.
+                # Another version may have taken over while the crops were framed, and the first one has closed. None may
+                # be left, which is no fault of the client either.
                 loaded = self._catalog.route(options.model, options.version, options.key)
                 call.model, call.version = loaded.name, loaded.version
+            if options.batch:
+                loaded.metrics.batch_images.inc(call.images)
             answer = await loaded.batcher.submit(pixels, call.deadline, call, batch=options.batch)
-        except (QueueFull, Stopping):
+        except (QueueFull, Stopping, UnknownModel, ModelNotReady):
             if call.client:
                 call.client.give_back(call.images)
             raise

@@ -149,7 +149,9 @@ class Metrics:
             "digits_batch_queue_length_images", "Images of priority batch waiting for a run now.", _VERSION
         )
         self.batch_images = self._counter(
-            "digits_batch_images", "Images that came with priority batch, refused ones included.", _VERSION
+            "digits_batch_images",
+            "Images of priority batch that came to the queue, refused ones included.",
+            _VERSION,
         )
         self.queue_seconds = self._histogram(
             "digits_queue_seconds",

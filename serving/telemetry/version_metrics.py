@@ -33,7 +33,7 @@ class VersionMetrics:
     Attributes:
         queue_length: live images waiting for a run now.
         batch_queue_length: images of priority batch waiting for a run now.
-        batch_images: images that came with priority batch.
+        batch_images: images of priority batch that came to the queue.
         queue_seconds: time from arrival to first run, per answered request.
         batch_size: images per run.
         inference_seconds: time per run.

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from serving.answers.decision import Decision
 from serving.answers.recognition_id import RecognitionIds
 from serving.call import Call
-from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited, UnknownModel
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotReady,
+    QueueFull,
+    RateLimited,
+    RequestError,
+    UnknownModel,
+)
 from serving.imaging import crop
 from serving.imaging.crop import frame_crop
 from serving.inference.batcher import Batcher
@@ -164,6 +172,39 @@ async def test_a_crop_is_read_by_the_version_that_takes_over_meanwhile(
     go_on.set()
     reading, _ = await answering
     assert reading.loaded is catalog.route()
+
+
+@pytest.mark.parametrize(("left", "expected"), [({"digits": ServedModel("digits")}, ModelNotReady), ({}, UnknownModel)])
+async def test_a_crop_is_refunded_and_not_counted_if_its_model_goes_meanwhile(
+    start: Start,
+    catalog: Catalog,
+    metrics: Metrics,
+    left: dict[str, ServedModel],
+    expected: type[RequestError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recognizer, call = start(), Call(client=limited_client())
+    served = catalog.models
+
+    def frame_and_unload(content: bytes) -> object:
+        catalog.models = left
+        return frame_crop(content)
+
+    monkeypatch.setattr(crop, "frame_crop", frame_and_unload)
+    crops = [photograph(np.full((28, 28), 200, np.uint8), np.random.default_rng(1))]
+    with pytest.raises(expected):
+        await recognizer.recognize(Images(b"", crops), ReadOptions(batch=True), call)
+    catalog.models = served
+    assert await recognizer.recognize(ONE, ReadOptions(), call)
+    assert value(metrics.registry, "digits_batch_images_total") == 0
+
+
+async def test_images_over_the_rate_limit_are_not_counted_as_batch(start: Start, metrics: Metrics) -> None:
+    recognizer, call = start(), Call(client=limited_client())
+    assert await recognizer.recognize(ONE, ReadOptions(batch=True), call)
+    with pytest.raises(RateLimited):
+        await recognizer.recognize(ONE, ReadOptions(batch=True), call)
+    assert value(metrics.registry, "digits_batch_images_total") == 1
 
 
 @pytest.mark.parametrize(("count", "reason"), [(1, "crop: neither a PNG"), (2, "crop 0 can't be read: neither a PNG")])
