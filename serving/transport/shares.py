@@ -6,33 +6,14 @@ behind one address.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from serving.call import Source
 from serving.errors import TooBusy
 
-Holder = TypeVar("Holder")
 Name = TypeVar("Name", bound=Hashable)
-
-
-def heaviest(holders: Iterable[Holder], weight: Callable[[Holder], int], *groups: Callable[[Holder], Hashable]) -> Holder:
-    """Returns the holder with most, in the group that has most together, in each grouping in turn.
-
-    Args:
-        holders: at least one.
-        weight: what a holder has.
-        groups: name the group of a holder, the widest groups first.
-    """
-    among = [*holders]
-    for group in groups:
-        sums: Counter[Hashable] = Counter()
-        for holder in among:
-            sums[group(holder)] += weight(holder)
-        most = max(sums, key=lambda name: sums[name])
-        among = [holder for holder in among if group(holder) == most]
-    return max(among, key=weight)
 
 
 class Place:

@@ -8,8 +8,9 @@ from serving.api.dispatch import Dispatcher
 from serving.api.rpc import Method
 from serving.call import Call
 from serving.errors import RequestError, Stopping, TooBusy
+from serving.peers import heaviest
 from serving.telemetry.metrics import Metrics
-from serving.transport.shares import Place, Places, heaviest
+from serving.transport.shares import Place, Places
 
 # Bytes of requests of one stream whose answers its caller has not taken. Beyond it, the stream is read no further.
 _STREAM_BYTES = 4 << 20

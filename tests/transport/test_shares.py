@@ -8,11 +8,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from serving.call import Call, Source
-from serving.peers import network_of
+from serving.peers import heaviest, network_of
 from serving.transport import health, reflection
 from serving.transport.health import Health
 from serving.transport.routes import Streaming
-from serving.transport.shares import Places, heaviest
+from serving.transport.shares import Places
 from tests.support.event_loop import turns
 
 

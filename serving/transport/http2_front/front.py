@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from serving.errors import TooBusy
-from serving.peers import network
+from serving.peers import heaviest, network
 from serving.security.tls import TLS
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
@@ -20,7 +20,6 @@ from serving.transport.http2_front.dialects import dialects
 from serving.transport.http2_front.limits import NETWORK_RESETS, REACHED, Limits, NetworkBuckets
 from serving.transport.http2_front.listener import Listener
 from serving.transport.routes import Handler, Routes
-from serving.transport.shares import heaviest
 
 log = logging.getLogger(__name__)
 
