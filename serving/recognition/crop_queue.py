@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
@@ -15,6 +15,7 @@ from serving.contract import IMAGE_BYTES
 from serving.errors import DeadlineExceeded, QueueFull, Stopping
 from serving.imaging.headers import CropError
 from serving.inference.priorities import Priorities
+from serving.peers import heaviest
 from serving.telemetry.metrics import Metrics
 
 _TURN = 5  # crops of one connection framed in a row, as in a field; then other connections have their turn
@@ -185,45 +186,69 @@ class CropQueue:
         self._queue.queue_of(job).charge(job.source, milliseconds - len(parts))  # instead of a unit for each crop
 
     def _refuse_excess(self, job: _Job) -> None:
-        """Raises QueueFull, unless there is room and time for a job, or others give way to it."""
+        """Raises QueueFull, unless a job has time and room, or others give way to it. A refused job costs nobody."""
+        self._refuse_late(job)
         queue = self._queue.queue_of(job)
-        waiting, seconds = queue.waiting, queue.waiting * self._seconds_per_crop
-        while queue.waiting and queue.waiting + job.count > self._max_waiting:
-            self._make_room(job, queue.heavier_than(job.source, job.count, queue.waiting + job.count - self._max_waiting))
-        while queue.waiting and self._bytes[job.batch] + job.size > _MAX_WAITING_BYTES:
-            self._make_room(job, self._with_more_bytes(job, self._bytes[job.batch] + job.size - _MAX_WAITING_BYTES))
-        if queue.waiting and time.monotonic() + seconds > job.deadline:
+        if not queue.waiting:
+            return
+        # Whoever gives way, those who have more than this client still do: no check can fail after the first job ends.
+        largest = self._with_most_bytes(job)
+        excess = queue.waiting + job.count - self._max_waiting
+        if largest is None or (excess > 0 and not queue.heavier_than(job.source, job.count, excess)):
+            raise QueueFull(
+                f"{queue.waiting} crops wait to be framed, and there is no room for {job.count} more",
+                queue.waiting * self._seconds_per_crop,
+            )
+        for heavy in largest:
+            self._give_way(heavy)
+        while (excess := queue.waiting + job.count - self._max_waiting) > 0 and (
+            other := queue.heavier_than(job.source, job.count, excess)
+        ):
+            self._give_way(other)
+
+    def _refuse_late(self, job: _Job) -> None:
+        """Raises QueueFull for a job that would be late.
+
+        The estimate by turns takes longer, so it is made only where all that waits would make the job late.
+        """
+        waiting = self._queue.live.waiting + self._queue.batch.waiting
+        if waiting and time.monotonic() + waiting * self._seconds_per_crop > job.deadline:
             ahead = self._queue.ahead(job)
             by_turns = -(-ahead // _TURN) * (_TURN_SECONDS + self._seconds_per_crop)
             seconds = min(ahead * self._seconds_per_crop, by_turns)
             if time.monotonic() + seconds > job.deadline:
                 raise QueueFull(f"{waiting} crops wait to be framed, and {job.count} more would be late", seconds)
 
-    def _make_room(self, job: _Job, largest: _Job | None) -> None:
-        """Ends the largest job in favour of another; raises QueueFull where there is none."""
-        waiting = self._queue.queue_of(job).waiting
-        seconds = waiting * self._seconds_per_crop
-        if largest is None:
-            raise QueueFull(f"{waiting} crops wait to be framed, and there is no room for {job.count} more", seconds)
-        self._queue.queue_of(largest).drop(largest)
-        self._count(largest, -1)
-        largest.fail(QueueFull("too many crops wait to be framed, and other clients have fewer", seconds))
-
-    def _with_more_bytes(self, job: _Job, excess: int) -> _Job | None:
-        """Returns the newest job of the connection with most bytes, of the client with most; None if this were the job's."""
+    def _give_way(self, job: _Job) -> None:
+        """Ends a job in favour of another."""
         queue = self._queue.queue_of(job)
-        clients, connections = Counter[str](), Counter[Source]()
-        for other in queue:
-            clients[other.source.client] += other.size
-            connections[other.source] += other.size
-        client = max(clients, key=lambda name: clients[name], default=job.source.client)
-        if clients[client] - excess < clients[job.source.client] + job.size:
-            client = job.source.client
-        its_own = [source for source in connections if source.client == client]
-        source = max(its_own, key=lambda name: connections[name], default=job.source)
-        if client == job.source.client and connections[source] - excess < connections[job.source] + job.size:
-            return None
-        return [other for other in queue if other.source == source][-1]
+        seconds = queue.waiting * self._seconds_per_crop
+        queue.drop(job)
+        self._count(job, -1)
+        job.fail(QueueFull("too many crops wait to be framed, and other clients have fewer", seconds))
+
+    def _with_most_bytes(self, job: _Job) -> list[_Job] | None:
+        """Returns the jobs that give way to the bytes of a job; None if its own connection would have most of them.
+
+        Each is the newest job of the connection with most bytes, of the client with most.
+        """
+        excess = self._bytes[job.batch] + job.size - _MAX_WAITING_BYTES
+        if excess <= 0:
+            return []
+        jobs: defaultdict[Source, list[_Job]] = defaultdict(list)
+        sizes = Counter({job.source: job.size})
+        for other in self._queue.queue_of(job):
+            jobs[other.source].append(other)
+            sizes[other.source] += other.size
+        giving_way = []
+        while excess > 0:
+            source = heaviest(sizes, lambda one: sizes[one], lambda one: one.client)
+            if source == job.source:
+                return None
+            giving_way.append(jobs[source].pop())
+            sizes[source] -= giving_way[-1].size
+            excess -= giving_way[-1].size
+        return giving_way
 
     def _count(self, job: _Job, change: int) -> None:
         """Counts a job in, or out; only once out."""

@@ -170,6 +170,48 @@ async def test_a_full_queue_gives_way_to_a_client_with_less(slow: list[int], cro
     await queue.close(TIMEOUT)
 
 
+async def test_a_late_call_ends_no_other(slow: list[int]) -> None:
+    queue = CropQueue(100, Metrics())
+    greedy = [asyncio.create_task(queue.frame([b""] * 50, math.inf, GREEDY)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="100 crops wait to be framed, and 1 more would be late"):
+        await queue.frame([b""], time.monotonic() + 0.001, POLITE)
+    await asyncio.gather(*greedy)
+    await queue.close(TIMEOUT)
+
+
+async def test_a_call_without_room_for_its_bytes_ends_no_other(slow: list[int]) -> None:
+    queue = CropQueue(100, Metrics())
+    greedy = [asyncio.create_task(queue.frame([b""] * 49, math.inf, GREEDY)) for _ in range(2)]
+    heavy = asyncio.create_task(queue.frame([bytes(60 << 20)], math.inf, POLITE))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="99 crops wait to be framed, and there is no room for 2 more"):
+        await queue.frame([bytes(10 << 20), b""], math.inf, POLITE)
+    await asyncio.gather(heavy, *greedy)
+    await queue.close(TIMEOUT)
+
+
+async def test_jobs_with_most_bytes_give_way_newest_first_until_there_is_room(slow: list[int]) -> None:
+    queue = CropQueue(100, Metrics())
+    small = asyncio.create_task(queue.frame([bytes(4 << 20)], math.inf, call("ipv4:10.0.0.3:1")))
+    greedy = [asyncio.create_task(queue.frame([bytes(10 << 20)], math.inf, GREEDY)) for _ in range(6)]
+    await asyncio.sleep(0)
+    await queue.frame([bytes(20 << 20)], math.inf, POLITE)
+    outcomes = await asyncio.gather(*greedy, small, return_exceptions=True)
+    assert [isinstance(outcome, QueueFull) for outcome in outcomes] == [False] * 4 + [True] * 2 + [False]
+    await queue.close(TIMEOUT)
+
+
+async def test_a_batch_call_behind_live_crops_that_make_it_late_is_refused(slow: list[int]) -> None:
+    queue = CropQueue(1000, Metrics())
+    live = [asyncio.create_task(queue.frame([b""] * 100, math.inf, GREEDY)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="200 crops wait to be framed, and 9 more would be late"):
+        await queue.frame([b""] * 9, time.monotonic() + 0.05, POLITE, batch=True)
+    await queue.close(0)
+    await asyncio.gather(*live, return_exceptions=True)
+
+
 async def test_a_fault_of_the_framing_ends_its_calls_only(monkeypatch: pytest.MonkeyPatch) -> None:
     frame_some = crop_queue._frame_some
 
