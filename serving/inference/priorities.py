@@ -54,9 +54,11 @@ class Priorities(Generic[Item]):
         return ahead + min(ahead // _LIVE_FOR_BATCH, self.batch.waiting)
 
     def take_turn(self, room: int, is_over: Callable[[Item], bool]) -> list[tuple[Item, int]]:
-        """Takes the turn that is next, as `FairQueue.take_turn` does."""
+        """Takes the turn that is next, as `FairQueue.take_turn` does; while both priorities wait, no more than one turn."""
         both = self.live.waiting and self.batch.waiting
         first_batch = both and self._live_taken >= _LIVE_FOR_BATCH
+        if both:  # a lone request would take all room, and the other priority has a share of it
+            room = min(room, self.live.turn)
         for queue in (self.batch, self.live) if first_batch else (self.live, self.batch):
             taken = queue.take_turn(room, is_over)
             if taken:
