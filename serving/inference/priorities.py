@@ -47,9 +47,15 @@ class Priorities(Generic[Item]):
         return self.batch if request.batch else self.live
 
     def ahead(self, request: Item) -> int:
-        """Estimates the units that have their turn before the last one of a new request."""
+        """Estimates the units that have their turn before the last one of a new request.
+
+        With turns of 16, a batch request of one unit waits for at most 31 live ones, however many wait: 15, and a turn.
+        If batch has just had 16 units, the request waits for up to 240 more.
+        """
         if request.batch:
-            return self.live.waiting + self.batch.ahead(request.source, request.count)
+            ahead = self.batch.ahead(request.source, request.count)
+            live = _LIVE_FOR_BATCH * (ahead + request.count) - self._live_taken + self.live.turn
+            return ahead + min(live, self.live.waiting)
         ahead = self.live.ahead(request.source, request.count)
         return ahead + min(ahead // _LIVE_FOR_BATCH, self.batch.waiting)
 

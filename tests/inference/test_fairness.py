@@ -180,3 +180,16 @@ async def test_batch_images_do_not_make_live_ones_late_and_wait_for_them(
         await submit(batcher, marked(5, 1), time.monotonic() + 1, peer=POLITE, batch=True)
     gated.open()
     await asyncio.gather(running, batch, *live)
+
+
+async def test_a_batch_request_whose_turns_come_in_time_waits_beside_a_live_backlog(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics
+) -> None:
+    batcher, running = await busy(start, gated)
+    live = submit(batcher, marked(7, 900))
+    await until_waiting(metrics, 900)  # more than 9 s at this pace
+    batch = submit(batcher, marked(5, 1), time.monotonic() + 3, batch=True)
+    await until_waiting(metrics, 900, batch=1)
+    gated.open()
+    await asyncio.gather(running, live, batch)
+    assert 5 in levels(gated.batches[2]), "its turn comes after fifteen live images and the rest of a turn"

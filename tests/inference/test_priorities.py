@@ -1,4 +1,4 @@
-"""Turns of the two priorities."""
+"""Turns of the two priorities, and the estimate of what comes before a request."""
 
 from dataclasses import dataclass
 
@@ -41,8 +41,34 @@ def take_run(both: Priorities[Ticket]) -> list[Ticket]:
     return run
 
 
+def take_all(both: Priorities[Ticket]) -> list[Ticket]:
+    taken: list[Ticket] = []
+    while run := take_run(both):
+        taken += run
+    return taken
+
+
 def live_requests(clients: int, count: int) -> list[Ticket]:
     return [ticket(f"live {number}", count, batch=False) for number in range(clients)]
+
+
+@pytest.mark.parametrize("runs_before", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("live", [live_requests(1, 5000), live_requests(3000, 1)], ids=["one-request", "many-requests"])
+@pytest.mark.parametrize("bulk", [0, 40, 4000])
+@pytest.mark.parametrize("count", [1, 16, 50])
+def test_batch_waits_for_the_live_units_that_its_turns_leave(
+    count: int, bulk: int, live: list[Ticket], runs_before: int
+) -> None:
+    others = [ticket("bulk", bulk, batch=True)] if bulk else []
+    both = queues(*[ticket(one.source.client, one.count, batch=False) for one in live], *others)
+    for _ in range(runs_before):
+        take_run(both)
+    mine = ticket("mine", count, batch=True)
+    ahead = both.ahead(mine)
+    both.batch.add(mine)
+    taken = take_all(both)
+    came_first = max(place for place, one in enumerate(taken) if one is mine) + 1 - count
+    assert came_first <= ahead <= came_first + 16 * 2 * TURN
 
 
 @pytest.mark.parametrize("requests", [1, 2, 20])
