@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Quarantine:
                     verdict = await self._judge(child, digest, source, since)
                 if verdict.reason:
                     raise ModelError(verdict.reason, verdict.message)
-                return await asyncio.to_thread(self._open_sealed, os.dup(memory), source)
+                return await self._open_on_thread(os.dup(memory), source)
             finally:
                 os.close(memory)
 
@@ -75,8 +76,19 @@ class Quarantine:
                 await on_disk_thread(self._verdicts.keep, digest, verdict)
             return verdict
 
-    def _open_sealed(self, memory: int, source: ModelVersion) -> Classifier:
-        """Opens and warms up the content that was examined, and closes `memory`. Raises ModelError."""
+    async def _open_on_thread(self, memory: int, source: ModelVersion) -> Classifier:
+        """Opens the content that was examined on another thread. Closes `memory`, even if that thread never begins."""
+        taken = threading.Lock()  # by the side that closes it
+        try:
+            return await asyncio.to_thread(self._open_sealed, memory, taken, source)
+        finally:
+            if taken.acquire(blocking=False):
+                os.close(memory)
+
+    def _open_sealed(self, memory: int, taken: threading.Lock, source: ModelVersion) -> Classifier:
+        """Takes `memory`, opens and warms up its content, and closes it. Raises ModelError."""
+        if not taken.acquire(blocking=False):
+            raise ModelError(ENVIRONMENT, "was not loaded: nobody waits for it any more")
         with os.fdopen(memory, "rb"):
             content = os.pread(memory, os.fstat(memory).st_size, 0)
             try:

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from serving.repository.quarantine.examination import Examination, Verdict
 from serving.repository.quarantine.quarantine import Quarantine
 from serving.repository.versions import ModelVersion, latest
 from serving.settings import Settings
+from tests.support.calls import TIMEOUT
 from tests.support.hostile_models import publish_hostile
 from tests.support.model_files import place, publish
 
@@ -103,6 +106,31 @@ async def test_many_versions_start_few_processes_and_all_are_opened(tmp_path: Pa
     opened = await asyncio.gather(*(of.open(source) for source in sources))
     assert [model.version for model in opened] == [str(number) for number in numbers]
     assert max(at_once) == 4
+    assert memory_files() == []
+
+
+async def test_a_load_cancelled_before_its_thread_begins_leaves_no_file_open(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    class Busy(ThreadPoolExecutor):
+        def submit(self, *arguments: Any, **named: Any) -> Any:
+            asked.set()
+            return super().submit(*arguments, **named)
+
+    publish(tmp_path, 7)
+    end = threading.Event()
+    with Busy(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(end.wait, TIMEOUT)
+        asked.clear()
+        loading = asyncio.create_task(quarantine(tmp_path).open(latest(tmp_path)))
+        try:
+            await asyncio.wait_for(asked.wait(), TIMEOUT)
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        finally:
+            end.set()
+    assert loading.cancelled()
     assert memory_files() == []
 
 
