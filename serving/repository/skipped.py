@@ -5,7 +5,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from serving.repository.versions import is_model_name, is_version_number
+from serving.repository.versions import is_directory, is_model_name, is_version_number
 from serving.telemetry.logs import log_event
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,6 @@ def _reason(version: Path) -> str:
 
 def _directories(path: Path) -> list[Path]:
     try:
-        return sorted(one for one in path.iterdir() if not one.name.startswith(".") and one.is_dir())
+        return sorted(one for one in path.iterdir() if not one.name.startswith(".") and is_directory(one))
     except OSError:
         return []

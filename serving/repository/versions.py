@@ -71,7 +71,7 @@ def scan(models: Path) -> dict[str, ModelDirectory]:
         RepositoryError: the repository can't be read.
     """
     try:
-        directories = sorted(path for path in models.iterdir() if path.is_dir() and is_model_name(path.name))
+        directories = sorted(path for path in models.iterdir() if is_model_name(path.name) and is_directory(path))
         found = {
             directory.name: ModelDirectory(_read_versions(directory), *_read_routing(directory)) for directory in directories
         }
@@ -83,6 +83,14 @@ def scan(models: Path) -> dict[str, ModelDirectory]:
 def is_model_name(name: str) -> bool:
     """Returns False for hidden directories, and for names that don't fit into a protobuf string or a metric label."""
     return not name.startswith(".") and name.isprintable() and name == name.encode("utf-8", "replace").decode()
+
+
+def is_directory(path: Path) -> bool:
+    """Returns False also for a directory that can't be looked at: one on a bad disk must not hide the others."""
+    try:
+        return path.is_dir()
+    except OSError:  # such as EIO, or ESTALE of a network disk
+        return False
 
 
 def is_version_number(name: str) -> bool:

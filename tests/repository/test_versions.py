@@ -1,7 +1,10 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from serving.repository.skipped import skipped
 from serving.repository.versions import ModelMissing, RepositoryError, latest, scan
 from tests.support.model_files import place
 
@@ -44,6 +47,23 @@ def test_a_routing_that_is_not_text_is_an_error_of_its_model_only(tmp_path: Path
     (tmp_path / "post" / "routing.toml").write_bytes(b"\xff")
     found = scan(tmp_path)
     assert (found["digits"].routing_error, found["post"].routing_error) == ("", "it is not UTF-8 text")
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+def test_a_directory_on_a_bad_disk_hides_no_other(tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bad", "digits"):
+        place(tmp_path, 1, name).write_bytes(b"")
+    (tmp_path / "digits" / "x").mkdir()
+    stat = Path.stat
+
+    def fail(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if self.name == "bad":
+            raise OSError(error, os.strerror(error))
+        return stat(self, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert list(scan(tmp_path)) == ["digits"]
+    assert list(skipped(tmp_path)) == [tmp_path / "digits" / "x"]
 
 
 def test_an_empty_or_unreadable_repository_is_refused_with_its_path(tmp_path: Path) -> None:
