@@ -9,8 +9,8 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from serving.child_process import kill, python_path
 from serving.process.message_channel import MessageChannel
 from serving.process.shutdown import Stop
 
@@ -49,10 +49,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Kills the worker, if it lives."""
-        if self.process.returncode is None:
-            # Process.kill() polls first, and would take the exit status from the task that waits for it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+        kill(self.process)
 
     async def reap(self, *, kill: bool) -> int:
         """Waits for the end of a worker that has closed its channel, and closes the supervisor's end.
@@ -94,7 +91,7 @@ async def spawn(number: int, lock: int, mask: asyncio.Lock) -> WorkerProcess:
                     *(sys.executable, "-P", "-m", "serving.process.worker", str(far.fileno())),
                     stdin=DEVNULL,
                     pass_fds=(far.fileno(), lock),
-                    env={**os.environ, "PYTHONPATH": _python_path()},
+                    env={**os.environ, "PYTHONPATH": python_path()},
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -104,9 +101,3 @@ async def spawn(number: int, lock: int, mask: asyncio.Lock) -> WorkerProcess:
     finally:
         far.close()
     return WorkerProcess(number, process, channel)
-
-
-def _python_path() -> str:
-    """Returns a PYTHONPATH by which a worker imports this package, not one from the working directory."""
-    others = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(Path(__file__).parents[2]), *([others] if others else [])])

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from serving.child_process import kill, python_path
 from serving.inference.metadata import ENVIRONMENT, REFUSALS, ModelError
 from serving.repository.quarantine.child import SEALS
 from serving.repository.versions import ModelVersion
@@ -162,9 +163,7 @@ async def examination(memory: int, settings: Settings) -> AsyncIterator[Examinat
         ModelError: the child can't be started.
     """
     environment = {name: text for name, text in os.environ.items() if not name.startswith(_SECRET)}
-    # The package that this process runs, not one from the working directory. One thread a library, as in a run.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), environment.get("PYTHONPATH")]))
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # as in a run
     module = "serving.repository.quarantine.child"
     with contextlib.ExitStack() as pipe:
         try:
@@ -176,7 +175,7 @@ async def examination(memory: int, settings: Settings) -> AsyncIterator[Examinat
                 stdout=PIPE,
                 stderr=written,
                 pass_fds=(memory,),
-                env={**environment, **threads, "PYTHONPATH": path},
+                env={**environment, **threads, "PYTHONPATH": python_path()},
                 start_new_session=True,  # a signal for the service's process group is not for the child
             )
         except OSError as error:
@@ -184,9 +183,7 @@ async def examination(memory: int, settings: Settings) -> AsyncIterator[Examinat
         try:
             yield Examination(process, memory, errors, settings)
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+            kill(process)
             with contextlib.suppress(TimeoutError):  # a process that waits for a dead disk ends when the disk answers
                 await asyncio.wait_for(process.wait(), _KILLED_SECONDS)
 
