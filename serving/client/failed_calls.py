@@ -1,5 +1,6 @@
 """The errors of calls that failed, with the time to wait or the proxy in the way."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +9,9 @@ import grpc
 from .proxy import describe_proxy
 
 _RETRY_AFTER = "grpc-retry-pushback-ms"
+
+# What gRPC writes where it has no connection. An answer of the server has no other mark: its metadata may be empty, too.
+_NO_CONNECTION = re.compile("; last error: |^errors resolving |^DNS resolution failed")
 
 
 class _FailedCall(grpc.RpcError, grpc.Call):
@@ -83,7 +87,8 @@ def refine(error: grpc.RpcError, address: str) -> grpc.RpcError:
     """Returns the error of a call to `address` with what explains it better, or unchanged."""
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return ResourceExhausted(error)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and (proxy := describe_proxy(address)):
+    unreachable = error.code() is grpc.StatusCode.UNAVAILABLE and _NO_CONNECTION.search(error.details() or "")
+    if unreachable and (proxy := describe_proxy(address)):
         return ProxyUnavailable(error, proxy)
     return error
 
