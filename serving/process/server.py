@@ -259,9 +259,10 @@ class Server:
             serving = {(name, loaded.version) for name, model in models for loaded in model.roles.values()}
             refused = {(name, str(number)) for name, model in models for number in (*model.refused, *_routed(model))}
             on_disk = {(name, str(number)) for name, model in models for number in model.versions}
+            retired.expire(serving | refused, on_disk)
+            self.metrics.count_dropped()
             try:
-                await asyncio.to_thread(retired.expire, serving | refused, on_disk)
-                self.metrics.count_dropped()
+                await on_disk_thread(retired.delete_files)
             except OSError:
                 log_event(log, logging.ERROR, "series_kept", "metrics could not be removed", exc_info=True)
 

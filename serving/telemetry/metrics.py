@@ -65,22 +65,25 @@ class Metrics:
         return {(labels[0], labels[1]) for metric in self._of_versions() for labels in [*metric._metrics] if labels[1]}
 
     def forget(self, version: tuple[str, str]) -> None:
-        """Removes the series of a model and version from this process. What still counts in them shows no more."""
+        """Removes the series of a model and version from this process; `delete_files` ends them for all processes.
+
+        What still counts in them shows no more.
+        """
         for metric in self._of_versions():
             with metric._lock:
                 for labels in [labels for labels in metric._metrics if labels[:2] == version]:
                     del metric._metrics[labels]
         if self._files:
-            self._files.forget(version_key(*version))
+            self._files.release(version_key(*version))
 
     def left_by_others(self, known: Iterable[tuple[str, str]]) -> set[str]:
         """Returns the keys of versions, except `known`, whose series a previous worker of the same number has left."""
         return self._files.versions() - {version_key(*version) for version in known} if self._files else set()
 
-    def forget_left(self, key: str) -> None:
-        """Removes series that `left_by_others` has found."""
+    def delete_files(self, key: str) -> None:
+        """Deletes the files of a version, by its key, unless it counts again. Raises OSError."""
         if self._files:
-            self._files.forget(key)
+            self._files.delete(key)
 
     def count_dropped(self) -> None:
         """Shows how many series have found no room, and logs the first."""

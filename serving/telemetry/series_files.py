@@ -177,12 +177,18 @@ class SeriesFiles:
             log_event(log, logging.ERROR, "metrics_dropped", message, path=str(self.directory))
         return self.dropped
 
-    def forget(self, version: str) -> None:
-        """Deletes the files of a version. Values that are still held count on where no one sees them."""
+    def release(self, version: str) -> None:
+        """Lets go of the files of a version. Values that are still held count on where no one sees them after `delete`."""
         with self.lock:
             for kind in VERSION_SIZES:
                 self._files.pop((version, kind), None)
-                self._path(kind, version).unlink(missing_ok=True)
+
+    def delete(self, version: str) -> None:
+        """Deletes the files of a version, except a version that counts again. Raises OSError."""
+        with self.lock:
+            if not any((version, kind) in self._files for kind in VERSION_SIZES):
+                for kind in VERSION_SIZES:
+                    self._path(kind, version).unlink(missing_ok=True)
 
     def versions(self) -> set[str]:
         """Returns the versions that have files: of this process, and of previous workers of the same number."""

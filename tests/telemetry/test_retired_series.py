@@ -77,11 +77,16 @@ def pages(metrics: Metrics) -> set[str]:
     return {sample.labels["version"] for metric in collected for sample in metric.samples if "model" in sample.labels}
 
 
+def expire(retired: RetiredSeries, serving: set[tuple[str, str]], on_disk: set[tuple[str, str]]) -> None:
+    retired.expire(serving, on_disk)
+    retired.delete_files()
+
+
 def test_series_do_not_grow_with_the_number_of_versions(metrics: Metrics) -> None:
     retired = RetiredSeries(metrics)
     for number in range(100):
         VersionMetrics(metrics, "digits", str(number)).batch_size.observe(1)
-        retired.expire({("digits", "0"), ("digits", str(number))}, {("digits", str(n)) for n in range(100)})
+        expire(retired, {("digits", "0"), ("digits", str(number))}, {("digits", str(n)) for n in range(100)})
     assert pages(metrics) == {"0", *(str(number) for number in range(89, 100))}
     if metrics._files:
         files = [*metrics._files.directory.glob("*_0-*.db")]
@@ -98,10 +103,10 @@ def test_a_version_that_is_gone_from_disk_keeps_its_series_for_an_hour(
         VersionMetrics(metrics, "digits", version).batch_size.observe(1)
     for later in (0, 3599):
         now = 1000 + later
-        retired.expire({("digits", "3")}, {("digits", "2"), ("digits", "3")})
+        expire(retired, {("digits", "3")}, {("digits", "2"), ("digits", "3")})
         assert pages(metrics) == {"1", "2", "3"}
     now = 1000 + 3600
-    retired.expire({("digits", "3")}, {("digits", "2"), ("digits", "3")})
+    expire(retired, {("digits", "3")}, {("digits", "2"), ("digits", "3")})
     assert pages(metrics) == {"2", "3"}, "version 2 is still on disk and may serve again"
     VersionMetrics(metrics, "digits", "1").batch_size.observe(5)
     assert pages(metrics) == {"1", "2", "3"}
@@ -111,6 +116,7 @@ def test_counts_of_a_retired_version_go_on_where_no_one_sees_them(metrics: Metri
     old, new = VersionMetrics(metrics, "digits", "1"), VersionMetrics(metrics, "digits", "2")
     new.batch_size.observe(7)
     metrics.forget(("digits", "1"))
+    metrics.delete_files(version_key("digits", "1"))
     old.batch_size.observe(3)  # a last run
     new.batch_size.observe(7)
     assert pages(metrics) == {"2"}
@@ -126,13 +132,45 @@ def test_series_that_a_dead_worker_has_left_end_too(in_files: Metrics, monkeypat
     replacement = Metrics(multiprocess_metrics.count_as(0, in_files._files.directory))
     VersionMetrics(replacement, "digits", "2").batch_size.observe(4)
     retired = RetiredSeries(replacement)
-    retired.expire({("digits", "2")}, set())
+    expire(retired, {("digits", "2")}, set())
     assert pages(replacement) == {"1", "2"}
     assert replacement.statistics([("digits", "2")])["digits", "2"].images == 7, "counts should continue"
     now += 3600
-    retired.expire({("digits", "2")}, set())
+    expire(retired, {("digits", "2")}, set())
     assert pages(replacement) == {"2"}
     assert replacement.statistics([("digits", "2")])["digits", "2"].images == 7
+
+
+def test_a_version_that_serves_again_before_its_files_are_deleted_shows(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("serving.telemetry.retired_series.time.monotonic", lambda: now)
+    retired = RetiredSeries(metrics)
+    for version in ("1", "2"):
+        VersionMetrics(metrics, "digits", version).batch_size.observe(1)
+    expire(retired, {("digits", "2")}, set())
+    now += 3600
+    retired.expire({("digits", "2")}, set())
+    VersionMetrics(metrics, "digits", "1").batch_size.observe(5)
+    retired.delete_files()
+    assert pages(metrics) == {"1", "2"}
+    assert metrics.statistics([("digits", "1")])["digits", "1"].images >= 5
+
+
+def test_a_version_of_a_dead_worker_that_serves_again_shows(in_files: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("serving.telemetry.retired_series.time.monotonic", lambda: now)
+    VersionMetrics(in_files, "digits", "1").batch_size.observe(3)
+    assert in_files._files
+    replacement = Metrics(multiprocess_metrics.count_as(0, in_files._files.directory))
+    retired = RetiredSeries(replacement)
+    expire(retired, set(), set())
+    now += 3600
+    retired.expire(set(), set())
+    VersionMetrics(replacement, "digits", "1").batch_size.observe(5)
+    retired.delete_files()
+    assert replacement.statistics([("digits", "1")])["digits", "1"].images == 8
 
 
 def test_a_dead_worker_leaves_no_live_gauge_of_any_version(directory: MetricsDirectory, in_files: Metrics) -> None:
