@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and modules of `serving`, from the bottom up: each may import those before it.
 ORDER = [
-    *["build_info", "child_process", "client", "contract", "cores", "errors", "imaging", "regular_file", "samples"],
+    *["build_info", "child_process", "client", "contract", "cores", "disk_thread", "errors", "imaging", "regular_file"],
+    "samples",
     *["settings", "ports", "peers"],
     "answers",
     "telemetry",

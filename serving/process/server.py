@@ -14,6 +14,7 @@ from serving.api import digits, open_inference
 from serving.api.digits import DigitService
 from serving.api.dispatch import Dispatcher
 from serving.api.open_inference import OpenInference
+from serving.disk_thread import on_disk_thread
 from serving.feedback.capture import Capture, open_store
 from serving.feedback.truth import TruthCounter
 from serving.process.heartbeat import Heartbeat
@@ -22,7 +23,6 @@ from serving.process.supervisor_link import SupervisorLink
 from serving.recognition.policy import Policy
 from serving.recognition.recognizer import Recognizer
 from serving.repository.catalog import ServedModel
-from serving.repository.disk_thread import on_disk_thread
 from serving.repository.model_control import ModelControl
 from serving.repository.quarantine.quarantine import OpenVersion
 from serving.repository.repository import Repository
@@ -238,7 +238,8 @@ class Server:
         """Logs the directories of the repository that are not served, until cancelled."""
         directories = SkippedDirectories(self._settings.models)
         while True:
-            await on_disk_thread(directories.poll)
+            with contextlib.suppress(RuntimeError):  # no thread could be started
+                await on_disk_thread(directories.poll)
             await asyncio.sleep(self._settings.poll_seconds)
 
     async def _watch_expiry(self, tls: TLS) -> None:
@@ -263,7 +264,7 @@ class Server:
             self.metrics.count_dropped()
             try:
                 await on_disk_thread(retired.delete_files)
-            except OSError:
+            except (OSError, RuntimeError):  # of the disk, or no thread could be started
                 log_event(log, logging.ERROR, "series_kept", "metrics could not be removed", exc_info=True)
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

@@ -5,7 +5,6 @@
 - followed.py: the directory of one model, as far as it was followed; applies its routing.
 - loader.py: loads versions beside those that serve, and drains a version that is retired.
 - quarantine/: loads and tries a file in a process of its own before this process opens it.
-- disk_thread.py: waits for a disk that may never answer.
 - versions.py: version directories on disk.
 - skipped.py: logs the directories that are not served, with the reason.
 - routing.py: routing.toml, which names the version of each role.

@@ -9,9 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Coroutine
 
+from serving.disk_thread import on_disk_thread
 from serving.errors import LoadFailed, UnknownModel
 from serving.repository.catalog import Catalog, Loaded, RoutingRole, ServedModel
-from serving.repository.disk_thread import on_disk_thread
 from serving.repository.followed import Followed
 from serving.repository.loader import Loader
 from serving.repository.quarantine.quarantine import OpenVersion, Quarantine

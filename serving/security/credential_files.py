@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serving.disk_thread import on_disk_thread
 from serving.errors import CannotStart
 from serving.regular_file import read_regular
 from serving.telemetry.logs import log_event
@@ -90,10 +91,18 @@ class CredentialFiles:
 
     async def watch(self, poll_seconds: float) -> None:
         """Polls until cancelled."""
-        settled = True
+        settled, unpolled = True, False
         while True:
             await asyncio.sleep(poll_seconds if settled else min(poll_seconds, _SETTLING_SECONDS))
-            settled = await asyncio.to_thread(self.poll)
+            try:
+                settled = await on_disk_thread(self.poll)
+                unpolled = False
+            except RuntimeError:  # no thread could be started, as where the number of processes is limited
+                self._failures.inc()
+                if not unpolled:
+                    message = f"{self._kind} cannot be polled; the previous content stays in use"
+                    log_event(log, logging.ERROR, "credentials_refused", message, exc_info=True, kind=self._kind)
+                settled, unpolled = True, True
 
     def _try_to_apply(self, found: Sequence[bytes] | str) -> str:
         """Applies contents; returns the reason why they can't be used, empty on success. Logs a reason that is new."""

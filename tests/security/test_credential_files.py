@@ -1,10 +1,15 @@
-from collections.abc import Sequence
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from serving.disk_thread import on_disk_thread
 from serving.security.credential_files import CredentialFiles, CredentialsError
 from serving.telemetry.metrics import Metrics
+from tests.support.calls import TIMEOUT
 from tests.support.metrics import value
 
 
@@ -89,3 +94,53 @@ def test_a_missing_or_refused_file_at_start_is_an_error(paths: list[Path], metri
     paths[1].unlink()
     with pytest.raises(CredentialsError, match="second cannot be read: No such file or directory"):
         CredentialFiles("keys", paths, Applied(), metrics)
+
+
+EXIT_WHILE_A_DISK_HANGS = """
+import asyncio, sys, threading
+from pathlib import Path
+from serving.security.credential_files import CredentialFiles
+from serving.telemetry.metrics import Metrics
+hangs = threading.Event()
+def apply(contents):
+    if contents[0] == b"2":
+        hangs.set()
+        threading.Event().wait()
+async def serve():
+    watching = asyncio.create_task(files.watch(0.01))
+    path.write_bytes(b"2")
+    while not hangs.is_set():
+        await asyncio.sleep(0.01)
+    watching.cancel()
+path = Path(sys.argv[1])
+files = CredentialFiles("keys", [path], apply, Metrics())
+asyncio.run(serve())
+"""
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_exit(paths: list[Path]) -> None:
+    assert subprocess.run([sys.executable, "-c", EXIT_WHILE_A_DISK_HANGS, paths[0]], timeout=TIMEOUT).returncode == 0
+
+
+async def test_the_watch_goes_on_when_no_thread_could_be_started(
+    paths: list[Path], metrics: Metrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = 2
+
+    async def start(work: Callable[[], bool]) -> bool:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("can't start new thread")
+        return await on_disk_thread(work)
+
+    monkeypatch.setattr("serving.security.credential_files.on_disk_thread", start)
+    applied = Applied()
+    watching = asyncio.create_task(CredentialFiles("keys", paths, applied, metrics).watch(0.01))
+    paths[0].write_bytes(b"2")
+    async with asyncio.timeout(TIMEOUT):
+        while len(applied.contents) < 2:
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert caplog.text.count("cannot be polled") == 1
+    assert value(metrics.registry, "digits_credentials_reload_failures_total", kind="keys") == 2

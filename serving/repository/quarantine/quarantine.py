@@ -10,10 +10,10 @@ from pathlib import Path
 import onnxruntime
 
 from serving import contract
+from serving.disk_thread import on_disk_thread
 from serving.inference.classifier import Classifier
 from serving.inference.metadata import ENVIRONMENT, ModelError
 from serving.inference.model import open_model
-from serving.repository.disk_thread import on_disk_thread
 from serving.repository.quarantine.examination import Examination, Verdict, examination
 from serving.repository.quarantine.verdicts import Verdicts
 from serving.repository.versions import ModelVersion
