@@ -11,7 +11,8 @@ from serving.errors import CannotStart
 # Either of them means all addresses of the machine, of both families, as with gRPC's own server.
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - no default, but what an operator may write
 
-_BACKLOG = 1024
+BACKLOG = 1024
+"""Connections that a socket holds until they are accepted."""
 
 _Endpoint: TypeAlias = tuple[Any, ...]  # host, port, and two more numbers with IPv6
 _Configure: TypeAlias = Callable[[socket.socket, _Endpoint], None]
@@ -50,7 +51,7 @@ def listen(host: str, port: int, purpose: str, *, shared: bool = False) -> list[
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         one.bind(endpoint)
         one.setblocking(False)
-        one.listen(_BACKLOG)
+        one.listen(BACKLOG)
 
     return _bind_all(host, port, purpose, configure)
 

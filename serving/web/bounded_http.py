@@ -20,6 +20,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from serving.ports import BACKLOG
+
 log = logging.getLogger(__name__)
 
 _MAX_READING = 256  # clients whose request has not arrived completely
@@ -92,7 +94,9 @@ class BoundedHttp:
             runner.run(self._answer_until_closed())
 
     async def _answer_until_closed(self) -> None:
-        servers = [await asyncio.start_server(self._serve, sock=one, limit=_HEAD_BYTES) for one in self._listening]
+        servers = [  # start_server listens once more, with a shorter backlog by default
+            await asyncio.start_server(self._serve, sock=one, limit=_HEAD_BYTES, backlog=BACKLOG) for one in self._listening
+        ]
         await self._closed.wait()
         for server in servers:
             server.close()

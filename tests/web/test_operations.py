@@ -1,6 +1,7 @@
 import gzip
 import http.client
 import socket
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from serving.ports import PortTaken
+from serving.ports import BACKLOG, PortTaken
 from serving.web.operations import HttpServer
 
 TIMEOUT = 20  # seconds
@@ -241,6 +242,13 @@ def test_a_metric_that_cannot_be_collected_is_a_500_without_a_traceback(
     broken.close()
     assert (status, body) == (500, b"the metrics could not be collected; the log says why\n")
     assert "a secret of ours" in caplog.text
+
+
+def test_its_socket_keeps_the_backlog_of_the_service(server: HttpServer) -> None:
+    get(server, "/healthz")  # it answers, so it listens for good
+    (listening,) = server._http._listening
+    information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert struct.unpack_from("I", information, 28) == (BACKLOG,), "tcpi_sacked of a listening socket is its backlog"
 
 
 def test_it_listens_on_ipv6_and_names_a_taken_port(server: HttpServer) -> None:
