@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -259,9 +260,21 @@ def test_the_text_of_an_exception_forges_no_line() -> None:
 
 
 def test_a_line_with_wrong_arguments_is_dropped_and_reported() -> None:
-    lines = objects("logging.getLogger('serving').error('%d', 'x')\nlogging.getLogger('serving').error('next')")
-    assert [line["message"] for line in lines[:1]] == ["next"]
-    assert all(line["event"] == "log_lines_dropped" for line in lines[1:])
+    program = (
+        "import logging, sys\nfrom serving.telemetry.logs import configure\nconfigure('json', 'info')\n"
+        "logging.getLogger('serving').error('%d', 'x')\nlogging.getLogger('serving').error('next')\nsys.stdin.readline()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], text=True, stdin=pipe, stderr=pipe) as process:
+        assert process.stderr is not None
+        limit = threading.Timer(TIMEOUT, process.kill)
+        limit.start()
+        lines = [json.loads(process.stderr.readline() or "{}") for _ in range(2)]
+        limit.cancel()
+        _, rest = process.communicate("end\n", timeout=TIMEOUT)
+    assert [(line.get("event"), line.get("lines")) for line in lines] == [("log", None), ("log_lines_dropped", 1)]
+    assert lines[0]["message"] == "next"
+    assert rest == ""
 
 
 def test_a_log_that_nobody_reads_stops_nothing_and_its_lost_lines_are_counted() -> None:
