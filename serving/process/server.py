@@ -166,7 +166,8 @@ class Server:
         self._report_readiness()
         self._in_background(self.repository.watch())
         self._in_background(self._expire_series())
-        self._in_background(self._log_skipped())
+        if not self._control or self._control.series.worker == 0:  # one of the workers looks for all
+            self._in_background(self._log_skipped())
         if self._tls:
             self._in_background(self._tls.watch(self._settings.poll_seconds))
             self._in_background(self._watch_expiry(self._tls))

@@ -126,6 +126,7 @@ class SeriesFiles:
     """The files of one worker, and the values in them.
 
     Attributes:
+        worker: number of the worker.
         directory: the metrics directory of all workers.
         lock: held while a value is read or written.
         dropped: series that found no room.
@@ -138,7 +139,7 @@ class SeriesFiles:
             worker: number of the worker.
             directory: the metrics directory of all workers.
         """
-        self._worker = worker
+        self.worker = worker
         self.directory = directory
         self._files: dict[tuple[str, str], _AllocatedDict | None] = {}  # by version and kind; None if there is no room
         self.lock = threading.Lock()
@@ -192,7 +193,7 @@ class SeriesFiles:
 
     def versions(self) -> set[str]:
         """Returns the versions that have files: of this process, and of previous workers of the same number."""
-        return {file.stem.rpartition("-")[2] for file in self.directory.glob(f"*_{self._worker}-*.db")}
+        return {file.stem.rpartition("-")[2] for file in self.directory.glob(f"*_{self.worker}-*.db")}
 
     def _open(self, kind: str, version: str) -> _AllocatedDict:
         path = self._path(kind, version)
@@ -200,7 +201,7 @@ class SeriesFiles:
         return _AllocatedDict(path)
 
     def _path(self, kind: str, version: str) -> Path:
-        return self.directory / (f"{kind}_{self._worker}-{version}.db" if version else f"{kind}_{self._worker}.db")
+        return self.directory / (f"{kind}_{self.worker}-{version}.db" if version else f"{kind}_{self.worker}.db")
 
 
 def value_class(files: SeriesFiles) -> type:

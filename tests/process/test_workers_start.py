@@ -1,5 +1,6 @@
 import asyncio
 import re
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 from serving.process import supervisor as supervisor_module
 from serving.process.supervisor import StartFailed, Supervisor
 from serving.process.worker_process import WorkerProcess, spawn
-from serving.settings import Settings
+from serving.settings import BUNDLED, Settings
 from serving.telemetry.multiprocess_metrics import DIRECTORY, MetricsDirectory
 from tests.support.calls import TIMEOUT
-from tests.support.service import Service, refused
+from tests.support.service import Service, refused, service
 
 
 def test_a_model_that_cannot_be_served_ends_the_start_with_one_message(tmp_path: Path) -> None:
@@ -118,3 +119,20 @@ def test_without_room_for_the_metrics_nothing_is_started(tmp_path: Path) -> None
     status, complaint = refused("--workers", "2", **{DIRECTORY: str(tmp_path / "missing")})
     assert (status, complaint.count("\n")) == (1, 1)
     assert "digits serve: no room for the metrics of 2 workers" in complaint
+
+
+def test_one_of_the_workers_logs_the_directories_that_are_skipped(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(BUNDLED, models)
+    with service("--workers", "2", "--models", str(models), "--poll-seconds", "0.05", "--drain-seconds", "0") as started:
+        log = started.process.stderr
+        assert log is not None
+        lines = []
+        for name in ("v3", "v4", "v5"):  # until the last is logged, each worker has had time to log the first
+            (models / "digits" / name).mkdir()
+            while not lines or f"{name} is skipped" not in lines[-1]:
+                lines.append(log.readline())
+                assert lines[-1], "the service should run"
+        started.process.send_signal(signal.SIGTERM)
+        lines += started.end()[1].splitlines()
+    assert sum("v3 is skipped" in line for line in lines) == 1
