@@ -18,8 +18,15 @@ HEADER = struct.Struct("<BBBB8sI")  # format, is a field, bytes of model name, b
 NONCE_BYTES = 8
 TAG_BYTES = 16
 AUDITED = 0x80  # flag in the byte of a decision
+MOST_DIGITS = 1_000_000
+"""Digits of one answer, at most, under any setting: an id stays valid where a later setting allows fewer."""
+
+LONG_ID = 1 << 16
+"""Characters of an id with about 12,000 digits."""
+
 _FORMAT = 1
 _LONGEST_NAME = 255  # bytes of the name of a model, and of its version: each length is one byte
+_MOST_CHARACTERS = -(-(HEADER.size + 2 * _LONGEST_NAME + 4 * MOST_DIGITS + TAG_BYTES) // 3) * 4
 _DECISIONS = frozenset(int(decision) for decision in Decision if decision)
 
 
@@ -51,16 +58,13 @@ class Recognized:
 class RecognitionIds:
     """Issues recognition ids, and parses them."""
 
-    def __init__(self, keys: Sequence[bytes] = (), most_digits: int = 10_000):
+    def __init__(self, keys: Sequence[bytes] = ()):
         """Takes the signing keys.
 
         Args:
             keys: the first key signs, and every key verifies. Without keys, ids are unsigned, and any id is accepted.
-            most_digits: digits of one answer, at most. Longer ids are refused unread.
         """
         self._keys = keys
-        content = HEADER.size + 2 * _LONGEST_NAME + 4 * most_digits + TAG_BYTES
-        self._most_characters = -(-content // 3) * 4
 
     @property
     def signed(self) -> bool:
@@ -88,14 +92,14 @@ class RecognitionIds:
         return base64.urlsafe_b64encode(payload + tag).decode().rstrip("=")
 
     def parse(self, text: str) -> Recognized:
-        """Parses an id.
+        """Parses an id. It takes time by the digit: parse an id of over LONG_ID characters outside the event loop.
 
         Raises:
             InvalidRequest: the text is not a recognition id, or its signature matches none of the keys.
         """
-        if len(text) > self._most_characters:
+        if len(text) > _MOST_CHARACTERS:
             raise InvalidRequest(
-                f"a recognition id of {len(text)} characters was not issued here: they have {self._most_characters} at most"
+                f"a recognition id of {len(text)} characters was not issued here: they have {_MOST_CHARACTERS} at most"
             )
         try:
             content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

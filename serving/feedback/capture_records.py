@@ -114,8 +114,10 @@ class CaptureSelection:
 
 def captured_indexes(answer: Recognized, indexes: Iterable[int]) -> list[int]:
     """Keeps the `indexes` of an answer whose images are captured. Only their truths are stored."""
-    selected = _selected(answer)
-    return [index for index in indexes if selected[index]]
+    wanted = [*indexes]  # mostly few of those of a long answer
+    decisions = np.array([answer.decisions[index] for index in wanted], np.uint8)
+    audited = np.array([answer.audited[index] for index in wanted], np.bool_)
+    return [index for index, captured in zip(wanted, is_captured(decisions, audited).tolist(), strict=True) if captured]
 
 
 def is_captured(decisions: NDArray[np.uint8], audited: NDArray[np.bool_]) -> NDArray[np.bool_]:

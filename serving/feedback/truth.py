@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.answers.decision import Decision
-from serving.answers.recognition_id import RecognitionIds, Recognized
+from serving.answers.recognition_id import LONG_ID, RecognitionIds, Recognized
 from serving.client.truths import NO_DIGIT
 from serving.errors import InvalidRequest
 from serving.feedback.capture import Capture
@@ -77,7 +77,7 @@ class TruthCounter:
         for number, truth in enumerate(truths):
             await turns.pause()
             try:
-                answer = self._ids.parse(truth.recognition_id)
+                answer = await self._parse(truth.recognition_id)
                 self._check(truth, answer)
             except InvalidRequest as error:
                 raise InvalidRequest(f"truth {number}: {error}") from None
@@ -94,6 +94,9 @@ class TruthCounter:
         self._counting.add(counting)
         counting.add_done_callback(self._counting.discard)
         return await asyncio.shield(counting)
+
+    async def _parse(self, text: str) -> Recognized:
+        return await asyncio.to_thread(self._ids.parse, text) if len(text) > LONG_ID else self._ids.parse(text)
 
     async def _count(self, truths: Sequence[Truth], answers: Sequence[Recognized]) -> int:
         """Counts the values that were not counted before; returns their number."""

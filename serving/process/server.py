@@ -103,7 +103,7 @@ class Server:
         self.repository = Repository(settings, self.metrics, self._report_readiness, open_version)
         self._capture = Capture(open_store(settings), self.metrics, settings.max_queue_size) if settings.capture else None
         keys = read_signing_keys(settings.recognition_key) if settings.recognition_key else ()
-        ids = RecognitionIds(keys, settings.max_images_per_request)
+        ids = RecognitionIds(keys)
         policy = Policy(
             settings.target_error_rate,
             settings.field_target_error_rate,

@@ -2,13 +2,15 @@ import base64
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from serving.answers import recognition_id
 from serving.answers.decision import Decision
-from serving.answers.recognition_id import RecognitionIds, Recognized
+from serving.answers.recognition_id import MOST_DIGITS, RecognitionIds, Recognized
 from serving.errors import InvalidRequest
 from serving.security.credential_files import CredentialsError
 from serving.security.signing_keys import read_signing_keys
+from serving.settings import Settings
 from tests.support.truths import KEY, issue
 
 OTHER = b"another key of 32 characters or so"
@@ -98,14 +100,16 @@ def test_an_id_holds_that_the_image_was_no_digit(of_field: bool) -> None:
     assert answer.decisions == refused
 
 
-def test_an_id_longer_than_the_longest_answers_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = RecognitionIds([KEY], most_digits=10)
-    name = "m" * 255
-    longest = ids.issue(Recognized(name, "1" * 255, False, bytes(10), bytes([ACCEPT]) * 10, [False] * 10, [1.0] * 10))
-    assert ids.parse(longest).model == name
+def test_the_longest_id_of_any_setting_is_read_and_a_longer_one_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, count = RecognitionIds([KEY]), MOST_DIGITS
+    with pytest.raises(ValidationError):
+        Settings(max_images_per_request=count + 1)
+    decisions = bytes([ACCEPT]) * count
+    longest = ids.issue(Recognized("m" * 255, "1" * 255, False, bytes(count), decisions, [False] * count, [1.0] * count))
+    assert ids.parse(longest).digits == bytes(count)
     monkeypatch.setattr(base64, "b64decode", None)
-    with pytest.raises(InvalidRequest, match=r"^a recognition id of 1000000 characters was not issued here"):
-        ids.parse("A" * 1_000_000)
+    with pytest.raises(InvalidRequest, match=r"^a recognition id of 6000000 characters was not issued here"):
+        ids.parse("A" * 6_000_000)
 
 
 def test_the_signature_is_checked_before_the_digits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,23 @@ async def test_truth_is_counted_by_source_decision_and_outcome_once(
     assert value(metrics.registry, "digits_confusion_total", source="replay") == 1
     assert value(metrics.registry, "digits_truth_confidence_count", source="keying", outcome="wrong") == 1
     assert value(metrics.registry, "digits_truth_confidence_sum", outcome="right") == pytest.approx(1.4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("digits", "aside"), [(10_000, False), (20_000, True)])
+async def test_a_long_id_is_parsed_off_the_loop(
+    truths: TruthCounter, ids: RecognitionIds, digits: int, aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def parse(text: str) -> Recognized:
+        threads.append(threading.current_thread())
+        return RecognitionIds([KEY]).parse(text)
+
+    monkeypatch.setattr(ids, "parse", parse)
+    decisions = bytes([ACCEPT]) * digits
+    answer = ids.issue(Recognized("digits", "1", False, bytes(digits), decisions, [False] * digits, [0.5] * digits))
+    assert await truths.report([keyed(answer, digits - 1, "0")]) == 1
+    assert [thread is not threading.current_thread() for thread in threads] == [aside]
 
 
 async def test_keying_an_audited_answer_does_not_suppress_its_audit(
