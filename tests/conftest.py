@@ -65,7 +65,7 @@ def bundled() -> versions.ModelVersion:
 
 @pytest.fixture(scope="session")
 def model(bundled: versions.ModelVersion) -> Classifier:
-    return open_model(bundled.path, str(bundled.number))
+    return open_model(bundled.path.read_bytes(), str(bundled.number))
 
 
 @pytest.fixture(scope="session")

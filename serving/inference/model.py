@@ -1,7 +1,6 @@
 """Opens an ONNX file and checks it against the model contract before anything is served from it."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +17,17 @@ if TYPE_CHECKING:  # the settings would double the time to import this module, w
 _SMALL_BATCHES = 16
 
 
-def open_model(file: Path | bytes, version: str, provider: "Provider" = "cpu") -> Classifier:
+def open_model(content: bytes, version: str, provider: "Provider" = "cpu") -> Classifier:
     """Opens an ONNX file, checks it against the contract, and runs it once.
 
     Args:
-        file: the path of the file, or its content.
+        content: the content of the file.
         version: the version number, a decimal string.
         provider: hardware that runs the model.
 
     Raises:
-        ModelError: any of this fails. The message never has the path: a caller may see it.
+        ModelError: any of this fails.
     """
-    content = file if isinstance(file, bytes) else file.read_bytes()
     try:
         session = _open_session(content, PROVIDERS[provider])
         metadata = ModelMetadata.parse(session.get_modelmeta().custom_metadata_map)

@@ -31,7 +31,7 @@ NEVER_CERTIFIED = 1e-6  # no threshold is certified for this error rate
 @pytest.fixture(scope="module")
 def judging(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """A model of contract 2, to which SPECK is no digit, and every drawn digit is one."""
-    return open_model(publish_whole(tmp_path_factory.mktemp("judging"), 1), "1")
+    return open_model(publish_whole(tmp_path_factory.mktemp("judging"), 1).read_bytes(), "1")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def server(start_server: StartServer, judging: Classifier) -> Server:
 @pytest.fixture
 async def before(start_server: StartServer, tmp_path: Path) -> Server:
     """A server of the same model with contract 1."""
-    return await start_server(open_model(publish_contract_1(tmp_path, 1), "1"))
+    return await start_server(open_model(publish_contract_1(tmp_path, 1).read_bytes(), "1"))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def second_doubted(crops: list[bytes], monkeypatch: pytest.MonkeyPatch) -> list[
 async def test_a_crop_that_the_framer_doubts_is_no_digit_to_any_model(
     start_server: StartServer, judging: Classifier, second_doubted: list[bytes], tmp_path: Path, contract: str
 ) -> None:
-    served = judging if contract == "2" else open_model(publish_contract_1(tmp_path, 1), "1")
+    served = judging if contract == "2" else open_model(publish_contract_1(tmp_path, 1).read_bytes(), "1")
     server = await start_server(served)
     async with connect(server) as stub:
         answer = await recognize_batch(stub, crops=second_doubted)

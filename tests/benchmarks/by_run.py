@@ -89,7 +89,7 @@ class Service:
 
     def __init__(self, images: NDArray[np.uint8], keys: list[bytes]):
         version = versions.latest(BUNDLED)
-        model = Precomputed(open_model(version.path, str(version.number)), images)
+        model = Precomputed(open_model(version.path.read_bytes(), str(version.number)), images)
         metrics = Metrics()
         counts = VersionMetrics(metrics, "digits", model.version)
         self._batcher = Batcher(model, counts, instances=1, max_batch_size=128, max_queue_size=1024, brief_seconds=1.0)

@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Outcome]]:
     from tests.imaging.source_digits import load_digits
 
     version = versions.latest(options.source.resolve() / "serving" / "models")
-    model = open_model(version.path, str(version.number))
+    model = open_model(version.path.read_bytes(), str(version.number))
     source = load_digits(options.count, SEED)
     outcomes: dict[str, list[Outcome]] = {}
     for title, kinds, truths in (

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--model", default="digits", help="one of the bundled ones (default: %(default)s)")
     options = parser.parse_args()
     version = versions.latest(BUNDLED, options.model)
-    model = open_model(version.path, str(version.number))
+    model = open_model(version.path.read_bytes(), str(version.number))
     alone: dict[tuple[int, int], list[float]] = defaultdict(list)
     echoed: dict[int, list[tuple[Figures, float]]] = defaultdict(list)
     ours: dict[tuple[Rpc, int, int], list[tuple[Figures, float]]] = defaultdict(list)

@@ -99,7 +99,7 @@ async def test_what_is_no_digit_is_captured_with_the_truth_that_it_is_none(
     monkeypatch.setattr(capture_module, "_IMAGE_TIMEOUT_SECONDS", TIMEOUT)  # however slow the disk is
     monkeypatch.setattr(capture_module, "_TRUTH_TIMEOUT_SECONDS", TIMEOUT)
     file = tmp_path / "captured.db"
-    server = await start_server(open_model(publish_whole(tmp_path, 1), "1"), capture=f"sqlite:///{file}")
+    server = await start_server(open_model(publish_whole(tmp_path, 1).read_bytes(), "1"), capture=f"sqlite:///{file}")
     with DigitClient(f"127.0.0.1:{server.grpc_port}") as client:
         many = await asyncio.to_thread(client.recognize_batch, np.stack([images[0], SPECK, images[1], SPECK]))
         field = await asyncio.to_thread(client.read_field, np.stack([images[0], SPECK, images[1]]))

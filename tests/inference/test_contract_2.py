@@ -20,7 +20,7 @@ def three(images: Images) -> Images:
 
 
 def test_a_model_of_contract_2_says_which_images_are_one_whole_digit(tmp_path: Path, three: Images) -> None:
-    model = open_model(publish_whole(tmp_path, 1), "1")
+    model = open_model(publish_whole(tmp_path, 1).read_bytes(), "1")
     assert (model.metadata.contract, model.metadata.whole_threshold) == ("2", 0.5)
     rows = model.classify(three)
     np.testing.assert_array_equal(rows[:, WHOLE], np.array([0.9, 0.1, 0.1], np.float32))
@@ -29,7 +29,7 @@ def test_a_model_of_contract_2_says_which_images_are_one_whole_digit(tmp_path: P
 
 
 def test_a_model_of_contract_1_takes_every_image_with_ink_for_a_digit(tmp_path: Path, three: Images) -> None:
-    model = open_model(publish_contract_1(tmp_path, 1), "1")
+    model = open_model(publish_contract_1(tmp_path, 1).read_bytes(), "1")
     assert model.metadata.contract == "1"
     rows = model.classify(three)
     assert rows[:, WHOLE].tolist() == [1, 1, 1]
@@ -37,7 +37,7 @@ def test_a_model_of_contract_1_takes_every_image_with_ink_for_a_digit(tmp_path: 
 
 
 def test_both_contracts_give_the_same_digits(tmp_path: Path, images: Images) -> None:
-    before, after = (open_model(publish(tmp_path, 1), "1") for publish in (publish_contract_1, publish_whole))
+    before, after = (open_model(publish(tmp_path, 1).read_bytes(), "1") for publish in (publish_contract_1, publish_whole))
     np.testing.assert_array_equal(before.infer(images[:50])[:, :WHOLE], after.infer(images[:50])[:, :WHOLE])
 
 
@@ -46,14 +46,14 @@ def test_both_contracts_give_the_same_digits(tmp_path: Path, images: Images) -> 
 )
 def test_whole_is_compared_without_rounding_the_threshold(tmp_path: Path, three: Images, threshold: str, shows: int) -> None:
     # In float32, 0.9 is 0.899999976: below 0.9.
-    assert open_model(publish_whole(tmp_path, 1, threshold=threshold), "1").classify(three)[0, SHOWS] == shows
+    assert open_model(publish_whole(tmp_path, 1, threshold=threshold).read_bytes(), "1").classify(three)[0, SHOWS] == shows
 
 
 @pytest.mark.parametrize("broken", ["range", "batch"])
 def test_a_whole_that_is_no_probability_of_its_image_is_refused(tmp_path: Path, broken: str) -> None:
     reason = {"range": "`whole` is not a probability from 0 to 1", "batch": "an image's answer depends on the batch"}
     with pytest.raises(ModelError, match=reason[broken]) as refused:
-        open_model(publish_whole(tmp_path, 1, broken=broken), "1")
+        open_model(publish_whole(tmp_path, 1, broken=broken).read_bytes(), "1")
     assert refused.value.reason == "self_check"
 
 
@@ -73,7 +73,7 @@ def test_contract_2_needs_its_output_and_its_threshold(tmp_path: Path, changes: 
     set_properties(model, **changes)
     onnx.save(model, file)
     with pytest.raises(ModelError, match=reason) as refused:
-        open_model(file, "1")
+        open_model(file.read_bytes(), "1")
     assert refused.value.reason == "contract"
 
 
@@ -83,7 +83,7 @@ def test_contract_2_without_the_output_whole_is_refused(tmp_path: Path) -> None:
     set_properties(model, contract="2", whole_threshold="0.5")
     onnx.save(model, file)
     with pytest.raises(ModelError, match=r"its outputs are .*expected .*whole"):
-        open_model(file, "1")
+        open_model(file.read_bytes(), "1")
 
 
 def test_a_whole_threshold_in_a_file_of_contract_1_is_ignored() -> None:

@@ -90,14 +90,12 @@ def test_a_model_that_breaks_the_contract_is_refused_with_the_reason(
     bundled: versions.ModelVersion, tmp_path: Path, edit: Callable[[onnx.ModelProto], object], reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
-        open_model(change(bundled, tmp_path / "model.onnx", edit), "1")
+        open_model(change(bundled, tmp_path / "model.onnx", edit).read_bytes(), "1")
 
 
-def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion, tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
-    file.write_bytes(bundled.path.read_bytes()[:10_000])
+def test_a_truncated_model_file_is_refused(bundled: versions.ModelVersion) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
-        open_model(file, "1")
+        open_model(bundled.path.read_bytes()[:10_000], "1")
 
 
 def test_external_data_is_found_and_any_cut_of_a_file_is_survived(tmp_path: Path) -> None:
@@ -151,7 +149,7 @@ class FakeSession:
 def test_warm_up_runs_the_batch_sizes_of_the_provider_or_reports_a_failure(
     bundled: versions.ModelVersion, provider: str, max_batch_size: int, sizes: set[int]
 ) -> None:
-    model = open_model(bundled.path, "1")
+    model = open_model(bundled.path.read_bytes(), "1")
     session = model._session = FakeSession(provider, max_batch_size)
     model.warm_up(max_batch_size)
     assert set(session.sizes) == sizes

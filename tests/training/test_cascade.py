@@ -151,7 +151,7 @@ def test_a_cascade_is_published_verified_and_served(repository: Path, drawn: Dat
     evaluation, verification = verify_version(version, drawn.test)
     assert evaluation.accuracy == record["test"]["accuracy"]
     assert verification.agreement == 1
-    assert open_model(version / "model.onnx", "1").classify(drawn.test.images[:9]).shape == (9, 24)
+    assert open_model((version / "model.onnx").read_bytes(), "1").classify(drawn.test.images[:9]).shape == (9, 24)
 
     cascade = version
     with pytest.raises(VersionError, match="is a cascade itself"):
@@ -181,7 +181,7 @@ def test_a_second_stage_without_whole_leaves_it_to_the_first(repository: Path, d
     assert verification.agreement == 1
     noise = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)  # the first stage is sure of all drawn digits
     images = np.concatenate([drawn.test.images, noise])
-    served, alone = (open_model(path / "model.onnx", "1").classify(images) for path in (version, first))
+    served, alone = (open_model((path / "model.onnx").read_bytes(), "1").classify(images) for path in (version, first))
     np.testing.assert_allclose(served[:, WHOLE], alone[:, WHOLE], atol=1e-6)
     np.testing.assert_array_equal(served[:, SHOWS], alone[:, SHOWS])
     assert np.abs(served[:, PROBABILITIES] - alone[:, PROBABILITIES]).max() > 0.1, "the second stage has another opinion"

@@ -69,7 +69,7 @@ def test_a_network_of_two_heads_without_held_out_images_can_be_served(drawn: Dat
     mixture = Mixture(images=200, passes=1, bank=20, teacher=0)
     recipe = replace(RECIPES["folded"], mixture=mixture, validation_images=0, batch_size=50)
     published = pipeline.run(recipe, drawn, 0, 1, tmp_path)
-    served = open_model(published / "model.onnx", published.name)
+    served = open_model((published / "model.onnx").read_bytes(), published.name)
     assert (served.metadata.contract, served.metadata.whole_threshold) == ("2", 0)
     assert read_record(published)["whole"]["held_out_lost"] is None
     assert "its threshold is 0, and the head refuses nothing" in (published / "MODEL_CARD.md").read_text()

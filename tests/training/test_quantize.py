@@ -84,7 +84,7 @@ def test_a_quantised_version_is_published_beside_the_first_and_served(trained: P
     assert second["verification"]["agreement"] >= 0.9995
     assert (published / "model.onnx").stat().st_size < (trained / "model.onnx").stat().st_size / 3
 
-    served = open_model(published / "model.onnx", published.name)
+    served = open_model((published / "model.onnx").read_bytes(), published.name)
     assert (served.predict(drawn.test.images).argmax(axis=1) == drawn.test.labels).mean() == second["test"]["accuracy"]
     metadata = Exported(published / "model.onnx").metadata
     assert (metadata["precision"], metadata["temperature"]) == ("int8", str(second["temperature"]))

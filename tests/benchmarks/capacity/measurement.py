@@ -140,7 +140,7 @@ def measure(rounds: int, seconds: float, patience_seconds: float, report: Callab
         points = tuple(map(_medians, of_rates))
         ways.append(Way(call.name, call.rpc, call.images, sender, most[call.name], on_one, points))
     version = versions.latest(BUNDLED, str(Settings().default_model))
-    model = open_model(version.path, str(version.number))
+    model = open_model(version.path.read_bytes(), str(version.number))
     return Measured(
         date=datetime.now(UTC).date().isoformat(),
         machine=_machine(),

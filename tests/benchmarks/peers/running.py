@@ -83,7 +83,7 @@ async def ask(target: Target, images: Images, timeout: float = 10.0) -> Outcome:
 
 def expected(model: Path, images: Images) -> Digits:
     """Returns the digits by ONNX Runtime in this process."""
-    return tuple(open_model(model, "").predict(images).argmax(axis=1).tolist())
+    return tuple(open_model(model.read_bytes(), "").predict(images).argmax(axis=1).tolist())
 
 
 def _await_first_digit(peer: Peer, address: str, model: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -68,7 +68,7 @@ def test_a_version_gets_the_thresholds_of_your_own_mail(
     card = (new / "MODEL_CARD.md").read_text()
     assert card.index(record["certified_on"]) < card.index("## Model Details"), "the card begins with it"
     assert "was not\nfitted to the mail" in card
-    served = open_model(new / "model.onnx", new.name)
+    served = open_model((new / "model.onnx").read_bytes(), new.name)
     assert served.metadata.thresholds
 
 

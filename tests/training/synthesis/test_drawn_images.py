@@ -20,7 +20,7 @@ Read = Callable[[NDArray[np.uint8]], NDArray[np.intp]]
 
 @pytest.fixture(scope="module")
 def read() -> Read:
-    model = open_model(bundled(), "1")
+    model = open_model(bundled().read_bytes(), "1")
     return lambda images: model.predict(images).argmax(axis=1)
 
 
