@@ -125,6 +125,7 @@ async def test_a_method_without_images_takes_no_large_message(start_server: Star
     unknown_fields = b"\x78\x01" * 40_000
     error = await refusal(server, f"/{open_inference.NAME}/{name}", unknown_fields)
     assert error.code() is CODE.RESOURCE_EXHAUSTED
+    assert error.details() == "the message is 80000 bytes, this method takes 65536"
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="too_large") == 1
     assert value(server.metrics.registry, "digits_requests_total", method=name, code="RESOURCE_EXHAUSTED") == 1
 

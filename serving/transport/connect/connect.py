@@ -54,7 +54,7 @@ class ConnectDialect:
     def read(self, body: bytes | bytearray, head: Head, max_bytes: int) -> bytes:
         """Returns the message of a request. Raises RequestError."""
         if len(body) > max_bytes:
-            raise TooLarge(f"the message is {len(body)} bytes, this server takes {max_bytes}")
+            raise TooLarge(f"the message is {len(body)} bytes, this method takes {max_bytes}")
         encoding = head.fields.get(b"content-encoding", b"identity")
         if encoding == b"identity":
             return bytes(body)

@@ -32,7 +32,7 @@ def read_prefix(body: bytes | bytearray, max_bytes: int) -> tuple[int, int]:
     """
     flags, size = _PREFIX.unpack_from(body)
     if size > max_bytes:
-        raise TooLarge(f"the message is {size} bytes, this server takes {max_bytes}")
+        raise TooLarge(f"the message is {size} bytes, this method takes {max_bytes}")
     return flags, size
 
 
