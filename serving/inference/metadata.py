@@ -13,6 +13,7 @@ from prometheus_client.utils import floatToGoString
 from serving import contract
 from serving.answers.decision import Threshold
 from serving.telemetry.histograms import CENTRE, INK
+from serving.telemetry.log_text import clean
 
 REFUSALS = ("unreadable", "contract", "self_check", "crashed", "hung", "memory", "environment")
 """Reasons to refuse a model file, as the metric digits_model_refused labels them: faults of the file, and the last."""
@@ -44,8 +45,7 @@ class ModelError(Exception):
     """
 
     def __init__(self, reason: str, message: str):
-        clipped = message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"
-        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in clipped))
+        super().__init__(clean(message, one_line=True, most=_MOST_MESSAGE))
         self.reason = reason
 
 

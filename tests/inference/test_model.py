@@ -108,10 +108,20 @@ def test_external_data_is_found_and_any_cut_of_a_file_is_survived(tmp_path: Path
             refuse_external_data(content[:end])
 
 
-def test_a_message_about_a_file_is_one_short_line() -> None:
-    message = str(ModelError("contract", f"is \x1b[31m bad\n{'x' * 10_000}"))
-    assert message.startswith(r"is \x1b[31m bad\nxxx")
-    assert len(message) < 500
+@pytest.mark.parametrize(
+    ("filler", "shown"), [("x", "xxx"), ("\U000e0001", r"\U000e0001"), ("\n", r"\n\n"), ("\u202e", r"\u202e")]
+)
+def test_a_message_about_a_file_is_one_short_line(filler: str, shown: str) -> None:
+    message = str(ModelError("contract", f"is \x1b[31m bad\n{filler * 10_000}"))
+    assert message.startswith(rf"is \x1b[31m bad\n{shown}")
+    assert len(message) <= 400
+    assert message.isprintable()
+    assert str(ModelError("contract", message)) == message, "the message from another process is shown whole"
+
+
+@pytest.mark.parametrize("length", [300, 400])
+def test_a_message_of_up_to_400_characters_is_shown_whole(length: int) -> None:
+    assert str(ModelError("contract", "é" * length)) == "é" * length
 
 
 def test_the_bundled_model_states_its_recipe_accuracy_and_version(model: Classifier, bundled: versions.ModelVersion) -> None:

@@ -16,6 +16,7 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.digits.v1.digit_service_pb2_grpc import DigitServiceStub
 from serving.samples.draw import draw
 from serving.settings import BUNDLED
+from serving.telemetry.log_text import clean
 from tests.support.calls import TIMEOUT
 from tests.support.service import launch, service
 
@@ -241,11 +242,21 @@ def test_json_strings_hold_no_control_characters_but_line_breaks() -> None:
     assert line["message"] == line["model"] == ESCAPED + "\n2026-11-30 INFO forged"
 
 
+@pytest.mark.parametrize("length", [3, 2_000, 1_000_000])
+def test_a_message_that_grows_when_it_is_escaped_is_shortened_afterwards(length: int) -> None:
+    text = clean("\U000e0001" * length, one_line=True)
+    assert text.isprintable()
+    assert len(text) <= 8_000
+    assert text.startswith(r"\U000e0001\U000e0001")
+    assert text.endswith(r"\U000e0001")
+    assert (r" ...(" in text) == (length > 800)
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_long_message_is_shortened(form: str) -> None:
     (line,) = logged(form, "info", "log_event(logging.getLogger('serving'), 20, 'x', 'x' * 1_000_000)")
     assert len(line) < 9_000
-    assert "...(992000 characters)..." in line
+    assert "...(992040 characters)..." in line
 
 
 def test_the_text_of_an_exception_forges_no_line() -> None:
