@@ -16,8 +16,8 @@ A front, such as transport/grpc_front.py, finds the method, admits the caller an
     bounds            limits on texts and parameters of a request.
     packed            encodes repeated fields from arrays.
     typed_pixels      the pixels in typed contents of a long message.
-    wire              counts the fields of a long message before it is built.
-    side_thread       a thread for work on long messages.
+    wire              counts the fields of a long message before it is built, and outlines a message.
+    side_thread       a thread for work on long messages, by turns of clients.
     rpc               describes a method: its parts `parse`, `work` and `encode`, and its way by the run.
 
 Both services call the recognizer.

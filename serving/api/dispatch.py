@@ -13,9 +13,9 @@ from serving import errors
 from serving.api.request_counter import RequestCounter, code_of_cancelled
 from serving.api.rpc import Method
 from serving.api.run_calls import RunCalls
-from serving.api.side_thread import SideThread, ThreadBusy
+from serving.api.side_thread import LONG_BYTES, SideThread
 from serving.api.stream_reply import StreamReply
-from serving.api.wire import TooManyFields
+from serving.api.wire import TooManyFields, outline
 from serving.call import Call, Pending, Reply
 from serving.errors import Code, InvalidRequest, RequestError, Stopping, Unauthenticated
 from serving.security.token_file import Role
@@ -117,7 +117,7 @@ class Dispatcher:
             if call.client is not None:
                 call.client.require_valid()  # it may have been revoked while its message arrived
             try:
-                request = await self._parse(method, encoded)
+                request = await self._parse(method, encoded, call)
             except DecodeError:
                 raise _Unreadable(f"the request is not a {method.request} message") from None
             answer = method.encode(await method.work(request, call))
@@ -174,10 +174,10 @@ class Dispatcher:
             reply.wait_for(pending, call.deadline if call.deadline < end_of_stream else None)
         return reply
 
-    async def _parse(self, method: Method[Any, Any], encoded: bytes) -> Any:
+    async def _parse(self, method: Method[Any, Any], encoded: bytes, call: Call) -> Any:
         if len(encoded) <= method.long_bytes:
             return method.parse(encoded)
-        return await self.side_thread.run(functools.partial(method.parse, encoded), len(encoded))
+        return await self.side_thread.run(functools.partial(method.parse, encoded), len(encoded), call)
 
     def count_cancelled(self, method: str, call: Call) -> None:
         """Counts a call whose caller has gone before its request reached a handler."""
@@ -203,6 +203,11 @@ def _refuse(method: Method[Any, Any], encoded: bytes, error: RequestError) -> by
     """Encodes the error of a request as an answer, where the request has a stream that goes on; otherwise raises it."""
     if method.refuse is None or isinstance(error, _ENDS_STREAM):
         raise error
+    if len(encoded) > LONG_BYTES:  # nobody knows whether parsing it for its id would hold the event loop
+        try:
+            encoded = outline(encoded)
+        except InvalidRequest:
+            raise error from None
     release_frames(error)
     return method.refuse(encoded, error)
 
@@ -211,9 +216,8 @@ class _Unreadable(InvalidRequest):
     """Bytes that are not a protobuf message."""
 
 
-# Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under, or it
-# must not be parsed for its id.
-_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable, TooManyFields, ThreadBusy)
+# Errors that end a stream: the next request would end in the same way, or the request has no id to be answered under.
+_ENDS_STREAM = (Stopping, Unauthenticated, _Unreadable, TooManyFields)
 
 
 def release_frames(error: RequestError) -> None:

@@ -26,6 +26,10 @@ Parsed = TypeVar("Parsed", bound=Message)
 _FIELDS_IN_A_ROW = 1000
 _PAUSE_SECONDS = 0.00005
 
+# Fields of an outline, and bytes of each. They bound what its parser gets to twice LONG_BYTES.
+_OUTLINED_FIELDS = 256
+_OUTLINED_BYTES = 1024
+
 _GROUPS = {GROUP: 1, END_OF_GROUP: -1}  # the numbers of fields in an unknown group have other meanings
 
 _Parts: TypeAlias = "dict[int, Descriptor | None]"
@@ -84,6 +88,30 @@ def require_few_fields(encoded: bytes, kind: Descriptor) -> None:
                 messages.pop()
     except (IndexError, ValueError):
         return
+
+
+def outline(encoded: bytes) -> bytes:
+    """Returns the short fields of a message at its top level, such as its id, however long the message is.
+
+    Raises:
+        InvalidRequest: the message has more than 256 fields at its top level, or is malformed.
+    """
+    parts: list[bytes] = []
+    place = 0
+    try:
+        for _ in range(_OUTLINED_FIELDS):
+            if place >= len(encoded):
+                break
+            begin = place
+            tag, place = read_varint(encoded, place)
+            _, place = skip(encoded, place, tag & 7)
+            if place - begin <= _OUTLINED_BYTES:
+                parts.append(encoded[begin:place])
+    except (IndexError, ValueError):
+        raise InvalidRequest("the message is malformed") from None
+    if place != len(encoded):
+        raise InvalidRequest(f"the message has over {_OUTLINED_FIELDS} fields at its top level, or is malformed")
+    return b"".join(parts)
 
 
 def read_varint(encoded: bytes | memoryview, place: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.api.dispatch import Dispatcher
 from serving.api.rpc import Method
+from serving.api.side_thread import ThreadBusy
 from serving.call import Call
 from serving.errors import RequestError, Stopping, TooBusy
 from serving.peers import heaviest
@@ -84,6 +85,8 @@ class Streams:
                 finally:
                     self._open.discard(stream)
                     self._metrics.open_streams.dec()
+        except ThreadBusy:  # counted with its request
+            raise
         except TooBusy as error:
             raise self._counted(method, error) from None
         if stream.stopped:

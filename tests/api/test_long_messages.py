@@ -12,7 +12,7 @@ from serving.api.infer_messages import parse_infer
 from serving.api.packed import pack_message
 from serving.api.side_thread import LONG_BYTES
 from serving.api.typed_pixels import cut_pixels, decode_pixels
-from serving.api.wire import MOST_FIELDS, TooManyFields, parse_message
+from serving.api.wire import MOST_FIELDS, TooManyFields, outline, parse_message
 from serving.call import Call
 from serving.errors import InvalidRequest
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -149,3 +149,16 @@ async def test_a_report_of_over_16_kib_is_parsed_off_the_loop(server: Server, le
 async def test_truths_without_values_are_counted_first(server: Server) -> None:
     with pytest.raises(InvalidRequest, match="there are 60000 truths, expected 1 to 10000"):
         await server.dispatcher.answer(server.dispatcher.methods[TRUTH], b"\x0a\x00" * 60_000, Call())
+
+
+def test_an_outline_has_the_id_of_a_long_request_and_none_of_its_images() -> None:
+    digit = pb.RecognizeStreamRequest(id=7, request=pb.RecognizeRequest(crop=bytes(LONG_BYTES)), timeout_ms=300)
+    assert outline(digit.SerializeToString()) == pb.RecognizeStreamRequest(id=7, timeout_ms=300).SerializeToString()
+    infer = typed([1] * 784_000)
+    assert oip.ModelInferRequest.FromString(outline(infer.SerializeToString())).id == "a"
+
+
+@pytest.mark.parametrize("encoded", [b"\x22\x00" * 257, b"\xff" * 20, b"\x0a", b"\x0a\x05abc", b"\x08\x01\x0f"])
+def test_a_message_of_many_fields_or_a_malformed_one_has_no_outline(encoded: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        outline(encoded)

@@ -127,7 +127,7 @@ def test_one_of_the_workers_logs_the_directories_that_are_skipped(tmp_path: Path
     with service("--workers", "2", "--models", str(models), "--poll-seconds", "0.05", "--drain-seconds", "0") as started:
         log = started.process.stderr
         assert log is not None
-        lines = []
+        lines: list[str] = []
         for name in ("v3", "v4", "v5"):  # until the last is logged, each worker has had time to log the first
             (models / "digits" / name).mkdir()
             while not lines or f"{name} is skipped" not in lines[-1]:

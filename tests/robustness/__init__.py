@@ -5,7 +5,7 @@ watched. The judge then compares what was seen with the limits of the case.
 
 target      runs `digits serve` as users do, with its log in a file.
 processes   the processes of a service, and their memory.
-polite      the polite caller, a process of its own: calls, streams, new connections, probes.
+polite      the polite caller, a process of its own: calls, compressed ones, streams, new connections, probes.
 attacker    calls and raw HTTP/2 from another address than the polite caller's.
 case        one attack: its flags, the outcomes that are right, its limits.
 cases       all of them.

@@ -1,7 +1,8 @@
 """The polite caller, a process of its own: `python -m tests.robustness.polite PORT HTTP_PORT`.
 
-The process sends single images, and now and then a crop, a stream, a call on a new connection, and a probe of both health
-pages. Every call has a deadline of two seconds. A line on stdin asks for what has happened since the last line.
+The process sends single images, and now and then a crop, a compressed image, a stream, a call on a new connection, and a
+probe of both health pages. Every call has a deadline of two seconds. A line on stdin asks for what has happened since the
+last line.
 """
 
 import json
@@ -127,6 +128,12 @@ class _Caller:
         self._stub.Recognize(pb.RecognizeRequest(crop=self._crop), timeout=DEADLINE)
         return "OK"
 
+    def compressed(self) -> str:
+        """Sends one image with gzip on the old connection."""
+        request = pb.RecognizeRequest(image=_IMAGE)
+        self._stub.Recognize(request, timeout=DEADLINE, compression=grpc.Compression.Gzip)
+        return "OK"
+
     def new_connection(self) -> str:
         """Sends one image as a client that has just come."""
         with self._channel() as channel:
@@ -162,7 +169,7 @@ def main() -> None:
     caller, tally, stopped = _Caller(int(sys.argv[1]), int(sys.argv[2])), _Tally(), threading.Event()
 
     def rare() -> None:
-        for kind in ("crop", "stream", "new_connection"):
+        for kind in ("crop", "compressed", "stream", "new_connection"):
             tally.count(kind.replace("_", " "), getattr(caller, kind))
         for page in ("healthz", "readyz"):
             tally.count(page, lambda page=page: caller.probe(page))  # type: ignore[misc]

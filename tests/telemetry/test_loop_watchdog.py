@@ -22,6 +22,7 @@ from serving.telemetry.loop_watchdog import Held, LogHeld, LoopWatchdog
 from tests.support.calls import TIMEOUT
 from tests.support.held_loop import loop_stays_free
 from tests.support.http2_client import http2_client
+from tests.support.metrics import value
 
 
 def sleep_long() -> None:
@@ -134,12 +135,12 @@ async def test_a_heavy_message_does_not_hold_the_loop(server: Server, kind: str)
         assert await asyncio.to_thread(send) in expected
 
 
-@pytest.mark.parametrize(("waiting", "code"), [(64 << 20, "INVALID_ARGUMENT"), (0, "RESOURCE_EXHAUSTED")])
+@pytest.mark.parametrize(("waiting", "code"), [(64 << 10, "INVALID_ARGUMENT"), (0, "RESOURCE_EXHAUSTED")])
 @pytest.mark.parametrize("path", [f"/{digits.NAME}/RecognizeStream", f"/{open_inference.NAME}/ModelStreamInfer"])
 async def test_a_heavy_message_ends_its_stream_unparsed(
     server: Server, path: str, waiting: int, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_thread, "_MAX_WAITING_BYTES", waiting)
+    monkeypatch.setattr(side_thread, "_MAX_WAITING_KIB", waiting)
     message = b"\x22\x00" * (LARGEST // 2)
 
     def send() -> str:
@@ -152,6 +153,7 @@ async def test_a_heavy_message_ends_its_stream_unparsed(
 
     with loop_stays_free():
         assert await asyncio.to_thread(send) == code
+    assert value(server.metrics.registry, "digits_rejected_requests_total") == 1
 
 
 def inflated(kind: str) -> tuple[str, bytes, str]:

@@ -37,6 +37,8 @@ _NAMES = {Code.CANCELLED: "canceled"}  # the protocol's spelling; the other code
 class ConnectDialect:
     """The Connect protocol in one media type, application/proto or application/json."""
 
+    reads_base64 = False
+
     def __init__(self, content_type: bytes, cors: Cors, json_calls: JsonCalls | None = None):
         """Answers in `content_type`; `json_calls` if that is JSON."""
         self._content_type = content_type

@@ -22,6 +22,8 @@ _OK: Headers = [(b"grpc-status", b"0")]
 class GrpcWebTextDialect:
     """gRPC-Web in base64, as Google's client for browsers sends by default; for unary calls."""
 
+    reads_base64 = True
+
     def __init__(self, content_type: bytes, cors: Cors):
         """Answers in `content_type`, to the pages that `cors` allows."""
         self._content_type = content_type
@@ -72,6 +74,8 @@ class GrpcWebTextDialect:
 
 class GrpcWebDialect(GrpcWebTextDialect):
     """gRPC-Web in binary, for unary calls and streams."""
+
+    reads_base64 = False
 
     def write(self, engine: Engine, stream_id: int, message: bytes) -> None:
         """Sends one answer of a stream."""

@@ -9,7 +9,13 @@ from serving.transport.routes import Unary
 
 
 class Dialect(Protocol):
-    """A protocol for calls with one request and one answer."""
+    """A protocol for calls with one request and one answer.
+
+    Attributes:
+        reads_base64: True where requests come in base64, which takes time by the byte.
+    """
+
+    reads_base64: bool
 
     def timeout(self, head: Head) -> float | None:
         """Returns the seconds until the deadline; None without one. Raises InvalidRequest."""

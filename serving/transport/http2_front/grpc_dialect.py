@@ -18,6 +18,8 @@ _PLAIN = {byte: chr(byte) if 0x20 <= byte <= 0x7E and byte != ord("%") else f"%{
 class GrpcDialect:
     """The protocol gRPC, for unary calls and streams."""
 
+    reads_base64 = False
+
     def timeout(self, head: Head) -> float | None:
         """Returns the seconds until the deadline; None without one. Raises InvalidRequest."""
         return head.grpc_timeout()

@@ -30,7 +30,8 @@ class Head:
         path: the path, such as "/digits.v1.DigitService/Recognize".
         method: the method of HTTP.
         content_type: the media type of the request, in lower case and without parameters.
-        read_at_once: bytes of a body that is read on the event loop, at most; 0 where a header names a compression.
+        read_at_once: bytes of a body that is read on the event loop, however it is encoded; 0 where the headers name a
+            compression.
         size: the size of the headers as HTTP/2 counts it, in bytes.
     """
 
@@ -47,6 +48,11 @@ class Head:
         plain = get(b"grpc-encoding", b"identity") == get(b"content-encoding", b"identity") == b"identity"
         self.read_at_once = LONG_BYTES if plain else 0
         self.size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+
+    @property
+    def is_compressed(self) -> bool:
+        """True where the headers name a compression."""
+        return not self.read_at_once
 
     def grpc_timeout(self) -> float | None:
         """Returns the seconds until the deadline of a gRPC call; None without one. Raises InvalidRequest."""

@@ -142,7 +142,7 @@ class StreamingExchange(Exchange):
         encoding = self.head.fields.get(b"grpc-encoding", b"")
         read = functools.partial(decompress, content, encoding, self.message_limit)
         try:
-            return await routes.dispatcher.side_thread.run(read, len(content))
+            return await routes.dispatcher.side_thread.run(read, len(content), self.call)
         except RequestError as error:
             routes.refuse(self.head.path, error, self.call.peer)
             raise

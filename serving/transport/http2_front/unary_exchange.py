@@ -60,7 +60,7 @@ class UnaryExchange(Exchange):
         body, self._body = self._body, b""
         self.waits_since, self.request_ended = None, True
         self.connection.hold(self, self.head.size - self.held)
-        if len(body) > self.head.read_at_once:
+        if len(body) > self.head.read_at_once and (self.head.is_compressed or self._dialect.reads_base64):
             self._task = self.connection.front.loop.create_task(self._read_aside(body))
             return
         try:
@@ -96,7 +96,7 @@ class UnaryExchange(Exchange):
         routes = self.connection.front.routes
         read = functools.partial(self._dialect.read, body, self.head, self.message_limit)
         try:
-            message = await routes.dispatcher.side_thread.run(read, len(body))
+            message = await routes.dispatcher.side_thread.run(read, len(body), self.call)
         except RequestError as error:
             release_frames(error)
             routes.refuse(self.head.path, error, self.call.peer)

@@ -55,6 +55,8 @@ class Watch(logging.Handler):
 
 async def check_nothing_is_left(front: Http2Front, handlers: Handlers, watch: Watch) -> None:
     """Raises Fault if anything of clients that have gone is left, or if anything went wrong meanwhile."""
+    if working := handlers.side_thread._working:  # work that has begun goes on when its caller has gone
+        await asyncio.wait([working])
     for _ in range(_MOST_TURNS):
         await asyncio.sleep(0)
         if len(asyncio.all_tasks()) == 1:

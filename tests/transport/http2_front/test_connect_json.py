@@ -133,24 +133,27 @@ async def test_a_request_of_too_many_values_is_refused_unparsed(server: Server, 
 async def test_long_requests_above_the_limit_of_those_that_wait_are_refused(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_thread, "_MAX_WAITING_BYTES", 150_000)
-    parse, may_go_on = json_format.Parse, threading.Event()
+    monkeypatch.setattr(side_thread, "_MAX_WAITING_KIB", 150)
+    parse, may_go_on, reached = json_format.Parse, threading.Event(), threading.Event()
 
     def slow_parse(*arguments: Any, **options: Any) -> Any:
+        reached.set()
         assert may_go_on.wait(TIMEOUT)
         return parse(*arguments, **options)
 
     monkeypatch.setattr(json_format, "Parse", slow_parse)
     long = json.dumps({"image": "AAAA" * 25_000}).encode()
     async with http2_client(server.grpc_port) as client:
-        responses = [client.send(RECOGNIZE, long, content_type="application/json")[1] for _ in range(3)]
+        _, first = client.send(RECOGNIZE, long, content_type="application/json")
+        assert await asyncio.to_thread(reached.wait, TIMEOUT)
+        responses = [first, *(client.send(RECOGNIZE, long, content_type="application/json")[1] for _ in range(3))]
         async with asyncio.timeout(TIMEOUT):
             while not any(response.ended.is_set() for response in responses):
                 await asyncio.sleep(0.001)
             may_go_on.set()
             for response in responses:
                 await response.ended.wait()
-    assert sorted(response.headers[":status"] for response in responses) == ["400", "429", "429"]
+    assert sorted(response.headers[":status"] for response in responses) == ["400", "400", "429", "429"]
     assert value(server.metrics.registry, "digits_rejected_requests_total", reason="too_busy") == 2
 
 
