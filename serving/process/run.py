@@ -11,6 +11,7 @@ from serving.process.shutdown import Stop, watch_signals
 from serving.process.startup_log import log_started, log_stopped
 from serving.settings import Settings
 from serving.telemetry.logs import log_event
+from serving.telemetry.native_lines import native_lines_to_log
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ async def serve(settings: Settings) -> None:
         log_stopped(server.metrics.registry)
         return
     log_started(settings, server.describe(), server.grpc_port, server.metrics_port)
-    unfinished = await run_until_stopped(server, stops)
+    with native_lines_to_log():
+        unfinished = await run_until_stopped(server, stops)
     log_stopped(server.metrics.registry)
     if unfinished:
         exit_now()

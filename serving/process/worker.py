@@ -16,6 +16,7 @@ from serving.process.shutdown import Stop
 from serving.process.supervisor_link import SupervisorLink
 from serving.settings import Settings
 from serving.telemetry import logs, multiprocess_metrics
+from serving.telemetry.native_lines import native_lines_to_log
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ async def _work(end: socket.socket) -> int:
     channel.send("started", **server.describe()._asdict())
     link.apply_changes()
     beating = asyncio.create_task(link.send_heartbeats(settings.watchdog_seconds / _HEARTBEATS_PER_TIMEOUT))
-    unfinished = await run_until_stopped(server, link.stops)
+    with native_lines_to_log():
+        unfinished = await run_until_stopped(server, link.stops)
     following.cancel()
     beating.cancel()
     await channel.close()

@@ -12,6 +12,7 @@ page, log lines on stderr, and spans in an OpenTelemetry collector.
     multiprocess_metrics   the metrics of several worker processes as one page.
     logs                   the log format, `log_event`, and the trace id in the lines of a traced call.
     log_queue              writes the log from a thread, and drops lines that nobody takes.
+    native_lines           takes what libraries in C write to stderr into the log.
     log_text               escapes and shortens text for logs and errors.
     loop_watchdog          names what held the event loop.
     tracing                reads OpenTelemetry's environment variables; imports `spans` only if tracing is on.

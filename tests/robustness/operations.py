@@ -9,6 +9,9 @@ import time
 from collections import Counter
 from functools import partial
 
+import cv2
+import numpy as np
+
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from tests.robustness.attacker import ADDRESS, DIGITS, call, close, connected, discard, outcome
 from tests.robustness.case import ENDING, Case, Limits, flags
@@ -89,13 +92,18 @@ async def _odd_scrapes(target: Target) -> Counter[str]:
     return Counter()
 
 
+# libjpeg warns of bytes before the end marker.
+_DAMAGED = cv2.imencode(".jpg", np.full((28, 28), 255, np.uint8))[1].tobytes()[:-2] + bytes(100) + b"\xff\xd9"
+
+
 async def _fill_the_log(target: Target) -> Counter[str]:
-    """Makes calls that are logged, until the pipe of the log, which nobody reads, must be full."""
-    message = grpc_message(pb.RecognizeRequest(image=bytes(784)).SerializeToString())
+    """Makes calls that are logged, by the service and by libjpeg, until the pipe of the log, which nobody reads, must be full."""
+    image = grpc_message(pb.RecognizeRequest(image=bytes(784)).SerializeToString())
+    damaged = grpc_message(pb.RecognizeRequest(crop=_DAMAGED).SerializeToString())
     outcomes: Counter[str] = Counter()
     async with connected(target.port) as client:
         for _ in range(15):
-            responses = [client.send(f"{DIGITS}/Recognize", message)[1] for _ in range(100)]
+            responses = [client.send(f"{DIGITS}/Recognize", one)[1] for one in (image, damaged) for _ in range(100)]
             outcomes += Counter([await outcome(response) for response in responses])
     await asyncio.sleep(1)
     return outcomes
