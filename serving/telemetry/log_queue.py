@@ -27,8 +27,8 @@ class LogQueue(logging.Handler):
         """Starts the thread."""
         super().__init__()
         self.count_dropped: Callable[[], object] = lambda: None
-        # A descriptor of its own, since `native_lines` replaces stderr. Without stderr, its number may be that of any file that
-        # is opened later.
+        # A descriptor of its own, since `native_lines` replaces stderr. Without stderr, its number may be that of any file
+        # that is opened later.
         self._descriptor = os.dup(sys.stderr.fileno()) if sys.stderr else os.open(os.devnull, os.O_WRONLY)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._taken_in = 0  # bytes: changed by those who log, one at a time

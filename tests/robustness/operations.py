@@ -97,7 +97,7 @@ _DAMAGED = cv2.imencode(".jpg", np.full((28, 28), 255, np.uint8))[1].tobytes()[:
 
 
 async def _fill_the_log(target: Target) -> Counter[str]:
-    """Makes calls that are logged, by the service and by libjpeg, until the pipe of the log, which nobody reads, must be full."""
+    """Makes calls that are logged, by the service and by libjpeg, until the pipe of the log must be full."""
     image = grpc_message(pb.RecognizeRequest(image=bytes(784)).SerializeToString())
     damaged = grpc_message(pb.RecognizeRequest(crop=_DAMAGED).SerializeToString())
     outcomes: Counter[str] = Counter()
