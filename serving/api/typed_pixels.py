@@ -82,11 +82,13 @@ def _cut(encoded: memoryview, number: int) -> tuple[memoryview, memoryview, memo
     found: list[int] = []
     while place < len(encoded):
         left -= 1
+        if left < 0:  # fifteen megabytes of small fields would take the thread for seconds
+            raise ValueError("another form")
         tag_at = place
         tag, place = read_varint(encoded, place)
         start, place = skip(encoded, place, tag & 7)
         if tag >> 3 == number:
-            if tag & 7 != LENGTH_DELIMITED or found or not left:
+            if tag & 7 != LENGTH_DELIMITED or found:
                 raise ValueError("another form")
             found = [tag_at, start, place]
     if not found or place != len(encoded):

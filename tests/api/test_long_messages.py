@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from serving.api import digits
+from serving.api import digits, typed_pixels
 from serving.api.infer_messages import parse_infer
 from serving.api.packed import pack_message
 from serving.api.side_thread import LONG_BYTES
@@ -106,6 +106,20 @@ def test_typed_pixels_in_two_parts_are_not_cut_out_but_counted() -> None:
     assert cut_pixels(twice) == (twice, None)
     with pytest.raises(TooManyFields):
         parse_infer(encoded + encoded)
+
+
+@pytest.mark.parametrize("field", [b"\x22\x00", b"\x2a\x00", b"\x78\x01"])
+def test_the_search_for_typed_pixels_ends_after_a_thousand_fields(field: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, fields = typed_pixels.read_varint, list[int]()
+
+    def noted(encoded: bytes | memoryview, place: int) -> tuple[int, int]:
+        fields.append(place)
+        return read(encoded, place)
+
+    monkeypatch.setattr(typed_pixels, "read_varint", noted)
+    encoded = typed([1] * 784).SerializeToString() + field * 5000
+    assert cut_pixels(encoded) == (encoded, None)
+    assert len(fields) <= 1000
 
 
 def test_long_typed_contents_of_two_kinds_are_refused() -> None:
