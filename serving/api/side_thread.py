@@ -135,6 +135,7 @@ class SideThread:
             return await job.done
         finally:
             queue.drop(job)
+            del job.work  # the frames of an error keep the job, and the work keeps the message
 
     async def _work_off(self) -> None:
         """Works on message after message, of requests and of answers in turn, until none waits."""

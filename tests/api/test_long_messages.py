@@ -12,7 +12,7 @@ from serving.api.infer_messages import parse_infer
 from serving.api.packed import pack_message
 from serving.api.side_thread import LONG_BYTES
 from serving.api.typed_pixels import cut_pixels, decode_pixels
-from serving.api.wire import MOST_FIELDS, TooManyFields, outline, parse_message
+from serving.api.wire import MOST_FIELDS, TooManyFields, outline, parse_message, read_varint
 from serving.call import Call
 from serving.errors import InvalidRequest
 from serving.pb.digits.v1 import digit_service_pb2 as pb
@@ -110,11 +110,11 @@ def test_typed_pixels_in_two_parts_are_not_cut_out_but_counted() -> None:
 
 @pytest.mark.parametrize("field", [b"\x22\x00", b"\x2a\x00", b"\x78\x01"])
 def test_the_search_for_typed_pixels_ends_after_a_thousand_fields(field: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, fields = typed_pixels.read_varint, list[int]()
+    fields = list[int]()
 
     def noted(encoded: bytes | memoryview, place: int) -> tuple[int, int]:
         fields.append(place)
-        return read(encoded, place)
+        return read_varint(encoded, place)
 
     monkeypatch.setattr(typed_pixels, "read_varint", noted)
     encoded = typed([1] * 784).SerializeToString() + field * 5000
