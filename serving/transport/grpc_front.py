@@ -137,10 +137,11 @@ class _Handlers(grpc.GenericRpcHandler):
     def _unary(self, path: str, handler: Unary, client: Client | None) -> GrpcHandler:
         async def answer(encoded: bytes, context: Context) -> bytes:
             if error := _too_large(encoded, handler):
+                del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
                 self._routes.refuse(path, error, context.peer)
                 await _abort(context, error)
             work = handler.answer(encoded, _call(client, context))
-            del encoded  # gRPC keeps the frame of a failed call until the garbage collector runs
+            del encoded  # as above
             return await self._finish(path, work, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)

@@ -37,6 +37,9 @@ class Limits:
     same_processes: bool = True
 
 
+# The front grpcio keeps some 250 MB of buffers after many large messages, and no more after more of them.
+GRPCIO = Limits(peak_megabytes=500.0, kept_megabytes=260.0)
+
 ENDING = Limits(
     peak_megabytes=500.0,
     polite=frozenset(

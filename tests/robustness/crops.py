@@ -12,7 +12,7 @@ from serving.imaging.headers import MAX_SCANS
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.samples.photograph import encode
 from tests.robustness.attacker import DIGITS, connected, outcome
-from tests.robustness.case import Case, Limits
+from tests.robustness.case import GRPCIO, Case, Limits
 from tests.robustness.target import Target
 from tests.support.http2_client import grpc_message
 
@@ -150,15 +150,13 @@ def _crop(content: bytes) -> bytes:
     return grpc_message(pb.RecognizeRequest(crop=content).SerializeToString())
 
 
-# The front grpcio keeps some 250 MB of buffers after many large messages, and no more after more of them.
-_GRPCIO = Limits(peak_megabytes=500.0, kept_megabytes=260.0)
 # The C library keeps some 140 MB in the arenas of the threads that decode and run, and no more after more crops.
 _HTTP2 = Limits(peak_megabytes=500.0, kept_megabytes=170.0)
 
 CASES = (
     Case("files that are hard to decode", _each, _RIGHT, fronts=("http2",)),
-    Case("files that are hard to decode", _each, _RIGHT, fronts=("grpcio",), limits=_GRPCIO),
+    Case("files that are hard to decode", _each, _RIGHT, fronts=("grpcio",), limits=GRPCIO),
     Case("many expensive files at once", _many, _RIGHT, fronts=("http2",), limits=_HTTP2),
-    Case("many expensive files at once", _many, _RIGHT, fronts=("grpcio",), limits=_GRPCIO),
+    Case("many expensive files at once", _many, _RIGHT, fronts=("grpcio",), limits=GRPCIO),
     Case("batches of many crops", _in_batches, _RIGHT, fronts=("http2",)),
 )

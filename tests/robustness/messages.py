@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.pb.inference import open_inference_pb2 as inference
 from tests.robustness.attacker import DIGITS, INFER, call, calls, connected, outcome, streamed
-from tests.robustness.case import Attack, Case, flags
+from tests.robustness.case import GRPCIO, Attack, Case, flags
 from tests.robustness.judge import MARK
 from tests.robustness.target import Target
 from tests.support.http2_client import grpc_message
@@ -217,7 +217,8 @@ CASES = (
     *(_of_elements(path, size) for path in _WITH_ELEMENTS for size in _SIZES),
     Case("fifteen million values for one image", _typed_values, _REFUSED),
     Case("two million raw crops", _raw_crops, _REFUSED),
-    Case("four large messages at once", _many_at_once, _REFUSED),
+    Case("four large messages at once", _many_at_once, _REFUSED, fronts=("http2",)),
+    Case("four large messages at once", _many_at_once, _REFUSED, fronts=("grpcio",), limits=GRPCIO),
     Case("a stream of empty elements", _elements_in_a_stream, _REFUSED),
     Case("many truths of answers never given", _truths, _REFUSED),
     Case("gzip that unpacks to a gigabyte", _packed, _REFUSED | {"UNIMPLEMENTED"}),
