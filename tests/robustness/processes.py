@@ -18,9 +18,10 @@ _GUARD_MEGABYTES = 4000.0
 def children(pid: int) -> list[int]:
     """Returns the ids of the processes that a process has started: the workers of a supervisor."""
     found: list[int] = []
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(*_GONE):
-            found += map(int, listing.read_text().split())
+    with suppress(*_GONE):  # the process may end while its threads are listed
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(*_GONE):  # or one of its threads
+                found += map(int, (thread / "children").read_text().split())
     return found
 
 
