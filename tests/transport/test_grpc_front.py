@@ -57,7 +57,7 @@ async def test_health_and_reflection_know_the_service(server: Server) -> None:
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("cause", ["invalid request", "no message", "model", "model, in a stream"])
+@pytest.mark.parametrize("cause", ["invalid request", "no message", "too large", "model", "model, in a stream"])
 async def test_a_failed_call_leaves_no_images_for_the_garbage_collector(
     start_server: StartServer, tmp_path: Path, cause: str
 ) -> None:
@@ -87,6 +87,9 @@ async def fail(channel: grpc.aio.Channel, cause: str, white: bytes) -> None:
     match cause:
         case "invalid request":
             await refused(recognize_batch(stub, white + b"1"))
+        case "too large":
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert (await refused(check(white * 100, timeout=TIMEOUT))).code() is CODE.RESOURCE_EXHAUSTED
         case "no message":
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{digits.NAME}/RecognizeBatch")
             await refused(call(white, timeout=TIMEOUT))
