@@ -82,7 +82,7 @@ class SideThread:
         self._answers: FairQueue[_Job] = FairQueue(_TURN_KIB)
         self._next, self._other = self._requests, self._answers
         self._working: asyncio.Task[None] | None = None
-        self._closed = False
+        self._draining = self._closed = False
 
     async def run(self, work: Callable[[], Result], size: int, call: Call) -> Result:
         """Returns what `work` makes of a request, or raises what it raises.
@@ -95,8 +95,10 @@ class SideThread:
         Raises:
             ThreadBusy: too many bytes wait for the thread; or a client with fewer needs their room.
             DeadlineExceeded: the deadline of the call passed before its turn.
-            Stopping: the thread was closed.
+            Stopping: the thread takes no more requests.
         """
+        if self._draining:
+            raise Stopping("the server is stopping")
         job = _Job(work, size, call.source, call.deadline)
         self._make_room(job)
         result: Result = await self._wait_for(job, self._requests)
@@ -118,9 +120,15 @@ class SideThread:
         result: Result = await self._wait_for(_Job(work, size, call.source, math.inf), self._answers)
         return result
 
+    async def drain(self, seconds: float) -> None:
+        """Refuses new requests, and works on those that wait for up to `seconds`. Answers are still taken."""
+        self._draining = True
+        if self._working:
+            await asyncio.wait([self._working], timeout=seconds)
+
     def close(self) -> None:
         """Drops the work that has not begun, so that it does not delay the end of the process."""
-        self._closed = True
+        self._draining = self._closed = True
         for job in [*self._requests.clear(), *self._answers.clear()]:
             job.fail(Stopping("the server is stopping"))
         self._thread.shutdown(wait=False)

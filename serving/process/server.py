@@ -194,7 +194,9 @@ class Server:
 
         async def finish() -> None:
             nonlocal stuck
-            await self._recognizer.close(grace_seconds / 2)  # crops framed by then have the other half to be read
+            # In the order of their work: long messages are parsed, then crops are framed, then images are read.
+            await self.dispatcher.side_thread.drain(grace_seconds / 4)
+            await self._recognizer.close(grace_seconds / 4)
             stuck = await self.repository.close(max(0.0, end - time.monotonic()))
 
         await self._front.stop(grace_seconds, finish)

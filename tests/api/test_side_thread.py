@@ -16,9 +16,10 @@ from serving.pb.digits.v1 import digit_service_pb2 as pb
 from serving.process.server import Server
 from serving.transport.http2_front.framing import COMPRESSED, frame
 from tests.support.calls import TIMEOUT
-from tests.support.digit_calls import connect
+from tests.support.digit_calls import connect, recognize_batch
 from tests.support.http2_client import Response, http2_client
 from tests.support.metrics import value
+from tests.support.servers import StartServer
 
 FLOODER, POLITE = (Call(peer=lambda host=host: f"ipv4:10.0.0.{host}:50000") for host in (1, 2))  # type: ignore[misc]
 KIB = 1024
@@ -141,6 +142,39 @@ async def test_what_waits_at_the_end_of_the_process_is_unavailable(gate: Gate) -
     with pytest.raises(Stopping):
         await gate._thread.run(list, 1, POLITE)
     assert not gate.done
+
+
+async def test_a_draining_thread_does_what_waits_and_refuses_more(gate: Gate) -> None:
+    await gate.run("waits", POLITE)
+    draining = asyncio.create_task(gate._thread.drain(TIMEOUT))
+    await asyncio.sleep(0)
+    with pytest.raises(Stopping):
+        await gate._thread.run(list, 1, POLITE)
+    await gate.run("answer", POLITE, answer=True)
+    assert await gate.end() == [None, None]
+    await draining
+    assert sorted(gate.done) == ["answer", "waits"]
+
+
+async def test_a_draining_thread_is_not_waited_for_without_end(gate: Gate) -> None:
+    await asyncio.wait_for(gate._thread.drain(0.01), TIMEOUT)
+
+
+async def test_a_long_message_that_waits_when_the_server_stops_is_answered(
+    start_server: StartServer, crops: list[bytes]
+) -> None:
+    server = await start_server()
+    gate = Gate(server.dispatcher.side_thread)
+    await gate.hold()
+    async with connect(server) as stub:
+        answering = asyncio.ensure_future(recognize_batch(stub, crops=crops * 15))
+        await until(lambda: value(server.metrics.registry, "digits_in_flight_requests"))
+        stopping = asyncio.create_task(server.stop(drain_seconds=0, grace_seconds=TIMEOUT))
+        await asyncio.sleep(0.1)
+        assert not answering.done()
+        gate.open()
+        assert len((await answering).digits) == 300
+        await stopping
 
 
 async def test_a_long_request_of_a_stream_is_refused_alone_and_counted_once(

@@ -79,8 +79,20 @@ async def test_a_stream_answers_each_image_by_id_and_ends_after_the_half_close(
     assert digits == dict(enumerate(model.predict(images).argmax(axis=1).tolist()))
     assert await stream.code() is CODE.OK
     assert value(server.metrics.registry, "digits_requests_total", method="RecognizeStream", code="OK") == len(images)
-    runs = value(server.metrics.registry, "digits_batch_size_images_count")
-    assert len(images) / runs > 2, "the requests should share runs"
+
+
+async def test_the_requests_of_a_stream_share_runs(start_server: StartServer, gated: GatedModel, images: Images) -> None:
+    server = await start_server(gated, instances=1)
+    async with open_stream(server) as stream:
+        await stream.write(request(0, images[0].tobytes()))
+        await gated.run_starts()
+        for number in range(1, 50):
+            await stream.write(request(number, images[number].tobytes()))
+        await stream.done_writing()
+        await until(server.metrics.registry, "digits_queue_length_images", 49)
+        gated.open()
+        assert len([answer async for answer in stream]) == 50
+    assert [len(batch) for batch in gated.batches] == [1, 49]
 
 
 async def test_an_invalid_request_is_answered_with_its_error_and_the_stream_goes_on(stream: Any, images: Images) -> None:
