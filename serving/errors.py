@@ -14,6 +14,7 @@ RequestError          for the caller: no path, no traceback.
   LoadFailed          a model could not be loaded on request.
   Refused             too much load; retry after `retry_after_seconds`.
     QueueFull           too many images wait.
+      BatchQueueFull      too many images of priority batch wait.
     TooBusy             too many calls or streams are open.
     RateLimited         the client is above its rate limit.
   TruthNotStored      capture is on, but can't store the truth; retry later.
@@ -147,6 +148,17 @@ class QueueFull(Refused):
     """The queue has no room or no time for the images of the request, or a client with fewer needs their place."""
 
     reason = "queue_full"
+
+
+class BatchQueueFull(QueueFull):
+    """The same for a request of priority batch. It is counted apart: nobody waits for its answer."""
+
+    reason = "batch_queue_full"
+
+
+def queue_full(message: str, retry_after_seconds: float, *, batch: bool) -> QueueFull:
+    """Returns the error of a full queue for a request of priority batch, or of priority live."""
+    return (BatchQueueFull if batch else QueueFull)(message, retry_after_seconds)
 
 
 class TooBusy(Refused):

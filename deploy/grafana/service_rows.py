@@ -27,8 +27,9 @@ REQUESTS = Row(
         ),
         Panel(
             "Rejected requests by reason",
-            "The service's own reason for each error. queue_full and too_busy: more replicas are needed. rate_limited: a "
-            "client exceeds its limit. deadline: the answer would be late.",
+            "The service's own reason for each error. queue_full and too_busy: more replicas are needed. "
+            "batch_queue_full: a client of priority batch must slow down. rate_limited: a client exceeds its limit. "
+            "deadline: the answer would be late.",
             "reqps",
             [
                 Query(
@@ -123,6 +124,20 @@ QUEUE = Row(
             "s",
             quantiles("digits_framing_seconds", HERE, "", "", 0.5, 0.99),
         ),
+        Panel(
+            "Priority batch",
+            "Images of priority batch that wait, and those that come in a second. They are read in the room that live "
+            "images leave. A queue that stays full refuses more of them as batch_queue_full.",
+            "suffix: images",
+            [
+                Query(f"sum by (model) (digits_batch_queue_length_images{{{MODEL}}})", "{{model}} waiting"),
+                Query(
+                    f"sum by (model) (rate(digits_batch_images_total{{{MODEL}}}[$__rate_interval]))", "{{model}} in a second"
+                ),
+            ],
+            width=24,
+            dashed="/second$/",
+        ),
     ],
 )
 
@@ -205,6 +220,21 @@ SATURATION = Row(
             ],
             width=12,
             stacked=True,
+        ),
+        Panel(
+            "Dropped lines of the log",
+            "Nobody takes the log of a replica as fast as it comes. Normal is 0.",
+            "suffix: lines/s",
+            [Query(f"sum by (pod) (rate(digits_log_lines_dropped_total{{{HERE}}}[$__rate_interval]))", "{{pod}}")],
+            width=12,
+        ),
+        Panel(
+            "Missing series",
+            "Series that a replica has no room for in its metrics directory. Normal is 0.",
+            "suffix: series",
+            [Query(f"max by (pod) (digits_dropped_series{{{HERE}}})", "{{pod}}")],
+            width=12,
+            steps=(1, 100),
         ),
     ],
 )

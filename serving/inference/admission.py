@@ -1,6 +1,6 @@
 """Admission to the queue: refuses a request that has no room in it, or no time."""
 
-from serving.errors import QueueFull
+from serving.errors import queue_full
 from serving.inference.entry import Entry
 from serving.inference.entry_queue import EntryQueue
 from serving.inference.pace import Pace
@@ -28,9 +28,10 @@ class Admission:
         if self._pace.seconds_late(self._queue.waiting, count, seconds_left, in_turns=in_turns) > 0:
             late = self._pace.seconds_late(self._queue.ahead(entry), count, seconds_left, in_turns=in_turns)
             if late > 0:
-                raise QueueFull(
+                raise queue_full(
                     f"{self._queue.waiting} images wait, and {count} more would hardly be answered within their deadline",
                     retry_after_seconds=late,
+                    batch=entry.batch,
                 )
         if self._queue.waiting + entry.count > self._max_queue_size:
             self._make_room(entry)
@@ -40,8 +41,9 @@ class Admission:
         excess = waiting + entry.count - self._max_queue_size
         seconds = excess * self._pace.seconds_per_image
         if excess > 0 and (entry.count > self._max_queue_size or not self._queue.make_room(entry, excess, seconds)):
-            raise QueueFull(
+            raise queue_full(
                 f"the queue is full: {waiting} images wait, and {entry.count} more would pass its limit of "
                 f"{self._max_queue_size}",
                 retry_after_seconds=seconds,
+                batch=entry.batch,
             )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
-from serving.errors import DeadlineExceeded, QueueFull
+from serving.errors import DeadlineExceeded, queue_full
 from serving.inference.batch import Slice, fail
 from serving.inference.entry import Entry
 from serving.inference.priorities import Priorities
@@ -93,7 +93,8 @@ class EntryQueue:
                 return False
             images -= largest.count - largest.taken
             self.drop(largest)
-            error = QueueFull("the queue is full, and other clients have fewer images in it", retry_after_seconds)
+            message = "the queue is full, and other clients have fewer images in it"
+            error = queue_full(message, retry_after_seconds, batch=largest.batch)
             fail(largest, error, self._metrics)
         return True
 

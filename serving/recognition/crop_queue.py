@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from serving.call import Call, Source
 from serving.contract import IMAGE_BYTES
-from serving.errors import DeadlineExceeded, QueueFull, Stopping
+from serving.errors import DeadlineExceeded, Stopping, queue_full
 from serving.imaging.headers import CropError
 from serving.inference.priorities import Priorities
 from serving.peers import heaviest
@@ -195,9 +195,10 @@ class CropQueue:
         largest = self._with_most_bytes(job)
         excess = queue.waiting + job.count - self._max_waiting
         if largest is None or (excess > 0 and not queue.heavier_than(job.source, job.count, excess)):
-            raise QueueFull(
+            raise queue_full(
                 f"{queue.waiting} crops wait to be framed, and there is no room for {job.count} more",
                 queue.waiting * self._seconds_per_crop,
+                batch=job.batch,
             )
         for heavy in largest:
             self._give_way(heavy)
@@ -217,7 +218,8 @@ class CropQueue:
             by_turns = -(-ahead // _TURN) * (_TURN_SECONDS + self._seconds_per_crop)
             seconds = min(ahead * self._seconds_per_crop, by_turns)
             if time.monotonic() + seconds > job.deadline:
-                raise QueueFull(f"{waiting} crops wait to be framed, and {job.count} more would be late", seconds)
+                message = f"{waiting} crops wait to be framed, and {job.count} more would be late"
+                raise queue_full(message, seconds, batch=job.batch)
 
     def _give_way(self, job: _Job) -> None:
         """Ends a job in favour of another."""
@@ -225,7 +227,8 @@ class CropQueue:
         seconds = queue.waiting * self._seconds_per_crop
         queue.drop(job)
         self._count(job, -1)
-        job.fail(QueueFull("too many crops wait to be framed, and other clients have fewer", seconds))
+        message = "too many crops wait to be framed, and other clients have fewer"
+        job.fail(queue_full(message, seconds, batch=job.batch))
 
     def _with_most_bytes(self, job: _Job) -> list[_Job] | None:
         """Returns the jobs that give way to the bytes of a job; None if its own connection would have most of them.

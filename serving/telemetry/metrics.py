@@ -126,8 +126,8 @@ class Metrics:
         self.rejected_requests = self._counter(
             "digits_rejected_requests",
             "Requests that ended without an answer, by reason: invalid, too_large, unsupported, unauthenticated, "
-            "permission_denied, unknown_model, unknown_service, model_not_ready, load_failed, queue_full, too_busy, "
-            "rate_limited, truth_not_stored, deadline, cancelled, stopping, model_error, internal.",
+            "permission_denied, unknown_model, unknown_service, model_not_ready, load_failed, queue_full, batch_queue_full, "
+            "too_busy, rate_limited, truth_not_stored, deadline, cancelled, stopping, model_error, internal.",
             ["reason"],
         )
 

@@ -28,13 +28,13 @@ def levels(batch: Images) -> Counter[int]:
 
 
 async def busy(start: StartBatcher, gated: GatedModel, **settings: int) -> tuple[Batcher, asyncio.Task[object]]:
-    """Starts a batcher whose only runner is at work, so that further requests wait. It knows its pace: 10 ms an image."""
+    """Starts a batcher whose only runner is at work, so that further requests wait. Its pace is 10 ms an image."""
     batcher = start(**settings)
     first = submit(batcher, marked(1, 1))
     await gated.run_starts()
-    await asyncio.sleep(0.01)
     gated.open(1)
     await first
+    batcher._pace.seconds_per_image = 0.01  # what it has learned depends on the machine
     running = submit(batcher, marked(1, 1))
     await gated.run_starts()
     return batcher, running
@@ -108,6 +108,25 @@ async def test_a_full_queue_takes_in_a_client_with_less_at_the_cost_of_the_one_w
     assert [str(error) for error in refused] == ["the queue is full, and other clients have fewer images in it"] * 2
     assert outcomes[-2:] == refused, "the newest"
     assert all((getattr(error, "retry_after_seconds", 0) or 0) > 0 for error in refused)
+
+
+@pytest.mark.parametrize(("batch", "reason"), [(False, "queue_full"), (True, "batch_queue_full")])
+async def test_a_full_queue_is_counted_by_priority(
+    start: StartBatcher, gated: GatedModel, metrics: Metrics, batch: bool, reason: str
+) -> None:
+    batcher, running = await busy(start, gated, max_queue_size=100)
+    greedy = [submit(batcher, marked(5, 50), peer=GREEDY, batch=batch) for _ in range(2)]
+    await until_waiting(metrics, *((0, 100) if batch else (100, 0)))
+    with pytest.raises(QueueFull) as refused:
+        await submit(batcher, marked(5, 1), peer=GREEDY, batch=batch)
+    assert refused.value.reason == reason
+    with pytest.raises(QueueFull) as late:
+        await submit(batcher, marked(5, 1), time.monotonic() + 0.01, peer=GREEDY, batch=batch)
+    assert late.value.reason == reason
+    polite = submit(batcher, marked(7, 1), peer=POLITE, batch=batch)
+    gated.open()
+    outcomes = await asyncio.gather(running, polite, *greedy, return_exceptions=True)
+    assert [getattr(outcome, "reason", "") for outcome in outcomes] == ["", "", "", reason], "the newest gave way"
 
 
 async def test_nobody_loses_a_place_to_a_request_that_would_not_fit_then(

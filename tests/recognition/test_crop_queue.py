@@ -61,6 +61,7 @@ async def test_crops_above_the_limit_are_refused_with_a_time_to_retry(slow: list
     with pytest.raises(QueueFull, match="100 crops wait to be framed, and there is no room for 1 more") as full:
         await queue.frame([b""], math.inf)
     assert full.value.retry_after_seconds
+    assert full.value.reason == "queue_full"
     first.cancel()
     await queue.close(TIMEOUT)
 
@@ -206,8 +207,9 @@ async def test_a_batch_call_behind_live_crops_that_make_it_late_is_refused(slow:
     queue = CropQueue(1000, Metrics())
     live = [asyncio.create_task(queue.frame([b""] * 100, math.inf, GREEDY)) for _ in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(QueueFull, match="200 crops wait to be framed, and 9 more would be late"):
+    with pytest.raises(QueueFull, match="200 crops wait to be framed, and 9 more would be late") as late:
         await queue.frame([b""] * 9, time.monotonic() + 0.05, POLITE, batch=True)
+    assert late.value.reason == "batch_queue_full"
     await queue.close(0)
     await asyncio.gather(*live, return_exceptions=True)
 
