@@ -22,6 +22,7 @@ QUICK = ("cnn8", "mlp128", "convnet", "flagship-small")
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RECIPE_OF_NETWORK.values()]
 
 
+@pytest.mark.parametrize("front", ["http2"])  # a front does not see which network answers
 @pytest.mark.parametrize("name", ALL)
 async def test_the_server_gives_the_answers_of_a_trained_keras_network(
     start_server: StartServer, drawings: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, name: str

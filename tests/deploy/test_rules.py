@@ -179,4 +179,4 @@ def run(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     if reason := needs(program):
         pytest.skip(reason)
     directory = DEPLOY / "prometheus"
-    return subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True, timeout=180, check=False)
