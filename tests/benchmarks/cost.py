@@ -1,5 +1,7 @@
 """Load with its price: the CPU time that the processes of a server spend on each call."""
 
+from pathlib import Path
+
 import psutil
 
 from serving.loadtest.calls import GrpcTarget
@@ -34,9 +36,12 @@ def load_with_cost(pids: list[int], target: Target, plan: Plan) -> tuple[Figures
     return figures, (spent() - before) / calls * 1e6
 
 
-def measure(server: Service, plan: Plan) -> tuple[Figures, float]:
-    """Checks the answers of our service, then does the same as `load_with_cost`; no call may fail."""
-    target = GrpcTarget(server.address)
+def measure(server: Service, plan: Plan, tls_ca: Path | None = None) -> tuple[Figures, float]:
+    """Checks the answers of our service, then does the same as `load_with_cost`; no call may fail.
+
+    With TLS, `tls_ca` is the file of the authority that issued the certificate of the server.
+    """
+    target = GrpcTarget(server.address, tls_ca=tls_ca)
     check(target, plan)
     failed = _failed_calls(server)
     measured = load_with_cost([server.process.pid], target, plan)

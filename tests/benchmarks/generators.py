@@ -84,7 +84,7 @@ def flood(target: GrpcTarget, plan: Plan) -> None:
         command = ["h2load", "-t", "1", "-c", str(CONNECTIONS), "-m", str(_MANY), "-d", body.name]
         command += ["--rps", f"{plan.rate / CONNECTIONS:g}", "-D", f"{plan.seconds * 1000:.0f}ms"]
         command += [flag for header in headers for flag in ("-H", header)]
-        command.append(f"http://{target.address}{KINDS[plan.rpc].method}")
+        command.append(f"{_scheme(target)}://{target.address}{KINDS[plan.rpc].method}")
         _run(command, target, plan.seconds)
 
 
@@ -92,6 +92,10 @@ def _message(target: GrpcTarget, plan: Plan, images: Images) -> bytes:
     """Returns a request in gRPC framing: a flag byte, four bytes of length, the message."""
     message = target.request(plan, images)
     return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def _scheme(target: Target) -> str:
+    return "https" if isinstance(target, GrpcTarget) and target.tls_ca else "http"
 
 
 def _run(command: list[str], target: Target, seconds: float) -> str:
@@ -121,7 +125,7 @@ def _h2load(target: Target, plan: Plan) -> Figures:
         body.write_bytes(content)
         command = ["h2load", "-t", "1", *shape, "-d", str(body), "-H", f"content-type: {kind}", f"--log-file={log}"]
         command += ["-D", f"{plan.seconds * 1000:.0f}ms", f"--warm-up-time={plan.warmup_seconds * 1000:g}ms"]
-        command.append(f"http://{target.address}{path}")
+        command.append(f"{_scheme(target)}://{target.address}{path}")
         output = _run(command, target, plan.seconds)
         status, microseconds = np.loadtxt(log, dtype=np.int64, usecols=(1, 2), ndmin=2).T
     found = re.search(r"([\d.]+) req/s", output)
