@@ -1,8 +1,8 @@
 """Latency of a polite caller beside bulk load and while versions load: `python -m tests.benchmarks.neighbours`.
 
-The polite caller sends single images at a fixed rate. It is measured by turns: alone; beside each kind of bulk load; while
-one version after the other loads; and, in a service of its own, after a hundred versions have been loaded. The table has the
-medians of its percentiles over all rounds, and the median ratio to the same caller alone in the same round.
+The polite caller sends single images at a fixed rate. It is measured by turns: alone, beside each kind of bulk load, and
+while one version after the other loads. A second service has loaded a hundred versions before. The table has the medians of
+the percentiles over all rounds, and the median ratio to the same caller alone in the same round.
 
 Bulk load, its sender and the polite caller share the cores of this machine. `--workers` leaves cores to the senders.
 """
