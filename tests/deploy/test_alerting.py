@@ -39,7 +39,7 @@ NOTIFIED_SECONDS = 60  # timeout until an alert arrives
 SILENT = {
     *("DigitsDown", "DigitsAbsent", "DigitsReplicaRestarting", "DigitsWorkersRestarting", "DigitsDefaultModelMissing"),
     *("DigitsCertificateExpiresSoon", "DigitsCertificateExpiresToday", "DigitsCredentialsNotReloaded"),
-    *("DigitsRoutingRefused", "DigitsVersionSkew"),
+    *("DigitsRoutingRefused", "DigitsVersionSkew", "DigitsLogLinesDropped", "DigitsSeriesDropped"),
 }
 
 
