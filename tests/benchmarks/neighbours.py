@@ -73,7 +73,7 @@ class Versions:
         self._latest += 1
         publish(self._models, self._latest)
         end = time.monotonic() + _MOST_SECONDS
-        # Not by the metrics: to write the page takes the service as long as a load.
+        # Not by the metrics: the service would write their page meanwhile.
         while self._stub.Recognize(pb.RecognizeRequest(image=bytes(784)), timeout=5).model_version != str(self._latest):
             if time.monotonic() > end:
                 raise TimeoutError(f"version {self._latest} was not taken up within {_MOST_SECONDS:g} s")
