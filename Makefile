@@ -115,7 +115,7 @@ fuzz: .venv/.everything ## send malformed requests to the tensor API, and broken
 	$(BIN)/python -m tests.fuzz.http2 $(SECONDS)
 
 harm: .venv/.everything ## attack a running service beside a polite caller, in over a hundred ways; or compare with another checkout [FRONT=http2 OTHER=../before]
-	$(if $(OTHER),$(BIN)/python -m tests.robustness.table --other $(OTHER),$(BIN)/pytest -rs -m harm $(if $(FRONT),-k '[$(FRONT)-') tests/robustness)
+	$(if $(OTHER),$(BIN)/python -m tests.robustness.table --other $(OTHER) $(if $(FRONT),--front $(FRONT)),$(BIN)/pytest -rs -m harm $(if $(FRONT),-k '[$(FRONT)-') tests/robustness)
 
 protos: $(PROTOC)/.installed ## generate the gRPC stubs from protos/
 	rm -rf serving/pb
